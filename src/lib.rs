@@ -1,0 +1,27 @@
+//! An adapter beside each Prometheus of an HA pair that stores what the pair sends once, in PostgreSQL.
+//!
+//! # Layout
+//!
+//! Imports run one way, from the top of this list to the bottom; ARCHITECTURE.md draws it.
+//!
+//! | room | what it does |
+//! | --- | --- |
+//! | [`app`] | builds every part, owns every task, stops them in order |
+//! | [`config`] | argv and environment into typed settings |
+//! | [`http`] | routes and statuses |
+//! | [`election`] | who leads: a pure machine and the advisory lock that drives it |
+//! | [`handover`] | what a standby holds |
+//! | [`storage`] | schema, series, ingest, query, retention |
+//! | [`postgres`] | the only room that opens a connection |
+//! | [`telemetry`] | log and metrics |
+//! | [`wire`] | bytes to model and back (pure) |
+//! | [`model`] | labels, samples, matchers (pure) |
+
+pub mod config;
+pub mod election;
+pub mod http;
+pub mod model;
+pub mod postgres;
+pub mod storage;
+pub mod telemetry;
+pub mod wire;

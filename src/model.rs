@@ -1,0 +1,5 @@
+//! Labels, samples, matchers. Pure.
+
+pub mod labels;
+pub mod matcher;
+pub mod sample;

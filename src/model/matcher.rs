@@ -1,0 +1,1 @@
+//! What a query selects series by.

@@ -1,0 +1,23 @@
+//! One observation.
+
+/// The value Prometheus writes when a series ends: a signalling NaN, so its bits must never pass through arithmetic.
+/// Source: Prometheus, `model/value/value.go`.
+pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
+
+/// A value at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Milliseconds since 1970-01-01 UTC, any i64.
+    pub timestamp_ms: i64,
+    /// Any float, every NaN payload included.
+    pub value: f64,
+}
+
+impl PartialEq for Sample {
+    /// Bit for bit, so that a NaN equals itself.
+    fn eq(&self, other: &Self) -> bool {
+        self.timestamp_ms == other.timestamp_ms && self.value.to_bits() == other.value.to_bits()
+    }
+}
+
+impl Eq for Sample {}

@@ -1,0 +1,1 @@
+//! rustls as libpq's `sslmode` wants it.

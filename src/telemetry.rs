@@ -1,0 +1,4 @@
+//! Log, and metrics as a value.
+
+pub mod log;
+pub mod metrics;

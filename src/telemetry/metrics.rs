@@ -1,0 +1,1 @@
+//! Everything the adapter counts, as one value.
