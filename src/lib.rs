@@ -19,9 +19,11 @@
 
 pub mod config;
 pub mod election;
+pub mod handover;
 pub mod http;
 pub mod model;
 pub mod postgres;
+pub mod receiver;
 pub mod storage;
 pub mod telemetry;
 pub mod wire;
