@@ -17,6 +17,7 @@
 //! | [`wire`] | bytes to model and back (pure) |
 //! | [`model`] | labels, samples, matchers (pure) |
 
+pub mod app;
 pub mod config;
 pub mod election;
 pub mod handover;

@@ -350,6 +350,12 @@ impl Store {
         .await
     }
 
+    /// Samples committed since the start.
+    #[must_use]
+    pub fn samples_stored(&self) -> u64 {
+        self.metrics.samples_stored_total.get()
+    }
+
     /// Closes connections that have idled, down to `keep`.
     pub fn trim_pool(&self, keep: usize) {
         let mut kept = 0;

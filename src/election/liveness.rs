@@ -1,6 +1,6 @@
 //! Whether the own Prometheus sends.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -97,8 +97,8 @@ pub struct Heard {
 
 /// A request under way; tells when it is over, also when it is dropped.
 #[derive(Debug)]
-pub struct InFlight<'a> {
-    heard: &'a Heard,
+pub struct InFlight {
+    heard: Arc<Heard>,
     refused: bool,
 }
 
@@ -110,10 +110,11 @@ impl Heard {
     }
 
     /// Notes a write request.
-    pub fn begin(&self) -> InFlight<'_> {
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> InFlight {
         self.with(|liveness| liveness.begin(Instant::now()));
         self.begun.notify_one();
-        InFlight { heard: self, refused: true }
+        InFlight { heard: Arc::clone(self), refused: true }
     }
 
     /// Waits for a request to begin, one that began since the last wait included.
@@ -132,14 +133,14 @@ impl Heard {
     }
 }
 
-impl InFlight<'_> {
+impl InFlight {
     /// The request was answered, and not by a 5xx.
     pub fn accepted(mut self) {
         self.refused = false;
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.heard.with(|liveness| liveness.end(Instant::now(), self.refused));
     }
