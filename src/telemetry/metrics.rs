@@ -11,7 +11,7 @@ use prometheus::{
 /// The media type of [`Metrics::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The values of the label `role` of [`Metrics::role`].
+/// What [`Metrics::set_role`] takes, the values of the label `role`.
 pub const ROLES: [&str; 5] = ["unknown", "standby", "taking_over", "leader", "resigned"];
 
 /// The first part of the name of every metric except `process_*`.
