@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::election::PrometheusTimeout;
 use crate::election::advisory_lock::{Election, group_name};
 use crate::election::liveness::Heard;
 use crate::election::role::Role;
-use crate::election::PrometheusTimeout;
 use crate::handover::Handover;
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
@@ -161,11 +161,17 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
 }
 
 /// Opens the store, however long that takes, or as often as the operator allows.
-async fn open_store(config: &Config, connector: &Connector, metrics: &Arc<Metrics>, requests: &TaskTracker) -> Result<(Arc<Store>, Vec<crate::storage::ingest::Writer>), Error> {
+async fn open_store(
+    config: &Config,
+    connector: &Connector,
+    metrics: &Arc<Metrics>,
+    requests: &TaskTracker,
+) -> Result<(Arc<Store>, Vec<crate::storage::ingest::Writer>), Error> {
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let opened = Store::open(config.storage.clone(), connector.clone(), Arc::clone(metrics), requests.clone()).await;
+        let opened =
+            Store::open(config.storage.clone(), connector.clone(), Arc::clone(metrics), requests.clone()).await;
         match opened {
             Ok((store, writers)) => return Ok((Arc::new(store), writers)),
             Err(source) if config.postgres.connect_retries > 0 && attempts > config.postgres.connect_retries => {
@@ -191,7 +197,12 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     /// What decides the role, until `stop`.
-    fn elect(&self, handover: Arc<Handover>, role: watch::Sender<Role>, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+    fn elect(
+        &self,
+        handover: Arc<Handover>,
+        role: watch::Sender<Role>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let election = self.config.election.clone().map(|config| Election {
             config,
             connector: self.connector.clone(),
@@ -208,7 +219,9 @@ impl Parts<'_> {
                 Some(election) => election.run(stop).await,
                 None => {
                     if !read_only {
-                        log::info!("no election (-leader-election-pg-advisory-lock-id is 0): storing everything received");
+                        log::info!(
+                            "no election (-leader-election-pg-advisory-lock-id is 0): storing everything received"
+                        );
                         role.send_replace(Role::Leader { fence: None, until: None });
                         metrics.set_role(role.borrow().word());
                     }

@@ -75,30 +75,17 @@ impl Config {
         let table = flags::table();
         let args: Vec<OsString> = args.into_iter().collect();
         let is_text = args.iter().all(|word| word.to_str().is_some());
-        let args: Vec<String> = args
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        let line = go::normalise(&args, |name| {
-            table
-                .iter()
-                .find(|flag| flag.name == name)
-                .map(|flag| flag.kind)
-        });
+        let args: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let line = go::normalise(&args, |name| table.iter().find(|flag| flag.name == name).map(|flag| flag.kind));
         if line.help {
             return Ok(Parsed::Help(help::page(&table)));
         }
         if line.version {
             return Ok(Parsed::Version(version()));
         }
-        let mut given = Given {
-            mistakes: line.mistakes,
-            ..Given::default()
-        };
+        let mut given = Given { mistakes: line.mistakes, ..Given::default() };
         if !is_text {
-            given
-                .mistakes
-                .push("the command line is not valid UTF-8".to_owned());
+            given.mistakes.push("the command line is not valid UTF-8".to_owned());
         }
         given.collect(&table, line.values.into_iter().collect(), env);
         given.into_config()
@@ -108,11 +95,7 @@ impl Config {
 /// The line `-version` prints.
 fn version() -> String {
     let revision = option_env!("GIT_REVISION").unwrap_or("unknown");
-    format!(
-        "{} {} (revision {revision})",
-        env!("CARGO_PKG_NAME"),
-        env!("CARGO_PKG_VERSION")
-    )
+    format!("{} {} (revision {revision})", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
 }
 
 /// What was set, and what there is to say about it.
@@ -128,12 +111,7 @@ struct Given {
 
 impl Given {
     /// Takes each flag's value from the command line, else from the environment, and checks it.
-    fn collect(
-        &mut self,
-        table: &[Flag],
-        mut line: BTreeMap<String, String>,
-        env: impl Fn(&str) -> Option<String>,
-    ) {
+    fn collect(&mut self, table: &[Flag], mut line: BTreeMap<String, String>, env: impl Fn(&str) -> Option<String>) {
         for flag in table {
             let (source, value) = if let Some(value) = line.remove(flag.name) {
                 (format!("flag -{}", flag.name), value)
@@ -143,13 +121,8 @@ impl Given {
                 continue;
             };
             if let Err(error) = flag.check(&value) {
-                let shown = if flag.is_secret() {
-                    "value".to_owned()
-                } else {
-                    format!("value {value:?}")
-                };
-                self.mistakes
-                    .push(format!("invalid {shown} for {source}: {error}"));
+                let shown = if flag.is_secret() { "value".to_owned() } else { format!("value {value:?}") };
+                self.mistakes.push(format!("invalid {shown} for {source}: {error}"));
                 self.bad.insert(flag.name);
             } else {
                 self.values.insert(flag.name, value);
@@ -180,9 +153,7 @@ impl Given {
             Ok(flags) => flags,
             Err(mistake) => {
                 self.mistakes.push(mistake);
-                return Err(UsageError {
-                    mistakes: self.mistakes,
-                });
+                return Err(UsageError { mistakes: self.mistakes });
             }
         };
         self.warn_of_lost_meanings(&flags);
@@ -190,9 +161,7 @@ impl Given {
         let storage = self.storage(&flags);
         let postgres = self.postgres(&flags);
         let Some(postgres) = postgres.filter(|_| self.mistakes.is_empty()) else {
-            return Err(UsageError {
-                mistakes: self.mistakes,
-            });
+            return Err(UsageError { mistakes: self.mistakes });
         };
         let http = http::Config {
             listen_address: flags.web.web_listen_address,
@@ -200,20 +169,8 @@ impl Given {
             send_timeout: flags.web.adapter_send_timeout,
             read_sample_limit: flags.web.read_sample_limit,
         };
-        let log = telemetry::log::Config {
-            level: flags.log.log_level,
-            format: flags.log.log_format,
-        };
-        Ok(Parsed::Run(
-            Box::new(Config {
-                log,
-                http,
-                postgres,
-                storage,
-                election,
-            }),
-            self.warnings,
-        ))
+        let log = telemetry::log::Config { level: flags.log.log_level, format: flags.log.log_format };
+        Ok(Parsed::Run(Box::new(Config { log, http, postgres, storage, election }), self.warnings))
     }
 
     fn warn_of_lost_meanings(&mut self, flags: &Flags) {
@@ -233,9 +190,7 @@ impl Given {
 
     fn election(&mut self, flags: &Flags) -> Option<election::Config> {
         let lock_id = flags.election.leader_election_pg_advisory_lock_id;
-        let prometheus_timeout = flags
-            .election
-            .leader_election_pg_advisory_lock_prometheus_timeout;
+        let prometheus_timeout = flags.election.leader_election_pg_advisory_lock_prometheus_timeout;
         self.demand(&["leader-election-rest"], !flags.old.leader_election_rest, || {
             "-leader-election-rest is not available yet: election over REST comes with a later release; use \
              -leader-election-pg-advisory-lock-id"
@@ -314,11 +269,9 @@ impl Given {
         let servers = match servers {
             Ok(servers) => servers,
             Err(mistake) => {
-                self.demand(
-                    &["pg-uri", "pg-ssl-mode", "pg-ssl-root-cert"],
-                    false,
-                    || format!("-pg-lock-uri: {mistake}"),
-                );
+                self.demand(&["pg-uri", "pg-ssl-mode", "pg-ssl-root-cert"], false, || {
+                    format!("-pg-lock-uri: {mistake}")
+                });
                 return None;
             }
         };

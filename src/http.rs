@@ -124,7 +124,10 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
 
 /// The next connection. One that fails to be accepted is skipped; when the process has no file descriptors left, the
 /// pause lets some come free.
-async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {
@@ -161,9 +164,7 @@ impl Service {
                 metrics.read_duration_seconds.observe(started.elapsed().as_secs_f64());
                 answer
             }
-            _ if request.method() != Method::GET && request.method() != Method::HEAD => {
-                method_not_allowed("GET, HEAD")
-            }
+            _ if request.method() != Method::GET && request.method() != Method::HEAD => method_not_allowed("GET, HEAD"),
             path if path == self.config.telemetry_path => {
                 status::refresh(&self);
                 with_type(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render())

@@ -105,13 +105,10 @@ impl Connector {
     }
 
     async fn open(&self, mut config: tokio_postgres::Config) -> Result<Session, Error> {
-        config.ssl_mode(tls::sslmode(self.config.ssl_mode));
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         bound_silence(&mut config);
-        let opened = within(CONNECT_TIMEOUT, async {
-            config.connect(self.tls.clone()).await.map_err(Error::from)
-        })
-        .await;
+        let opened =
+            within(CONNECT_TIMEOUT, async { config.connect(self.tls.clone()).await.map_err(Error::from) }).await;
         let (client, connection) = opened?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
@@ -129,7 +126,6 @@ impl Connector {
     #[must_use]
     pub fn pool(&self, reserved: usize, read_only: bool) -> Pool {
         let mut config = self.config.server.clone();
-        config.ssl_mode(tls::sslmode(self.config.ssl_mode));
         if !read_only {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }

@@ -71,7 +71,8 @@ impl Receiver {
     /// The role, once it is one that can answer, or what it is when patience ends.
     async fn settled_role(&self) -> Role {
         let mut roles = self.role.clone();
-        let settled = roles.wait_for(|role| matches!(role.at(Instant::now()), Role::Leader { .. } | Role::Standby { .. }));
+        let settled =
+            roles.wait_for(|role| matches!(role.at(Instant::now()), Role::Leader { .. } | Role::Standby { .. }));
         match tokio::time::timeout(SETTLE_TIMEOUT, settled).await {
             Ok(Ok(role)) => role.at(Instant::now()),
             _ => self.role.borrow().at(Instant::now()),

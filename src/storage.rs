@@ -110,7 +110,12 @@ impl Store {
     /// # Errors
     ///
     /// When the server cannot be reached, or the store is of a newer version, or (read-only) not there yet.
-    pub async fn open(config: Config, connector: Connector, metrics: Arc<Metrics>, tracker: TaskTracker) -> Result<(Self, Vec<Writer>), Error> {
+    pub async fn open(
+        config: Config,
+        connector: Connector,
+        metrics: Arc<Metrics>,
+        tracker: TaskTracker,
+    ) -> Result<(Self, Vec<Writer>), Error> {
         let writers = if config.read_only { 0 } else { config.write_connections };
         let pool = connector.pool(writers, config.read_only);
         let client = Pooled::take(&pool).await?;
@@ -118,8 +123,18 @@ impl Store {
         if config.read_only {
             match schema::version(&client, &names).await? {
                 Some(version) if version <= schema::VERSION => {}
-                Some(version) => return Err(Error::Unfit(format!("the tables of {} have version {version}, made by a newer adapter", names.view()))),
-                None => return Err(Error::Unfit(format!("there is no store at {} yet: start an adapter that writes", names.view()))),
+                Some(version) => {
+                    return Err(Error::Unfit(format!(
+                        "the tables of {} have version {version}, made by a newer adapter",
+                        names.view()
+                    )));
+                }
+                None => {
+                    return Err(Error::Unfit(format!(
+                        "there is no store at {} yet: start an adapter that writes",
+                        names.view()
+                    )));
+                }
             }
         } else {
             schema::migrate(&client, &names).await?;
@@ -155,7 +170,9 @@ impl Store {
             let Some(series_id) = *id else { continue };
             for sample in request.samples_of(series) {
                 if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
-                    resolved.rejected.add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
+                    resolved
+                        .rejected
+                        .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
                     continue;
                 }
                 if self.config.log_samples {
@@ -169,7 +186,14 @@ impl Store {
     }
 
     /// Fills in the ids that the cache did not have, by one look-up in the database.
-    async fn find_missing(&self, request: &Request<'_>, fence: Option<Fence>, hashes: &[series::WireHash], ids: &mut [Option<i64>], rejected: &mut Rejected) -> Result<(), Error> {
+    async fn find_missing(
+        &self,
+        request: &Request<'_>,
+        fence: Option<Fence>,
+        hashes: &[series::WireHash],
+        ids: &mut [Option<i64>],
+        rejected: &mut Rejected,
+    ) -> Result<(), Error> {
         let mut wanted = HashMap::new();
         let mut places = Vec::new();
         for (place, series) in request.series.iter().enumerate().filter(|(place, _)| ids[*place].is_none()) {
@@ -200,7 +224,11 @@ impl Store {
 
     /// Ids by key; and, by key too, why the server will have none of a series. A refusal in a set of many is narrowed
     /// down by halves, so that one series never sinks its neighbours.
-    async fn find_series(&self, wanted: HashMap<Uuid, Labels>, fence: Option<Fence>) -> Result<(HashMap<Uuid, i64>, HashMap<Uuid, String>), Error> {
+    async fn find_series(
+        &self,
+        wanted: HashMap<Uuid, Labels>,
+        fence: Option<Fence>,
+    ) -> Result<(HashMap<Uuid, i64>, HashMap<Uuid, String>), Error> {
         let (mut found, mut refused) = (HashMap::new(), HashMap::new());
         let mut pending = vec![wanted];
         while let Some(part) = pending.pop() {
@@ -223,7 +251,11 @@ impl Store {
         Ok((found, refused))
     }
 
-    async fn find_part(&self, wanted: &HashMap<Uuid, Labels>, fence: Option<Fence>) -> Result<HashMap<Uuid, i64>, Error> {
+    async fn find_part(
+        &self,
+        wanted: &HashMap<Uuid, Labels>,
+        fence: Option<Fence>,
+    ) -> Result<HashMap<Uuid, i64>, Error> {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
@@ -284,7 +316,10 @@ impl Store {
             let client = Pooled::take(&self.pool).await?;
             let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
             let rows = client
-                .query_typed(&statement, &[(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)])
+                .query_typed(
+                    &statement,
+                    &[(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)],
+                )
                 .await?;
             client.give_back();
             rows.iter()

@@ -78,31 +78,18 @@ fn leading_part(text: &str) -> Result<(u64, &str), DurationError> {
     if whole.is_empty() && fraction.is_empty() {
         return Err(DurationError::Malformed);
     }
-    let (unit, rest) = rest.split_at(
-        rest.find(|c: char| c == '.' || c.is_ascii_digit())
-            .unwrap_or(rest.len()),
-    );
+    let (unit, rest) = rest.split_at(rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len()));
     if unit.is_empty() {
         return Err(DurationError::NoUnit);
     }
-    let (_, unit) = UNITS
-        .iter()
-        .find(|(name, _)| *name == unit)
-        .ok_or(DurationError::UnknownUnit)?;
-    Ok((
-        nanos(whole, fraction, *unit).ok_or(DurationError::Overflow)?,
-        rest,
-    ))
+    let (_, unit) = UNITS.iter().find(|(name, _)| *name == unit).ok_or(DurationError::UnknownUnit)?;
+    Ok((nanos(whole, fraction, *unit).ok_or(DurationError::Overflow)?, rest))
 }
 
 /// `whole.fraction` times `unit`, of digits alone, either of which may be missing; `None` if it is too large.
 fn nanos(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
     let digits = |digits: &str| {
-        if digits.is_empty() {
-            Some(0)
-        } else {
-            digits.parse::<u64>().ok()
-        }
+        if digits.is_empty() { Some(0) } else { digits.parse::<u64>().ok() }
     };
     // The 18th digit of a year is worth less than a nanosecond, and 18 digits always fit.
     let fraction = &fraction[..fraction.len().min(18)];
@@ -112,10 +99,7 @@ fn nanos(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
 }
 
 fn leading_digits(text: &str) -> (&str, &str) {
-    text.split_at(
-        text.find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len()),
-    )
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
 /// Writes a duration the way [`parse`] reads it: `12h`, `1m30s`, `1s500ms`.
@@ -123,20 +107,13 @@ pub(crate) fn display(duration: Duration) -> String {
     let mut text = String::new();
     let mut rest = duration.as_nanos();
     for name in ["h", "m", "s", "ms", "us", "ns"] {
-        let unit = UNITS
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map_or(1, |(_, unit)| u128::from(*unit));
+        let unit = UNITS.iter().find(|(known, _)| *known == name).map_or(1, |(_, unit)| u128::from(*unit));
         if rest >= unit {
             text += &format!("{}{name}", rest / unit);
             rest %= unit;
         }
     }
-    if text.is_empty() {
-        "0s".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 #[cfg(test)]
@@ -192,12 +169,7 @@ mod tests {
             check_error(text, DurationError::UnknownUnit);
         }
         check_error("-1s", DurationError::Negative);
-        for text in [
-            "9223372036854775808ns",
-            "293y",
-            "99999999999999999999s",
-            "200y200y",
-        ] {
+        for text in ["9223372036854775808ns", "293y", "99999999999999999999s", "200y200y"] {
             check_error(text, DurationError::Overflow);
         }
     }

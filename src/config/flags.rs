@@ -182,9 +182,7 @@ impl Flags {
     /// clap's text, should it refuse what the checks let pass.
     pub(super) fn from_values(values: &BTreeMap<&'static str, String>) -> Result<Flags, String> {
         // Two words each, and not `--name=value`, of which clap would strip leading `=` from the value.
-        let words = values
-            .iter()
-            .flat_map(|(name, value)| [format!("--{name}"), value.clone()]);
+        let words = values.iter().flat_map(|(name, value)| [format!("--{name}"), value.clone()]);
         let words = std::iter::once(String::new()).chain(words);
         Flags::from_iter_safe(words).map_err(|error| error.message)
     }
@@ -232,29 +230,18 @@ pub(super) fn table() -> Vec<Flag> {
         ("Log", Log::clap()),
         ("Old flags", Old::clap()),
     ];
-    groups
-        .into_iter()
-        .flat_map(|(group, app)| flags_of(group, app))
-        .collect()
+    groups.into_iter().flat_map(|(group, app)| flags_of(group, app)).collect()
 }
 
 /// clap 2 lists its arguments only by fields it does not document. It is in its last version, and its successors have
 /// a method for it; a second table of names beside the derives would be worse.
 fn flags_of(group: &'static str, app: App<'static, 'static>) -> Vec<Flag> {
     let flags = app.p.opts.into_iter().filter_map(|option| {
-        let value_name = option
-            .v
-            .val_names
-            .as_ref()
-            .and_then(|names| names.values().next().copied())?;
+        let value_name = option.v.val_names.as_ref().and_then(|names| names.values().next().copied())?;
         Some(Flag {
             group,
             name: option.s.long?,
-            kind: if value_name == "true|false" {
-                Kind::Switch
-            } else {
-                Kind::Value
-            },
+            kind: if value_name == "true|false" { Kind::Switch } else { Kind::Value },
             value_name,
             default: option.v.default_val.and_then(|default| default.to_str())?,
             help: option.b.long_help.or(option.b.help)?,

@@ -50,30 +50,22 @@ pub(crate) fn normalise(args: &[String], kind: impl Fn(&str) -> Option<Kind>) ->
             None => (flag, None),
         };
         if spelled.is_empty() || spelled.starts_with('-') {
-            line.mistakes.push(format!(
-                "bad flag syntax: {}",
-                word.split('=').next().unwrap_or_default()
-            ));
+            line.mistakes.push(format!("bad flag syntax: {}", word.split('=').next().unwrap_or_default()));
             continue;
         }
         let name = spelled.replace('.', "-");
         place = format!("after -{spelled}");
         match (name.as_str(), kind(&name), value) {
             ("h" | "help", _, _) => line.help = true,
-            ("version", _, value) => {
-                line.version = value.is_none_or(|value| parse_bool(value) != Ok(false))
-            }
+            ("version", _, value) => line.version = value.is_none_or(|value| parse_bool(value) != Ok(false)),
             (_, Some(_), Some(value)) => line.values.push((name, value.to_owned())),
             (_, Some(Kind::Switch), None) => line.values.push((name, "true".to_owned())),
             (_, Some(Kind::Value), None) => match words.next() {
                 Some(value) => line.values.push((name, value.to_owned())),
-                None => line
-                    .mistakes
-                    .push(format!("flag needs an argument: -{spelled}")),
+                None => line.mistakes.push(format!("flag needs an argument: -{spelled}")),
             },
             (_, None, value) => {
-                line.mistakes
-                    .push(format!("flag provided but not defined: -{spelled}"));
+                line.mistakes.push(format!("flag provided but not defined: -{spelled}"));
                 // Probably its value; and if it is a misspelled switch, the word is named at the next try.
                 if value.is_none() {
                     words.next_if(|next| !next.starts_with('-'));
@@ -120,21 +112,14 @@ mod tests {
     }
 
     fn read(args: &[&str]) -> CommandLine {
-        normalise(
-            &args.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(),
-            kind,
-        )
+        normalise(&args.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(), kind)
     }
 
     #[track_caller]
     fn check(args: &[&str], values: &[(&str, &str)]) {
         let line = read(args);
         assert_eq!(line.mistakes, [""; 0]);
-        let read: Vec<_> = line
-            .values
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
+        let read: Vec<_> = line.values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(read, values);
     }
 
@@ -144,10 +129,7 @@ mod tests {
         check(&["-id=1"], &[("id", "1")]);
         check(&["--id=1"], &[("id", "1")]);
         check(&["-id", "1"], &[("id", "1")]);
-        check(
-            &["--id", "1", "--pg-host", "db"],
-            &[("id", "1"), ("pg-host", "db")],
-        );
+        check(&["--id", "1", "--pg-host", "db"], &[("id", "1"), ("pg-host", "db")]);
         check(&["-id=", "-pg-host", ""], &[("id", ""), ("pg-host", "")]);
         check(&["-pg-host=a=b"], &[("pg-host", "a=b")]);
         check(&["-id", "-1"], &[("id", "-1")]);
@@ -157,10 +139,7 @@ mod tests {
 
     #[test]
     fn dots_are_dashes_in_names_only() {
-        check(
-            &["-log.level=a.b", "--pg.host", "db.example"],
-            &[("log-level", "a.b"), ("pg-host", "db.example")],
-        );
+        check(&["-log.level=a.b", "--pg.host", "db.example"], &[("log-level", "a.b"), ("pg-host", "db.example")]);
     }
 
     #[test]
@@ -171,10 +150,7 @@ mod tests {
     #[test]
     fn a_switch_stands_alone_or_takes_a_value_after_equals() {
         check(&["-b", "-id=1"], &[("b", "true"), ("id", "1")]);
-        check(
-            &["-b=false", "-read.only=F"],
-            &[("b", "false"), ("read-only", "F")],
-        );
+        check(&["-b=false", "-read.only=F"], &[("b", "false"), ("read-only", "F")]);
         assert_eq!(read(&["-b", "false"]).mistakes, [stray_word("after -b")]);
     }
 
@@ -199,16 +175,10 @@ mod tests {
         check_mistakes(&["-x"], &["flag provided but not defined: -x"]);
         check_mistakes(
             &["-x.y", "1", "--z=2"],
-            &[
-                "flag provided but not defined: -x.y",
-                "flag provided but not defined: -z",
-            ],
+            &["flag provided but not defined: -x.y", "flag provided but not defined: -z"],
         );
         check_mistakes(&["-id"], &["flag needs an argument: -id"]);
-        check_mistakes(
-            &["---id=secret", "-=secret"],
-            &["bad flag syntax: ---id", "bad flag syntax: -"],
-        );
+        check_mistakes(&["---id=secret", "-=secret"], &["bad flag syntax: ---id", "bad flag syntax: -"]);
         check_mistakes(&["word", "-x"], &[&stray_word("as the first one")]);
         check_mistakes(&["-id=1", "-", "-x"], &[&stray_word("after -id")]);
         check_mistakes(&["--", "word"], &[&stray_word("after --")]);

@@ -42,11 +42,7 @@ pub(super) fn page(table: &[Flag]) -> String {
             group = flag.group;
             page += &format!("\n{group}\n");
         }
-        let default = if flag.default.is_empty() {
-            String::new()
-        } else {
-            format!(" (default {})", flag.default)
-        };
+        let default = if flag.default.is_empty() { String::new() } else { format!(" (default {})", flag.default) };
         page += &format!("  -{}={}{default}\n", flag.name, flag.value_name);
         // structopt takes the full stop off a single sentence.
         let stop = if flag.help.ends_with('.') { "" } else { "." };

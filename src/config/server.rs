@@ -55,31 +55,19 @@ pub(super) struct Uri {
 impl Uri {
     /// Reads a `postgres://` URI or a list of key=value.
     pub(super) fn parse(text: &str) -> Result<Uri, String> {
-        let is_url = ["postgres://", "postgresql://"]
-            .iter()
-            .any(|scheme| text.starts_with(scheme));
-        let (rest, tls) = if is_url {
-            split_url(text)?
-        } else {
-            split_pairs(text)
-        };
-        let server: tokio_postgres::Config =
-            rest.parse().map_err(|error| explain(&error, is_url))?;
+        let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme));
+        let (rest, tls) = if is_url { split_url(text)? } else { split_pairs(text) };
+        let server: tokio_postgres::Config = rest.parse().map_err(|error| explain(&error, is_url))?;
         // `@` ends the password, so one inside it makes the rest of the password a part of the host.
         let odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
         if server.get_hosts().iter().any(odd) {
             return Err("has more than one @: write one inside a password as %40".to_owned());
         }
-        let mut uri = Uri {
-            server,
-            ssl_mode: None,
-            ssl_root_cert: None,
-        };
+        let mut uri = Uri { server, ssl_mode: None, ssl_root_cert: None };
         for (key, value) in tls {
             match key {
                 TlsKey::Mode => {
-                    uri.ssl_mode =
-                        Some(value::ssl_mode(&value).map_err(|error| format!("sslmode {error}"))?);
+                    uri.ssl_mode = Some(value::ssl_mode(&value).map_err(|error| format!("sslmode {error}"))?);
                 }
                 TlsKey::RootCert => uri.ssl_root_cert = Some(PathBuf::from(value)),
             }
@@ -107,11 +95,7 @@ pub(super) fn resolve(
     is_set: impl Fn(&str) -> bool,
     warnings: &mut Vec<String>,
 ) -> Result<Servers, String> {
-    let Uri {
-        mut server,
-        ssl_mode,
-        ssl_root_cert,
-    } = flags.pg_uri.clone().unwrap_or_default();
+    let Uri { mut server, ssl_mode, ssl_root_cert } = flags.pg_uri.clone().unwrap_or_default();
     let mut ignore = |flag: &str, in_uri: bool| {
         if in_uri && is_set(flag) {
             warnings.push(format!("-{flag} has no effect: -pg-uri says otherwise"));
@@ -141,16 +125,10 @@ pub(super) fn resolve(
         server.dbname(&flags.pg_database);
     }
     let ssl_mode = ssl_mode.unwrap_or(flags.pg_ssl_mode);
-    let flag_root_cert =
-        Some(PathBuf::from(&flags.pg_ssl_root_cert)).filter(|path| !path.as_os_str().is_empty());
+    let flag_root_cert = Some(PathBuf::from(&flags.pg_ssl_root_cert)).filter(|path| !path.as_os_str().is_empty());
     let ssl_root_cert = ssl_root_cert.or(flag_root_cert);
     settle(&mut server, ssl_mode);
-    let mut servers = Servers {
-        lock_server: server.clone(),
-        server,
-        ssl_mode,
-        ssl_root_cert,
-    };
+    let mut servers = Servers { lock_server: server.clone(), server, ssl_mode, ssl_root_cert };
     if let Some(uri) = flags.pg_lock_uri.clone() {
         lock_server(&mut servers, uri)?;
     }
@@ -245,9 +223,7 @@ fn split_url(text: &str) -> Result<(String, Vec<(TlsKey, String)>), String> {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         match TlsKey::of(key) {
             Some(key) => {
-                let value = percent_decode_str(value)
-                    .decode_utf8()
-                    .map_err(|_| "is not UTF-8")?;
+                let value = percent_decode_str(value).decode_utf8().map_err(|_| "is not UTF-8")?;
                 taken.push((key, value.into_owned()));
             }
             None => kept.push(pair),
@@ -298,13 +274,8 @@ fn leading_value(text: &str) -> (Cow<'_, str>, &str) {
 /// What tokio-postgres found wrong, without any text of the operator's but names from libpq's own list.
 fn explain(error: &tokio_postgres::Error, is_url: bool) -> String {
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
-    let named = |prefix: &str| {
-        cause
-            .strip_prefix(prefix)
-            .map(|name| name.trim_matches('`').to_owned())
-    };
-    if let Some(name) = named("unknown option ").filter(|name| UNSUPPORTED.contains(&name.as_str()))
-    {
+    let named = |prefix: &str| cause.strip_prefix(prefix).map(|name| name.trim_matches('`').to_owned());
+    if let Some(name) = named("unknown option ").filter(|name| UNSUPPORTED.contains(&name.as_str())) {
         return format!("{name} is not supported");
     }
     match named("invalid value for option ") {
@@ -312,7 +283,8 @@ fn explain(error: &tokio_postgres::Error, is_url: bool) -> String {
         None if is_url => "not a URI as in postgres://user:password@host:5432/database?sslmode=require; write odd \
                            characters in a password as %40 for @, %2F for /"
             .to_owned(),
-        None => "not a list as in host=db user=me password='a secret' dbname=metrics; values with blanks need quotes".to_owned(),
+        None => "not a list as in host=db user=me password='a secret' dbname=metrics; values with blanks need quotes"
+            .to_owned(),
     }
 }
 

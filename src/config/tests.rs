@@ -10,13 +10,8 @@ use crate::postgres::SslMode;
 use crate::telemetry::log::Format;
 
 pub(super) fn parse(args: &[&str], env: &[(&str, &str)]) -> Result<Parsed, UsageError> {
-    let env: BTreeMap<_, _> = env
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
-    Config::from(args.iter().map(OsString::from), |name| {
-        env.get(name).cloned()
-    })
+    let env: BTreeMap<_, _> = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Config::from(args.iter().map(OsString::from), |name| env.get(name).cloned())
 }
 
 #[track_caller]
@@ -51,13 +46,7 @@ fn check_warnings(args: &[&str], expected: &[&str]) {
 #[test]
 fn defaults_are_those_of_0_6_0() {
     let config = run(&[]);
-    assert_eq!(
-        config.log,
-        telemetry::log::Config {
-            level: LevelFilter::Debug,
-            format: Format::Logfmt
-        }
-    );
+    assert_eq!(config.log, telemetry::log::Config { level: LevelFilter::Debug, format: Format::Logfmt });
     assert_eq!(
         config.http,
         http::Config {
@@ -83,41 +72,22 @@ fn defaults_are_those_of_0_6_0() {
     );
     assert_eq!(config.election, None);
     let postgres = config.postgres;
-    assert_eq!(
-        (
-            postgres.max_open_conns,
-            postgres.max_idle_conns,
-            postgres.connect_retries
-        ),
-        (50, 10, 0)
-    );
-    assert_eq!(
-        (postgres.ssl_mode, postgres.ssl_root_cert),
-        (SslMode::Disable, None)
-    );
+    assert_eq!((postgres.max_open_conns, postgres.max_idle_conns, postgres.connect_retries), (50, 10, 0));
+    assert_eq!((postgres.ssl_mode, postgres.ssl_root_cert), (SslMode::Disable, None));
     assert_eq!(postgres.lock_server, postgres.server);
     let server = postgres.server;
     assert_eq!(server.get_hosts(), [Host::Tcp("localhost".to_owned())]);
     assert_eq!(server.get_ports(), [5432]);
-    assert_eq!(
-        (server.get_user(), server.get_dbname()),
-        (Some("postgres"), Some("postgres"))
-    );
+    assert_eq!((server.get_user(), server.get_dbname()), (Some("postgres"), Some("postgres")));
     assert_eq!(server.get_password(), None);
     assert_eq!(server.get_ssl_mode(), WireSslMode::Disable);
-    assert_eq!(
-        server.get_application_name(),
-        Some("prometheus-postgresql-adapter")
-    );
+    assert_eq!(server.get_application_name(), Some("prometheus-postgresql-adapter"));
     assert_eq!(server.get_connect_timeout(), Some(&Duration::from_secs(10)));
 }
 
 #[test]
 fn the_two_command_lines_of_the_old_users() {
-    let rest = [
-        "-leader-election.pg-advisory-lock-id=1",
-        "-leader-election.pg-advisory-lock.prometheus-timeout=6s",
-    ];
+    let rest = ["-leader-election.pg-advisory-lock-id=1", "-leader-election.pg-advisory-lock.prometheus-timeout=6s"];
     let election = election::Config {
         lock_id: 1,
         prometheus_timeout: PrometheusTimeout::After(Duration::from_secs(6)),
@@ -128,12 +98,7 @@ fn the_two_command_lines_of_the_old_users() {
     let first = run(&["-log.level=debug", rest[0], rest[1]]);
     assert_eq!(first.election, Some(election.clone()));
     assert_eq!(first.log.level, LevelFilter::Debug);
-    let second = run(&[
-        "-log.level=debug",
-        "-web.listen-address=:9202",
-        rest[0],
-        rest[1],
-    ]);
+    let second = run(&["-log.level=debug", "-web.listen-address=:9202", rest[0], rest[1]]);
     assert_eq!(second.election, Some(election));
     assert_eq!(second.http.listen_address, "[::]:9202".parse().unwrap());
 }
@@ -141,21 +106,14 @@ fn the_two_command_lines_of_the_old_users() {
 #[test]
 fn every_flag_can_be_set_in_every_way() {
     for flag in flags::table() {
-        let value = if flag.name == "leader-election-rest" {
-            "false"
-        } else {
-            flag.default
-        };
+        let value = if flag.name == "leader-election-rest" { "false" } else { flag.default };
         let dotted = flag.name.replacen('-', ".", 1);
         for args in [
             vec![format!("-{}={value}", flag.name)],
             vec![format!("--{}={value}", flag.name)],
             vec![format!("-{dotted}={value}")],
         ] {
-            assert!(
-                Config::from(args.iter().map(OsString::from), |_| None).is_ok(),
-                "{args:?}"
-            );
+            assert!(Config::from(args.iter().map(OsString::from), |_| None).is_ok(), "{args:?}");
         }
         let env = parse(&[], &[(&flag.variable(), value)]);
         assert!(env.is_ok(), "{}: {env:?}", flag.variable());
@@ -164,20 +122,14 @@ fn every_flag_can_be_set_in_every_way() {
 
 #[test]
 fn every_flag_of_0_6_0_is_known() {
-    let known: Vec<_> = flags::table()
-        .iter()
-        .map(|flag| (flag.name, flag.default))
-        .collect();
+    let known: Vec<_> = flags::table().iter().map(|flag| (flag.name, flag.default)).collect();
     for flag in [
         ("adapter-send-timeout", "30s"),
         ("web-listen-address", ":9201"),
         ("web-telemetry-path", "/metrics"),
         ("log-level", "debug"),
         ("leader-election-pg-advisory-lock-id", "0"),
-        (
-            "leader-election-pg-advisory-lock-prometheus-timeout",
-            "auto",
-        ),
+        ("leader-election-pg-advisory-lock-prometheus-timeout", "auto"),
         ("leader-election-rest", "false"),
         ("scheduled-election-interval", "100ms"),
         ("pg-host", "localhost"),
@@ -204,30 +156,10 @@ fn every_flag_of_0_6_0_is_known() {
 
 #[test]
 fn every_value_arrives_as_it_was_written() {
-    for password in [
-        "=a",
-        "==",
-        "-",
-        "--",
-        "-h",
-        "--pg-host=x",
-        "-1",
-        "a,b",
-        "a b",
-        "'\"\\",
-        "é",
-        "true",
-    ] {
-        for args in [
-            vec![format!("-pg-password={password}")],
-            vec!["-pg-password".to_owned(), password.to_owned()],
-        ] {
+    for password in ["=a", "==", "-", "--", "-h", "--pg-host=x", "-1", "a,b", "a b", "'\"\\", "é", "true"] {
+        for args in [vec![format!("-pg-password={password}")], vec!["-pg-password".to_owned(), password.to_owned()]] {
             let args: Vec<_> = args.iter().map(String::as_str).collect();
-            assert_eq!(
-                run(&args).postgres.server.get_password(),
-                Some(password.as_bytes()),
-                "{args:?}"
-            );
+            assert_eq!(run(&args).postgres.server.get_password(), Some(password.as_bytes()), "{args:?}");
         }
     }
     assert_eq!(run(&["-pg-schema="]).storage.schema, None);
@@ -236,49 +168,19 @@ fn every_value_arrives_as_it_was_written() {
 
 #[test]
 fn the_last_mention_wins_and_the_command_line_over_the_environment() {
-    assert_eq!(
-        run(&["-pg-port=1", "--pg.port", "2"])
-            .postgres
-            .server
-            .get_ports(),
-        [2]
-    );
-    let env = [
-        ("TS_PROM_PG_PORT", "3"),
-        ("TS_PROM_PG_PASSWORD", "hush"),
-        ("TS_PROM_PG_HOST", ""),
-    ];
+    assert_eq!(run(&["-pg-port=1", "--pg.port", "2"]).postgres.server.get_ports(), [2]);
+    let env = [("TS_PROM_PG_PORT", "3"), ("TS_PROM_PG_PASSWORD", "hush"), ("TS_PROM_PG_HOST", "")];
     let (config, _) = run_with(&[], &env);
     assert_eq!(config.postgres.server.get_ports(), [3]);
-    assert_eq!(
-        config.postgres.server.get_password(),
-        Some(b"hush".as_slice())
-    );
-    assert_eq!(
-        config.postgres.server.get_hosts(),
-        [Host::Tcp("localhost".to_owned())]
-    );
-    assert_eq!(
-        run_with(&["-pg-port=1"], &env)
-            .0
-            .postgres
-            .server
-            .get_ports(),
-        [1]
-    );
+    assert_eq!(config.postgres.server.get_password(), Some(b"hush".as_slice()));
+    assert_eq!(config.postgres.server.get_hosts(), [Host::Tcp("localhost".to_owned())]);
+    assert_eq!(run_with(&["-pg-port=1"], &env).0.postgres.server.get_ports(), [1]);
 }
 
 #[test]
 fn a_bad_command_line_names_every_mistake() {
     let error = parse(
-        &[
-            "-x",
-            "-pg-port=70000",
-            "-pg-read-only=maybe",
-            "-adapter-send-timeout=30",
-            "-pg-retention=1h",
-            "-log-level",
-        ],
+        &["-x", "-pg-port=70000", "-pg-read-only=maybe", "-adapter-send-timeout=30", "-pg-retention=1h", "-log-level"],
         &[("TS_PROM_WEB_LISTEN_ADDRESS", "nowhere")],
     )
     .unwrap_err();
@@ -298,12 +200,7 @@ see -h"#
 #[test]
 fn a_bad_value_hides_only_the_rules_it_takes_part_in() {
     check_mistakes(
-        &[
-            "-pg-retention=1h",
-            "-pg-prometheus-chunk-interval=x",
-            "-pg-write-connections=9",
-            "-pg-max-open-conns=8",
-        ],
+        &["-pg-retention=1h", "-pg-prometheus-chunk-interval=x", "-pg-write-connections=9", "-pg-max-open-conns=8"],
         &[
             "invalid value \"x\" for flag -pg-prometheus-chunk-interval: not a duration such as 30s, 1h30m or 500ms",
             "-pg-write-connections (9) must not be more than -pg-max-open-conns (8)",
@@ -313,50 +210,21 @@ fn a_bad_value_hides_only_the_rules_it_takes_part_in() {
 
 #[track_caller]
 fn check_value(flag: &str, value: &str, expected: &str) {
-    check_mistakes(
-        &[&format!("-{flag}={value}")],
-        &[&format!(
-            "invalid value {value:?} for flag -{flag}: {expected}"
-        )],
-    );
+    check_mistakes(&[&format!("-{flag}={value}")], &[&format!("invalid value {value:?} for flag -{flag}: {expected}")]);
 }
 
 #[test]
 fn bounds() {
     check_value("adapter-send-timeout", "0", "must be at least 1ms");
     check_value("adapter-send-timeout", "-1s", "must not be negative");
-    check_value(
-        "scheduled-election-interval",
-        "9ms",
-        "must be at least 10ms",
-    );
+    check_value("scheduled-election-interval", "9ms", "must be at least 10ms");
     check_value("leader-election-lease", "2s", "must be at least 3s");
     check_value("leader-election-lease", "301s", "must be at most 5m");
-    check_value(
-        "leader-election-liveness-interval",
-        "2y",
-        "must be at most 8760h",
-    );
-    check_value(
-        "leader-election-pg-advisory-lock-id",
-        "9223372036854775808",
-        "is too large",
-    );
-    check_value(
-        "leader-election-pg-advisory-lock-id",
-        "-9223372036854775809",
-        "is too small",
-    );
-    check_value(
-        "leader-election-pg-advisory-lock-id",
-        "one",
-        "is not a whole number",
-    );
-    check_value(
-        "leader-election-pg-advisory-lock-prometheus-timeout",
-        "-2s",
-        "must not be negative",
-    );
+    check_value("leader-election-liveness-interval", "2y", "must be at most 8760h");
+    check_value("leader-election-pg-advisory-lock-id", "9223372036854775808", "is too large");
+    check_value("leader-election-pg-advisory-lock-id", "-9223372036854775809", "is too small");
+    check_value("leader-election-pg-advisory-lock-id", "one", "is not a whole number");
+    check_value("leader-election-pg-advisory-lock-prometheus-timeout", "-2s", "must not be negative");
     check_value("pg-port", "0", "must be a port, 1 to 65535");
     check_value("pg-host", "", "must not be empty");
     check_value("pg-db-connect-retries", "-1", "must not be negative");
@@ -367,43 +235,19 @@ fn bounds() {
         "must be 1 to 10000; 0, which was no limit once, would open more than any server takes",
     );
     check_value("pg-write-connections", "65", "must be 1 to 64");
-    check_value(
-        "pg-prometheus-chunk-interval",
-        "999ms",
-        "must be at least 1s",
-    );
-    check_value(
-        "pg-ssl-mode",
-        "on",
-        "must be disable, prefer, require, verify-ca or verify-full",
-    );
+    check_value("pg-prometheus-chunk-interval", "999ms", "must be at least 1s");
+    check_value("pg-ssl-mode", "on", "must be disable, prefer, require, verify-ca or verify-full");
     check_value("pg-schema", &"x".repeat(64), "is longer than 63 bytes");
-    check_value(
-        "pg-schema",
-        "pg_x",
-        "must not begin with pg_, which PostgreSQL keeps for itself",
-    );
+    check_value("pg-schema", "pg_x", "must not begin with pg_, which PostgreSQL keeps for itself");
     check_value("pg-table", &"x".repeat(41), "is longer than 40 bytes");
     check_value("pg-table", "", "must not be empty");
     check_value("read-sample-limit", "0", "must be at least 1");
     check_value("log-level", "trace", "must be debug, info, warn or error");
     check_value("log-format", "xml", "must be logfmt or json");
-    check_value(
-        "replica-labels",
-        "a,__name__",
-        "__name__ is the name of the metric, which every series needs",
-    );
+    check_value("replica-labels", "a,__name__", "__name__ is the name of the metric, which every series needs");
     check_value("web-telemetry-path", "metrics", "must begin with /");
-    check_value(
-        "web-telemetry-path",
-        "/a b",
-        "must be a plain path, without blanks, ?, # or %",
-    );
-    check_value(
-        "web-telemetry-path",
-        "/write",
-        "is taken by another page of the adapter",
-    );
+    check_value("web-telemetry-path", "/a b", "must be a plain path, without blanks, ?, # or %");
+    check_value("web-telemetry-path", "/write", "is taken by another page of the adapter");
 }
 
 #[test]
@@ -419,25 +263,16 @@ fn listen_addresses() {
         assert_eq!(address, expected.parse::<SocketAddr>().unwrap(), "{value}");
     }
     for value in ["", "9201", ":", ":x", ":65536", "::1:9201x", "host:80"] {
-        assert!(
-            parse(&["-web-listen-address", value], &[]).is_err(),
-            "{value}"
-        );
+        assert!(parse(&["-web-listen-address", value], &[]).is_err(), "{value}");
     }
 }
 
 #[track_caller]
 fn check_timeout(value: &str, expected: PrometheusTimeout) {
-    let args = [
-        "-leader-election-pg-advisory-lock-id=-7",
-        "-leader-election-pg-advisory-lock-prometheus-timeout",
-        value,
-    ];
+    let args =
+        ["-leader-election-pg-advisory-lock-id=-7", "-leader-election-pg-advisory-lock-prometheus-timeout", value];
     let election = run(&args).election.unwrap();
-    assert_eq!(
-        (election.lock_id, election.prometheus_timeout),
-        (-7, expected)
-    );
+    assert_eq!((election.lock_id, election.prometheus_timeout), (-7, expected));
 }
 
 #[test]
@@ -448,9 +283,7 @@ fn prometheus_timeouts() {
     check_timeout("auto", PrometheusTimeout::Automatic);
     check_timeout("-1", PrometheusTimeout::Automatic);
     check_timeout("-1ns", PrometheusTimeout::Automatic);
-    let unset = run(&["-leader-election-pg-advisory-lock-id=1"])
-        .election
-        .unwrap();
+    let unset = run(&["-leader-election-pg-advisory-lock-id=1"]).election.unwrap();
     assert_eq!(unset.prometheus_timeout, PrometheusTimeout::Automatic);
 }
 
@@ -458,19 +291,11 @@ fn prometheus_timeouts() {
 fn rules_between_flags() {
     check_warnings(
         &["-leader-election-pg-advisory-lock-prometheus-timeout=6s"],
-        &[
-            "-leader-election-pg-advisory-lock-prometheus-timeout has no effect without \
-           -leader-election-pg-advisory-lock-id",
-        ],
+        &["-leader-election-pg-advisory-lock-prometheus-timeout has no effect without \
+           -leader-election-pg-advisory-lock-id"],
     );
-    let (config, warnings) = run_with(
-        &[
-            "-pg-read-only",
-            "-leader-election-pg-advisory-lock-id=1",
-            "-pg-retention=1d",
-        ],
-        &[],
-    );
+    let (config, warnings) =
+        run_with(&["-pg-read-only", "-leader-election-pg-advisory-lock-id=1", "-pg-retention=1d"], &[]);
     assert_eq!(config.election, None);
     assert!(config.storage.read_only);
     assert_eq!(
@@ -480,36 +305,19 @@ fn rules_between_flags() {
             "-pg-retention has no effect with -pg-read-only: a reader drops nothing",
         ]
     );
-    assert_eq!(
-        run(&["-pg-retention=12h"]).storage.retention,
-        Some(Duration::from_secs(12 * 3_600))
-    );
+    assert_eq!(run(&["-pg-retention=12h"]).storage.retention, Some(Duration::from_secs(12 * 3_600)));
     assert_eq!(run(&["-pg-retention=0"]).storage.retention, None);
     let few = run(&["-pg-max-open-conns=2"]);
-    assert_eq!(
-        (few.storage.write_connections, few.postgres.max_idle_conns),
-        (2, 2)
-    );
-    assert_eq!(
-        run(&["-replica-labels=a, b,"]).storage.replica_labels,
-        ["a", "b"]
-    );
+    assert_eq!((few.storage.write_connections, few.postgres.max_idle_conns), (2, 2));
+    assert_eq!(run(&["-replica-labels=a, b,"]).storage.replica_labels, ["a", "b"]);
     assert_eq!(run(&["-replica-labels="]).storage.replica_labels, [""; 0]);
 }
 
 #[test]
 fn flags_without_meaning_are_accepted_with_a_warning() {
-    run(&[
-        "-leader-election-rest=false",
-        "-pg-copy-table=",
-        "-pg-use-timescaledb=false",
-    ]);
+    run(&["-leader-election-rest=false", "-pg-copy-table=", "-pg-use-timescaledb=false"]);
     check_warnings(
-        &[
-            "-pg-copy-table=x",
-            "-pg-prometheus-normalized-schema=false",
-            "-pg-use-timescaledb",
-        ],
+        &["-pg-copy-table=x", "-pg-prometheus-normalized-schema=false", "-pg-use-timescaledb"],
         &[
             "-pg-copy-table has no effect: there is no intermediate table any more",
             "-pg-prometheus-normalized-schema has no effect: labels are always stored once a series",
@@ -518,25 +326,18 @@ fn flags_without_meaning_are_accepted_with_a_warning() {
     );
     check_mistakes(
         &["-leader-election-rest"],
-        &[
-            "-leader-election-rest is not available yet: election over REST comes with a later release; use \
-           -leader-election-pg-advisory-lock-id",
-        ],
+        &["-leader-election-rest is not available yet: election over REST comes with a later release; use \
+           -leader-election-pg-advisory-lock-id"],
     );
 }
 
 #[test]
 fn help_is_the_page_in_help_txt() {
-    let Ok(Parsed::Help(page)) = parse(&["-nonsense", "--help"], &[]) else {
-        panic!("no help")
-    };
+    let Ok(Parsed::Help(page)) = parse(&["-nonsense", "--help"], &[]) else { panic!("no help") };
     // GIT_REVISION is the build's, so the first line is not pinned.
     let body = |page: &str| page.split_once('\n').map(|(_, body)| body.to_owned());
     let expected = include_str!("help.txt");
-    assert!(
-        body(&page) == body(expected),
-        "if this is the page you want, put it into src/config/help.txt:\n{page}"
-    );
+    assert!(body(&page) == body(expected), "if this is the page you want, put it into src/config/help.txt:\n{page}");
     for line in page.lines() {
         assert!(line.chars().count() <= 90, "{line}");
     }
@@ -553,14 +354,8 @@ fn other_bytes_than_utf_8_are_refused() {
 
 #[test]
 fn version_is_one_line() {
-    let Ok(Parsed::Version(line)) = parse(&["-version"], &[]) else {
-        panic!("no version")
-    };
-    assert!(line.starts_with(concat!(
-        "prometheus-postgresql-adapter ",
-        env!("CARGO_PKG_VERSION"),
-        " ("
-    )));
+    let Ok(Parsed::Version(line)) = parse(&["-version"], &[]) else { panic!("no version") };
+    assert!(line.starts_with(concat!("prometheus-postgresql-adapter ", env!("CARGO_PKG_VERSION"), " (")));
 }
 
 proptest! {

@@ -34,11 +34,7 @@ pub(super) type Labels = Vec<String>;
 pub(super) type MaybeUri = Option<Uri>;
 
 pub(super) fn text(value: &str) -> Result<String, String> {
-    if value.contains('\0') {
-        Err("must not hold a NUL byte".to_owned())
-    } else {
-        Ok(value.to_owned())
-    }
+    if value.contains('\0') { Err("must not hold a NUL byte".to_owned()) } else { Ok(value.to_owned()) }
 }
 
 pub(super) fn secret(value: &str) -> Result<Secret, String> {
@@ -46,42 +42,26 @@ pub(super) fn secret(value: &str) -> Result<Secret, String> {
 }
 
 pub(super) fn uri(value: &str) -> Result<MaybeUri, String> {
-    if value.is_empty() {
-        Ok(None)
-    } else {
-        Uri::parse(value).map(Some)
-    }
+    if value.is_empty() { Ok(None) } else { Uri::parse(value).map(Some) }
 }
 
 pub(super) fn not_empty(value: &str) -> Result<String, String> {
-    if value.is_empty() {
-        Err("must not be empty".to_owned())
-    } else {
-        text(value)
-    }
+    if value.is_empty() { Err("must not be empty".to_owned()) } else { text(value) }
 }
 
 pub(super) fn number<T: FromStr<Err = ParseIntError>>(value: &str) -> Result<T, String> {
-    value
-        .parse()
-        .map_err(|error: ParseIntError| match error.kind() {
-            IntErrorKind::PosOverflow => "is too large".to_owned(),
-            IntErrorKind::NegOverflow => "is too small".to_owned(),
-            // An unsigned number reads a minus sign as a wrong digit.
-            _ if value.starts_with('-') && value[1..].parse::<u64>().is_ok() => {
-                "must not be negative".to_owned()
-            }
-            _ => "is not a whole number".to_owned(),
-        })
+    value.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "is too large".to_owned(),
+        IntErrorKind::NegOverflow => "is too small".to_owned(),
+        // An unsigned number reads a minus sign as a wrong digit.
+        _ if value.starts_with('-') && value[1..].parse::<u64>().is_ok() => "must not be negative".to_owned(),
+        _ => "is not a whole number".to_owned(),
+    })
 }
 
 pub(super) fn within(value: &str, least: usize, most: usize) -> Result<usize, String> {
     let number = number(value)?;
-    if (least..=most).contains(&number) {
-        Ok(number)
-    } else {
-        Err(format!("must be {least} to {most}"))
-    }
+    if (least..=most).contains(&number) { Ok(number) } else { Err(format!("must be {least} to {most}")) }
 }
 
 pub(super) fn at_least_one(value: &str) -> Result<u64, String> {
@@ -172,17 +152,10 @@ pub(super) fn path(value: &str) -> Result<String, String> {
     let taken = ["/", "/write", "/read", "/healthz", "/status.json"];
     match value {
         _ if !value.starts_with('/') => Err("must begin with /".to_owned()),
-        _ if !value
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !b"?#%".contains(&byte)) =>
-        {
+        _ if !value.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%".contains(&byte)) => {
             Err("must be a plain path, without blanks, ?, # or %".to_owned())
         }
-        _ if taken.contains(&value)
-            || ["/-/", "/api/", "/admin/"]
-                .iter()
-                .any(|prefix| value.starts_with(prefix)) =>
-        {
+        _ if taken.contains(&value) || ["/-/", "/api/", "/admin/"].iter().any(|prefix| value.starts_with(prefix)) => {
             Err("is taken by another page of the adapter".to_owned())
         }
         _ => Ok(value.to_owned()),
@@ -190,16 +163,9 @@ pub(super) fn path(value: &str) -> Result<String, String> {
 }
 
 pub(super) fn labels(value: &str) -> Result<Labels, String> {
-    let labels: Labels = value
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let labels: Labels = value.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
     if labels.iter().any(|label| label == METRIC_NAME) {
-        return Err(format!(
-            "{METRIC_NAME} is the name of the metric, which every series needs"
-        ));
+        return Err(format!("{METRIC_NAME} is the name of the metric, which every series needs"));
     }
     Ok(labels)
 }
@@ -221,9 +187,7 @@ const NAME_BYTES_MAX: usize = 63;
 pub(super) fn schema(value: &str) -> Result<String, String> {
     match value {
         _ if value.len() > NAME_BYTES_MAX => Err(format!("is longer than {NAME_BYTES_MAX} bytes")),
-        _ if value.starts_with("pg_") => {
-            Err("must not begin with pg_, which PostgreSQL keeps for itself".to_owned())
-        }
+        _ if value.starts_with("pg_") => Err("must not begin with pg_, which PostgreSQL keeps for itself".to_owned()),
         _ => text(value),
     }
 }
@@ -231,11 +195,7 @@ pub(super) fn schema(value: &str) -> Result<String, String> {
 pub(super) fn table_name(value: &str) -> Result<String, String> {
     // The rest is for what the other names add to it.
     let most = NAME_BYTES_MAX - 23;
-    if value.len() > most {
-        Err(format!("is longer than {most} bytes"))
-    } else {
-        not_empty(value)
-    }
+    if value.len() > most { Err(format!("is longer than {most} bytes")) } else { not_empty(value) }
 }
 
 pub(super) fn log_level(value: &str) -> Result<LevelFilter, String> {

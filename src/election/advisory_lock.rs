@@ -100,7 +100,13 @@ impl<S: Succession> Election<S> {
     }
 
     /// Sleeps until `until`, or until something happens that the machine may want to know.
-    async fn wait(&self, until: Instant, session: Option<&LockSession>, machine: &mut Machine, stop: &CancellationToken) {
+    async fn wait(
+        &self,
+        until: Instant,
+        session: Option<&LockSession>,
+        machine: &mut Machine,
+        stop: &CancellationToken,
+    ) {
         let ended = async {
             match session {
                 Some(opened) => opened.session.ended().await,
@@ -233,7 +239,9 @@ impl<S: Succession> Election<S> {
                 if !same {
                     log::info!(
                         "standing by in {}: {} leads (term {})",
-                        group_name(self.config.lock_id), leader.holder, leader.term
+                        group_name(self.config.lock_id),
+                        leader.holder,
+                        leader.term
                     );
                 }
             }
@@ -338,8 +346,7 @@ impl LockSession {
              WHERE group_no = $1 RETURNING term, token",
         );
         let client = self.session.client();
-        let row =
-            client.query_typed_one(&statement, &[(&self.group_no, Type::INT4), (&holder, Type::TEXT)]).await?;
+        let row = client.query_typed_one(&statement, &[(&self.group_no, Type::INT4), (&holder, Type::TEXT)]).await?;
         client.batch_execute("COMMIT").await?;
         Ok((Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? }, proven_at))
     }

@@ -73,16 +73,23 @@ pub struct Machine {
 
 #[derive(Clone, Debug)]
 enum State {
-    Disconnected { retry_at: Instant },
+    Disconnected {
+        retry_at: Instant,
+    },
     /// A session without the lock.
-    Following { seen: Option<Seen>, next_at: Instant },
+    Following {
+        seen: Option<Seen>,
+        next_at: Instant,
+    },
     /// The lock is held, the term not raised.
     Locked,
     /// The term is raised; what was held is being stored.
     Preparing(Tenure),
     Leading(Tenure),
     /// The session must go.
-    Closing { reason: Reason },
+    Closing {
+        reason: Reason,
+    },
     Stopped,
 }
 
@@ -205,7 +212,8 @@ impl Machine {
 
     /// The leader's row was read by a statement sent at `sent_at`.
     pub fn on_observed(&mut self, observed: Option<Observed>, sent_at: Instant) {
-        let interval = if self.is_silent(sent_at) { self.config.heartbeat_interval() } else { self.config.election_interval };
+        let interval =
+            if self.is_silent(sent_at) { self.config.heartbeat_interval() } else { self.config.election_interval };
         let stale_after = self.config.stale_after();
         if let State::Following { seen, next_at } = &mut self.state {
             *next_at = sent_at + interval;

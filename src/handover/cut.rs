@@ -88,7 +88,10 @@ mod tests {
         assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
         cut.learn(&unknown.series, &HashMap::from([(1, 10)]));
         assert_eq!(cut.apply(&mut rows), 1);
-        assert_eq!(rows.iter().map(|row| (row.series_id, row.time_ms)).collect::<Vec<_>>(), [(1, 20), (2, 15), (3, 101)]);
+        assert_eq!(
+            rows.iter().map(|row| (row.series_id, row.time_ms)).collect::<Vec<_>>(),
+            [(1, 20), (2, 15), (3, 101)]
+        );
         assert_eq!(cut.unknown(&rows), None, "looked up once");
     }
 

@@ -38,9 +38,14 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Box<Answer>> {
 }
 
 /// Reads and decompresses a body within `timeout`.
-pub(super) async fn receive(request: Request<Incoming>, budget: &Arc<Semaphore>, timeout: Duration) -> Result<Received, Box<Answer>> {
+pub(super) async fn receive(
+    request: Request<Incoming>,
+    budget: &Arc<Semaphore>,
+    timeout: Duration,
+) -> Result<Received, Box<Answer>> {
     let body = request.into_body();
-    let declared = body.size_hint().exact().map_or(BODY_BYTES_MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let declared =
+        body.size_hint().exact().map_or(BODY_BYTES_MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     if declared > BODY_BYTES_MAX {
         return Err(Box::new(too_large()));
     }

@@ -127,7 +127,12 @@ async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metr
 
 /// One frame a series, sent while the database still delivers. The status is decided by the first series: later errors
 /// can only cut the connection.
-async fn streamed(service: &Arc<Service>, reading: Reading, queries: Vec<Query>, permit: OwnedSemaphorePermit) -> Result<Answer, Failure> {
+async fn streamed(
+    service: &Arc<Service>,
+    reading: Reading,
+    queries: Vec<Query>,
+    permit: OwnedSemaphorePermit,
+) -> Result<Answer, Failure> {
     let (pieces, mut receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(PIECES_MAX);
     let metrics = Arc::clone(&service.metrics);
     service.tracker.spawn(async move {
@@ -165,7 +170,12 @@ async fn streamed(service: &Arc<Service>, reading: Reading, queries: Vec<Query>,
     Ok(answer)
 }
 
-async fn stream(reading: &Reading, queries: &[Query], pieces: &mpsc::Sender<Result<Bytes, std::io::Error>>, metrics: &Metrics) -> Result<(), Failure> {
+async fn stream(
+    reading: &Reading,
+    queries: &[Query],
+    pieces: &mpsc::Sender<Result<Bytes, std::io::Error>>,
+    metrics: &Metrics,
+) -> Result<(), Failure> {
     let mut out = BytesMut::new();
     for (index, query) in queries.iter().enumerate() {
         let mut walk = Walk::begin(reading, query).await?;
@@ -262,9 +272,10 @@ impl From<Error> for Failure {
 
 fn failed(failure: &Failure) -> Answer {
     match failure {
-        Failure::SampleLimit(limit) => {
-            text(StatusCode::BAD_REQUEST, format!("exceeded sample limit ({limit}): narrow the query, or raise -read-sample-limit"))
-        }
+        Failure::SampleLimit(limit) => text(
+            StatusCode::BAD_REQUEST,
+            format!("exceeded sample limit ({limit}): narrow the query, or raise -read-sample-limit"),
+        ),
         Failure::Database(Error::Unfit(why)) => text(StatusCode::BAD_REQUEST, why.clone()),
         Failure::Database(error) => {
             log::warn!("a read failed: {error}");

@@ -68,7 +68,8 @@ pub(super) fn page(service: &Service) -> String {
     let ready = not_ready(service).map_or("yes".to_owned(), |why| format!("no: {}", escape(&why)));
     let heard = service.heard.read();
     let last = heard.last().map_or("none yet".to_owned(), |last| format!("{:.1} s ago", last.elapsed().as_secs_f64()));
-    let timeout = heard.timeout().map_or("never resigns".to_owned(), |timeout| format!("{:.1} s", timeout.as_secs_f64()));
+    let timeout =
+        heard.timeout().map_or("never resigns".to_owned(), |timeout| format!("{:.1} s", timeout.as_secs_f64()));
     let telemetry = escape(&service.config.telemetry_path);
     format!(
         "<!DOCTYPE html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\

@@ -94,7 +94,11 @@ fn answer_to(taken: &Taken) -> Answer {
 fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Message::V1) };
     let shown = String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let unsupported = || format!("the Content-Type {shown:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest");
+    let unsupported = || {
+        format!(
+            "the Content-Type {shown:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest"
+        )
+    };
     let mut parts = shown.split(';').map(str::trim);
     if !parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/x-protobuf")) {
         return Err(unsupported());

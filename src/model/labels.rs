@@ -69,36 +69,23 @@ impl Labels {
     ) -> Result<Self, LabelsError> {
         let mut raw: Vec<_> = pairs.into_iter().collect();
         raw.sort_unstable_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
-        if let Some(twice) = raw
-            .windows(2)
-            .find(|two| two[0].0.as_ref() == two[1].0.as_ref())
-        {
+        if let Some(twice) = raw.windows(2).find(|two| two[0].0.as_ref() == two[1].0.as_ref()) {
             return Err(LabelsError::Duplicate(shown(twice[0].0.as_ref())));
         }
         let mut labels = Vec::with_capacity(raw.len());
         for (name, value) in &raw {
             let (name, value) = check_label(name.as_ref(), value.as_ref())?;
             if !value.is_empty() && !dropped.iter().any(|dropped| dropped == name) {
-                labels.push(Label {
-                    name: name.to_owned(),
-                    value: value.to_owned(),
-                });
+                labels.push(Label { name: name.to_owned(), value: value.to_owned() });
             }
         }
         let labels = Self(labels);
-        if labels.metric_name().is_empty() {
-            Err(LabelsError::NoMetricName)
-        } else {
-            Ok(labels)
-        }
+        if labels.metric_name().is_empty() { Err(LabelsError::NoMetricName) } else { Ok(labels) }
     }
 
     /// Makes the label set of a series that was stored, whose labels [`Labels::new`] has seen.
     pub fn from_stored(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut labels: Vec<Label> = pairs
-            .into_iter()
-            .map(|(name, value)| Label { name, value })
-            .collect();
+        let mut labels: Vec<Label> = pairs.into_iter().map(|(name, value)| Label { name, value }).collect();
         labels.sort_unstable();
         Self(labels)
     }
@@ -110,10 +97,7 @@ impl Labels {
 
     /// The value of a label, or "" without it: to Prometheus the two are the same.
     pub fn get(&self, name: &str) -> &str {
-        match self
-            .0
-            .binary_search_by(|label| label.name.as_str().cmp(name))
-        {
+        match self.0.binary_search_by(|label| label.name.as_str().cmp(name)) {
             Ok(at) => &self.0[at].value,
             Err(_) => "",
         }

@@ -68,18 +68,8 @@ impl Matcher {
             Op::Regex | Op::NotRegex => anchored(&value).map(Some),
         };
         match regex {
-            Ok(regex) => Ok(Self {
-                op,
-                name,
-                value,
-                regex,
-            }),
-            Err(source) => Err(MatcherError {
-                name,
-                op: op.as_str(),
-                value,
-                source,
-            }),
+            Ok(regex) => Ok(Self { op, name, value, regex }),
+            Err(source) => Err(MatcherError { name, op: op.as_str(), value, source }),
         }
     }
 
@@ -121,9 +111,7 @@ impl Matcher {
 /// Compiles an expression that must match a whole value, in which `.` matches a newline too.
 /// The group keeps `a|b` together, and the expression's own flags inside.
 fn anchored(expression: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(&format!("^(?s:{expression})$"))
-        .size_limit(REGEX_BYTES_MAX)
-        .build()
+    RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(REGEX_BYTES_MAX).build()
 }
 
 #[cfg(test)]
@@ -136,16 +124,10 @@ mod tests {
     fn check(op: Op, value: &str, matching: &[&str], others: &[&str]) {
         let matcher = Matcher::new(op, "l".into(), value.into()).unwrap();
         for label in matching {
-            assert!(
-                matcher.matches_value(label),
-                "{value:?} should match {label:?}"
-            );
+            assert!(matcher.matches_value(label), "{value:?} should match {label:?}");
         }
         for label in others {
-            assert!(
-                !matcher.matches_value(label),
-                "{value:?} should not match {label:?}"
-            );
+            assert!(!matcher.matches_value(label), "{value:?} should not match {label:?}");
         }
         assert_eq!(matcher.matches_empty(), matching.contains(&""));
     }
@@ -181,11 +163,7 @@ mod tests {
     #[test]
     fn an_absent_label_is_the_empty_string() {
         let labels = Labels::from_stored([("__name__".to_owned(), "up".to_owned())]);
-        let matches = |op, value: &str| {
-            Matcher::new(op, "nope".into(), value.into())
-                .unwrap()
-                .matches(&labels)
-        };
+        let matches = |op, value: &str| Matcher::new(op, "nope".into(), value.into()).unwrap().matches(&labels);
         assert!(matches(Op::Equal, ""));
         assert!(matches(Op::NotEqual, "v"));
         assert!(matches(Op::Regex, ".*"));
@@ -197,17 +175,8 @@ mod tests {
     #[test]
     fn a_bad_expression_is_named() {
         let error = Matcher::new(Op::NotRegex, "job".into(), "a(".into()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            r#"the matcher "job"!~"a(" has no valid regular expression"#
-        );
-        assert!(
-            error
-                .source()
-                .unwrap()
-                .to_string()
-                .contains("unclosed group")
-        );
+        assert_eq!(error.to_string(), r#"the matcher "job"!~"a(" has no valid regular expression"#);
+        assert!(error.source().unwrap().to_string().contains("unclosed group"));
         assert!(Matcher::new(Op::Equal, "job".into(), "a(".into()).is_ok());
     }
 

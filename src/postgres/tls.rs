@@ -9,9 +9,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::{self, PemObject};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -33,9 +31,7 @@ pub enum TlsError {
     #[error("{} holds no usable root certificate", .0.display())]
     Empty(PathBuf),
     /// This machine trusts nobody.
-    #[error(
-        "this machine has no root certificates: install ca-certificates or set -pg-ssl-root-cert"
-    )]
+    #[error("this machine has no root certificates: install ca-certificates or set -pg-ssl-root-cert")]
     NoSystemRoots,
     /// rustls refused the configuration.
     #[error("cannot set up TLS")]
@@ -60,9 +56,7 @@ pub fn sslmode(mode: SslMode) -> tokio_postgres::config::SslMode {
     match mode {
         SslMode::Disable => tokio_postgres::config::SslMode::Disable,
         SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
-            tokio_postgres::config::SslMode::Require
-        }
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
     }
 }
 
@@ -101,12 +95,7 @@ impl ServerCertVerifier for Lenient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -115,34 +104,23 @@ impl ServerCertVerifier for Lenient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
 fn client_config(mode: SslMode, root_cert: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match (mode, root_cert) {
-        (SslMode::Disable | SslMode::Prefer, _) | (SslMode::Require, None) => Arc::new(Lenient {
-            provider: provider.clone(),
-            chain: None,
-        }),
+        (SslMode::Disable | SslMode::Prefer, _) | (SslMode::Require, None) => {
+            Arc::new(Lenient { provider: provider.clone(), chain: None })
+        }
         (SslMode::Require | SslMode::VerifyCa, root_cert) => {
             let chain = Some(strict(&provider, root_cert)?);
-            Arc::new(Lenient {
-                provider: provider.clone(),
-                chain,
-            })
+            Arc::new(Lenient { provider: provider.clone(), chain })
         }
         (SslMode::VerifyFull, root_cert) => strict(&provider, root_cert)?,
     };
@@ -155,10 +133,7 @@ fn client_config(mode: SslMode, root_cert: Option<&Path>) -> Result<ClientConfig
 }
 
 /// rustls's own verifier: chain, dates and name.
-fn strict(
-    provider: &Arc<CryptoProvider>,
-    root_cert: Option<&Path>,
-) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+fn strict(provider: &Arc<CryptoProvider>, root_cert: Option<&Path>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     let roots = match root_cert {
         Some(path) => roots_from(path)?,
         None => system_roots()?,
@@ -169,30 +144,19 @@ fn strict(
 }
 
 fn roots_from(path: &Path) -> Result<RootCertStore, TlsError> {
-    let unreadable = |source| TlsError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
+    let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
         roots.add(certificate.map_err(unreadable)?)?;
     }
-    if roots.is_empty() {
-        Err(TlsError::Empty(path.to_owned()))
-    } else {
-        Ok(roots)
-    }
+    if roots.is_empty() { Err(TlsError::Empty(path.to_owned())) } else { Ok(roots) }
 }
 
 fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     // A few unreadable ones among the system's hundred are no reason to refuse the rest.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        Err(TlsError::NoSystemRoots)
-    } else {
-        Ok(roots)
-    }
+    if roots.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(roots) }
 }
 
 #[cfg(test)]

@@ -72,7 +72,13 @@ struct Job {
 impl Ingest {
     /// `writers` writers, to be run, and what feeds them. `timeout` bounds one transaction.
     #[must_use]
-    pub fn new(connector: &Connector, names: &Arc<Names>, metrics: &Arc<Metrics>, writers: usize, timeout: Duration) -> (Self, Vec<Writer>) {
+    pub fn new(
+        connector: &Connector,
+        names: &Arc<Names>,
+        metrics: &Arc<Metrics>,
+        writers: usize,
+        timeout: Duration,
+    ) -> (Self, Vec<Writer>) {
         let (queue, receiver) = mpsc::channel(TRANSACTION_REQUESTS_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
         let writers = (0..writers)
@@ -196,9 +202,9 @@ impl Writer {
         let started = Instant::now();
         let client = session.client();
         let begin = begin(&self.names, batches[0].fence, self.timeout);
-        let claim = self.names.fill(
-            "INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key",
-        );
+        let claim = self
+            .names
+            .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
         let copy = self.names.fill("COPY {samples} (\"time\", series_id, value) FROM STDIN BINARY");
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
         let mut keys: Vec<Uuid> = batches.iter().map(|batch| batch.key).collect();

@@ -52,7 +52,12 @@ impl Reading {
     /// # Errors
     ///
     /// What the server said, or that there is no connection.
-    pub async fn begin(pool: &Pool, names: &Names, connector: &Connector, tracker: &TaskTracker) -> Result<Self, Error> {
+    pub async fn begin(
+        pool: &Pool,
+        names: &Names,
+        connector: &Connector,
+        tracker: &TaskTracker,
+    ) -> Result<Self, Error> {
         let connection = Pooled::take(pool).await?;
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {}",
@@ -85,7 +90,9 @@ impl Reading {
             let labels = from_json(row.try_get(1)?, row.try_get(2)?)?;
             if matchers.iter().all(|matcher| matcher.matches(&labels)) {
                 if series.len() == SERIES_MAX {
-                    return Err(Error::Unfit(format!("the query selects more than {SERIES_MAX} series: narrow its matchers")));
+                    return Err(Error::Unfit(format!(
+                        "the query selects more than {SERIES_MAX} series: narrow its matchers"
+                    )));
                 }
                 series.push((labels, row.try_get(0)?));
             }

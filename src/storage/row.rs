@@ -56,7 +56,10 @@ pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>, count: usize) -> Byt
     let mut out = BytesMut::with_capacity(HEADER.len() + count * ROW_BYTES + 2);
     out.put_slice(HEADER);
     for row in rows {
-        let mut field = [0, 3, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut field = [
+            0, 3, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0,
+            0, 0,
+        ];
         field[6..14].copy_from_slice(&to_postgres_us(row.time_ms).to_be_bytes());
         field[18..26].copy_from_slice(&row.series_id.to_be_bytes());
         field[30..38].copy_from_slice(&row.value.to_bits().to_be_bytes());

@@ -94,10 +94,7 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
 /// What the server said.
 pub async fn version(client: &Client, names: &Names) -> Result<Option<i32>, Error> {
     let exists = client
-        .query_typed_one(
-            "SELECT to_regclass($1) IS NOT NULL",
-            &[(&names.fill("{schema_version}"), Type::TEXT)],
-        )
+        .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&names.fill("{schema_version}"), Type::TEXT)])
         .await?;
     if !exists.try_get::<_, bool>(0)? {
         return Ok(None);

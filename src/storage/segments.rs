@@ -101,7 +101,14 @@ impl Known {
 /// # Errors
 ///
 /// What the server said.
-pub async fn ensure(client: &Client, names: &Names, known: &Known, time_ms: i64, now_ms: i64, interval: Duration) -> Result<(), Error> {
+pub async fn ensure(
+    client: &Client,
+    names: &Names,
+    known: &Known,
+    time_ms: i64,
+    now_ms: i64,
+    interval: Duration,
+) -> Result<(), Error> {
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'").await?;
     let made = ensure_locked(client, names, time_ms, now_ms, interval).await;
     match made {
@@ -118,7 +125,13 @@ pub async fn ensure(client: &Client, names: &Names, known: &Known, time_ms: i64,
     }
 }
 
-async fn ensure_locked(client: &Client, names: &Names, time_ms: i64, now_ms: i64, interval: Duration) -> Result<Vec<Span>, Error> {
+async fn ensure_locked(
+    client: &Client,
+    names: &Names,
+    time_ms: i64,
+    now_ms: i64,
+    interval: Duration,
+) -> Result<Vec<Span>, Error> {
     client.batch_execute(&names.fill("LOCK TABLE {segments} IN SHARE ROW EXCLUSIVE MODE")).await?;
     let mut spans = list(client, names).await?;
     if spans.is_empty() {
@@ -139,7 +152,11 @@ async fn ensure_locked(client: &Client, names: &Names, time_ms: i64, now_ms: i64
 
 /// Attaching takes no lock that a reader of the other segments would wait for, as CREATE TABLE … PARTITION OF would.
 async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
-    let suffix = if span.lower_ms == i64::MIN { "_samples_before".to_owned() } else { format!("_samples_{}", span.lower_ms / 1000) };
+    let suffix = if span.lower_ms == i64::MIN {
+        "_samples_before".to_owned()
+    } else {
+        format!("_samples_{}", span.lower_ms / 1000)
+    };
     let relation = names.relation(&suffix);
     let (lower, upper) = (bound(span.lower_ms), bound(span.upper_ms));
     let table = format!("{}.{}", names.schema(), identifier(&relation));

@@ -124,7 +124,11 @@ impl Cache {
 /// # Errors
 ///
 /// What the server said.
-pub async fn resolve(client: &Client, names: &Names, wanted: &HashMap<Uuid, Labels>) -> Result<(HashMap<Uuid, i64>, u64), Error> {
+pub async fn resolve(
+    client: &Client,
+    names: &Names,
+    wanted: &HashMap<Uuid, Labels>,
+) -> Result<(HashMap<Uuid, i64>, u64), Error> {
     let mut known = HashMap::with_capacity(wanted.len());
     look_up(client, names, wanted, &mut known).await?;
     let mut missing: Vec<_> = wanted.iter().filter(|(key, _)| !known.contains_key(*key)).collect();
@@ -156,7 +160,12 @@ pub async fn resolve(client: &Client, names: &Names, wanted: &HashMap<Uuid, Labe
     Ok((known, rows.len() as u64))
 }
 
-async fn look_up(client: &Client, names: &Names, wanted: &HashMap<Uuid, Labels>, known: &mut HashMap<Uuid, i64>) -> Result<(), Error> {
+async fn look_up(
+    client: &Client,
+    names: &Names,
+    wanted: &HashMap<Uuid, Labels>,
+    known: &mut HashMap<Uuid, i64>,
+) -> Result<(), Error> {
     let keys: Vec<Uuid> = wanted.keys().filter(|key| !known.contains_key(*key)).copied().collect();
     let statement = names.fill("SELECT key, id FROM {series} WHERE key = ANY($1)");
     for row in client.query_typed(&statement, &[(&keys, Type::UUID_ARRAY)]).await? {

@@ -30,15 +30,16 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
          LEFT JOIN pg_inherits i ON i.inhrelid = c.oid \
          WHERE lower IS NOT NULL AND upper <= now() - make_interval(secs => $1) ORDER BY upper",
     );
-    let rows =
-        client.query_typed(&statement, &[(&seconds, Type::FLOAT8), (&names.schema(), Type::TEXT)]).await?;
+    let rows = client.query_typed(&statement, &[(&seconds, Type::FLOAT8), (&names.schema(), Type::TEXT)]).await?;
     let mut dropped = Vec::new();
     for row in rows {
         let relation: String = row.try_get(0)?;
         let (exists, pending, attached): (bool, bool, bool) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         let table = format!("{}.{}", names.schema(), identifier(&relation));
         if pending {
-            client.batch_execute(&names.fill(&format!("ALTER TABLE {{samples}} DETACH PARTITION {table} FINALIZE"))).await?;
+            client
+                .batch_execute(&names.fill(&format!("ALTER TABLE {{samples}} DETACH PARTITION {table} FINALIZE")))
+                .await?;
         } else if attached {
             let detach = format!("ALTER TABLE {{samples}} DETACH PARTITION {table} CONCURRENTLY");
             client.batch_execute(&names.fill(&detach)).await?;
@@ -79,9 +80,7 @@ pub async fn index_full(client: &Client, names: &Names) -> Result<Vec<String>, E
         let table = format!("{}.{}", names.schema(), identifier(&relation));
         let name = identifier(&format!("{relation}_series"));
         client.batch_execute(&format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", names.schema())).await?;
-        client
-            .batch_execute(&format!("CREATE INDEX CONCURRENTLY {name} ON {table} (series_id, \"time\")"))
-            .await?;
+        client.batch_execute(&format!("CREATE INDEX CONCURRENTLY {name} ON {table} (series_id, \"time\")")).await?;
         let statement = names.fill("UPDATE {segments} SET indexed = true WHERE relation = $1");
         client.execute_typed(&statement, &[(&relation, Type::TEXT)]).await?;
         indexed.push(relation);

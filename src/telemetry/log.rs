@@ -39,26 +39,14 @@ pub fn init(config: &Config) -> Result<(), SetLoggerError> {
         .filter_module(env!("CARGO_CRATE_NAME"), config.level)
         .format(move |out, record| {
             let target = targets.then(|| record.target());
-            let line = line(
-                format,
-                SystemTime::now(),
-                record.level(),
-                target,
-                &record.args().to_string(),
-            );
+            let line = line(format, SystemTime::now(), record.level(), target, &record.args().to_string());
             writeln!(out, "{line}")
         })
         .try_init()
 }
 
 /// One event without the line's end. A message of several lines stays one line.
-fn line(
-    format: Format,
-    time: SystemTime,
-    level: Level,
-    target: Option<&str>,
-    message: &str,
-) -> String {
+fn line(format: Format, time: SystemTime, level: Level, target: Option<&str>, message: &str) -> String {
     // A clock before 1970 is shown as 1970: better a line with a wrong time than none.
     let time = rfc3339(time.duration_since(UNIX_EPOCH).unwrap_or_default());
     // serde_json escapes controls, quotes and backslashes, which is all that logfmt's quoted values need too.
@@ -71,35 +59,24 @@ fn line(
         }
         (Format::Json, None) => format!(r#"{{"time":"{time}","level":"{level}","msg":{message}}}"#),
         (Format::Json, Some(target)) => {
-            format!(
-                r#"{{"time":"{time}","level":"{level}","target":{},"msg":{message}}}"#,
-                quote(target)
-            )
+            format!(r#"{{"time":"{time}","level":"{level}","target":{},"msg":{message}}}"#, quote(target))
         }
     }
 }
 
 /// Time since 1970 as UTC with milliseconds.
 fn rfc3339(since_epoch: Duration) -> String {
-    let (days, second) = (
-        since_epoch.as_secs() / 86_400,
-        since_epoch.as_secs() % 86_400,
-    );
+    let (days, second) = (since_epoch.as_secs() / 86_400, since_epoch.as_secs() % 86_400);
     // Counted from 0000-03-01, so that the day a leap year adds is the last of its year; an era is 400 years, after
     // which the calendar repeats. Within a year the months from March on have 31, 30, 31, 30, 31 days, twice, and so
     // on: 153 days every five.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
     let millis = since_epoch.subsec_millis();
@@ -118,12 +95,7 @@ mod tests {
 
     #[test]
     fn logfmt() {
-        check(
-            Format::Logfmt,
-            None,
-            "became leader",
-            r#"time=2026-01-02T03:04:05.678Z level=INFO msg="became leader""#,
-        );
+        check(Format::Logfmt, None, "became leader", r#"time=2026-01-02T03:04:05.678Z level=INFO msg="became leader""#);
         check(
             Format::Logfmt,
             Some("a::b"),
@@ -134,19 +106,8 @@ mod tests {
 
     #[test]
     fn json() {
-        check(
-            Format::Json,
-            None,
-            "a\tb",
-            r#"{"time":"2026-01-02T03:04:05.678Z","level":"INFO","msg":"a\tb"}"#,
-        );
-        let line = line(
-            Format::Json,
-            UNIX_EPOCH,
-            Level::Warn,
-            Some("a\"b"),
-            "two\nlines",
-        );
+        check(Format::Json, None, "a\tb", r#"{"time":"2026-01-02T03:04:05.678Z","level":"INFO","msg":"a\tb"}"#);
+        let line = line(Format::Json, UNIX_EPOCH, Level::Warn, Some("a\"b"), "two\nlines");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["msg"], "two\nlines");
         assert_eq!(value["target"], "a\"b");
@@ -175,10 +136,7 @@ mod tests {
         for day in 0..150_000 {
             let text = rfc3339(Duration::from_secs(day * 86_400));
             let (year, month, date) = expected;
-            assert_eq!(
-                text,
-                format!("{year:04}-{month:02}-{date:02}T00:00:00.000Z")
-            );
+            assert_eq!(text, format!("{year:04}-{month:02}-{date:02}T00:00:00.000Z"));
             let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
             let length = match month {
                 2 => 28 + i32::from(leap),

@@ -4,8 +4,8 @@
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// The media type of [`Metrics::render`]'s text.
@@ -18,15 +18,11 @@ pub const ROLES: [&str; 5] = ["unknown", "standby", "taking_over", "leader", "re
 const PREFIX: &str = "prometheus_postgresql_adapter";
 
 /// From half a millisecond, a commit on a fast disk, to twice the default `-adapter-send-timeout`.
-const SECONDS: &[f64] = &[
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-    60.0,
-];
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Samples a transaction: from a lone request of one sample to many requests of 10,000.
-const SAMPLES: &[f64] = &[
-    1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5,
-];
+const SAMPLES: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5];
 
 /// All metrics of one adapter. Clones share the same numbers.
 #[derive(Clone, Debug)]
@@ -97,12 +93,7 @@ impl Metrics {
         let r = &registry;
         expect(r.register(Box::new(ProcessCollector::for_self())));
         let metrics = Metrics {
-            role: gauges(
-                r,
-                "role",
-                "The state of this adapter in its group: 1 for the current one.",
-                "role",
-            ),
+            role: gauges(r, "role", "The state of this adapter in its group: 1 for the current one.", "role"),
             leader: gauge(r, "leader", "1 if this adapter leads its group, else 0."),
             term: gauge(r, "term", "The last term this adapter led or saw."),
             transitions_total: counters(
@@ -116,21 +107,9 @@ impl Metrics {
                 "lock_check_age_seconds",
                 "Time since the last successful check of the lock session.",
             ),
-            samples_received_total: counter(
-                r,
-                "samples_received_total",
-                "Samples received in write requests.",
-            ),
-            samples_stored_total: counter(
-                r,
-                "samples_stored_total",
-                "Samples committed to the database.",
-            ),
-            samples_standby_total: counter(
-                r,
-                "samples_standby_total",
-                "Samples acknowledged as standby.",
-            ),
+            samples_received_total: counter(r, "samples_received_total", "Samples received in write requests."),
+            samples_stored_total: counter(r, "samples_stored_total", "Samples committed to the database."),
+            samples_standby_total: counter(r, "samples_standby_total", "Samples acknowledged as standby."),
             samples_duplicate_total: counters(
                 r,
                 "samples_duplicate_total",
@@ -143,21 +122,13 @@ impl Metrics {
                 "Samples that can never be stored, by reason.",
                 &["reason"],
             ),
-            exemplars_ignored_total: counter(
-                r,
-                "exemplars_ignored_total",
-                "Exemplars received, which are not stored.",
-            ),
+            exemplars_ignored_total: counter(r, "exemplars_ignored_total", "Exemplars received, which are not stored."),
             histograms_rejected_total: counter(
                 r,
                 "histograms_rejected_total",
                 "Native histograms received, which are not stored.",
             ),
-            metadata_received_total: counter(
-                r,
-                "metadata_received_total",
-                "Metadata entries received.",
-            ),
+            metadata_received_total: counter(r, "metadata_received_total", "Metadata entries received."),
             write_requests_total: counters(
                 r,
                 "write_requests_total",
@@ -188,12 +159,7 @@ impl Metrics {
                 SECONDS,
             ),
             read_samples_total: counter(r, "read_samples_total", "Samples returned to readers."),
-            batch_samples: histogram(
-                r,
-                "batch_samples",
-                "Samples in one write transaction.",
-                SAMPLES,
-            ),
+            batch_samples: histogram(r, "batch_samples", "Samples in one write transaction.", SAMPLES),
             transaction_duration_seconds: histogram(
                 r,
                 "transaction_duration_seconds",
@@ -213,11 +179,7 @@ impl Metrics {
                 &["class"],
             ),
             series_cached: gauge(r, "series_cached", "Series in the cache of ids."),
-            series_created_total: counter(
-                r,
-                "series_created_total",
-                "Series this adapter added to the database.",
-            ),
+            series_created_total: counter(r, "series_created_total", "Series this adapter added to the database."),
             segments: gauge(r, "segments", "Segments of hot samples in the database."),
             registry: registry.clone(),
         };
@@ -227,13 +189,7 @@ impl Metrics {
         );
         let build = register(r, expect(build));
         let revision = option_env!("GIT_REVISION").unwrap_or("unknown");
-        build
-            .with_label_values(&[
-                env!("CARGO_PKG_VERSION"),
-                revision,
-                env!("CARGO_PKG_RUST_VERSION"),
-            ])
-            .set(1);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, env!("CARGO_PKG_RUST_VERSION")]).set(1);
         metrics.set_role("unknown");
         metrics
     }
@@ -242,9 +198,7 @@ impl Metrics {
     pub fn set_role(&self, role: &str) {
         debug_assert!(ROLES.contains(&role), "{role} is no role");
         for known in ROLES {
-            self.role
-                .with_label_values(&[known])
-                .set(i64::from(known == role));
+            self.role.with_label_values(&[known]).set(i64::from(known == role));
         }
         self.leader.set(i64::from(role == "leader"));
     }
@@ -252,9 +206,7 @@ impl Metrics {
     /// Counts an error of the database by the first two characters of its SQLSTATE; `None` is a connection that
     /// failed or broke.
     pub fn postgres_error(&self, sqlstate: Option<&str>) {
-        let class = sqlstate
-            .and_then(|code| code.get(..2))
-            .unwrap_or("connection");
+        let class = sqlstate.and_then(|code| code.get(..2)).unwrap_or("connection");
         self.postgres_errors_total.with_label_values(&[class]).inc();
     }
 
@@ -292,10 +244,7 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(
-        registry,
-        expect(IntCounterVec::new(opts(name, help), labels)),
-    )
+    register(registry, expect(IntCounterVec::new(opts(name, help), labels)))
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
@@ -307,10 +256,7 @@ fn seconds(registry: &Registry, name: &str, help: &str) -> Gauge {
 }
 
 fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
-    register(
-        registry,
-        expect(IntGaugeVec::new(opts(name, help), &[label])),
-    )
+    register(registry, expect(IntGaugeVec::new(opts(name, help), &[label])))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
@@ -328,26 +274,11 @@ mod tests {
     fn filled() -> Metrics {
         let metrics = Metrics::new();
         metrics.set_role("leader");
-        metrics
-            .transitions_total
-            .with_label_values(&["leader", "lock_obtained"])
-            .inc();
-        metrics
-            .samples_duplicate_total
-            .with_label_values(&["retry"])
-            .inc_by(2);
-        metrics
-            .samples_rejected_total
-            .with_label_values(&["quote \" backslash \\ line\n"])
-            .inc();
-        metrics
-            .write_requests_total
-            .with_label_values(&["204"])
-            .inc();
-        metrics
-            .read_requests_total
-            .with_label_values(&["200"])
-            .inc();
+        metrics.transitions_total.with_label_values(&["leader", "lock_obtained"]).inc();
+        metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(2);
+        metrics.samples_rejected_total.with_label_values(&["quote \" backslash \\ line\n"]).inc();
+        metrics.write_requests_total.with_label_values(&["204"]).inc();
+        metrics.read_requests_total.with_label_values(&["200"]).inc();
         metrics.commit_duration_seconds.observe(0.003);
         metrics.postgres_error(Some("40001"));
         metrics.postgres_error(None);
@@ -366,18 +297,9 @@ mod tests {
             let _ = writeln!(std::io::stderr(), "skipped: promtool is not installed");
             return;
         };
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(filled().render().as_bytes())
-            .unwrap();
+        child.stdin.take().unwrap().write_all(filled().render().as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && said.is_empty(), "{said}");
     }
 
@@ -385,26 +307,15 @@ mod tests {
     fn every_name_has_the_prefix() {
         let text = filled().render();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
-            assert!(
-                line.starts_with(&format!("{PREFIX}_")) || line.starts_with("process_"),
-                "{line}"
-            );
+            assert!(line.starts_with(&format!("{PREFIX}_")) || line.starts_with("process_"), "{line}");
         }
         assert!(text.contains("process_resident_memory_bytes "), "{text}");
+        assert!(text.contains("prometheus_postgresql_adapter_postgres_errors_total{class=\"40\"} 1\n"), "{text}");
         assert!(
-            text.contains("prometheus_postgresql_adapter_postgres_errors_total{class=\"40\"} 1\n"),
+            text.contains("prometheus_postgresql_adapter_postgres_errors_total{class=\"connection\"} 1\n"),
             "{text}"
         );
-        assert!(
-            text.contains(
-                "prometheus_postgresql_adapter_postgres_errors_total{class=\"connection\"} 1\n"
-            ),
-            "{text}"
-        );
-        assert!(
-            text.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")),
-            "{text}"
-        );
+        assert!(text.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")), "{text}");
     }
 
     #[test]
@@ -413,10 +324,7 @@ mod tests {
         for role in ROLES {
             metrics.set_role(role);
             let text = metrics.render();
-            let current: Vec<_> = text
-                .lines()
-                .filter(|line| line.contains("_role{") && line.ends_with(" 1"))
-                .collect();
+            let current: Vec<_> = text.lines().filter(|line| line.contains("_role{") && line.ends_with(" 1")).collect();
             assert_eq!(current, [format!("{PREFIX}_role{{role=\"{role}\"}} 1")]);
             assert_eq!(metrics.leader.get(), i64::from(role == "leader"));
         }
@@ -427,12 +335,6 @@ mod tests {
         let (one, other) = (Metrics::new(), Metrics::new());
         one.samples_stored_total.inc();
         one.clone().samples_stored_total.inc();
-        assert_eq!(
-            (
-                one.samples_stored_total.get(),
-                other.samples_stored_total.get()
-            ),
-            (2, 0)
-        );
+        assert_eq!((one.samples_stored_total.get(), other.samples_stored_total.get()), (2, 0));
     }
 }

@@ -48,11 +48,7 @@ pub fn read_frame<'a>(stream: &mut &'a [u8], max: usize) -> Result<Option<&'a [u
     let checksum = stream.try_get_u32().map_err(|_| FrameError::Truncated)?;
     let (payload, rest) = stream.split_at_checked(len).ok_or(FrameError::Truncated)?;
     *stream = rest;
-    if crc32c::crc32c(payload) == checksum {
-        Ok(Some(payload))
-    } else {
-        Err(FrameError::Checksum)
-    }
+    if crc32c::crc32c(payload) == checksum { Ok(Some(payload)) } else { Err(FrameError::Checksum) }
 }
 
 #[cfg(test)]
@@ -77,22 +73,14 @@ mod tests {
 
     #[test]
     fn a_bad_frame_is_an_error() {
-        let read = |mut stream: &[u8]| {
-            read_frame(&mut stream, 9).map(|payload| payload.map(<[u8]>::to_vec))
-        };
+        let read = |mut stream: &[u8]| read_frame(&mut stream, 9).map(|payload| payload.map(<[u8]>::to_vec));
         let frame = framed(b"123456789");
         assert_eq!(read(b""), Ok(None));
         assert_eq!(read(&frame), Ok(Some(b"123456789".to_vec())));
         for len in 1..frame.len() {
             assert_eq!(read(&frame[..len]), Err(FrameError::Truncated));
         }
-        assert_eq!(
-            read(&framed(&[0; 10])),
-            Err(FrameError::TooLarge {
-                declared: 10,
-                max: 9
-            })
-        );
+        assert_eq!(read(&framed(&[0; 10])), Err(FrameError::TooLarge { declared: 10, max: 9 }));
         for at in 1..frame.len() {
             let mut frame = frame.clone();
             frame[at] ^= 0x10;

@@ -50,19 +50,13 @@ pub(crate) struct Scanner<'a> {
 impl<'a> Scanner<'a> {
     /// Reads a whole message.
     pub(crate) fn new(message: &'a [u8]) -> Self {
-        Self {
-            rest: message,
-            end: message.len(),
-        }
+        Self { rest: message, end: message.len() }
     }
 
     /// Reads a message inside another: the payload of the field that the scanner of the outer one has just read.
     #[inline]
     pub(crate) fn nested(&self, message: &'a [u8]) -> Self {
-        Self {
-            rest: message,
-            end: self.offset(),
-        }
+        Self { rest: message, end: self.offset() }
     }
 
     /// Where the next field begins.
@@ -82,10 +76,7 @@ impl<'a> Scanner<'a> {
         let number = match u32::try_from(tag) {
             Ok(tag) if tag >= 8 => tag >> 3,
             _ => {
-                return Err(DecodeError {
-                    offset,
-                    what: "field number out of range",
-                });
+                return Err(DecodeError { offset, what: "field number out of range" });
             }
         };
         let value = match tag & 7 {
@@ -100,23 +91,13 @@ impl<'a> Scanner<'a> {
                 Value::Fixed32
             }
             3 | 4 => {
-                return Err(DecodeError {
-                    offset,
-                    what: "group, which no message here has",
-                });
+                return Err(DecodeError { offset, what: "group, which no message here has" });
             }
             _ => {
-                return Err(DecodeError {
-                    offset,
-                    what: "unknown wire type",
-                });
+                return Err(DecodeError { offset, what: "unknown wire type" });
             }
         };
-        Ok(Some(Field {
-            number,
-            value,
-            offset,
-        }))
+        Ok(Some(Field { number, value, offset }))
     }
 
     #[inline]
@@ -128,10 +109,7 @@ impl<'a> Scanner<'a> {
     #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let Some((array, rest)) = self.rest.split_first_chunk() else {
-            return Err(DecodeError {
-                offset: self.offset(),
-                what: "truncated fixed-width value",
-            });
+            return Err(DecodeError { offset: self.offset(), what: "truncated fixed-width value" });
         };
         self.rest = rest;
         Ok(*array)
@@ -139,14 +117,9 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     fn take(&mut self, len: u64) -> Result<&'a [u8], DecodeError> {
-        let split = usize::try_from(len)
-            .ok()
-            .and_then(|len| self.rest.split_at_checked(len));
+        let split = usize::try_from(len).ok().and_then(|len| self.rest.split_at_checked(len));
         let Some((taken, rest)) = split else {
-            return Err(DecodeError {
-                offset: self.offset(),
-                what: "field longer than its message",
-            });
+            return Err(DecodeError { offset: self.offset(), what: "field longer than its message" });
         };
         self.rest = rest;
         Ok(taken)
@@ -182,9 +155,6 @@ impl<'a> Field<'a> {
     }
 
     fn wrong_type(&self) -> DecodeError {
-        DecodeError {
-            offset: self.offset,
-            what: "known field of the wrong wire type",
-        }
+        DecodeError { offset: self.offset, what: "known field of the wrong wire type" }
     }
 }

@@ -11,8 +11,8 @@ use crate::model::matcher::{Matcher, MatcherError, Op};
 use crate::model::sample::Sample;
 use crate::wire::frame;
 use crate::wire::read::messages::{
-    Chunk, ChunkEncoding, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, MatcherType,
-    Query, ReadRequest, ResponseType, TimeSeries,
+    Chunk, ChunkEncoding, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, MatcherType, Query, ReadRequest,
+    ResponseType, TimeSeries,
 };
 use crate::wire::xor;
 
@@ -62,9 +62,7 @@ pub fn negotiate(accepted: &[i32]) -> Option<ResponseType> {
     if accepted.is_empty() {
         return Some(ResponseType::Samples);
     }
-    accepted
-        .iter()
-        .find_map(|&kind| ResponseType::try_from(kind).ok())
+    accepted.iter().find_map(|&kind| ResponseType::try_from(kind).ok())
 }
 
 impl Query {
@@ -82,9 +80,7 @@ impl Query {
 
     /// Whether only the labels of series are asked for, and samples would be for nothing.
     pub fn wants_labels_only(&self) -> bool {
-        self.hints
-            .as_ref()
-            .is_some_and(|hints| hints.func == "series")
+        self.hints.as_ref().is_some_and(|hints| hints.func == "series")
     }
 }
 
@@ -96,10 +92,7 @@ impl LabelMatcher {
             Ok(MatcherType::Regex) => Op::Regex,
             Ok(MatcherType::NotRegex) => Op::NotRegex,
             Err(_) => {
-                return Err(QueryError::MatcherType {
-                    name: self.name.clone(),
-                    kind: self.kind,
-                });
+                return Err(QueryError::MatcherType { name: self.name.clone(), kind: self.kind });
             }
         };
         Ok(Matcher::new(op, self.name.clone(), self.value.clone())?)
@@ -108,14 +101,8 @@ impl LabelMatcher {
 
 /// One series of an answer with samples, which must be sorted by time.
 pub fn time_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> TimeSeries {
-    let sample = |sample: Sample| messages::Sample {
-        value: sample.value,
-        timestamp: sample.timestamp_ms,
-    };
-    TimeSeries {
-        labels: label_messages(labels),
-        samples: samples.into_iter().map(sample).collect(),
-    }
+    let sample = |sample: Sample| messages::Sample { value: sample.value, timestamp: sample.timestamp_ms };
+    TimeSeries { labels: label_messages(labels), samples: samples.into_iter().map(sample).collect() }
 }
 
 /// One series of a streamed answer with samples, which must be sorted by time.
@@ -125,10 +112,7 @@ pub fn chunked_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>
         encoder.push(sample);
     }
     encoder.cut_chunk();
-    ChunkedSeries {
-        labels: encoder.labels,
-        chunks: encoder.chunks,
-    }
+    ChunkedSeries { labels: encoder.labels, chunks: encoder.chunks }
 }
 
 /// Encodes one series of a streamed answer while its samples arrive, without ever holding them.
@@ -182,14 +166,8 @@ impl SeriesEncoder {
     pub fn write_frame(&mut self, out: &mut impl BufMut) {
         self.cut_chunk();
         self.chunk_bytes = 0;
-        let series = ChunkedSeries {
-            labels: self.labels.clone(),
-            chunks: std::mem::take(&mut self.chunks),
-        };
-        let response = ChunkedReadResponse {
-            chunked_series: vec![series],
-            query_index: self.query_index,
-        };
+        let series = ChunkedSeries { labels: self.labels.clone(), chunks: std::mem::take(&mut self.chunks) };
+        let response = ChunkedReadResponse { chunked_series: vec![series], query_index: self.query_index };
         frame::write_frame(&response.encode_to_vec(), out);
     }
 
@@ -200,23 +178,12 @@ impl SeriesEncoder {
         let data = std::mem::take(&mut self.encoder).finish();
         self.chunk_bytes += data.len();
         let encoding = ChunkEncoding::Xor.into();
-        self.chunks.push(Chunk {
-            min_time_ms: self.min_time_ms,
-            max_time_ms: self.max_time_ms,
-            encoding,
-            data,
-        });
+        self.chunks.push(Chunk { min_time_ms: self.min_time_ms, max_time_ms: self.max_time_ms, encoding, data });
     }
 }
 
 fn label_messages(labels: &Labels) -> Vec<Label> {
-    labels
-        .iter()
-        .map(|label| Label {
-            name: label.name.clone(),
-            value: label.value.clone(),
-        })
-        .collect()
+    labels.iter().map(|label| Label { name: label.name.clone(), value: label.value.clone() }).collect()
 }
 
 #[cfg(test)]

@@ -29,10 +29,7 @@ pub fn decompressed_len(body: &[u8]) -> Result<usize, Error> {
         return Err(Error::Corrupt(snap::Error::Empty));
     }
     snap::raw::decompress_len(body).map_err(|error| match error {
-        snap::Error::TooBig { given, max } => Error::TooLarge {
-            declared: clamp(given),
-            max: clamp(max),
-        },
+        snap::Error::TooBig { given, max } => Error::TooLarge { declared: clamp(given), max: clamp(max) },
         error => Error::Corrupt(error),
     })
 }
@@ -47,9 +44,7 @@ pub fn decompress(body: &[u8], max: usize) -> Result<Vec<u8>, Error> {
     if declared > max {
         return Err(Error::TooLarge { declared, max });
     }
-    snap::raw::Decoder::new()
-        .decompress_vec(body)
-        .map_err(Error::Corrupt)
+    snap::raw::Decoder::new().decompress_vec(body).map_err(Error::Corrupt)
 }
 
 /// Compresses bytes into one block.
@@ -60,10 +55,7 @@ pub fn decompress(body: &[u8], max: usize) -> Result<Vec<u8>, Error> {
 pub fn compress(bytes: &[u8]) -> Result<Vec<u8>, Error> {
     snap::raw::Encoder::new()
         .compress_vec(bytes)
-        .map_err(|_| Error::TooLarge {
-            declared: bytes.len(),
-            max: clamp(u64::from(u32::MAX)),
-        })
+        .map_err(|_| Error::TooLarge { declared: bytes.len(), max: clamp(u64::from(u32::MAX)) })
 }
 
 fn clamp(len: u64) -> usize {
@@ -80,13 +72,7 @@ mod tests {
     fn a_small_body_cannot_claim_much_memory() {
         let bomb = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00];
         assert_eq!(decompressed_len(&bomb), Ok(u32::MAX as usize));
-        assert_eq!(
-            decompress(&bomb, 32 << 20),
-            Err(Error::TooLarge {
-                declared: u32::MAX as usize,
-                max: 32 << 20
-            })
-        );
+        assert_eq!(decompress(&bomb, 32 << 20), Err(Error::TooLarge { declared: u32::MAX as usize, max: 32 << 20 }));
     }
 
     #[test]
@@ -94,28 +80,13 @@ mod tests {
         let body = compress(&[7; 100]).unwrap();
         assert_eq!(decompressed_len(&body), Ok(100));
         assert_eq!(decompress(&body, 100), Ok(vec![7; 100]));
-        assert_eq!(
-            decompress(&body, 99),
-            Err(Error::TooLarge {
-                declared: 100,
-                max: 99
-            })
-        );
+        assert_eq!(decompress(&body, 99), Err(Error::TooLarge { declared: 100, max: 99 }));
     }
 
     #[test]
     fn what_is_no_block_is_corrupt() {
-        for body in [
-            &b""[..],
-            b"\xff\xff\xff\xff\xff\xff",
-            b"\x05",
-            b"\x05\x10abcd",
-            b"\xff\x06\x00\x00sNaPpY",
-        ] {
-            assert!(
-                matches!(decompress(body, 1 << 20), Err(Error::Corrupt(_))),
-                "{body:?}"
-            );
+        for body in [&b""[..], b"\xff\xff\xff\xff\xff\xff", b"\x05", b"\x05\x10abcd", b"\xff\x06\x00\x00sNaPpY"] {
+            assert!(matches!(decompress(body, 1 << 20), Err(Error::Corrupt(_))), "{body:?}");
         }
         assert_eq!(decompress(b"\x00", 0), Ok(vec![]));
     }

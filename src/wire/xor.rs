@@ -55,20 +55,8 @@ impl Encoder {
     /// Begins a chunk.
     pub fn new() -> Self {
         // The count stands first and is filled in by `finish`.
-        let bits = BitWriter {
-            bytes: vec![0, 0],
-            free: 0,
-        };
-        Self {
-            bits,
-            count: 0,
-            last: Sample {
-                timestamp_ms: 0,
-                value: 0.0,
-            },
-            delta: 0,
-            window: None,
-        }
+        let bits = BitWriter { bytes: vec![0, 0], free: 0 };
+        Self { bits, count: 0, last: Sample { timestamp_ms: 0, value: 0.0 }, delta: 0, window: None }
     }
 
     /// Appends a sample.
@@ -77,10 +65,7 @@ impl Encoder {
     ///
     /// When the chunk already holds [`SAMPLES_MAX`]; chunks of real servers hold 120.
     pub fn push(&mut self, sample: Sample) {
-        let delta = sample
-            .timestamp_ms
-            .wrapping_sub(self.last.timestamp_ms)
-            .cast_unsigned();
+        let delta = sample.timestamp_ms.wrapping_sub(self.last.timestamp_ms).cast_unsigned();
         match self.count {
             0 => {
                 let zigzag = (sample.timestamp_ms << 1) ^ (sample.timestamp_ms >> 63);
@@ -132,10 +117,7 @@ impl Encoder {
             self.bits.write(0b0, 1);
             return;
         }
-        let needed = Window {
-            leading: change.leading_zeros().min(LEADING_MAX),
-            trailing: change.trailing_zeros(),
-        };
+        let needed = Window { leading: change.leading_zeros().min(LEADING_MAX), trailing: change.trailing_zeros() };
         let window = match self.window {
             Some(last) if needed.leading >= last.leading && needed.trailing >= last.trailing => {
                 self.bits.write(0b10, 2);
@@ -174,33 +156,18 @@ fn fits(change: i64, bits: u32) -> bool {
 /// When the bytes end before the samples do, or no encoder can have written them.
 pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, DecodeError> {
     let Some((&count, stream)) = chunk.split_first_chunk() else {
-        return Err(DecodeError {
-            sample: 0,
-            what: "no count",
-        });
+        return Err(DecodeError { sample: 0, what: "no count" });
     };
     let count = usize::from(u16::from_be_bytes(count));
     let mut decoder = Decoder {
-        bits: BitReader {
-            bytes: stream,
-            at: 0,
-        },
-        last: Sample {
-            timestamp_ms: 0,
-            value: 0.0,
-        },
+        bits: BitReader { bytes: stream, at: 0 },
+        last: Sample { timestamp_ms: 0, value: 0.0 },
         delta: 0,
-        window: Window {
-            leading: 0,
-            trailing: 0,
-        },
+        window: Window { leading: 0, trailing: 0 },
     };
     let mut samples = Vec::with_capacity(count);
     for index in 0..count {
-        samples.push(decoder.next(index).map_err(|what| DecodeError {
-            sample: index,
-            what,
-        })?);
+        samples.push(decoder.next(index).map_err(|what| DecodeError { sample: index, what })?);
     }
     Ok(samples)
 }
@@ -225,16 +192,9 @@ impl Decoder<'_> {
                 return Ok(self.last);
             }
             1 => self.delta = self.bits.read_varint()?,
-            _ => {
-                self.delta = self
-                    .delta
-                    .wrapping_add(self.read_delta_of_delta()?.cast_unsigned())
-            }
+            _ => self.delta = self.delta.wrapping_add(self.read_delta_of_delta()?.cast_unsigned()),
         }
-        self.last.timestamp_ms = self
-            .last
-            .timestamp_ms
-            .wrapping_add(self.delta.cast_signed());
+        self.last.timestamp_ms = self.last.timestamp_ms.wrapping_add(self.delta.cast_signed());
         self.last.value = f64::from_bits(self.last.value.to_bits() ^ self.read_value_change()?);
         Ok(self.last)
     }
@@ -246,11 +206,7 @@ impl Decoder<'_> {
         }
         let bits = [0, 14, 17, 20, 64][ones];
         let raw = self.bits.read(bits)?.cast_signed();
-        Ok(if bits == 64 || raw <= (1 << bits) / 2 {
-            raw
-        } else {
-            raw - (1 << bits)
-        })
+        Ok(if bits == 64 || raw <= (1 << bits) / 2 { raw } else { raw - (1 << bits) })
     }
 
     fn read_value_change(&mut self) -> Result<u64, &'static str> {
@@ -263,9 +219,7 @@ impl Decoder<'_> {
                 0 => 64,
                 len => len,
             };
-            let trailing = (64 - leading)
-                .checked_sub(len)
-                .ok_or("a window wider than a value")?;
+            let trailing = (64 - leading).checked_sub(len).ok_or("a window wider than a value")?;
             self.window = Window { leading, trailing };
         }
         Ok(self.bits.read(self.window.len())? << self.window.trailing)
@@ -366,24 +320,12 @@ mod tests {
     /// `bits` is what follows the count, as written in the format's description; spaces are for the reader.
     #[track_caller]
     fn check(samples: &[(i64, u64)], bits: &str) {
-        let samples: Vec<_> = samples
-            .iter()
-            .map(|&(timestamp_ms, bits)| Sample {
-                timestamp_ms,
-                value: f64::from_bits(bits),
-            })
-            .collect();
-        let bits: Vec<u8> = bits
-            .bytes()
-            .filter(|&bit| bit != b' ')
-            .map(|bit| bit - b'0')
-            .collect();
+        let samples: Vec<_> =
+            samples.iter().map(|&(timestamp_ms, bits)| Sample { timestamp_ms, value: f64::from_bits(bits) }).collect();
+        let bits: Vec<u8> = bits.bytes().filter(|&bit| bit != b' ').map(|bit| bit - b'0').collect();
         let mut expected = (samples.len() as u16).to_be_bytes().to_vec();
-        expected.extend(bits.chunks(8).map(|byte| {
-            byte.iter()
-                .enumerate()
-                .fold(0, |sum, (at, bit)| sum | bit << (7 - at))
-        }));
+        expected
+            .extend(bits.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |sum, (at, bit)| sum | bit << (7 - at))));
         let encoded = encode(&samples);
         assert_eq!(encoded, expected, "{encoded:02x?} is not {expected:02x?}");
         assert_eq!(decode(&expected), Ok(samples));
@@ -400,31 +342,18 @@ mod tests {
         // Zigzag: -1 is 1, 64 is 128.
         check(&[(-1, u64::MAX)], &format!("00000001 {}", "1".repeat(64)));
         check(&[(64, 0)], &format!("10000000 00000001 {}", zeros(64)));
-        check(
-            &[(i64::MIN, 0)],
-            &format!("{} 00000001 {}", "1".repeat(72), zeros(64)),
-        );
+        check(&[(i64::MIN, 0)], &format!("{} 00000001 {}", "1".repeat(72), zeros(64)));
         // 15000 = 117 * 128 + 24.
-        check(
-            &[(0, 0), (15_000, 0)],
-            &format!("{} 10011000 01110101 0", zeros(72)),
-        );
+        check(&[(0, 0), (15_000, 0)], &format!("{} 10011000 01110101 0", zeros(72)));
         // Backwards: 2^64 - 1.
-        check(
-            &[(0, 0), (-1, 0)],
-            &format!("{} {} 00000001 0", zeros(72), "1".repeat(72)),
-        );
+        check(&[(0, 0), (-1, 0)], &format!("{} {} 00000001 0", zeros(72), "1".repeat(72)));
     }
 
     #[test]
     fn the_widths_of_a_change_of_differences() {
         // After the timestamps 0 and 0, the third one is its own difference of differences.
-        let third = |timestamp, bits: &str| {
-            check(
-                &[(0, 0), (0, 0), (timestamp, 0)],
-                &format!("{} 0 {bits} 0", zeros(80)),
-            )
-        };
+        let third =
+            |timestamp, bits: &str| check(&[(0, 0), (0, 0), (timestamp, 0)], &format!("{} 0 {bits} 0", zeros(80)));
         third(0, "0");
         third(1, "10 00000000000001");
         third(-1, "10 11111111111111");
@@ -438,18 +367,14 @@ mod tests {
         third(524_288, "1110 10000000000000000000");
         third(-524_287, "1110 10000000000000000001");
         third(524_289, &format!("1111 {} 10000000000000000001", zeros(44)));
-        third(
-            -524_288,
-            &format!("1111 {} 10000000000000000000", "1".repeat(44)),
-        );
+        third(-524_288, &format!("1111 {} 10000000000000000000", "1".repeat(44)));
         third(i64::MIN, &format!("1111 1{}", zeros(63)));
     }
 
     #[test]
     fn the_windows_of_values() {
         // Timestamps stay 0, so each sample from the third on begins with a 0 for its time.
-        let second =
-            |value, bits: &str| check(&[(0, 0), (0, value)], &format!("{} {bits}", zeros(80)));
+        let second = |value, bits: &str| check(&[(0, 0), (0, value)], &format!("{} {bits}", zeros(80)));
         // 1.0 = 0x3ff << 52: two leading zeros, ten ones.
         second(1.0_f64.to_bits(), "11 00010 001010 1111111111");
         // Leading zeros are cut to 31, and the 33 bits that are left begin with zeros.
@@ -457,32 +382,15 @@ mod tests {
         // 64 bits wrap to 0.
         second(u64::MAX, &format!("11 00000 000000 {}", "1".repeat(64)));
         check(
-            &[
-                (0, 0),
-                (0, 0x0ff0 << 48),
-                (0, 0x0ff0 << 48),
-                (0, 0x0f70 << 48),
-                (0, 0x1f70 << 48),
-            ],
-            &format!(
-                "{} 11 00100 001000 11111111 0 0 0 10 00001000 0 11 00011 000001 1",
-                zeros(80)
-            ),
+            &[(0, 0), (0, 0x0ff0 << 48), (0, 0x0ff0 << 48), (0, 0x0f70 << 48), (0, 0x1f70 << 48)],
+            &format!("{} 11 00100 001000 11111111 0 0 0 10 00001000 0 11 00011 000001 1", zeros(80)),
         );
     }
 
     #[test]
     fn known_bytes() {
-        let sample = |timestamp_ms, value| Sample {
-            timestamp_ms,
-            value,
-        };
-        let samples = [
-            sample(0, 0.0),
-            sample(15_000, 0.0),
-            sample(30_000, 0.0),
-            sample(45_000, 1.0),
-        ];
+        let sample = |timestamp_ms, value| Sample { timestamp_ms, value };
+        let samples = [sample(0, 0.0), sample(15_000, 0.0), sample(30_000, 0.0), sample(45_000, 1.0)];
         let bytes = b"\x00\x04\x00\0\0\0\0\0\0\0\0\x98\x75\x0c\x45\x7f\xe0";
         assert_eq!(encode(&samples), bytes);
         assert_eq!(decode(bytes), Ok(samples.to_vec()));
@@ -491,84 +399,36 @@ mod tests {
     #[test]
     fn what_no_encoder_writes_is_an_error() {
         let error = |bytes: &[u8]| decode(bytes).unwrap_err();
-        assert_eq!(
-            error(b"\0"),
-            DecodeError {
-                sample: 0,
-                what: "no count"
-            }
-        );
-        assert_eq!(
-            error(b"\0\x01\0"),
-            DecodeError {
-                sample: 0,
-                what: "missing bits"
-            }
-        );
+        assert_eq!(error(b"\0"), DecodeError { sample: 0, what: "no count" });
+        assert_eq!(error(b"\0\x01\0"), DecodeError { sample: 0, what: "missing bits" });
         let overlong = [&b"\0\x01"[..], &[0xff; 9], b"\x02"].concat();
-        assert_eq!(
-            error(&overlong),
-            DecodeError {
-                sample: 0,
-                what: "a timestamp of more than 64 bits"
-            }
-        );
+        assert_eq!(error(&overlong), DecodeError { sample: 0, what: "a timestamp of more than 64 bits" });
         // 11 11111 111111: 31 leading zeros and 63 bits.
         let wide = b"\0\x02\0\0\0\0\0\0\0\0\0\0\xff\xf8\0\0\0\0\0\0\0\0";
-        assert_eq!(
-            error(wide),
-            DecodeError {
-                sample: 1,
-                what: "a window wider than a value"
-            }
-        );
+        assert_eq!(error(wide), DecodeError { sample: 1, what: "a window wider than a value" });
     }
 
     #[test]
     fn a_full_chunk() {
-        let samples = vec![
-            Sample {
-                timestamp_ms: 5,
-                value: f64::from_bits(STALE_NAN_BITS)
-            };
-            SAMPLES_MAX
-        ];
+        let samples = vec![Sample { timestamp_ms: 5, value: f64::from_bits(STALE_NAN_BITS) }; SAMPLES_MAX];
         assert_eq!(decode(&encode(&samples)), Ok(samples));
     }
 
     #[test]
     #[should_panic(expected = "at most 65535")]
     fn a_chunk_that_is_full_takes_no_more() {
-        encode(&vec![
-            Sample {
-                timestamp_ms: 0,
-                value: 0.0
-            };
-            SAMPLES_MAX + 1
-        ]);
+        encode(&vec![Sample { timestamp_ms: 0, value: 0.0 }; SAMPLES_MAX + 1]);
     }
 
     /// Timestamps as scrapes have them and as nobody should, values that move a little and at random.
     fn any_samples() -> impl Strategy<Value = Vec<Sample>> {
-        let step = prop_oneof![
-            Just(15_000),
-            14_990..15_010_i64,
-            -600_000..600_000_i64,
-            any::<i64>()
-        ];
-        let bits = prop_oneof![
-            Just(STALE_NAN_BITS),
-            (0..1000_u32).prop_map(|n| f64::from(n).to_bits()),
-            any::<u64>()
-        ];
+        let step = prop_oneof![Just(15_000), 14_990..15_010_i64, -600_000..600_000_i64, any::<i64>()];
+        let bits = prop_oneof![Just(STALE_NAN_BITS), (0..1000_u32).prop_map(|n| f64::from(n).to_bits()), any::<u64>()];
         prop::collection::vec((step, bits), 0..200).prop_map(|steps| {
             let mut timestamp_ms = 1_700_000_000_000_i64;
             let sample = |(step, bits)| {
                 timestamp_ms = timestamp_ms.wrapping_add(step);
-                Sample {
-                    timestamp_ms,
-                    value: f64::from_bits(bits),
-                }
+                Sample { timestamp_ms, value: f64::from_bits(bits) }
             };
             steps.into_iter().map(sample).collect()
         })

@@ -9,21 +9,13 @@ use crate::config::tests::{check_mistakes, parse, run, run_with};
 #[test]
 fn a_uri_wins_and_flags_fill_in() {
     let (config, warnings) = run_with(
-        &[
-            "-pg-uri=postgres://me@db/?sslmode=require",
-            "-pg-host=x",
-            "-pg-password=hush",
-            "-pg-database=d",
-        ],
+        &["-pg-uri=postgres://me@db/?sslmode=require", "-pg-host=x", "-pg-password=hush", "-pg-database=d"],
         &[],
     );
     let server = config.postgres.server;
     assert_eq!(server.get_hosts(), [Host::Tcp("db".to_owned())]);
     assert_eq!(server.get_ports(), [5432]);
-    assert_eq!(
-        (server.get_user(), server.get_dbname()),
-        (Some("me"), Some("d"))
-    );
+    assert_eq!((server.get_user(), server.get_dbname()), (Some("me"), Some("d")));
     assert_eq!(server.get_password(), Some(b"hush".as_slice()));
     assert_eq!(config.postgres.ssl_mode, SslMode::Require);
     assert_eq!(server.get_ssl_mode(), WireSslMode::Require);
@@ -33,17 +25,9 @@ fn a_uri_wins_and_flags_fill_in() {
 #[track_caller]
 fn check_uri(uri: &str, mode: SslMode, root_cert: Option<&str>, user: &str, password: &str) {
     let postgres = run(&["-pg-uri", uri]).postgres;
-    assert_eq!(
-        (postgres.ssl_mode, postgres.ssl_root_cert),
-        (mode, root_cert.map(PathBuf::from)),
-        "{uri}"
-    );
+    assert_eq!((postgres.ssl_mode, postgres.ssl_root_cert), (mode, root_cert.map(PathBuf::from)), "{uri}");
     assert_eq!(postgres.server.get_user(), Some(user), "{uri}");
-    assert_eq!(
-        postgres.server.get_password(),
-        Some(password.as_bytes()),
-        "{uri}"
-    );
+    assert_eq!(postgres.server.get_password(), Some(password.as_bytes()), "{uri}");
     assert_eq!(postgres.server.get_application_name(), Some("app"), "{uri}");
 }
 
@@ -57,20 +41,8 @@ fn sslmode_and_sslrootcert_are_taken_out_of_uris() {
         "u",
         "p@??x",
     );
-    check_uri(
-        "postgresql://u:p@h?application_name=app&sslmode=allow",
-        SslMode::Prefer,
-        None,
-        "u",
-        "p",
-    );
-    check_uri(
-        "postgres://u:p@h?application_name=app",
-        SslMode::Disable,
-        None,
-        "u",
-        "p",
-    );
+    check_uri("postgresql://u:p@h?application_name=app&sslmode=allow", SslMode::Prefer, None, "u", "p");
+    check_uri("postgres://u:p@h?application_name=app", SslMode::Disable, None, "u", "p");
     check_uri(
         r"sslmode = verify-full user=u password='a sslmode=disable \'x\\' sslrootcert='/a b.pem' application_name=app",
         full,
@@ -78,39 +50,20 @@ fn sslmode_and_sslrootcert_are_taken_out_of_uris() {
         "u",
         r"a sslmode=disable 'x\",
     );
-    check_uri(
-        r"user=u password=p\ q application_name=app sslmode='verify-ca'",
-        SslMode::VerifyCa,
-        None,
-        "u",
-        "p q",
-    );
+    check_uri(r"user=u password=p\ q application_name=app sslmode='verify-ca'", SslMode::VerifyCa, None, "u", "p q");
 }
 
 #[test]
 fn the_lock_session_inherits_what_its_uri_leaves_out() {
-    let postgres = run(&[
-        "-pg-uri=postgres://u:p@pooler:6432/d",
-        "-pg-lock-uri=host=primary port=5433",
-    ])
-    .postgres;
-    assert_eq!(
-        postgres.lock_server.get_hosts(),
-        [Host::Tcp("primary".to_owned())]
-    );
+    let postgres = run(&["-pg-uri=postgres://u:p@pooler:6432/d", "-pg-lock-uri=host=primary port=5433"]).postgres;
+    assert_eq!(postgres.lock_server.get_hosts(), [Host::Tcp("primary".to_owned())]);
     assert_eq!(postgres.lock_server.get_ports(), [5433]);
     assert_eq!(postgres.lock_server.get_user(), Some("u"));
     assert_eq!(postgres.lock_server.get_password(), Some(b"p".as_slice()));
     assert_eq!(postgres.lock_server.get_dbname(), Some("d"));
-    assert_eq!(
-        postgres.server.get_hosts(),
-        [Host::Tcp("pooler".to_owned())]
-    );
+    assert_eq!(postgres.server.get_hosts(), [Host::Tcp("pooler".to_owned())]);
     let other_database = run(&["-pg-host=/run/pg", "-pg-lock-uri=dbname=x"]).postgres;
-    assert_eq!(
-        other_database.lock_server.get_hosts(),
-        [Host::Unix(PathBuf::from("/run/pg"))]
-    );
+    assert_eq!(other_database.lock_server.get_hosts(), [Host::Unix(PathBuf::from("/run/pg"))]);
     assert_eq!(other_database.lock_server.get_dbname(), Some("x"));
 }
 
@@ -119,10 +72,7 @@ fn a_pooler_without_tls_beside_a_primary_with_it() {
     let uri = "-pg-lock-uri=postgres://primary/?sslmode=verify-full&sslrootcert=/ca.pem";
     let postgres = run(&[uri]).postgres;
     assert_eq!(postgres.ssl_mode, SslMode::VerifyFull);
-    assert_eq!(
-        postgres.ssl_root_cert.as_deref(),
-        Some(Path::new("/ca.pem"))
-    );
+    assert_eq!(postgres.ssl_root_cert.as_deref(), Some(Path::new("/ca.pem")));
     assert_eq!(postgres.server.get_ssl_mode(), WireSslMode::Disable);
     assert_eq!(postgres.lock_server.get_ssl_mode(), WireSslMode::Require);
     check_mistakes(
@@ -131,9 +81,7 @@ fn a_pooler_without_tls_beside_a_primary_with_it() {
     );
     check_mistakes(
         &[uri, "-pg-ssl-mode=verify-full", "-pg-ssl-root-cert=/b.pem"],
-        &[
-            "-pg-lock-uri: sslrootcert must be that of the other sessions: put both authorities into one file",
-        ],
+        &["-pg-lock-uri: sslrootcert must be that of the other sessions: put both authorities into one file"],
     );
 }
 
@@ -159,39 +107,26 @@ fn no_password_is_ever_shown() {
             let error = parse(&[flag, uri], &[]).unwrap_err();
             assert_eq!(error.mistakes.len(), 1, "{error}");
             let text = format!("{error} {error:?}");
-            assert!(
-                !text.contains("hush") && text.contains(flag),
-                "{uri}: {text}"
-            );
+            assert!(!text.contains("hush") && text.contains(flag), "{uri}: {text}");
         }
     }
     for args in [
-        &[
-            "-pg-password=hush",
-            "-pg-lock-uri=postgres://u:hush@h/d?application_name=x",
-        ][..],
+        &["-pg-password=hush", "-pg-lock-uri=postgres://u:hush@h/d?application_name=x"][..],
         &["-pg-uri=password=hush", "-pg-password=hush"],
     ] {
         let text = format!("{:?}", parse(args, &[]).unwrap());
         assert!(!text.contains("hush"), "{text}");
     }
-    let stray = parse(&["-pg-password", "my", "hush"], &[])
-        .unwrap_err()
-        .to_string();
+    let stray = parse(&["-pg-password", "my", "hush"], &[]).unwrap_err().to_string();
     assert!(!stray.contains("hush"), "{stray}");
-    let misspelled = parse(&["-pg-pasword", "hush"], &[])
-        .unwrap_err()
-        .to_string();
+    let misspelled = parse(&["-pg-pasword", "hush"], &[]).unwrap_err().to_string();
     assert!(!misspelled.contains("hush"), "{misspelled}");
 }
 
 #[test]
 fn settings_of_libpq_we_lack_are_named() {
     let error = parse(&["-pg-uri=postgres://h/?sslcert=x"], &[]).unwrap_err();
-    assert_eq!(
-        error.mistakes,
-        ["invalid value for flag -pg-uri: sslcert is not supported"]
-    );
+    assert_eq!(error.mistakes, ["invalid value for flag -pg-uri: sslcert is not supported"]);
 }
 
 proptest! {

@@ -33,12 +33,7 @@ impl World {
         let (trusted, unknown) = (authority(), authority());
         let mut root_file = NamedTempFile::new().unwrap();
         root_file.write_all(trusted.pem().as_bytes()).unwrap();
-        World {
-            provider: Arc::new(ring::default_provider()),
-            trusted,
-            unknown,
-            root_file,
-        }
+        World { provider: Arc::new(ring::default_provider()), trusted, unknown, root_file }
     }
 
     fn server(&self, server: Server) -> ServerConnection {
@@ -48,18 +43,12 @@ impl World {
             Server::UnknownAuthority => (&self.unknown, HOST),
         };
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new([host.to_owned()])
-            .unwrap()
-            .signed_by(&key, issuer)
-            .unwrap();
+        let certificate = CertificateParams::new([host.to_owned()]).unwrap().signed_by(&key, issuer).unwrap();
         let config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
+            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
             .unwrap();
         ServerConnection::new(Arc::new(config)).unwrap()
     }
@@ -73,8 +62,7 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
 
 /// A whole handshake in memory.
 fn handshake(config: ClientConfig, mut server: ServerConnection) -> Result<(), rustls::Error> {
-    let mut client =
-        ClientConnection::new(Arc::new(config), ServerName::try_from(HOST).unwrap()).unwrap();
+    let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from(HOST).unwrap()).unwrap();
     // Three flights suffice; the bound is for a handshake that hangs.
     for _ in 0..10 {
         let mut wire = Vec::new();
@@ -100,16 +88,9 @@ fn handshake(config: ClientConfig, mut server: ServerConnection) -> Result<(), r
 fn check(mode: SslMode, with_root: bool, accepted: [bool; 3]) {
     let world = World::new();
     let root = with_root.then(|| world.root_file.path());
-    for (server, accepted) in [Server::Right, Server::WrongHost, Server::UnknownAuthority]
-        .into_iter()
-        .zip(accepted)
-    {
+    for (server, accepted) in [Server::Right, Server::WrongHost, Server::UnknownAuthority].into_iter().zip(accepted) {
         let result = handshake(client_config(mode, root).unwrap(), world.server(server));
-        assert_eq!(
-            result.is_ok(),
-            accepted,
-            "{mode:?} with root {with_root}, {server:?}: {result:?}"
-        );
+        assert_eq!(result.is_ok(), accepted, "{mode:?} with root {with_root}, {server:?}: {result:?}");
     }
 }
 
@@ -139,15 +120,9 @@ fn verify_full_checks_chain_and_host() {
 fn system_roots_do_not_know_our_authority() {
     for mode in [SslMode::VerifyCa, SslMode::VerifyFull] {
         match client_config(mode, None) {
-            Ok(config) => assert!(
-                handshake(config, World::new().server(Server::Right)).is_err(),
-                "{mode:?}"
-            ),
+            Ok(config) => assert!(handshake(config, World::new().server(Server::Right)).is_err(), "{mode:?}"),
             Err(TlsError::NoSystemRoots) => {
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "skipped: this machine has no root certificates"
-                );
+                let _ = writeln!(std::io::stderr(), "skipped: this machine has no root certificates");
             }
             Err(error) => panic!("{error}"),
         }
@@ -156,19 +131,12 @@ fn system_roots_do_not_know_our_authority() {
 
 #[test]
 fn a_bad_root_file_is_named() {
-    let missing =
-        client_config(SslMode::VerifyFull, Some(Path::new("/nowhere/ca.pem"))).unwrap_err();
-    assert_eq!(
-        missing.to_string(),
-        "cannot read the root certificates in /nowhere/ca.pem"
-    );
+    let missing = client_config(SslMode::VerifyFull, Some(Path::new("/nowhere/ca.pem"))).unwrap_err();
+    assert_eq!(missing.to_string(), "cannot read the root certificates in /nowhere/ca.pem");
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(b"no certificate\n").unwrap();
     let empty = client_config(SslMode::VerifyCa, Some(file.path())).unwrap_err();
-    assert_eq!(
-        empty.to_string(),
-        format!("{} holds no usable root certificate", file.path().display())
-    );
+    assert_eq!(empty.to_string(), format!("{} holds no usable root certificate", file.path().display()));
 }
 
 #[test]
@@ -176,15 +144,11 @@ fn a_forged_signature_is_refused_even_unverified() {
     // The server shows a certificate whose key it does not hold.
     let world = World::new();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new([HOST.to_owned()])
-        .unwrap()
-        .signed_by(&key, &world.trusted)
-        .unwrap();
+    let certificate = CertificateParams::new([HOST.to_owned()]).unwrap().signed_by(&key, &world.trusted).unwrap();
     let stolen = certificate.der().clone();
     let other = PrivateKeyDer::try_from(KeyPair::generate().unwrap().serialize_der()).unwrap();
     let signer = world.provider.key_provider.load_private_key(other).unwrap();
-    let resolver =
-        rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![stolen], signer));
+    let resolver = rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![stolen], signer));
     let config = ServerConfig::builder_with_provider(world.provider.clone())
         .with_safe_default_protocol_versions()
         .unwrap()

@@ -6,28 +6,15 @@ use super::messages::{QueryResult, ReadHints, ReadResponse};
 use super::*;
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    Labels::from_stored(
-        pairs
-            .iter()
-            .map(|&(name, value)| (name.to_owned(), value.to_owned())),
-    )
+    Labels::from_stored(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())))
 }
 
 fn matcher(kind: i32, name: &str, value: &str) -> LabelMatcher {
-    LabelMatcher {
-        kind,
-        name: name.into(),
-        value: value.into(),
-    }
+    LabelMatcher { kind, name: name.into(), value: value.into() }
 }
 
 fn query(matchers: Vec<LabelMatcher>) -> Query {
-    Query {
-        start_timestamp_ms: 0,
-        end_timestamp_ms: 1,
-        matchers,
-        hints: None,
-    }
+    Query { start_timestamp_ms: 0, end_timestamp_ms: 1, matchers, hints: None }
 }
 
 /// The field numbers, by hand.
@@ -38,7 +25,7 @@ fn a_known_request() {
         b"\x08\xe8\x07\x10\xd0\x0f",                                // from 1000 to 2000
         b"\x1a\x0b\x08\x03\x12\x03job\x1a\x02.*",                   // job !~ ".*"
         b"\x22\x11\x12\x06series\x18\x01\x2a\x01a\x30\x01\x38\x05", // hints
-        b"\x12\x02\x01\x00", // streamed chunks, or else samples
+        b"\x12\x02\x01\x00",                                        // streamed chunks, or else samples
     ]
     .concat();
     let hints = ReadHints {
@@ -56,10 +43,7 @@ fn a_known_request() {
         hints: Some(hints),
     };
     assert!(query.wants_labels_only());
-    let request = ReadRequest {
-        queries: vec![query],
-        accepted_response_types: vec![1, 0],
-    };
+    let request = ReadRequest { queries: vec![query], accepted_response_types: vec![1, 0] };
     assert_eq!(decode_request(&body), Ok(request));
     assert!(decode_request(b"\xff").is_err());
     assert!(decode_request(b"\x0a\x05\x1a\x03\x12\x01\xff").is_err());
@@ -69,17 +53,13 @@ fn a_known_request() {
 #[test]
 fn types_may_be_packed_or_not() {
     for body in [&b"\x12\x02\x01\x00"[..], b"\x10\x01\x10\x00"] {
-        assert_eq!(
-            decode_request(body).unwrap().accepted_response_types,
-            [1, 0]
-        );
+        assert_eq!(decode_request(body).unwrap().accepted_response_types, [1, 0]);
     }
 }
 
 #[test]
 fn the_first_type_known_here_is_taken() {
-    let check =
-        |accepted: &[i32], expected| assert_eq!(negotiate(accepted), expected, "{accepted:?}");
+    let check = |accepted: &[i32], expected| assert_eq!(negotiate(accepted), expected, "{accepted:?}");
     check(&[], Some(ResponseType::Samples));
     check(&[0], Some(ResponseType::Samples));
     check(&[1, 0], Some(ResponseType::StreamedXorChunks));
@@ -90,20 +70,10 @@ fn the_first_type_known_here_is_taken() {
 
 #[test]
 fn matchers_compile_or_say_why_not() {
-    let kinds = [
-        (0, Op::Equal),
-        (1, Op::NotEqual),
-        (2, Op::Regex),
-        (3, Op::NotRegex),
-    ];
+    let kinds = [(0, Op::Equal), (1, Op::NotEqual), (2, Op::Regex), (3, Op::NotRegex)];
     for (kind, op) in kinds {
-        let matchers = query(vec![matcher(kind, "job", "a|b")])
-            .compile_matchers()
-            .unwrap();
-        assert_eq!(
-            (matchers[0].op(), matchers[0].name(), matchers[0].value()),
-            (op, "job", "a|b")
-        );
+        let matchers = query(vec![matcher(kind, "job", "a|b")]).compile_matchers().unwrap();
+        assert_eq!((matchers[0].op(), matchers[0].name(), matchers[0].value()), (op, "job", "a|b"));
     }
     let error = |matchers| query(matchers).compile_matchers().unwrap_err();
     assert_eq!(
@@ -112,37 +82,14 @@ fn matchers_compile_or_say_why_not() {
     );
     let regex = error(vec![matcher(0, "job", ""), matcher(2, "job", "[")]);
     assert!(regex.to_string().contains(r#""job"=~"[""#) && regex.source().is_some());
-    assert!(
-        error(vec![matcher(0, "job", ""); 257])
-            .to_string()
-            .contains("257 matchers")
-    );
-    assert_eq!(
-        query(vec![matcher(0, "job", ""); 256])
-            .compile_matchers()
-            .unwrap()
-            .len(),
-        256
-    );
+    assert!(error(vec![matcher(0, "job", ""); 257]).to_string().contains("257 matchers"));
+    assert_eq!(query(vec![matcher(0, "job", ""); 256]).compile_matchers().unwrap().len(), 256);
 }
 
 #[test]
 fn a_known_answer() {
-    let series = time_series(
-        &labels(&[("a", "b")]),
-        [Sample {
-            timestamp_ms: 1234,
-            value: 1.5,
-        }],
-    );
-    let response = ReadResponse {
-        results: vec![
-            QueryResult {
-                timeseries: vec![series],
-            },
-            QueryResult::default(),
-        ],
-    };
+    let series = time_series(&labels(&[("a", "b")]), [Sample { timestamp_ms: 1234, value: 1.5 }]);
+    let response = ReadResponse { results: vec![QueryResult { timeseries: vec![series] }, QueryResult::default()] };
     let bytes = b"\x0a\x18\x0a\x16\x0a\x06\x0a\x01a\x12\x01b\x12\x0c\x09\0\0\0\0\0\0\xf8\x3f\x10\xd2\x09\x0a\x00";
     assert_eq!(response.encode_to_vec(), bytes);
 }
@@ -150,10 +97,7 @@ fn a_known_answer() {
 #[test]
 fn a_known_frame() {
     let mut encoder = SeriesEncoder::new(&labels(&[("a", "b")]), 1);
-    encoder.push(Sample {
-        timestamp_ms: 5,
-        value: 0.0,
-    });
+    encoder.push(Sample { timestamp_ms: 5, value: 0.0 });
     let mut out = Vec::new();
     encoder.write_frame(&mut out);
     let payload = [
@@ -164,10 +108,7 @@ fn a_known_frame() {
         b"\x10\x01",                           // query_index
     ]
     .concat();
-    assert_eq!(
-        frame::read_frame(&mut &out[..], 1 << 20),
-        Ok(Some(&payload[..]))
-    );
+    assert_eq!(frame::read_frame(&mut &out[..], 1 << 20), Ok(Some(&payload[..])));
 }
 
 #[test]
@@ -176,10 +117,7 @@ fn a_series_goes_on_after_a_frame() {
     let mut encoder = SeriesEncoder::new(&labels, 0);
     let mut out = Vec::new();
     for timestamp_ms in 0..150 {
-        encoder.push(Sample {
-            timestamp_ms,
-            value: 0.0,
-        });
+        encoder.push(Sample { timestamp_ms, value: 0.0 });
         if timestamp_ms == 129 {
             encoder.write_frame(&mut out);
         }
@@ -193,13 +131,7 @@ fn a_series_goes_on_after_a_frame() {
         assert_eq!(response.chunked_series.len(), 1);
         let series = &response.chunked_series[0];
         assert_eq!(series.labels, label_messages(&labels));
-        times.push(
-            series
-                .chunks
-                .iter()
-                .map(|chunk| (chunk.min_time_ms, chunk.max_time_ms))
-                .collect::<Vec<_>>(),
-        );
+        times.push(series.chunks.iter().map(|chunk| (chunk.min_time_ms, chunk.max_time_ms)).collect::<Vec<_>>());
     }
     assert_eq!(times, [vec![(0, 119), (120, 129)], vec![(130, 149)]]);
 }

@@ -58,9 +58,7 @@ where
 }
 
 /// Encodes the label fields of one series, as [`Series::labels`] has them.
-pub fn encode_labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(
-    labels: impl IntoIterator<Item = (N, V)>,
-) -> Vec<u8> {
+pub fn encode_labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<Item = (N, V)>) -> Vec<u8> {
     let (mut fields, mut label) = (Vec::new(), Vec::new());
     for (name, value) in labels {
         label.clear();
@@ -95,11 +93,7 @@ fn decode_series<'a>(
 ) -> Result<Series<'a>, DecodeError> {
     let base = fields.offset();
     let first_sample = samples.len();
-    let mut labels = LabelFields {
-        message,
-        run: 0..0,
-        copied: Vec::new(),
-    };
+    let mut labels = LabelFields { message, run: 0..0, copied: Vec::new() };
     let (mut exemplars, mut histograms) = (0, 0);
     while let Some(field) = fields.next_field()? {
         let payload = match field.number {
@@ -113,28 +107,16 @@ fn decode_series<'a>(
             _ => histograms += 1,
         }
     }
-    let index = |at| {
-        u32::try_from(at).map_err(|_| DecodeError {
-            offset: base,
-            what: "more samples than can be counted",
-        })
-    };
+    let index =
+        |at| u32::try_from(at).map_err(|_| DecodeError { offset: base, what: "more samples than can be counted" });
     let samples = index(first_sample)?..index(samples.len())?;
-    Ok(Series {
-        labels: labels.finish(),
-        samples,
-        exemplars,
-        histograms,
-    })
+    Ok(Series { labels: labels.finish(), samples, exemplars, histograms })
 }
 
 /// Decodes a `Sample`: a field may be absent (zero) or repeated (the last one counts).
 #[inline]
 fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
-    let mut sample = Sample {
-        timestamp_ms: 0,
-        value: 0.0,
-    };
+    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
     while let Some(field) = fields.next_field()? {
         match field.number {
             1 => sample.value = field.double()?,
@@ -158,8 +140,7 @@ impl<'a> LabelFields<'a> {
     #[inline]
     fn push(&mut self, field: std::ops::Range<usize>) {
         if self.run.end != field.start {
-            self.copied
-                .extend_from_slice(&self.message[self.run.clone()]);
+            self.copied.extend_from_slice(&self.message[self.run.clone()]);
             self.run.start = field.start;
         }
         self.run.end = field.end;

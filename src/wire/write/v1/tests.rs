@@ -50,38 +50,19 @@ type Seen = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Sample>, usize, usize);
 
 fn seen(request: &Request<'_>) -> Vec<Seen> {
     let series = |series: &Series<'_>| {
-        let labels = label_pairs(&series.labels)
-            .map(|pair| pair.unwrap())
-            .map(|(n, v)| (n.to_vec(), v.to_vec()));
+        let labels = label_pairs(&series.labels).map(|pair| pair.unwrap()).map(|(n, v)| (n.to_vec(), v.to_vec()));
         let samples = request.samples_of(series).to_vec();
-        (
-            labels.collect(),
-            samples,
-            series.exemplars as usize,
-            series.histograms as usize,
-        )
+        (labels.collect(), samples, series.exemplars as usize, series.histograms as usize)
     };
     request.series.iter().map(series).collect()
 }
 
 fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
-    let sample = |s: &ProstSample| Sample {
-        timestamp_ms: s.timestamp,
-        value: s.value,
-    };
+    let sample = |s: &ProstSample| Sample { timestamp_ms: s.timestamp, value: s.value };
     let series = |series: &ProstSeries| {
-        let labels = series
-            .labels
-            .iter()
-            .map(|label| (label.name.clone(), label.value.clone()))
-            .collect();
+        let labels = series.labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
         let samples = series.samples.iter().map(sample).collect();
-        (
-            labels,
-            samples,
-            series.exemplars.len(),
-            series.histograms.len(),
-        )
+        (labels, samples, series.exemplars.len(), series.histograms.len())
     };
     request.timeseries.iter().map(series).collect()
 }
@@ -92,30 +73,9 @@ fn check_agreement(body: &[u8]) {
     let prost = ProstRequest::decode(body).unwrap();
     assert_eq!(seen(&ours), seen_by_prost(&prost));
     assert_eq!(ours.metadata, prost.metadata.len());
-    assert_eq!(
-        ours.exemplars,
-        prost
-            .timeseries
-            .iter()
-            .map(|series| series.exemplars.len())
-            .sum::<usize>()
-    );
-    assert_eq!(
-        ours.histograms,
-        prost
-            .timeseries
-            .iter()
-            .map(|series| series.histograms.len())
-            .sum::<usize>()
-    );
-    assert_eq!(
-        ours.samples.len(),
-        prost
-            .timeseries
-            .iter()
-            .map(|series| series.samples.len())
-            .sum::<usize>()
-    );
+    assert_eq!(ours.exemplars, prost.timeseries.iter().map(|series| series.exemplars.len()).sum::<usize>());
+    assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
+    assert_eq!(ours.samples.len(), prost.timeseries.iter().map(|series| series.samples.len()).sum::<usize>());
 }
 
 #[track_caller]
@@ -124,10 +84,7 @@ fn check_error(body: &[u8], offset: usize, what: &'static str) {
 }
 
 fn sample(timestamp_ms: i64, value: f64) -> Sample {
-    Sample {
-        timestamp_ms,
-        value,
-    }
+    Sample { timestamp_ms, value }
 }
 
 #[test]
@@ -144,22 +101,14 @@ fn known_bytes() {
     assert_eq!(
         request,
         Request {
-            series: vec![Series {
-                labels: Cow::Borrowed(&body[2..10]),
-                samples: 0..1,
-                exemplars: 1,
-                histograms: 1
-            }],
+            series: vec![Series { labels: Cow::Borrowed(&body[2..10]), samples: 0..1, exemplars: 1, histograms: 1 }],
             samples: vec![sample(1234, 1.5)],
             exemplars: 1,
             histograms: 1,
             metadata: 1,
         }
     );
-    assert_eq!(
-        encode([([("a", "b")], [sample(1234, 1.5)])]),
-        [b"\x0a\x16", &body[2..24]].concat()
-    );
+    assert_eq!(encode([([("a", "b")], [sample(1234, 1.5)])]), [b"\x0a\x16", &body[2..24]].concat());
     check_agreement(&body);
     assert_eq!(decode(b""), Ok(Request::default()));
 }
@@ -185,20 +134,11 @@ fn labels_are_borrowed_while_they_are_contiguous() {
 #[test]
 fn absent_fields_are_zero_and_the_last_of_several_counts() {
     check_agreement(b"\x0a\x02\x12\x00");
-    assert_eq!(
-        decode(b"\x0a\x02\x12\x00").unwrap().samples,
-        [sample(0, 0.0)]
-    );
-    assert_eq!(
-        decode(b"\x0a\x06\x12\x04\x10\x01\x10\x02").unwrap().samples,
-        [sample(2, 0.0)]
-    );
+    assert_eq!(decode(b"\x0a\x02\x12\x00").unwrap().samples, [sample(0, 0.0)]);
+    assert_eq!(decode(b"\x0a\x06\x12\x04\x10\x01\x10\x02").unwrap().samples, [sample(2, 0.0)]);
     let name_twice = b"\x0a\x08\x0a\x06\x0a\x01a\x0a\x01b";
     check_agreement(name_twice);
-    assert_eq!(
-        label_pairs(&name_twice[2..]).collect::<Vec<_>>(),
-        [Ok((&b"b"[..], &b""[..]))]
-    );
+    assert_eq!(label_pairs(&name_twice[2..]).collect::<Vec<_>>(), [Ok((&b"b"[..], &b""[..]))]);
 }
 
 #[test]
@@ -209,11 +149,7 @@ fn unknown_fields_are_skipped() {
         let payload = [unknown, &parts.concat()[..], unknown].concat();
         [&[tag, payload.len() as u8], &payload[..]].concat()
     };
-    let series = [
-        nest(0x0a, &[b"\x0a\x01a\x12\x01b"]),
-        nest(0x12, &[b"\x10\x05"]),
-    ]
-    .concat();
+    let series = [nest(0x0a, &[b"\x0a\x01a\x12\x01b"]), nest(0x12, &[b"\x10\x05"])].concat();
     let len = (series.len() + 2 * unknown.len()) as u64;
     let mut body = [unknown, &b"\x0a"[..]].concat();
     encode_varint(len, &mut body);
@@ -227,16 +163,8 @@ fn errors_say_what_and_where() {
     check_error(b"\xff", 0, "truncated or overlong tag");
     check_error(b"\x0a", 1, "truncated or overlong length");
     check_error(b"\x0a\x05\x0a", 2, "field longer than its message");
-    check_error(
-        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-        11,
-        "field longer than its message",
-    );
-    check_error(
-        b"\x78\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",
-        1,
-        "truncated or overlong varint",
-    );
+    check_error(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11, "field longer than its message");
+    check_error(b"\x78\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", 1, "truncated or overlong varint");
     check_error(b"\x0b\x0c", 0, "group, which no message here has");
     check_error(b"\x0c", 0, "group, which no message here has");
     check_error(b"\x0f", 0, "unknown wire type");
@@ -245,21 +173,9 @@ fn errors_say_what_and_where() {
     check_error(b"\x08\x00", 0, "known field of the wrong wire type");
     check_error(b"\x18\x00", 0, "known field of the wrong wire type");
     check_error(b"\x0a\x02\x08\x00", 2, "known field of the wrong wire type");
-    check_error(
-        b"\x0a\x04\x12\x02\x08\x00",
-        4,
-        "known field of the wrong wire type",
-    );
-    check_error(
-        b"\x0a\x00\x0a\x05\x12\x03\x09\x00\x00",
-        7,
-        "truncated fixed-width value",
-    );
-    check_error(
-        b"\x0a\x05\x12\x03\x15\x00\x00",
-        5,
-        "truncated fixed-width value",
-    );
+    check_error(b"\x0a\x04\x12\x02\x08\x00", 4, "known field of the wrong wire type");
+    check_error(b"\x0a\x00\x0a\x05\x12\x03\x09\x00\x00", 7, "truncated fixed-width value");
+    check_error(b"\x0a\x05\x12\x03\x15\x00\x00", 5, "truncated fixed-width value");
 }
 
 #[test]
@@ -268,26 +184,14 @@ fn a_bad_label_waits_for_its_reader() {
     let request = decode(body).unwrap();
     assert_eq!(
         label_pairs(&request.series[0].labels).collect::<Vec<_>>(),
-        [Err(DecodeError {
-            offset: 4,
-            what: "field longer than its message",
-        })]
+        [Err(DecodeError { offset: 4, what: "field longer than its message" })]
     );
-    assert_eq!(
-        label_pairs(&request.series[1].labels).collect::<Vec<_>>(),
-        [Ok((&b"a"[..], &b"b"[..]))]
-    );
+    assert_eq!(label_pairs(&request.series[1].labels).collect::<Vec<_>>(), [Ok((&b"a"[..], &b"b"[..]))]);
 }
 
 #[test]
 fn nan_bits_survive() {
-    for bits in [
-        STALE_NAN_BITS,
-        0x7ff8_0000_0000_0001,
-        0xfff0_dead_beef_0001,
-        f64::INFINITY.to_bits(),
-        1 << 63,
-    ] {
+    for bits in [STALE_NAN_BITS, 0x7ff8_0000_0000_0001, 0xfff0_dead_beef_0001, f64::INFINITY.to_bits(), 1 << 63] {
         let body = encode([([("a", "b")], [sample(i64::MIN, f64::from_bits(bits))])]);
         assert_eq!(decode(&body).unwrap().samples[0].value.to_bits(), bits);
     }
@@ -297,8 +201,7 @@ fn nan_bits_survive() {
 #[test]
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn what_a_real_pair_sent_decodes() {
-    let captures =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/captures/prometheus-2.42-pair");
+    let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/captures/prometheus-2.42-pair");
     let mut files: Vec<_> = ["a", "b"]
         .into_iter()
         .filter_map(|replica| captures.join(replica).read_dir().ok())
@@ -314,34 +217,19 @@ fn what_a_real_pair_sent_decodes() {
         let body = snappy::decompress(&std::fs::read(file).unwrap(), 32 << 20).unwrap();
         check_agreement(&body);
         let request = decode(&body).unwrap();
-        assert!(
-            request
-                .series
-                .iter()
-                .all(|series| matches!(series.labels, Cow::Borrowed(_)))
-        );
+        assert!(request.series.iter().all(|series| matches!(series.labels, Cow::Borrowed(_))));
         samples += request.samples.len();
         metadata += request.metadata;
     }
-    assert!(
-        samples > 100_000 && metadata > 0,
-        "{samples} samples, {metadata} of metadata"
-    );
+    assert!(samples > 100_000 && metadata > 0, "{samples} samples, {metadata} of metadata");
 }
 
 fn any_series() -> impl Strategy<Value = Vec<ProstSeries>> {
     let label = any::<(Vec<u8>, Vec<u8>)>().prop_map(|(name, value)| ProstLabel { name, value });
-    let sample = any::<(u64, i64)>().prop_map(|(bits, timestamp)| ProstSample {
-        value: f64::from_bits(bits),
-        timestamp,
-    });
+    let sample =
+        any::<(u64, i64)>().prop_map(|(bits, timestamp)| ProstSample { value: f64::from_bits(bits), timestamp });
     let blobs = || prop::collection::vec(any::<Vec<u8>>(), 0..3);
-    let series = (
-        prop::collection::vec(label, 0..5),
-        prop::collection::vec(sample, 0..5),
-        blobs(),
-        blobs(),
-    );
+    let series = (prop::collection::vec(label, 0..5), prop::collection::vec(sample, 0..5), blobs(), blobs());
     let series = series.prop_map(|(labels, samples, exemplars, histograms)| ProstSeries {
         labels,
         samples,
