@@ -298,11 +298,11 @@ impl LockSession {
                 log::debug!("client_connection_check_interval is not available: {}", Error::from(error));
             }
             require_primary(&session).await?;
-            let statement = names.fill(
-                "WITH made AS (INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING group_no) \
-                 SELECT group_no FROM made UNION ALL SELECT group_no FROM {leader} WHERE group_name = $1",
-            );
-            let row = session.client().query_typed_one(&statement, &[(&group, Type::TEXT)]).await?;
+            // Two statements: one would not see the row that somebody else has just committed.
+            let insert = names.fill("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
+            session.client().execute_typed(&insert, &[(&group, Type::TEXT)]).await?;
+            let select = names.fill("SELECT group_no FROM {leader} WHERE group_name = $1");
+            let row = session.client().query_typed_one(&select, &[(&group, Type::TEXT)]).await?;
             Ok(row.try_get(0)?)
         };
         let group_no = within(config.lease, work).await?;

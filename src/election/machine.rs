@@ -76,10 +76,11 @@ enum State {
     Disconnected {
         retry_at: Instant,
     },
-    /// A session without the lock.
+    /// A session without the lock. `returned` until the first answer after the own Prometheus sent again.
     Following {
         seen: Option<Seen>,
         next_at: Instant,
+        returned: bool,
     },
     /// The lock is held, the term not raised.
     Locked,
@@ -187,15 +188,17 @@ impl Machine {
     pub fn on_liveness(&mut self, silent_at: Option<Instant>, now: Instant) {
         let was_silent = self.is_silent(now);
         self.silent_at = silent_at;
-        if let (true, false, State::Following { next_at, .. }) = (was_silent, self.is_silent(now), &mut self.state) {
+        let is_silent = self.is_silent(now);
+        if let (true, false, State::Following { next_at, returned, .. }) = (was_silent, is_silent, &mut self.state) {
             *next_at = now;
+            *returned = true;
         }
     }
 
     /// A session is open and has been proven fit.
     pub fn on_connected(&mut self, now: Instant) {
         if let State::Disconnected { .. } = self.state {
-            self.state = State::Following { seen: None, next_at: now };
+            self.state = State::Following { seen: None, next_at: now, returned: true };
         }
     }
 
@@ -215,7 +218,8 @@ impl Machine {
         let interval =
             if self.is_silent(sent_at) { self.config.heartbeat_interval() } else { self.config.election_interval };
         let stale_after = self.config.stale_after();
-        if let State::Following { seen, next_at } = &mut self.state {
+        if let State::Following { seen, next_at, returned } = &mut self.state {
+            *returned = false;
             *next_at = sent_at + interval;
             *seen = observed.and_then(|observed| {
                 let remaining = stale_after.checked_sub(observed.heartbeat_age)?;
@@ -271,7 +275,8 @@ impl Machine {
                 fence: Some(tenure.fence),
                 until: Some(tenure.renewed_at + self.config.leader_deadline()),
             },
-            State::Following { seen: Some(_) | None, .. } if self.is_silent(now) => Role::Resigned,
+            State::Following { seen: None, returned: true, .. } => Role::Resigned,
+            State::Following { .. } if self.is_silent(now) => Role::Resigned,
             State::Following { seen: Some(seen), .. } => {
                 Role::Standby { leader: seen.leader.clone(), until: seen.fresh_until }
             }
