@@ -488,6 +488,33 @@ mod tests {
         assert_eq!(decode(bytes), Ok(samples.to_vec()));
     }
 
+    /// Written by Prometheus 2.42 (`promtool tsdb create-blocks-from openmetrics`).
+    #[test]
+    fn a_chunk_of_prometheus() {
+        let bytes =
+            b"\x00\x09\x80\xc0\xb8\x84\xfa\x62\x00\x00\x00\x00\x00\x00\x00\x00\x98\x75\x31\x15\xff\
+              \xc0\x01\xec\x07\x9d\x4b\xb8\x7c\xfe\x60\x39\xad\x91\x68\x72\xbe\x67\xc2\x8c\x5f\x7e\
+              \x60\x39\xad\x91\x68\x72\xb3\xe0\x00\x00\x00\x00\x02\xd2\xa8\x10\x01\x00\x00\x00\x00\
+              \x00\x00\x3f\xff\xff\xff\xff\xff\xc3\x93\x43\x83\xfc\x04\x99\x99\x99\x99\x99\x99\xa0";
+        let samples = [
+            (1_700_006_400_000, 0.0),
+            (1_700_006_415_000, 0.0),
+            (1_700_006_430_000, 1.0),
+            (1_700_006_445_003, 1.5),
+            (1_700_006_520_003, 12345.678),
+            (1_700_007_020_003, f64::from_bits(0x7ff8_0000_0000_0001)),
+            (1_700_009_000_003, f64::INFINITY),
+            (1_700_009_000_004, -0.1),
+            (1_700_009_000_005, -0.1),
+        ]
+        .map(|(timestamp_ms, value)| Sample {
+            timestamp_ms,
+            value,
+        });
+        assert_eq!(decode(bytes), Ok(samples.to_vec()));
+        assert_eq!(encode(&samples), bytes);
+    }
+
     #[test]
     fn what_no_encoder_writes_is_an_error() {
         let error = |bytes: &[u8]| decode(bytes).unwrap_err();
