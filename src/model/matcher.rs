@@ -8,6 +8,8 @@ use thiserror::Error;
 
 use crate::model::labels::Labels;
 
+mod re2;
+
 /// Bytes that one compiled expression may take: what a few thousand alternatives need, and no query may take more.
 const REGEX_BYTES_MAX: usize = 10 << 20;
 
@@ -119,8 +121,9 @@ impl Matcher {
 }
 
 /// Compiles an expression that must match a whole value, in which `.` matches a newline too.
-/// The group keeps `a|b` together, and the expression's own flags inside.
+/// The meaning is RE2's. The group keeps `a|b` together, and the expression's own flags inside.
 fn anchored(expression: &str) -> Result<Regex, regex::Error> {
+    let expression = re2::translate(expression)?;
     RegexBuilder::new(&format!("^(?s:{expression})$"))
         .size_limit(REGEX_BYTES_MAX)
         .build()
