@@ -16,3 +16,4 @@ pub mod http;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
