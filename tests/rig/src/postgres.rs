@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::SinkExt;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
@@ -390,6 +392,21 @@ impl Postgres {
         }
         command
     }
+}
+
+/// Runs a `COPY … FROM STDIN` with all its data at once and returns the number of rows.
+///
+/// # Errors
+///
+/// What the server or the network says.
+pub async fn copy_in(
+    client: &Client,
+    statement: &str,
+    data: Bytes,
+) -> Result<u64, tokio_postgres::Error> {
+    let mut sink = std::pin::pin!(client.copy_in::<_, Bytes>(statement).await?);
+    sink.send(data).await?;
+    sink.finish().await
 }
 
 /// The directory of the server programs: `$PG_BIN`, or the newest of `/usr/lib/postgresql/*/bin`, or where `PATH` has
