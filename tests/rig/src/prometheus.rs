@@ -187,6 +187,19 @@ impl Prometheus {
         self.ask("/api/v1/query", &[("query", expression)]).await
     }
 
+    /// An instant query at a Unix time in seconds; the API's JSON answer, as it came.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer.
+    pub async fn query_at(&self, expression: &str, time: f64) -> String {
+        self.ask(
+            "/api/v1/query",
+            &[("query", expression), ("time", &format!("{time:.3}"))],
+        )
+        .await
+    }
+
     /// A range query from `start` to `end`, Unix times in seconds, a value every `step` seconds; the API's JSON
     /// answer, as it came.
     ///
