@@ -157,7 +157,7 @@ pub(crate) async fn by_remote_read(
         .get(0);
     let end = (end * 1000.0).floor() / 1000.0;
     let count = r#"SELECT count(*) FROM metrics WHERE name = 'up' AND labels @> '{"job":"node"}'
-                   AND time BETWEEN to_timestamp($1 - 30) AND to_timestamp($1)"#;
+                   AND time BETWEEN to_timestamp($1::float8 - 30) AND to_timestamp($1::float8)"#;
     let stored: i64 = client
         .query_one(count, &[&end])
         .await

@@ -29,7 +29,7 @@ children=$(cat "/proc/$1/task/$1/children" 2>/dev/null)
 kill -CONT "$1" $children 2>/dev/null
 kill -QUIT "$1" 2>/dev/null || exit 0
 n=0
-while kill -0 "$1" 2>/dev/null && [ $n -lt 150 ]; do sleep 0.02; n=$((n+1)); done
+while [ -e "/proc/$1/exe" ] && [ $n -lt 150 ]; do sleep 0.02; n=$((n+1)); done
 kill -KILL "$1" $children 2>/dev/null
 "#;
 
