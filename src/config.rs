@@ -1,6 +1,23 @@
 //! Typed settings, and the rules between flags: the only reader of argv and environment.
+//!
+//! Both are handed in, so everything here is a pure function. The steps: `go` takes the words apart, `flags` knows each
+//! flag and `value` what it may be, `server` puts the connection settings together, and here the flags become the settings of
+//! each room, checked against each other.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt;
+
+use self::flags::{Flag, Flags};
+use crate::election::PrometheusTimeout;
 use crate::{election, http, postgres, storage, telemetry};
+
+mod duration;
+mod flags;
+mod go;
+mod help;
+mod server;
+mod value;
 
 /// Everything an operator can set, checked.
 #[derive(Clone, Debug)]
@@ -16,3 +33,260 @@ pub struct Config {
     /// `None`: no election, this adapter always stores.
     pub election: Option<election::Config>,
 }
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// Run, and log each warning first.
+    Run(Box<Config>, Vec<String>),
+    /// Print this page on standard output and end well.
+    Help(String),
+    /// The same for one line.
+    Version(String),
+}
+
+/// A command line or environment that cannot be run with: every mistake in it, one a line. Exit with status 2.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub struct UsageError {
+    /// In the order of the command line, then of the environment, then rules between flags; never empty.
+    pub mistakes: Vec<String>,
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for mistake in &self.mistakes {
+            writeln!(f, "{mistake}")?;
+        }
+        f.write_str("see -h")
+    }
+}
+
+impl Config {
+    /// Reads the words after the program's name and, for flags not among them, the environment. A variable that is
+    /// empty counts as unset, so that a template may leave it blank.
+    ///
+    /// # Errors
+    ///
+    /// [`UsageError`] with every mistake found. Asking for help or the version comes before any mistake.
+    pub fn from(
+        args: impl IntoIterator<Item = OsString>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Parsed, UsageError> {
+        let table = flags::table();
+        let args: Vec<OsString> = args.into_iter().collect();
+        let is_text = args.iter().all(|word| word.to_str().is_some());
+        let args: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let line = go::normalise(&args, |name| table.iter().find(|flag| flag.name == name).map(|flag| flag.kind));
+        if line.help {
+            return Ok(Parsed::Help(help::page(&table)));
+        }
+        if line.version {
+            return Ok(Parsed::Version(version()));
+        }
+        let mut given = Given { mistakes: line.mistakes, ..Given::default() };
+        if !is_text {
+            given.mistakes.push("the command line is not valid UTF-8".to_owned());
+        }
+        given.collect(&table, line.values.into_iter().collect(), env);
+        given.into_config()
+    }
+}
+
+/// The line `-version` prints.
+fn version() -> String {
+    let revision = option_env!("GIT_REVISION").unwrap_or("unknown");
+    format!("{} {} (revision {revision})", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+}
+
+/// What was set, and what there is to say about it.
+#[derive(Default)]
+struct Given {
+    /// Good values by flag.
+    values: BTreeMap<&'static str, String>,
+    /// Flags whose value is no good: rules between flags leave them alone.
+    bad: BTreeSet<&'static str>,
+    mistakes: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Given {
+    /// Takes each flag's value from the command line, else from the environment, and checks it.
+    fn collect(&mut self, table: &[Flag], mut line: BTreeMap<String, String>, env: impl Fn(&str) -> Option<String>) {
+        for flag in table {
+            let (source, value) = if let Some(value) = line.remove(flag.name) {
+                (format!("flag -{}", flag.name), value)
+            } else if let Some(value) = env(&flag.variable()).filter(|value| !value.is_empty()) {
+                (format!("environment variable {}", flag.variable()), value)
+            } else {
+                continue;
+            };
+            if let Err(error) = flag.check(&value) {
+                let shown = if flag.is_secret() { "value".to_owned() } else { format!("value {value:?}") };
+                self.mistakes.push(format!("invalid {shown} for {source}: {error}"));
+                self.bad.insert(flag.name);
+            } else {
+                self.values.insert(flag.name, value);
+            }
+        }
+    }
+
+    fn is_set(&self, flag: &str) -> bool {
+        self.values.contains_key(flag)
+    }
+
+    /// A rule between `flags`: a mistake if it is broken, unless one of them is no good anyway.
+    fn demand(&mut self, flags: &[&str], kept: bool, mistake: impl FnOnce() -> String) {
+        if !kept && !flags.iter().any(|flag| self.bad.contains(flag)) {
+            self.mistakes.push(mistake());
+        }
+    }
+
+    fn warn(&mut self, applies: bool, warning: &str) {
+        if applies {
+            self.warnings.push(warning.to_owned());
+        }
+    }
+
+    /// The settings of each room, if nothing at all was wrong.
+    fn into_config(mut self) -> Result<Parsed, UsageError> {
+        let flags = match Flags::from_values(&self.values) {
+            Ok(flags) => flags,
+            Err(mistake) => {
+                self.mistakes.push(mistake);
+                return Err(UsageError { mistakes: self.mistakes });
+            }
+        };
+        self.warn_of_lost_meanings(&flags);
+        let election = self.election(&flags);
+        let storage = self.storage(&flags);
+        let postgres = self.postgres(&flags);
+        let Some(postgres) = postgres.filter(|_| self.mistakes.is_empty()) else {
+            return Err(UsageError { mistakes: self.mistakes });
+        };
+        let http = http::Config {
+            listen_address: flags.web.web_listen_address,
+            telemetry_path: flags.web.web_telemetry_path,
+            send_timeout: flags.web.adapter_send_timeout,
+            read_sample_limit: flags.web.read_sample_limit,
+        };
+        let log = telemetry::log::Config { level: flags.log.log_level, format: flags.log.log_format };
+        Ok(Parsed::Run(Box::new(Config { log, http, postgres, storage, election }), self.warnings))
+    }
+
+    fn warn_of_lost_meanings(&mut self, flags: &Flags) {
+        self.warn(
+            !flags.old.pg_copy_table.is_empty(),
+            "-pg-copy-table has no effect: there is no intermediate table any more",
+        );
+        self.warn(
+            !flags.old.pg_prometheus_normalized_schema,
+            "-pg-prometheus-normalized-schema has no effect: labels are always stored once a series",
+        );
+        self.warn(
+            self.is_set("pg-use-timescaledb") && flags.old.pg_use_timescaledb,
+            "-pg-use-timescaledb has no effect yet: samples are stored in plain PostgreSQL",
+        );
+    }
+
+    fn election(&mut self, flags: &Flags) -> Option<election::Config> {
+        let lock_id = flags.election.leader_election_pg_advisory_lock_id;
+        let prometheus_timeout = flags.election.leader_election_pg_advisory_lock_prometheus_timeout;
+        self.demand(&["leader-election-rest"], !flags.old.leader_election_rest, || {
+            "-leader-election-rest is not available yet: election over REST comes with a later release; use \
+             -leader-election-pg-advisory-lock-id"
+                .to_owned()
+        });
+        self.warn(
+            lock_id == 0 && prometheus_timeout != PrometheusTimeout::Automatic,
+            "-leader-election-pg-advisory-lock-prometheus-timeout has no effect without \
+             -leader-election-pg-advisory-lock-id",
+        );
+        if lock_id == 0 {
+            return None;
+        }
+        if flags.storage.pg_read_only {
+            self.warn(
+                true,
+                "-leader-election-pg-advisory-lock-id has no effect with -pg-read-only: a reader takes part in no election",
+            );
+            return None;
+        }
+        Some(election::Config {
+            lock_id,
+            prometheus_timeout,
+            liveness_interval: flags.election.leader_election_liveness_interval,
+            election_interval: flags.election.scheduled_election_interval,
+            lease: flags.election.leader_election_lease,
+        })
+    }
+
+    fn storage(&mut self, flags: &Flags) -> storage::Config {
+        let (storage, postgres) = (&flags.storage, &flags.postgres);
+        let retention = Some(storage.pg_retention).filter(|retention| !retention.is_zero());
+        let chunk_interval = storage.pg_prometheus_chunk_interval;
+        self.demand(
+            &["pg-retention", "pg-prometheus-chunk-interval"],
+            retention.is_none_or(|retention| retention >= chunk_interval),
+            || {
+                format!(
+                    "-pg-retention ({}) must not be less than -pg-prometheus-chunk-interval ({}): samples are dropped \
+                     by whole segments",
+                    duration::display(storage.pg_retention),
+                    duration::display(chunk_interval)
+                )
+            },
+        );
+        self.warn(
+            retention.is_some() && storage.pg_read_only,
+            "-pg-retention has no effect with -pg-read-only: a reader drops nothing",
+        );
+        let (writers, most) = (postgres.pg_write_connections, postgres.pg_max_open_conns);
+        // A command line of 0.6.0 may allow fewer connections than our default of writers.
+        self.demand(
+            &["pg-write-connections", "pg-max-open-conns"],
+            writers <= most || !self.is_set("pg-write-connections"),
+            || format!("-pg-write-connections ({writers}) must not be more than -pg-max-open-conns ({most})"),
+        );
+        storage::Config {
+            schema: Some(storage.pg_schema.clone()).filter(|schema| !schema.is_empty()),
+            table: storage.pg_table.clone(),
+            chunk_interval,
+            retention,
+            write_connections: writers.min(most),
+            log_samples: storage.pg_prometheus_log_samples,
+            read_only: storage.pg_read_only,
+            replica_labels: flags.election.replica_labels.clone(),
+            send_timeout: flags.web.adapter_send_timeout,
+        }
+    }
+
+    /// `None` after a mistake.
+    fn postgres(&mut self, flags: &Flags) -> Option<postgres::Config> {
+        let flags = &flags.postgres;
+        let mut warnings = Vec::new();
+        let servers = server::resolve(flags, |flag| self.is_set(flag), &mut warnings);
+        self.warnings.append(&mut warnings);
+        let servers = match servers {
+            Ok(servers) => servers,
+            Err(mistake) => {
+                self.demand(&["pg-uri", "pg-ssl-mode", "pg-ssl-root-cert"], false, || {
+                    format!("-pg-lock-uri: {mistake}")
+                });
+                return None;
+            }
+        };
+        Some(postgres::Config {
+            server: servers.server,
+            lock_server: servers.lock_server,
+            ssl_mode: servers.ssl_mode,
+            ssl_root_cert: servers.ssl_root_cert,
+            max_open_conns: flags.pg_max_open_conns,
+            // As in Go, where the smaller of the two wins.
+            max_idle_conns: flags.pg_max_idle_conns.min(flags.pg_max_open_conns),
+            connect_retries: flags.pg_db_connect_retries,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

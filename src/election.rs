@@ -1,6 +1,14 @@
 //! Who leads: a pure machine, and the advisory lock that drives it.
+//!
+//! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`role`] is what the rest of the program
+//! sees; [`advisory_lock`] holds the session and carries the machine's decisions out.
 
 use std::time::Duration;
+
+pub mod advisory_lock;
+pub mod liveness;
+pub mod machine;
+pub mod role;
 
 /// How the leader of a group is found.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +23,34 @@ pub struct Config {
     pub election_interval: Duration,
     /// `-leader-election-lease`: the longest a frozen or unreachable leader keeps the lock; 3 s to 5 m.
     pub lease: Duration,
+}
+
+impl Config {
+    /// The server ends a lock session that is silent for so long: 85 % of the lease, so that detection and take-over
+    /// end within it.
+    #[must_use]
+    pub fn session_timeout(&self) -> Duration {
+        self.lease * 17 / 20
+    }
+
+    /// A leader stops writing when a heartbeat sent so long ago is the last one answered: 70 % of the lease, well
+    /// before the server gives the lock away, so that a clock that runs a tenth slow is still in time.
+    #[must_use]
+    pub fn leader_deadline(&self) -> Duration {
+        self.lease * 7 / 10
+    }
+
+    /// How often a leader sends a heartbeat: once a second, or five times in a short lease.
+    #[must_use]
+    pub fn heartbeat_interval(&self) -> Duration {
+        (self.lease / 5).min(Duration::from_secs(1))
+    }
+
+    /// A leader's heartbeat older than three of its intervals is stale: who leads is then unknown.
+    #[must_use]
+    pub fn stale_after(&self) -> Duration {
+        self.heartbeat_interval() * 3
+    }
 }
 
 /// When a leader whose own Prometheus sends nothing gives the lead up.

@@ -1,7 +1,34 @@
 //! Routes and statuses: the only room that names an HTTP status code.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::election::liveness::Heard;
+use crate::election::role::Role;
+use crate::receiver::Receiver;
+use crate::storage::Store;
+use crate::telemetry::metrics::{self, Metrics};
+
+mod body;
+mod read;
+mod status;
+mod write;
 
 /// Where and how the adapter listens.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,4 +41,186 @@ pub struct Config {
     pub send_timeout: Duration,
     /// `-read-sample-limit`: samples one query of a read in SAMPLES form may return, at least 1.
     pub read_sample_limit: u64,
+}
+
+/// What the routes work on.
+pub struct Service {
+    /// See [`Config`].
+    pub config: Config,
+    /// Names of labels whose matchers a read ignores.
+    pub replica_labels: Vec<String>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Told of each write request.
+    pub heard: Arc<Heard>,
+    /// Who we are at the moment.
+    pub role: watch::Receiver<Role>,
+    /// What the group is called; `None` without an election.
+    pub group: Option<String>,
+    /// Takes write requests, once the store is open; never with `-pg-read-only`.
+    pub receiver: OnceLock<Arc<Receiver>>,
+    /// Answers reads, once it is open.
+    pub store: OnceLock<Arc<Store>>,
+    /// Whether this adapter only reads.
+    pub read_only: bool,
+    /// Cancelled when the program begins to stop.
+    pub stopping: CancellationToken,
+    /// Owns what must go on when a client leaves.
+    pub tracker: TaskTracker,
+    /// Bytes, in KiB, that bodies may take together.
+    pub budget: Arc<Semaphore>,
+    /// Reads at a time.
+    pub reads: Arc<Semaphore>,
+}
+
+/// KiB that bodies in flight may take together, as received and decompressed.
+pub const BUDGET_KIB: usize = 256 * 1024;
+
+/// Reads at a time; more wait. Prometheus' own default.
+pub const READS_MAX: usize = 10;
+
+/// Connections at a time; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// A client must have sent its request's headers by then.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+type Answer = Response<Body>;
+
+/// Accepts connections until `stop`, then lets requests in flight end, at most `grace` long.
+pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: CancellationToken, grace: Duration) {
+    let graceful = GracefulShutdown::new();
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &connections) => accepted,
+            () = stop.cancelled() => break,
+        };
+        let Some((stream, permit)) = accepted else { continue };
+        let service = Arc::clone(&service);
+        let tracker = service.tracker.clone();
+        let handler = service_fn(move |request| {
+            let service = Arc::clone(&service);
+            async move { Ok::<_, Infallible>(service.answer(request).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), handler);
+        let connection = graceful.watch(connection);
+        tracker.spawn(async move {
+            if let Err(error) = connection.await {
+                log::debug!("a connection ended: {error}");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        log::warn!("requests still under way after {grace:?} are cut off");
+    }
+}
+
+/// The next connection. One that fails to be accepted is skipped; when the process has no file descriptors left, the
+/// pause lets some come free.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(connections).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            if let Err(error) = stream.set_nodelay(true) {
+                log::debug!("TCP_NODELAY: {error}");
+            }
+            Some((stream, permit))
+        }
+        Err(error) => {
+            log::warn!("accepting a connection failed: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+impl Service {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        let path = request.uri().path().to_owned();
+        match path.as_str() {
+            "/write" | "/api/v1/write" => {
+                let started = Instant::now();
+                let metrics = Arc::clone(&self.metrics);
+                let answer = write::answer(self, request).await;
+                metrics.write_requests_total.with_label_values(&[answer.status().as_str()]).inc();
+                metrics.write_duration_seconds.observe(started.elapsed().as_secs_f64());
+                answer
+            }
+            "/read" | "/api/v1/read" => {
+                let started = Instant::now();
+                let metrics = Arc::clone(&self.metrics);
+                let answer = read::answer(self, request).await;
+                metrics.read_requests_total.with_label_values(&[answer.status().as_str()]).inc();
+                metrics.read_duration_seconds.observe(started.elapsed().as_secs_f64());
+                answer
+            }
+            _ if request.method() != Method::GET && request.method() != Method::HEAD => method_not_allowed("GET, HEAD"),
+            path if path == self.config.telemetry_path => {
+                status::refresh(&self);
+                with_type(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render())
+            }
+            "/healthz" | "/-/healthy" => {
+                if self.stopping.is_cancelled() {
+                    text(StatusCode::SERVICE_UNAVAILABLE, "stopping")
+                } else {
+                    text(StatusCode::OK, "prometheus-postgresql-adapter is healthy")
+                }
+            }
+            "/-/ready" => match status::not_ready(&self) {
+                None => text(StatusCode::OK, "prometheus-postgresql-adapter is ready"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            },
+            "/status.json" => with_type(StatusCode::OK, "application/json", status::json(&self)),
+            "/" => with_type(StatusCode::OK, "text/html; charset=utf-8", status::page(&self)),
+            _ => text(StatusCode::NOT_FOUND, format!("no such path: {path}; / lists those there are")),
+        }
+    }
+
+    /// The role at this moment.
+    fn role_now(&self) -> Role {
+        self.role.borrow().at(Instant::now())
+    }
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()).map_err(|never| match never {}).boxed_unsync());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+/// A line for a person; Prometheus logs the first KiB of it.
+fn text(status: StatusCode, line: impl Into<String>) -> Answer {
+    let mut line = line.into();
+    line.push('\n');
+    with_type(status, "text/plain; charset=utf-8", line)
+}
+
+fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default().map_err(|never: Infallible| match never {}).boxed_unsync());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Our trouble, not the sender's: it is to come again.
+fn unavailable(line: impl Into<String>) -> Answer {
+    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, line);
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
+}
+
+fn method_not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {allowed}"));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
 }

@@ -17,11 +17,14 @@
 //! | [`wire`] | bytes to model and back (pure) |
 //! | [`model`] | labels, samples, matchers (pure) |
 
+pub mod app;
 pub mod config;
 pub mod election;
+pub mod handover;
 pub mod http;
 pub mod model;
 pub mod postgres;
+pub mod receiver;
 pub mod storage;
 pub mod telemetry;
 pub mod wire;

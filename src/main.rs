@@ -1,3 +1,79 @@
 //! The program: arguments to [`prometheus_postgresql_adapter::config::Config`], logger, app.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use prometheus_postgresql_adapter::config::{Config, Parsed};
+use prometheus_postgresql_adapter::{app, telemetry};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The status of Go's `flag` package for a command line that makes no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match Config::from(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
+        Ok(Parsed::Help(text) | Parsed::Version(text)) => {
+            // A reader that has seen enough (`| head`) is no failure.
+            let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Ok(Parsed::Run(config, warnings)) => run(*config, &warnings),
+        Err(usage) => {
+            let _ = writeln!(std::io::stderr(), "{usage}");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn run(config: Config, warnings: &[String]) -> ExitCode {
+    if let Err(error) = telemetry::log::init(&config.log) {
+        let _ = writeln!(std::io::stderr(), "cannot start the log: {error}");
+        return ExitCode::FAILURE;
+    }
+    log::info!("prometheus-postgresql-adapter {}", env!("CARGO_PKG_VERSION"));
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!("cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let watcher = async move {
+            received(&mut terminate, &mut interrupt).await;
+            let _ = stop.send(());
+            received(&mut terminate, &mut interrupt).await;
+            log::warn!("second signal: ending at once");
+        };
+        tokio::select! {
+            ended = app::run(config, async { let _ = stopped.await; }) => Ok::<_, std::io::Error>(Some(ended)),
+            () = watcher => Ok(None),
+        }
+    });
+    // What still runs has had its time.
+    runtime.shutdown_background();
+    match result {
+        Ok(Some(Ok(()))) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::FAILURE,
+        Ok(Some(Err(error))) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            log::error!("cannot watch for signals: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn received(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,6 +1,40 @@
-//! The store: schema, series, ingest, query, retention.
+//! The store: schema, series, ingest, query, upkeep.
+//!
+//! [`Store`] is the only thing other rooms use. It knows nothing of who leads: a write shows a fence, and the database
+//! decides.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use deadpool_postgres::Pool;
+use sha2::{Digest, Sha256};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::election::role::Fence;
+use crate::model::labels::Labels;
+use crate::postgres::error::{Class, Error};
+use crate::postgres::timestamp::Timestamp;
+use crate::postgres::{Connector, Pooled, within};
+use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
+use crate::storage::names::Names;
+use crate::storage::query::Reading;
+use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
+use crate::telemetry::metrics::Metrics;
+use crate::wire::write::{Request, Series, label_pairs};
+
+pub mod ingest;
+pub mod names;
+pub mod query;
+pub mod row;
+pub mod schema;
+pub mod segments;
+pub mod series;
+pub mod upkeep;
 
 /// What is stored, where, and for how long.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,4 +57,417 @@ pub struct Config {
     pub replica_labels: Vec<String>,
     /// `-adapter-send-timeout`, as the bound of one transaction.
     pub send_timeout: Duration,
+}
+
+/// One store in one database.
+pub struct Store {
+    config: Config,
+    names: Arc<Names>,
+    connector: Connector,
+    pool: Pool,
+    cache: series::Cache,
+    segments: segments::Known,
+    ingest: Ingest,
+    metrics: Arc<Metrics>,
+    tracker: TaskTracker,
+}
+
+/// A request with its series found: ready to be stored.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// In the order of series and time, none twice.
+    pub rows: Vec<Row>,
+    /// What can never be stored.
+    pub rejected: Rejected,
+    /// Samples left out because the request has their series and time twice.
+    pub duplicates: usize,
+}
+
+/// The part of a request that can never be stored.
+#[derive(Debug, Default)]
+pub struct Rejected {
+    /// How many samples.
+    pub samples: usize,
+    /// Why, for the first few.
+    pub reasons: Vec<String>,
+}
+
+/// Reasons an answer names; more are counted.
+const REASONS_MAX: usize = 10;
+
+/// Series known per generation of the cache; see [`series::Cache`].
+const CACHED_SERIES_MAX: usize = 1_000_000;
+
+/// A sample so far ahead of this host's clock is a mistake: stored, it would make a segment that lasts for ever.
+const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
+
+/// A round of [`Store::upkeep`] may take this long: an index over a segment is built in one statement.
+const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
+
+impl Store {
+    /// Finds the store, or makes it, unless it is only read. Returns it with the writers, which are to be run.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be reached, or the store is of a newer version, or (read-only) not there yet.
+    pub async fn open(
+        config: Config,
+        connector: Connector,
+        metrics: Arc<Metrics>,
+        tracker: TaskTracker,
+    ) -> Result<(Self, Vec<Writer>), Error> {
+        let writers = if config.read_only { 0 } else { config.write_connections };
+        let pool = connector.pool(writers, config.read_only);
+        let client = Pooled::take(&pool).await?;
+        let names = schema::locate(&client, config.schema.as_deref(), &config.table).await?;
+        if config.read_only {
+            match schema::version(&client, &names).await? {
+                Some(version) if version <= schema::VERSION => {}
+                Some(version) => {
+                    return Err(Error::Unfit(format!(
+                        "the tables of {} have version {version}, made by a newer adapter",
+                        names.view()
+                    )));
+                }
+                None => {
+                    return Err(Error::Unfit(format!(
+                        "there is no store at {} yet: start an adapter that writes",
+                        names.view()
+                    )));
+                }
+            }
+        } else {
+            schema::migrate(&client, &names).await?;
+        }
+        client.give_back();
+        let names = Arc::new(names);
+        let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
+        let cache = series::Cache::new(CACHED_SERIES_MAX);
+        let segments = segments::Known::default();
+        Ok((Self { config, names, connector, pool, cache, segments, ingest, metrics, tracker }, writers))
+    }
+
+    /// The names of everything in it.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Finds or makes the series of `request`, and checks its samples.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; nothing is wrong with the request then.
+    pub async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Error> {
+        let mut resolved = Resolved { rows: Vec::with_capacity(request.samples.len()), ..Resolved::default() };
+        let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
+        let mut ids = self.cache.get_all(hashes.iter().copied());
+        if ids.contains(&None) {
+            self.find_missing(request, fence, &hashes, &mut ids, &mut resolved.rejected).await?;
+        }
+        let latest_ms = now_ms().saturating_add(AHEAD_MAX_MS);
+        for (series, id) in request.series.iter().zip(&ids) {
+            let Some(series_id) = *id else { continue };
+            for sample in request.samples_of(series) {
+                if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
+                    resolved
+                        .rejected
+                        .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
+                    continue;
+                }
+                if self.config.log_samples {
+                    log::info!("sample {} {} @ {}", show(series), sample.value, sample.timestamp_ms);
+                }
+                resolved.rows.push(Row { series_id, time_ms: sample.timestamp_ms, value: sample.value });
+            }
+        }
+        resolved.duplicates = sort_and_dedup(&mut resolved.rows);
+        Ok(resolved)
+    }
+
+    /// Fills in the ids that the cache did not have, by one look-up in the database.
+    async fn find_missing(
+        &self,
+        request: &Request<'_>,
+        fence: Option<Fence>,
+        hashes: &[series::WireHash],
+        ids: &mut [Option<i64>],
+        rejected: &mut Rejected,
+    ) -> Result<(), Error> {
+        let mut wanted = HashMap::new();
+        let mut places = Vec::new();
+        for (place, series) in request.series.iter().enumerate().filter(|(place, _)| ids[*place].is_none()) {
+            let labels = label_pairs(&series.labels)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())
+                .and_then(|pairs| Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string()));
+            match labels {
+                Ok(labels) => {
+                    let key = Uuid::from_bytes(labels.identity());
+                    places.push((place, key));
+                    wanted.insert(key, labels);
+                }
+                Err(why) => rejected.add(series.samples.len(), || format!("{why} in {}", show(series))),
+            }
+        }
+        let (found, refused) = self.find_series(wanted, fence).await?;
+        for (place, key) in &places {
+            ids[*place] = found.get(key).copied();
+            if let Some(why) = refused.get(key) {
+                rejected.add(request.series[*place].samples.len(), || why.clone());
+            }
+        }
+        self.cache.insert_all(places.iter().filter_map(|(place, _)| Some((hashes[*place], ids[*place]?))));
+        self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Ids by key; and, by key too, why the server will have none of a series. A refusal in a set of many is narrowed
+    /// down by halves, so that one series never sinks its neighbours.
+    async fn find_series(
+        &self,
+        wanted: HashMap<Uuid, Labels>,
+        fence: Option<Fence>,
+    ) -> Result<(HashMap<Uuid, i64>, HashMap<Uuid, String>), Error> {
+        let (mut found, mut refused) = (HashMap::new(), HashMap::new());
+        let mut pending = vec![wanted];
+        while let Some(part) = pending.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            match self.find_part(&part, fence).await {
+                Ok(ids) => found.extend(ids),
+                Err(error) if error.class() == Class::Data && part.len() > 1 => {
+                    let mut part: Vec<_> = part.into_iter().collect();
+                    let rest = part.split_off(part.len() / 2);
+                    pending.extend([part.into_iter().collect(), rest.into_iter().collect()]);
+                }
+                Err(error) if error.class() == Class::Data => {
+                    refused.extend(part.into_keys().map(|key| (key, error.to_string())));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, refused))
+    }
+
+    async fn find_part(
+        &self,
+        wanted: &HashMap<Uuid, Labels>,
+        fence: Option<Fence>,
+    ) -> Result<HashMap<Uuid, i64>, Error> {
+        let timeout = self.config.send_timeout;
+        self.counted(within(timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            client.batch_execute(&ingest::begin(&self.names, fence, timeout)).await?;
+            let (found, created) = series::resolve(&client, &self.names, wanted).await?;
+            client.batch_execute("COMMIT").await?;
+            client.give_back();
+            self.metrics.series_created_total.inc_by(created);
+            Ok(found)
+        }))
+        .await
+    }
+
+    /// Stores rows under the key of their request, and returns after COMMIT.
+    ///
+    /// # Errors
+    ///
+    /// What the server said. Whether it was stored may be unknown then: try again with the same key.
+    pub async fn commit(&self, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<Stored, Arc<Error>> {
+        while let Some(time_ms) = self.segments.missing(&rows) {
+            self.make_segment(time_ms).await.map_err(Arc::new)?;
+        }
+        let stored = self.ingest.store(Batch { key, rows, fence }).await;
+        if let Err(error) = &stored
+            && error.is(&SqlState::CHECK_VIOLATION)
+        {
+            // No partition takes the row: another adapter dropped it. The retry makes it anew.
+            self.segments.forget();
+        }
+        stored
+    }
+
+    async fn make_segment(&self, time_ms: i64) -> Result<(), Error> {
+        let interval = self.config.chunk_interval;
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            segments::ensure(&client, &self.names, &self.segments, time_ms, now_ms(), interval).await?;
+            client.give_back();
+            Ok(())
+        }))
+        .await?;
+        self.metrics.segments.set(i64::try_from(self.segments.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// The last stored time, in ms since 1970, of each of these series that has samples from `from_ms` to `to_ms`.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
+        let statement = self.names.fill(
+            "SELECT series_id, max(\"time\") FROM {samples} \
+             WHERE \"time\" >= $2 AND \"time\" <= $3 AND series_id = ANY($1) GROUP BY series_id",
+        );
+        let ids = ids.to_vec();
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
+            let rows = client
+                .query_typed(
+                    &statement,
+                    &[(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)],
+                )
+                .await?;
+            client.give_back();
+            rows.iter()
+                .map(|row| {
+                    let Timestamp(time_us) = row.try_get(1)?;
+                    Ok((row.try_get(0)?, row::from_postgres_us(time_us)))
+                })
+                .collect()
+        }))
+        .await
+    }
+
+    /// The server's clock, ms since 1970.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn server_time_ms(&self) -> Result<i64, Error> {
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let row = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+            client.give_back();
+            let Timestamp(time_us) = row.try_get(0)?;
+            Ok(row::from_postgres_us(time_us))
+        }))
+        .await
+    }
+
+    /// Begins a read of one consistent state.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that there is no connection.
+    pub async fn read(&self) -> Result<Reading, Error> {
+        self.counted(Reading::begin(&self.pool, &self.names, &self.connector, &self.tracker)).await
+    }
+
+    /// One round of retention and indexes; the keys of old requests too, if this adapter has led for minutes.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; the next round goes on from there.
+    pub async fn upkeep(&self, led_long: bool) -> Result<(), Error> {
+        self.counted(within(UPKEEP_TIMEOUT, async {
+            let client = Pooled::take(&self.pool).await?;
+            client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
+            if let Some(retention) = self.config.retention {
+                let dropped = upkeep::drop_expired(&client, &self.names, retention).await?;
+                if !dropped.is_empty() {
+                    self.segments.forget();
+                    log::info!("retention: dropped {}", dropped.join(", "));
+                }
+            }
+            for relation in upkeep::index_full(&client, &self.names).await? {
+                log::info!("indexed {relation} by series");
+            }
+            if led_long {
+                upkeep::forget_requests(&client, &self.names).await?;
+            }
+            // Its settings are changed: closed, not given back.
+            Ok(())
+        }))
+        .await
+    }
+
+    /// Samples committed since the start.
+    #[must_use]
+    pub fn samples_stored(&self) -> u64 {
+        self.metrics.samples_stored_total.get()
+    }
+
+    /// Closes connections that have idled, down to `keep`.
+    pub fn trim_pool(&self, keep: usize) {
+        let mut kept = 0;
+        self.pool.retain(|_, metrics| {
+            kept += 1;
+            kept <= keep || metrics.last_used() < Duration::from_secs(30)
+        });
+    }
+
+    /// Closes every pooled connection that is not in use: the server they lead to no longer takes writes.
+    pub fn drop_connections(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
+    async fn counted<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let result = work.await;
+        if let Err(error) = &result {
+            self.metrics.postgres_errors_total.with_label_values(&[error.class_label()]).inc();
+            if error.class() == Class::ReadOnly {
+                self.drop_connections();
+            }
+        }
+        result
+    }
+}
+
+impl Rejected {
+    /// Counts `samples` more, for a reason.
+    pub fn add(&mut self, samples: usize, why: impl FnOnce() -> String) {
+        self.samples += samples;
+        if self.reasons.len() < REASONS_MAX {
+            self.reasons.push(why());
+        }
+    }
+
+    /// Whether everything can be stored.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.reasons.is_empty()
+    }
+}
+
+/// The key of a request: the same for the same bytes. Cryptographic, so that nobody can make a second body that counts
+/// as stored.
+#[must_use]
+pub fn request_key(body: &[u8]) -> Uuid {
+    let digest = Sha256::digest(body);
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest[..16]);
+    Uuid::from_bytes(key)
+}
+
+/// Ends the writers' work in order; for tests and [`crate::app`].
+pub fn spawn_writers(writers: Vec<Writer>, tracker: &TaskTracker, stop: &CancellationToken) {
+    for writer in writers {
+        tracker.spawn(writer.run(stop.clone()));
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A series for a message: what can be read of its labels, cut short.
+fn show(series: &Series<'_>) -> String {
+    let mut text = String::from("{");
+    for (name, value) in label_pairs(&series.labels).map_while(Result::ok) {
+        let separator = if text.len() > 1 { ", " } else { "" };
+        text.push_str(&format!("{separator}{}={:?}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
+        if text.len() > 200 {
+            let cut = (0..=200).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            text.truncate(cut);
+            text.push('…');
+            break;
+        }
+    }
+    text.push('}');
+    text
 }

@@ -1,6 +1,7 @@
 //! Bytes to model and back: snappy, protobuf, chunks. Pure.
 
 pub mod frame;
+pub mod protobuf;
 pub mod read;
 pub mod snappy;
 pub mod write;

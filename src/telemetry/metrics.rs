@@ -1,1 +1,340 @@
-//! Everything the adapter counts, as one value.
+//! Everything the adapter counts, as one value: built once, handed down, never a global.
+//!
+//! This room owns names, help texts and buckets. When a number changes is the business of the room it belongs to.
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// The media type of [`Metrics::render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What [`Metrics::set_role`] takes, the values of the label `role`.
+pub const ROLES: [&str; 5] = ["unknown", "standby", "taking_over", "leader", "resigned"];
+
+/// The first part of the name of every metric except `process_*`.
+const PREFIX: &str = "prometheus_postgresql_adapter";
+
+/// From half a millisecond, a commit on a fast disk, to twice the default `-adapter-send-timeout`.
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Samples a transaction: from a lone request of one sample to many requests of 10,000.
+const SAMPLES: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5];
+
+/// All metrics of one adapter. Clones share the same numbers.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    role: IntGaugeVec,
+    /// 1 on the leader, else 0.
+    pub leader: IntGauge,
+    /// The number of our own term while we lead, else the last one known.
+    pub term: IntGauge,
+    /// Changes of role, by the role entered (`to`) and the cause (`reason`).
+    pub transitions_total: IntCounterVec,
+    /// Seconds since the last heartbeat on the lock session that succeeded was sent.
+    pub lock_check_age_seconds: Gauge,
+    /// Samples in write requests that could be decoded, whatever became of them.
+    pub samples_received_total: IntCounter,
+    /// Samples committed.
+    pub samples_stored_total: IntCounter,
+    /// Samples acknowledged as standby.
+    pub samples_standby_total: IntCounter,
+    /// Samples acknowledged but not stored again, by `reason`.
+    pub samples_duplicate_total: IntCounterVec,
+    /// Samples that can never be stored, by `reason`.
+    pub samples_rejected_total: IntCounterVec,
+    /// Exemplars received, which are not stored.
+    pub exemplars_ignored_total: IntCounter,
+    /// Native histograms received, which are not stored.
+    pub histograms_rejected_total: IntCounter,
+    /// Metadata entries received.
+    pub metadata_received_total: IntCounter,
+    /// Write requests, by the status of the answer (`code`).
+    pub write_requests_total: IntCounterVec,
+    /// Seconds from the head of a write request to its answer.
+    pub write_duration_seconds: Histogram,
+    /// Unix time of the last write request, in seconds; 0 before the first.
+    pub last_write_request_timestamp_seconds: Gauge,
+    /// Read requests, by the status of the answer (`code`).
+    pub read_requests_total: IntCounterVec,
+    /// Seconds from the head of a read request to the end of its answer.
+    pub read_duration_seconds: Histogram,
+    /// Samples returned to readers.
+    pub read_samples_total: IntCounter,
+    /// Samples in one write transaction.
+    pub batch_samples: Histogram,
+    /// Seconds from BEGIN to the end of a write transaction.
+    pub transaction_duration_seconds: Histogram,
+    /// Seconds COMMIT of a write transaction took.
+    pub commit_duration_seconds: Histogram,
+    /// Errors of the database, by `class`: see [`Metrics::postgres_error`].
+    pub postgres_errors_total: IntCounterVec,
+    /// Series whose id is in the cache.
+    pub series_cached: IntGauge,
+    /// Series this adapter added to the database.
+    pub series_created_total: IntCounter,
+    /// Segments of hot samples in the database.
+    pub segments: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything, the metrics of the process included, in a registry of its own.
+    ///
+    /// # Panics
+    ///
+    /// If two metrics have one name or a name is malformed: a mistake in this file, which its tests find.
+    #[must_use]
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let r = &registry;
+        expect(r.register(Box::new(ProcessCollector::for_self())));
+        let metrics = Metrics {
+            role: gauges(r, "role", "The state of this adapter in its group: 1 for the current one.", "role"),
+            leader: gauge(r, "leader", "1 if this adapter leads its group, else 0."),
+            term: gauge(r, "term", "The last term this adapter led or saw."),
+            transitions_total: counters(
+                r,
+                "transitions_total",
+                "Changes of state, by new state and cause.",
+                &["to", "reason"],
+            ),
+            lock_check_age_seconds: seconds(
+                r,
+                "lock_check_age_seconds",
+                "Time since the last successful check of the lock session.",
+            ),
+            samples_received_total: counter(r, "samples_received_total", "Samples received in write requests."),
+            samples_stored_total: counter(r, "samples_stored_total", "Samples committed to the database."),
+            samples_standby_total: counter(r, "samples_standby_total", "Samples acknowledged as standby."),
+            samples_duplicate_total: counters(
+                r,
+                "samples_duplicate_total",
+                "Samples acknowledged that were stored already, by reason.",
+                &["reason"],
+            ),
+            samples_rejected_total: counters(
+                r,
+                "samples_rejected_total",
+                "Samples that can never be stored, by reason.",
+                &["reason"],
+            ),
+            exemplars_ignored_total: counter(r, "exemplars_ignored_total", "Exemplars received, which are not stored."),
+            histograms_rejected_total: counter(
+                r,
+                "histograms_rejected_total",
+                "Native histograms received, which are not stored.",
+            ),
+            metadata_received_total: counter(r, "metadata_received_total", "Metadata entries received."),
+            write_requests_total: counters(
+                r,
+                "write_requests_total",
+                "Write requests, by status of the answer.",
+                &["code"],
+            ),
+            write_duration_seconds: histogram(
+                r,
+                "write_duration_seconds",
+                "Time from the head of a write request to its answer.",
+                SECONDS,
+            ),
+            last_write_request_timestamp_seconds: seconds(
+                r,
+                "last_write_request_timestamp_seconds",
+                "Unix time of the last write request.",
+            ),
+            read_requests_total: counters(
+                r,
+                "read_requests_total",
+                "Read requests, by status of the answer.",
+                &["code"],
+            ),
+            read_duration_seconds: histogram(
+                r,
+                "read_duration_seconds",
+                "Time from the head of a read request to the end of its answer.",
+                SECONDS,
+            ),
+            read_samples_total: counter(r, "read_samples_total", "Samples returned to readers."),
+            batch_samples: histogram(r, "batch_samples", "Samples in one write transaction.", SAMPLES),
+            transaction_duration_seconds: histogram(
+                r,
+                "transaction_duration_seconds",
+                "Time from BEGIN to the end of a write transaction.",
+                SECONDS,
+            ),
+            commit_duration_seconds: histogram(
+                r,
+                "commit_duration_seconds",
+                "Time COMMIT of a write transaction took.",
+                SECONDS,
+            ),
+            postgres_errors_total: counters(
+                r,
+                "postgres_errors_total",
+                "Errors of the database, by class of SQLSTATE, or connection.",
+                &["class"],
+            ),
+            series_cached: gauge(r, "series_cached", "Series in the cache of ids."),
+            series_created_total: counter(r, "series_created_total", "Series this adapter added to the database."),
+            segments: gauge(r, "segments", "Segments of hot samples in the database."),
+            registry: registry.clone(),
+        };
+        let build = IntGaugeVec::new(
+            opts("build_info", "The build of this adapter; always 1."),
+            &["version", "revision", "rustversion"],
+        );
+        let build = register(r, expect(build));
+        let revision = option_env!("GIT_REVISION").unwrap_or("unknown");
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, env!("CARGO_PKG_RUST_VERSION")]).set(1);
+        metrics.set_role("unknown");
+        metrics
+    }
+
+    /// Shows `role`, one of [`ROLES`], as the current one, and `leader` with it.
+    pub fn set_role(&self, role: &str) {
+        debug_assert!(ROLES.contains(&role), "{role} is no role");
+        for known in ROLES {
+            self.role.with_label_values(&[known]).set(i64::from(known == role));
+        }
+        self.leader.set(i64::from(role == "leader"));
+    }
+
+    /// Counts an error of the database by the first two characters of its SQLSTATE; `None` is a connection that
+    /// failed or broke.
+    pub fn postgres_error(&self, sqlstate: Option<&str>) {
+        let class = sqlstate.and_then(|code| code.get(..2)).unwrap_or("connection");
+        self.postgres_errors_total.with_label_values(&[class]).inc();
+    }
+
+    /// Everything as Prometheus' text format 0.0.4; serve it as [`CONTENT_TYPE`].
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        // Fails only on a family without name or metrics, which a registry does not gather.
+        expect(TextEncoder::new().encode(&self.registry.gather(), &mut text));
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+fn expect<T>(result: prometheus::Result<T>) -> T {
+    result.expect("metrics are named once and well")
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: C) -> C {
+    expect(registry.register(Box::new(metric.clone())));
+    metric
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(PREFIX)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, expect(IntCounter::with_opts(opts(name, help))))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, expect(IntCounterVec::new(opts(name, help), labels)))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, expect(IntGauge::with_opts(opts(name, help))))
+}
+
+fn seconds(registry: &Registry, name: &str, help: &str) -> Gauge {
+    register(registry, expect(Gauge::with_opts(opts(name, help))))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
+    register(registry, expect(IntGaugeVec::new(opts(name, help), &[label])))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+    register(registry, expect(Histogram::with_opts(opts)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn filled() -> Metrics {
+        let metrics = Metrics::new();
+        metrics.set_role("leader");
+        metrics.transitions_total.with_label_values(&["leader", "lock_obtained"]).inc();
+        metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(2);
+        metrics.samples_rejected_total.with_label_values(&["quote \" backslash \\ line\n"]).inc();
+        metrics.write_requests_total.with_label_values(&["204"]).inc();
+        metrics.read_requests_total.with_label_values(&["200"]).inc();
+        metrics.commit_duration_seconds.observe(0.003);
+        metrics.postgres_error(Some("40001"));
+        metrics.postgres_error(None);
+        metrics
+    }
+
+    #[test]
+    fn promtool_accepts_the_text() {
+        let child = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut child) = child else {
+            let _ = writeln!(std::io::stderr(), "skipped: promtool is not installed");
+            return;
+        };
+        child.stdin.take().unwrap().write_all(filled().render().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+
+    #[test]
+    fn every_name_has_the_prefix() {
+        let text = filled().render();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            assert!(line.starts_with(&format!("{PREFIX}_")) || line.starts_with("process_"), "{line}");
+        }
+        assert!(text.contains("process_resident_memory_bytes "), "{text}");
+        assert!(text.contains("prometheus_postgresql_adapter_postgres_errors_total{class=\"40\"} 1\n"), "{text}");
+        assert!(
+            text.contains("prometheus_postgresql_adapter_postgres_errors_total{class=\"connection\"} 1\n"),
+            "{text}"
+        );
+        assert!(text.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"} 1\n")), "{text}");
+    }
+
+    #[test]
+    fn one_role_at_a_time() {
+        let metrics = Metrics::new();
+        for role in ROLES {
+            metrics.set_role(role);
+            let text = metrics.render();
+            let current: Vec<_> = text.lines().filter(|line| line.contains("_role{") && line.ends_with(" 1")).collect();
+            assert_eq!(current, [format!("{PREFIX}_role{{role=\"{role}\"}} 1")]);
+            assert_eq!(metrics.leader.get(), i64::from(role == "leader"));
+        }
+    }
+
+    #[test]
+    fn two_adapters_count_apart() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.samples_stored_total.inc();
+        one.clone().samples_stored_total.inc();
+        assert_eq!((one.samples_stored_total.get(), other.samples_stored_total.get()), (2, 0));
+    }
+}

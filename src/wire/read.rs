@@ -1,1 +1,190 @@
-//! read
+//! Remote read on the wire: what a client asks, and the two forms of an answer.
+//!
+//! Which series those are is `storage`'s to find, and which status an error gets is `http`'s to say.
+
+use bytes::BufMut;
+use prost::Message;
+use thiserror::Error;
+
+use crate::model::labels::Labels;
+use crate::model::matcher::{Matcher, MatcherError, Op};
+use crate::model::sample::Sample;
+use crate::wire::frame;
+use crate::wire::read::messages::{
+    Chunk, ChunkEncoding, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, MatcherType, Query, ReadRequest,
+    ResponseType, TimeSeries,
+};
+use crate::wire::xor;
+
+pub mod messages;
+
+/// Samples in one chunk: what Prometheus cuts its own chunks at.
+pub const CHUNK_SAMPLES: usize = 120;
+
+/// Matchers of one query: a person writes a handful, and a compiled expression may take megabytes.
+pub const MATCHERS_MAX: usize = 256;
+
+/// Bytes of chunks after which a series should go on in a frame of its own. Prometheus refuses frames of more than
+/// 50 MB, and takes the parts of a split series for two series, so a split is the last resort.
+pub const FRAME_BYTES: usize = 40_000_000;
+
+/// Why a query cannot be answered, by its own fault.
+#[derive(Clone, Debug, Error)]
+pub enum QueryError {
+    /// A type of matcher that does not exist.
+    #[error("the matcher of the label {name:?} has the unknown type {kind}")]
+    MatcherType {
+        /// The label's name.
+        name: String,
+        /// The number given.
+        kind: i32,
+    },
+    /// An expression that does not compile.
+    #[error(transparent)]
+    Matcher(#[from] MatcherError),
+    /// More than [`MATCHERS_MAX`].
+    #[error("the query has {0} matchers, more than the {MATCHERS_MAX} allowed")]
+    TooManyMatchers(usize),
+}
+
+/// Decodes a request, already decompressed.
+///
+/// # Errors
+///
+/// When the body is no such message, or a string in it no UTF-8.
+pub fn decode_request(body: &[u8]) -> Result<ReadRequest, prost::DecodeError> {
+    ReadRequest::decode(body)
+}
+
+/// Chooses how to answer: the first type that is known here, or `None` when all are foreign. Clients from before
+/// there was a choice name none, and take samples.
+pub fn negotiate(accepted: &[i32]) -> Option<ResponseType> {
+    if accepted.is_empty() {
+        return Some(ResponseType::Samples);
+    }
+    accepted.iter().find_map(|&kind| ResponseType::try_from(kind).ok())
+}
+
+impl Query {
+    /// The query's matchers, ready to use.
+    ///
+    /// # Errors
+    ///
+    /// When one of them means nothing, or there are too many.
+    pub fn compile_matchers(&self) -> Result<Vec<Matcher>, QueryError> {
+        if self.matchers.len() > MATCHERS_MAX {
+            return Err(QueryError::TooManyMatchers(self.matchers.len()));
+        }
+        self.matchers.iter().map(LabelMatcher::compile).collect()
+    }
+
+    /// Whether only the labels of series are asked for, and samples would be for nothing.
+    pub fn wants_labels_only(&self) -> bool {
+        self.hints.as_ref().is_some_and(|hints| hints.func == "series")
+    }
+}
+
+impl LabelMatcher {
+    fn compile(&self) -> Result<Matcher, QueryError> {
+        let op = match MatcherType::try_from(self.kind) {
+            Ok(MatcherType::Equal) => Op::Equal,
+            Ok(MatcherType::NotEqual) => Op::NotEqual,
+            Ok(MatcherType::Regex) => Op::Regex,
+            Ok(MatcherType::NotRegex) => Op::NotRegex,
+            Err(_) => {
+                return Err(QueryError::MatcherType { name: self.name.clone(), kind: self.kind });
+            }
+        };
+        Ok(Matcher::new(op, self.name.clone(), self.value.clone())?)
+    }
+}
+
+/// One series of an answer with samples, which must be sorted by time.
+pub fn time_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> TimeSeries {
+    let sample = |sample: Sample| messages::Sample { value: sample.value, timestamp: sample.timestamp_ms };
+    TimeSeries { labels: label_messages(labels), samples: samples.into_iter().map(sample).collect() }
+}
+
+/// One series of a streamed answer with samples, which must be sorted by time.
+pub fn chunked_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> ChunkedSeries {
+    let mut encoder = SeriesEncoder::new(labels, 0);
+    for sample in samples {
+        encoder.push(sample);
+    }
+    encoder.cut_chunk();
+    ChunkedSeries { labels: encoder.labels, chunks: encoder.chunks }
+}
+
+/// Encodes one series of a streamed answer while its samples arrive, without ever holding them.
+#[derive(Clone, Debug)]
+pub struct SeriesEncoder {
+    labels: Vec<Label>,
+    query_index: i64,
+    /// Complete chunks not yet in a frame.
+    chunks: Vec<Chunk>,
+    /// Bytes of those chunks.
+    chunk_bytes: usize,
+    /// The chunk being written, and the times of its first and last sample.
+    encoder: xor::Encoder,
+    min_time_ms: i64,
+    max_time_ms: i64,
+}
+
+impl SeriesEncoder {
+    /// Begins a series that answers the request's query number `query_index`, from 0.
+    pub fn new(labels: &Labels, query_index: i64) -> Self {
+        Self {
+            labels: label_messages(labels),
+            query_index,
+            chunks: Vec::new(),
+            chunk_bytes: 0,
+            encoder: xor::Encoder::new(),
+            min_time_ms: 0,
+            max_time_ms: 0,
+        }
+    }
+
+    /// Appends a sample, later than those before.
+    pub fn push(&mut self, sample: Sample) {
+        if self.encoder.count() == 0 {
+            self.min_time_ms = sample.timestamp_ms;
+        }
+        self.max_time_ms = sample.timestamp_ms;
+        self.encoder.push(sample);
+        if self.encoder.count() == CHUNK_SAMPLES {
+            self.cut_chunk();
+        }
+    }
+
+    /// Whether so much has come together that [`SeriesEncoder::write_frame`] must not wait for the end of the series.
+    pub fn is_full(&self) -> bool {
+        self.chunk_bytes >= FRAME_BYTES
+    }
+
+    /// Appends one frame with all samples since the last frame to a growing buffer; the series may go on after it.
+    /// Without samples the frame holds the labels alone.
+    pub fn write_frame(&mut self, out: &mut impl BufMut) {
+        self.cut_chunk();
+        self.chunk_bytes = 0;
+        let series = ChunkedSeries { labels: self.labels.clone(), chunks: std::mem::take(&mut self.chunks) };
+        let response = ChunkedReadResponse { chunked_series: vec![series], query_index: self.query_index };
+        frame::write_frame(&response.encode_to_vec(), out);
+    }
+
+    fn cut_chunk(&mut self) {
+        if self.encoder.count() == 0 {
+            return;
+        }
+        let data = std::mem::take(&mut self.encoder).finish();
+        self.chunk_bytes += data.len();
+        let encoding = ChunkEncoding::Xor.into();
+        self.chunks.push(Chunk { min_time_ms: self.min_time_ms, max_time_ms: self.max_time_ms, encoding, data });
+    }
+}
+
+fn label_messages(labels: &Labels) -> Vec<Label> {
+    labels.iter().map(|label| Label { name: label.name.clone(), value: label.value.clone() }).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,107 @@
-//! snappy
+//! Snappy's block format, with the size known before a byte is allocated.
+
+use thiserror::Error;
+
+/// Why a body was not decompressed.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Error {
+    /// The body claims to hold more than is allowed; a body of six bytes may claim 4 GiB.
+    #[error("the body declares {declared} bytes when decompressed, more than the {max} allowed")]
+    TooLarge {
+        /// Bytes, as declared by the body.
+        declared: usize,
+        /// Bytes, as allowed by the caller.
+        max: usize,
+    },
+    /// The body is no snappy block.
+    #[error("the body is not a valid snappy block")]
+    Corrupt(#[source] snap::Error),
+}
+
+/// How many bytes the body declares that it holds, at most `u32::MAX`. Nothing else of the body is checked.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`].
+pub fn decompressed_len(body: &[u8]) -> Result<usize, Error> {
+    if body.is_empty() {
+        // snap takes no bytes for a block of none; Go's decoder refuses them, for the length is missing.
+        return Err(Error::Corrupt(snap::Error::Empty));
+    }
+    snap::raw::decompress_len(body).map_err(|error| match error {
+        snap::Error::TooBig { given, max } => Error::TooLarge { declared: clamp(given), max: clamp(max) },
+        error => Error::Corrupt(error),
+    })
+}
+
+/// Decompresses a body into at most `max` bytes, allocated only once the declared length is known to fit.
+///
+/// # Errors
+///
+/// [`Error::TooLarge`] and [`Error::Corrupt`].
+pub fn decompress(body: &[u8], max: usize) -> Result<Vec<u8>, Error> {
+    let declared = decompressed_len(body)?;
+    if declared > max {
+        return Err(Error::TooLarge { declared, max });
+    }
+    snap::raw::Decoder::new().decompress_vec(body).map_err(Error::Corrupt)
+}
+
+/// Compresses bytes into one block.
+///
+/// # Errors
+///
+/// [`Error::TooLarge`] for 4 GiB and more, which the format has no room for.
+pub fn compress(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    snap::raw::Encoder::new()
+        .compress_vec(bytes)
+        .map_err(|_| Error::TooLarge { declared: bytes.len(), max: clamp(u64::from(u32::MAX)) })
+}
+
+fn clamp(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_small_body_cannot_claim_much_memory() {
+        let bomb = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00];
+        assert_eq!(decompressed_len(&bomb), Ok(u32::MAX as usize));
+        assert_eq!(decompress(&bomb, 32 << 20), Err(Error::TooLarge { declared: u32::MAX as usize, max: 32 << 20 }));
+    }
+
+    #[test]
+    fn the_limit_is_inclusive() {
+        let body = compress(&[7; 100]).unwrap();
+        assert_eq!(decompressed_len(&body), Ok(100));
+        assert_eq!(decompress(&body, 100), Ok(vec![7; 100]));
+        assert_eq!(decompress(&body, 99), Err(Error::TooLarge { declared: 100, max: 99 }));
+    }
+
+    #[test]
+    fn what_is_no_block_is_corrupt() {
+        for body in [&b""[..], b"\xff\xff\xff\xff\xff\xff", b"\x05", b"\x05\x10abcd", b"\xff\x06\x00\x00sNaPpY"] {
+            assert!(matches!(decompress(body, 1 << 20), Err(Error::Corrupt(_))), "{body:?}");
+        }
+        assert_eq!(decompress(b"\x00", 0), Ok(vec![]));
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_survive(bytes in any::<Vec<u8>>()) {
+            prop_assert_eq!(decompress(&compress(&bytes).unwrap(), bytes.len()), Ok(bytes));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(body in any::<Vec<u8>>()) {
+            if let Ok(bytes) = decompress(&body, 1 << 16) {
+                prop_assert_eq!(decompressed_len(&body), Ok(bytes.len()));
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Builds every part, owns every task, stops them in order.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::election::PrometheusTimeout;
+use crate::election::advisory_lock::{Election, group_name};
+use crate::election::liveness::Heard;
+use crate::election::role::Role;
+use crate::handover::Handover;
+use crate::http::{self, Service};
+use crate::postgres::{Connector, tls};
+use crate::receiver::Receiver;
+use crate::storage::{Store, spawn_writers};
+use crate::telemetry::metrics::Metrics;
+
+/// Why the program cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is taken, or not this host's.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The certificates to trust cannot be read.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// `-pg-db-connect-retries` attempts have failed.
+    #[error("gave up after {attempts} attempts to open the store: {source}")]
+    Store {
+        /// How many.
+        attempts: u32,
+        /// The last failure.
+        source: crate::postgres::error::Error,
+    },
+    /// A task that must never end has ended.
+    #[error("{0} has ended unexpectedly; stopping rather than running on without it")]
+    Headless(&'static str),
+}
+
+/// Requests under way may take so long to end when the program stops.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Pause between attempts to open the store.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Pause between rounds of upkeep.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A leader of so long has seen every retry that an outage held up.
+const LED_LONG: Duration = Duration::from_secs(600);
+
+/// Runs the adapter until `stop` resolves, then stops it: no new requests, those in flight end, writers end, and last
+/// the lock is given up, so that the next leader finds everything committed.
+///
+/// # Errors
+///
+/// When it cannot start, or a part that must go on has ended.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let listen_failed = |source| Error::Listen { address: config.http.listen_address, source };
+    let listener = TcpListener::bind(config.http.listen_address).await.map_err(listen_failed)?;
+    run_on(listener, config, stop).await
+}
+
+/// As [`run`], on a listener that is already there.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let metrics = Arc::new(Metrics::new());
+    let connections = TaskTracker::new();
+    let connector = Connector::new(config.postgres.clone(), connections.clone())?;
+    let timeout = config.election.as_ref().map_or(PrometheusTimeout::Never, |election| election.prometheus_timeout);
+    let heard = Arc::new(Heard::new(timeout));
+    let (role_sender, role) = watch::channel(Role::Unknown);
+    let stopping = CancellationToken::new();
+    let requests = TaskTracker::new();
+    let service = Arc::new(Service {
+        config: config.http.clone(),
+        replica_labels: config.storage.replica_labels.clone(),
+        metrics: Arc::clone(&metrics),
+        heard: Arc::clone(&heard),
+        role: role.clone(),
+        group: config.election.as_ref().map(|election| group_name(election.lock_id)),
+        receiver: OnceLock::new(),
+        store: OnceLock::new(),
+        read_only: config.storage.read_only,
+        stopping: stopping.clone(),
+        tracker: requests.clone(),
+        budget: Arc::new(Semaphore::new(http::BUDGET_KIB)),
+        reads: Arc::new(Semaphore::new(http::READS_MAX)),
+    });
+    if let Ok(address) = listener.local_addr() {
+        log::info!("listening on {address}");
+    }
+    let server_stop = CancellationToken::new();
+    let server = requests.spawn(http::serve(listener, Arc::clone(&service), server_stop.clone(), GRACE));
+    tokio::pin!(stop);
+    let opened = tokio::select! {
+        opened = open_store(&config, &connector, &metrics, &requests) => Some(opened?),
+        () = &mut stop => None,
+    };
+    let Some((store, writers)) = opened else {
+        stopping.cancel();
+        server_stop.cancel();
+        let _ = server.await;
+        return Ok(());
+    };
+    let writers_stop = CancellationToken::new();
+    let writing = TaskTracker::new();
+    spawn_writers(writers, &writing, &writers_stop);
+    let _ = service.store.set(Arc::clone(&store));
+    let handover = Arc::new(Handover::new(Arc::clone(&store), Arc::clone(&metrics)));
+    if !config.storage.read_only {
+        let receiver = Receiver {
+            store: Arc::clone(&store),
+            handover: Arc::clone(&handover),
+            role: role.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let _ = service.receiver.set(Arc::new(receiver));
+    }
+    let election_stop = CancellationToken::new();
+    let parts = Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard };
+    let electing = writing.spawn(parts.elect(handover, role_sender, election_stop.clone()));
+    let upkeep = writing.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
+    writing.close();
+
+    tokio::pin!(electing, server);
+    let ended = tokio::select! {
+        () = &mut stop => Ok(()),
+        _ = &mut electing => Err(Error::Headless("the election")),
+        _ = &mut server => Err(Error::Headless("the HTTP server")),
+    };
+    log::info!("stopping: finishing what is in flight");
+    stopping.cancel();
+    upkeep.abort();
+    server_stop.cancel();
+    requests.close();
+    if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
+        log::warn!("{} request(s) did not end in time", requests.len());
+    }
+    writers_stop.cancel();
+    election_stop.cancel();
+    if tokio::time::timeout(GRACE, writing.wait()).await.is_err() {
+        log::warn!("{} writer(s) did not end in time", writing.len());
+    }
+    log::info!("stopped");
+    ended
+}
+
+/// Opens the store, however long that takes, or as often as the operator allows.
+async fn open_store(
+    config: &Config,
+    connector: &Connector,
+    metrics: &Arc<Metrics>,
+    requests: &TaskTracker,
+) -> Result<(Arc<Store>, Vec<crate::storage::ingest::Writer>), Error> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let opened =
+            Store::open(config.storage.clone(), connector.clone(), Arc::clone(metrics), requests.clone()).await;
+        match opened {
+            Ok((store, writers)) => return Ok((Arc::new(store), writers)),
+            Err(source) if config.postgres.connect_retries > 0 && attempts > config.postgres.connect_retries => {
+                return Err(Error::Store { attempts, source });
+            }
+            Err(error) => {
+                if attempts == 1 || attempts % 30 == 0 {
+                    log::error!("the store cannot be opened, trying on: {error}");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+struct Parts<'a> {
+    config: &'a Config,
+    connector: &'a Connector,
+    store: &'a Arc<Store>,
+    metrics: &'a Arc<Metrics>,
+    heard: &'a Arc<Heard>,
+}
+
+impl Parts<'_> {
+    /// What decides the role, until `stop`.
+    fn elect(
+        &self,
+        handover: Arc<Handover>,
+        role: watch::Sender<Role>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let election = self.config.election.clone().map(|config| Election {
+            config,
+            connector: self.connector.clone(),
+            names: self.store.names().clone(),
+            holder: holder(self.config),
+            heard: Arc::clone(self.heard),
+            succession: handover,
+            role: role.clone(),
+            metrics: Arc::clone(self.metrics),
+        });
+        let (metrics, read_only) = (Arc::clone(self.metrics), self.config.storage.read_only);
+        async move {
+            match election {
+                Some(election) => election.run(stop).await,
+                None => {
+                    if !read_only {
+                        log::info!(
+                            "no election (-leader-election-pg-advisory-lock-id is 0): storing everything received"
+                        );
+                        role.send_replace(Role::Leader { fence: None, until: None });
+                        metrics.set_role(role.borrow().word());
+                    }
+                    stop.cancelled().await;
+                    role.send_replace(Role::Unknown);
+                }
+            }
+        }
+    }
+}
+
+/// Retention and its kin, by the leader alone; says what was written, too.
+async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>, stop: CancellationToken) {
+    let mut led_since: Option<Instant> = None;
+    let mut last_count = 0;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+        store.trim_pool(config.postgres.max_idle_conns);
+        let stored = store.samples_stored();
+        if stored > last_count {
+            let count = stored - last_count;
+            log::info!("samples written: {count}, throughput {} samples/s", count / UPKEEP_INTERVAL.as_secs());
+            last_count = stored;
+        }
+        if !matches!(role.borrow().at(Instant::now()), Role::Leader { .. }) {
+            led_since = None;
+            continue;
+        }
+        let since = *led_since.get_or_insert_with(Instant::now);
+        if let Err(error) = store.upkeep(since.elapsed() >= LED_LONG).await {
+            log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
+        }
+    }
+}
+
+/// How this adapter is called in the group's row: host and port.
+fn holder(config: &Config) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown host".into());
+    format!("{}:{}", host.trim(), config.http.listen_address.port())
+}

@@ -1,0 +1,69 @@
+//! The help page, written from the table of flags.
+
+use super::flags::Flag;
+
+/// Columns of the page.
+const WIDTH: usize = 90;
+
+const INTRODUCTION: &str = "\
+Stores what an HA pair of Prometheis sends once, in PostgreSQL. Run one adapter beside
+each Prometheus of the pair, both with the same database and the same lock id:
+
+  prometheus-postgresql-adapter -pg-host=db1 -leader-election-pg-advisory-lock-id=1
+
+and let each Prometheus send to, and read from, its own adapter:
+
+  remote_write: [{url: http://localhost:9201/write}]
+  remote_read:  [{url: http://localhost:9201/read}]
+
+Flags are written -flag=value, -flag value or --flag=value; dots in names are dashes, and
+the last mention wins. A switch takes its value only after =; alone it means true.
+Durations are written 30s, 1h30m, 500ms or 2w.
+
+Every flag can come from the environment: -pg-host from TS_PROM_PG_HOST, and so on. The
+command line wins, and an empty variable counts as unset. Keep the password there, in
+TS_PROM_PG_PASSWORD: a command line can be read by everyone on the host.
+";
+
+const OTHER: &str = "
+Help
+  -h, -help
+      Show this page.
+  -version
+      Show the version.
+";
+
+/// The page for `-h`.
+pub(super) fn page(table: &[Flag]) -> String {
+    let mut page = format!("{}\n\n{INTRODUCTION}", super::version());
+    let mut group = "";
+    for flag in table {
+        if flag.group != group {
+            group = flag.group;
+            page += &format!("\n{group}\n");
+        }
+        let default = if flag.default.is_empty() { String::new() } else { format!(" (default {})", flag.default) };
+        page += &format!("  -{}={}{default}\n", flag.name, flag.value_name);
+        // structopt takes the full stop off a single sentence.
+        let stop = if flag.help.ends_with('.') { "" } else { "." };
+        for line in wrap(&format!("{}{stop}", flag.help), WIDTH - 6) {
+            page += &format!("      {line}\n");
+        }
+    }
+    page + OTHER
+}
+
+/// Breaks a text between words into lines of `width` characters at most, longer words excepted.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}

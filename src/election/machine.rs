@@ -1,0 +1,320 @@
+//! The election of one adapter as a pure state machine: no clock, no socket, no task.
+//!
+//! A driver asks [`Machine::next`] what to do, does it, and reports how it ended. One thing is done at a time. What
+//! the machine rests on: a session tries the lock until it has it and never again; whatever is in doubt ends in
+//! [`Action::Close`], for only the end of a session is certain to release its lock.
+
+use std::time::{Duration, Instant};
+
+use crate::election::Config;
+use crate::election::role::{Fence, Leader, Role};
+
+/// What the driver is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing before this time, or until a write request begins or the session ends.
+    Wait(Instant),
+    /// Open a session; then [`Machine::on_connected`] or [`Machine::on_lost`].
+    Connect,
+    /// Try the lock, then look at the leader's row; then [`Machine::on_tried`] or [`Machine::on_lost`].
+    TryLock,
+    /// Look at the leader's row only; then [`Machine::on_observed`] or [`Machine::on_lost`].
+    Observe,
+    /// Wait out old writers and raise the term; then [`Machine::on_term`] or [`Machine::on_lost`].
+    RaiseTerm,
+    /// Publish a heartbeat for the own term; then [`Machine::on_heartbeat`] or [`Machine::on_lost`].
+    Heartbeat,
+    /// Close the session, which gives the lock up; nothing to report.
+    Close(Reason),
+}
+
+/// Why a role was left or taken: the words of log and metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The lock was obtained and the term raised.
+    Elected,
+    /// Another adapter leads.
+    LeaderElsewhere,
+    /// The own Prometheus sent nothing for its timeout.
+    PrometheusTimeout,
+    /// The lock session ended or failed.
+    SessionLost,
+    /// A heartbeat was not answered by its deadline.
+    HeartbeatOverdue,
+    /// Another adapter has begun a newer term.
+    Fenced,
+    /// The holder of the lock shows no fresh heartbeat.
+    LeaderStale,
+    /// This adapter is stopping.
+    Shutdown,
+    /// An operator asked for it.
+    Requested,
+}
+
+/// The row of the group's leader, as a standby read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Who it names.
+    pub leader: Leader,
+    /// How old its heartbeat is by the server's clock.
+    pub heartbeat_age: Duration,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    config: Config,
+    state: State,
+    /// When the own Prometheus counts as silent; `None` is never. Fed by [`Machine::on_liveness`].
+    silent_at: Option<Instant>,
+    stopping: bool,
+    last_reason: Reason,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Disconnected {
+        retry_at: Instant,
+    },
+    /// A session without the lock.
+    Following {
+        seen: Option<Seen>,
+        next_at: Instant,
+    },
+    /// The lock is held, the term not raised.
+    Locked,
+    /// The term is raised; what was held is being stored.
+    Preparing(Tenure),
+    Leading(Tenure),
+    /// The session must go.
+    Closing {
+        reason: Reason,
+    },
+    Stopped,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    leader: Leader,
+    fresh_until: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tenure {
+    fence: Fence,
+    /// The last answered heartbeat was sent at this time.
+    renewed_at: Instant,
+}
+
+/// Pause before a new session after one was lost: short, for a take-over is waiting.
+const RECONNECT: Duration = Duration::from_millis(250);
+
+impl Reason {
+    /// The label of the metric.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Reason::Elected => "elected",
+            Reason::LeaderElsewhere => "leader_elsewhere",
+            Reason::PrometheusTimeout => "prometheus_timeout",
+            Reason::SessionLost => "session_lost",
+            Reason::HeartbeatOverdue => "heartbeat_overdue",
+            Reason::Fenced => "fenced",
+            Reason::LeaderStale => "leader_stale",
+            Reason::Shutdown => "shutdown",
+            Reason::Requested => "requested",
+        }
+    }
+}
+
+impl Machine {
+    /// An adapter that has just started, whose Prometheus has not sent yet.
+    #[must_use]
+    pub fn new(config: Config, now: Instant) -> Self {
+        Self {
+            config,
+            state: State::Disconnected { retry_at: now },
+            silent_at: Some(now),
+            stopping: false,
+            last_reason: Reason::SessionLost,
+        }
+    }
+
+    /// What to do now. Asking again without having done it gives the same answer.
+    #[must_use]
+    pub fn next(&mut self, now: Instant) -> Action {
+        if let State::Preparing(tenure) | State::Leading(tenure) = &self.state {
+            let deadline = tenure.renewed_at + self.config.leader_deadline();
+            let reason = match () {
+                () if self.stopping => Some(Reason::Shutdown),
+                () if now >= deadline => Some(Reason::HeartbeatOverdue),
+                () if self.is_silent(now) => Some(Reason::PrometheusTimeout),
+                () => None,
+            };
+            if let Some(reason) = reason {
+                self.state = State::Closing { reason };
+            }
+        }
+        match &self.state {
+            State::Closing { reason } => {
+                let reason = *reason;
+                self.closed(reason, now);
+                Action::Close(reason)
+            }
+            State::Stopped => Action::Wait(now + self.config.liveness_interval),
+            State::Disconnected { .. } | State::Following { .. } | State::Locked if self.stopping => {
+                self.closed(Reason::Shutdown, now);
+                Action::Close(Reason::Shutdown)
+            }
+            State::Disconnected { retry_at } if now < *retry_at => Action::Wait(*retry_at),
+            State::Disconnected { .. } => Action::Connect,
+            State::Following { next_at, .. } if now < *next_at => Action::Wait(*next_at),
+            State::Following { .. } if self.is_silent(now) => Action::Observe,
+            State::Following { .. } => Action::TryLock,
+            State::Locked => Action::RaiseTerm,
+            State::Preparing(tenure) | State::Leading(tenure) => {
+                let heartbeat_at = tenure.renewed_at + self.config.heartbeat_interval();
+                if now >= heartbeat_at {
+                    return Action::Heartbeat;
+                }
+                let looks_at = heartbeat_at.min(now + self.config.liveness_interval);
+                Action::Wait(self.silent_at.map_or(looks_at, |silent_at| silent_at.min(looks_at)))
+            }
+        }
+    }
+
+    /// The own Prometheus counts as silent from `silent_at` on; `None` is never.
+    pub fn on_liveness(&mut self, silent_at: Option<Instant>, now: Instant) {
+        let was_silent = self.is_silent(now);
+        self.silent_at = silent_at;
+        if let (true, false, State::Following { next_at, .. }) = (was_silent, self.is_silent(now), &mut self.state) {
+            *next_at = now;
+        }
+    }
+
+    /// A session is open and has been proven fit.
+    pub fn on_connected(&mut self, now: Instant) {
+        if let State::Disconnected { .. } = self.state {
+            self.state = State::Following { seen: None, next_at: now };
+        }
+    }
+
+    /// The lock was tried by a statement sent at `sent_at`.
+    pub fn on_tried(&mut self, obtained: bool, observed: Option<Observed>, sent_at: Instant) {
+        if obtained {
+            if let State::Following { .. } = self.state {
+                self.state = State::Locked;
+            }
+        } else {
+            self.on_observed(observed, sent_at);
+        }
+    }
+
+    /// The leader's row was read by a statement sent at `sent_at`.
+    pub fn on_observed(&mut self, observed: Option<Observed>, sent_at: Instant) {
+        let interval =
+            if self.is_silent(sent_at) { self.config.heartbeat_interval() } else { self.config.election_interval };
+        let stale_after = self.config.stale_after();
+        if let State::Following { seen, next_at } = &mut self.state {
+            *next_at = sent_at + interval;
+            *seen = observed.and_then(|observed| {
+                let remaining = stale_after.checked_sub(observed.heartbeat_age)?;
+                Some(Seen { leader: observed.leader, fresh_until: sent_at + remaining })
+            });
+            self.last_reason = if seen.is_some() { Reason::LeaderElsewhere } else { Reason::LeaderStale };
+        }
+    }
+
+    /// The term was raised; the statement that proves it was sent at `sent_at`. What was held is to be stored now.
+    pub fn on_term(&mut self, fence: Fence, sent_at: Instant) {
+        if let State::Locked = self.state {
+            self.state = State::Preparing(Tenure { fence, renewed_at: sent_at });
+        }
+    }
+
+    /// What was held is stored: lead.
+    pub fn on_prepared(&mut self) {
+        if let State::Preparing(tenure) = self.state {
+            self.state = State::Leading(tenure);
+            self.last_reason = Reason::Elected;
+        }
+    }
+
+    /// A heartbeat sent at `sent_at` found the own term in force.
+    pub fn on_heartbeat(&mut self, sent_at: Instant) {
+        if let State::Preparing(tenure) | State::Leading(tenure) = &mut self.state {
+            tenure.renewed_at = tenure.renewed_at.max(sent_at);
+        }
+    }
+
+    /// Something failed, or ended, or is in doubt: the session must go.
+    pub fn on_lost(&mut self, reason: Reason, now: Instant) {
+        match self.state {
+            State::Disconnected { .. } => self.state = State::Disconnected { retry_at: now + RECONNECT },
+            State::Closing { .. } | State::Stopped => {}
+            _ => self.state = State::Closing { reason },
+        }
+        self.last_reason = reason;
+    }
+
+    /// The program stops: give everything up.
+    pub fn on_shutdown(&mut self) {
+        self.stopping = true;
+    }
+
+    /// What this adapter may do.
+    #[must_use]
+    pub fn role(&self, now: Instant) -> Role {
+        match &self.state {
+            State::Locked | State::Preparing(_) => Role::TakingOver,
+            State::Leading(tenure) => Role::Leader {
+                fence: Some(tenure.fence),
+                until: Some(tenure.renewed_at + self.config.leader_deadline()),
+            },
+            State::Following { seen: Some(_) | None, .. } if self.is_silent(now) => Role::Resigned,
+            State::Following { seen: Some(seen), .. } => {
+                Role::Standby { leader: seen.leader.clone(), until: seen.fresh_until }
+            }
+            State::Following { seen: None, .. }
+            | State::Disconnected { .. }
+            | State::Closing { .. }
+            | State::Stopped => Role::Unknown,
+        }
+        .at(now)
+    }
+
+    /// The fence of the term being prepared or held.
+    #[must_use]
+    pub fn fence(&self) -> Option<Fence> {
+        match &self.state {
+            State::Preparing(tenure) | State::Leading(tenure) => Some(tenure.fence),
+            _ => None,
+        }
+    }
+
+    /// Why the role is what it is.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.last_reason
+    }
+
+    /// Whether everything has been given up.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, State::Stopped)
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.silent_at.is_some_and(|silent_at| now >= silent_at)
+    }
+
+    fn closed(&mut self, reason: Reason, now: Instant) {
+        self.last_reason = reason;
+        self.state = match reason {
+            _ if self.stopping => State::Stopped,
+            // A resignation is no failure: observe again at once, so that a sender that returns finds its role.
+            Reason::PrometheusTimeout | Reason::Requested => State::Disconnected { retry_at: now },
+            _ => State::Disconnected { retry_at: now + RECONNECT },
+        };
+    }
+}

@@ -1,0 +1,74 @@
+//! What the rest of the program knows of an election.
+
+use std::time::Instant;
+
+use uuid::Uuid;
+
+/// A leader's right to write: each write transaction compares the token with the group's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The group's number in the leader table.
+    pub group_no: i32,
+    /// Counts the group's leaders.
+    pub term: i64,
+    /// New with each term; random, so that a term row rolled back by a fail-over of PostgreSQL is not mistaken.
+    pub token: Uuid,
+}
+
+/// A leader as its heartbeat in the group's row shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Host and address it gave.
+    pub holder: String,
+    /// Its term.
+    pub term: i64,
+}
+
+/// What this adapter may do now. Roles that rest on an answer of the server expire by themselves, so that a reader is
+/// right even while the task that renews them is stuck: read it by [`Role::at`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Role {
+    /// Nobody can say: answer 503.
+    Unknown,
+    /// Another adapter leads, and its heartbeat was fresh.
+    Standby {
+        /// Who.
+        leader: Leader,
+        /// When that is too old to rely on.
+        until: Instant,
+    },
+    /// The lock is ours, the term is not yet: a short wait or 503.
+    TakingOver,
+    /// Store.
+    Leader {
+        /// The right to; `None` without an election.
+        fence: Option<Fence>,
+        /// When the right must have been renewed; `None` without an election.
+        until: Option<Instant>,
+    },
+    /// The own Prometheus is silent: not a candidate until it sends.
+    Resigned,
+}
+
+impl Role {
+    /// The role at `now`: itself, or [`Role::Unknown`] once expired.
+    #[must_use]
+    pub fn at(&self, now: Instant) -> Role {
+        match self {
+            Role::Standby { until, .. } | Role::Leader { until: Some(until), .. } if now >= *until => Role::Unknown,
+            role => role.clone(),
+        }
+    }
+
+    /// The word for it in log, metrics and status.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Role::Unknown => "unknown",
+            Role::Standby { .. } => "standby",
+            Role::TakingOver => "taking_over",
+            Role::Leader { .. } => "leader",
+            Role::Resigned => "resigned",
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Where a term begins, series by series. Pure but for its lock.
+//!
+//! Found out when it is first needed: most series need one look at the first request after a take-over, and none once
+//! samples are newer than anything the last leader can have stored.
+
+use std::collections::HashMap;
+use std::sync::RwLock;
+
+use crate::storage::row::Row;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Cut {
+    until_ms: i64,
+    /// By series id, the last time stored before this term; `i64::MIN` if there is none near.
+    last: RwLock<HashMap<i64, i64>>,
+}
+
+/// Series whose last stored time is to be looked up.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unknown {
+    /// Their ids, each once.
+    pub series: Vec<i64>,
+    /// The earliest of the rows that ask: what was stored before it decides nothing.
+    pub from_ms: i64,
+}
+
+impl Cut {
+    /// A term that began when no sample later than `until_ms` (ms since 1970) can have been stored.
+    #[must_use]
+    pub fn new(until_ms: i64) -> Self {
+        Self { until_ms, last: RwLock::default() }
+    }
+
+    /// The latest time the last leader can have stored.
+    #[must_use]
+    pub fn until_ms(&self) -> i64 {
+        self.until_ms
+    }
+
+    /// What must be looked up before [`Cut::apply`] can judge `rows`, which are in the order of series.
+    #[must_use]
+    pub fn unknown(&self, rows: &[Row]) -> Option<Unknown> {
+        let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut unknown = Unknown { series: Vec::new(), from_ms: i64::MAX };
+        for row in rows.iter().filter(|row| row.time_ms <= self.until_ms && !last.contains_key(&row.series_id)) {
+            if unknown.series.last() != Some(&row.series_id) {
+                unknown.series.push(row.series_id);
+            }
+            unknown.from_ms = unknown.from_ms.min(row.time_ms);
+        }
+        (!unknown.series.is_empty()).then_some(unknown)
+    }
+
+    /// Remembers what a look-up found. The first answer stays: a later one would count this term's own rows.
+    pub fn learn(&self, series: &[i64], found: &HashMap<i64, i64>) {
+        let mut last = self.last.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for id in series {
+            last.entry(*id).or_insert_with(|| found.get(id).copied().unwrap_or(i64::MIN));
+        }
+    }
+
+    /// Takes out what is not newer than its series' last stored time; says how many.
+    pub fn apply(&self, rows: &mut Vec<Row>) -> usize {
+        if rows.iter().all(|row| row.time_ms > self.until_ms) {
+            return 0;
+        }
+        let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = rows.len();
+        rows.retain(|row| row.time_ms > self.until_ms || last.get(&row.series_id).is_none_or(|at| row.time_ms > *at));
+        before - rows.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(series_id: i64, time_ms: i64) -> Row {
+        Row { series_id, time_ms, value: 0.0 }
+    }
+
+    #[test]
+    fn each_series_begins_where_it_was_left() {
+        let cut = Cut::new(100);
+        let mut rows = vec![row(1, 10), row(1, 20), row(2, 15), row(3, 101)];
+        let unknown = cut.unknown(&rows).unwrap();
+        assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
+        cut.learn(&unknown.series, &HashMap::from([(1, 10)]));
+        assert_eq!(cut.apply(&mut rows), 1);
+        assert_eq!(
+            rows.iter().map(|row| (row.series_id, row.time_ms)).collect::<Vec<_>>(),
+            [(1, 20), (2, 15), (3, 101)]
+        );
+        assert_eq!(cut.unknown(&rows), None, "looked up once");
+    }
+
+    #[test]
+    fn own_rows_do_not_move_the_cut() {
+        let cut = Cut::new(100);
+        cut.learn(&[1], &HashMap::new());
+        cut.learn(&[1], &HashMap::from([(1, 50)]));
+        assert_eq!(cut.apply(&mut vec![row(1, 40)]), 0);
+    }
+}

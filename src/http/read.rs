@@ -1,0 +1,285 @@
+//! Remote read: each query answered in order, as samples or as a stream of chunks.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::http::body::{check_encoding, receive};
+use crate::http::{Answer, Service, method_not_allowed, text, unavailable, with_type};
+use crate::model::labels::Labels;
+use crate::model::matcher::Matcher;
+use crate::model::sample::Sample;
+use crate::postgres::error::Error;
+use crate::storage::query::{Reading, Samples};
+use crate::telemetry::metrics::Metrics;
+use crate::wire::read::messages::{QueryResult, ReadResponse, ResponseType};
+use crate::wire::read::{self, SeriesEncoder, negotiate, time_series};
+use crate::wire::snappy;
+
+/// A query, ready to run.
+struct Query {
+    matchers: Vec<Matcher>,
+    start_ms: i64,
+    end_ms: i64,
+    labels_only: bool,
+}
+
+/// Why a read was not answered.
+enum Failure {
+    Database(Error),
+    /// More samples than `-read-sample-limit`.
+    SampleLimit(u64),
+}
+
+/// Frames are sent when so many bytes have come together, so that many small series share a packet.
+const FLUSH_BYTES: usize = 64 * 1024;
+
+/// Pieces of at least [`FLUSH_BYTES`] that wait for a slow client: bounds the memory of a stream.
+const PIECES_MAX: usize = 4;
+
+pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Answer {
+    if request.method() != Method::POST {
+        return method_not_allowed("POST");
+    }
+    if let Err(answer) = check_encoding(request.headers()) {
+        return *answer;
+    }
+    let received = match receive(request, &service.budget, service.config.send_timeout).await {
+        Ok(received) => received,
+        Err(answer) => return *answer,
+    };
+    let (queries, response_type) = match plan(&received.plain, &service.replica_labels) {
+        Ok(plan) => plan,
+        Err(why) => return text(StatusCode::BAD_REQUEST, why),
+    };
+    drop(received);
+    let Some(store) = service.store.get() else {
+        return unavailable("the database has not been reached yet");
+    };
+    let Ok(permit) = Arc::clone(&service.reads).acquire_owned().await else {
+        return unavailable("the adapter is stopping");
+    };
+    let reading = match store.read().await {
+        Ok(reading) => reading,
+        Err(error) => return failed(&Failure::Database(error)),
+    };
+    let answered = match response_type {
+        ResponseType::Samples => samples(reading, &queries, service.config.read_sample_limit, &service.metrics).await,
+        ResponseType::StreamedXorChunks => streamed(&service, reading, queries, permit).await,
+    };
+    answered.unwrap_or_else(|failure| failed(&failure))
+}
+
+fn plan(body: &[u8], replica_labels: &[String]) -> Result<(Vec<Query>, ResponseType), String> {
+    let request = read::decode_request(body).map_err(|error| format!("the body is no remote-read request: {error}"))?;
+    let response_type = negotiate(&request.accepted_response_types)
+        .ok_or("none of the accepted response types is known here: accept SAMPLES or STREAMED_XOR_CHUNKS")?;
+    let queries = request.queries.iter().map(|query| {
+        let mut matchers = query.compile_matchers().map_err(|error| error.to_string())?;
+        // What is stored has no replica label, but each Prometheus of a pair asks for its own.
+        matchers.retain(|matcher| !replica_labels.iter().any(|label| label == matcher.name()));
+        Ok(Query {
+            matchers,
+            start_ms: query.start_timestamp_ms,
+            end_ms: query.end_timestamp_ms,
+            labels_only: query.wants_labels_only(),
+        })
+    });
+    Ok((queries.collect::<Result<_, String>>()?, response_type))
+}
+
+/// All results in one snappy block, which has to be whole before its first byte: bounded by the limit.
+async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metrics) -> Result<Answer, Failure> {
+    let mut response = ReadResponse { results: Vec::with_capacity(queries.len()) };
+    for query in queries {
+        let mut result = QueryResult::default();
+        let mut walk = Walk::begin(&reading, query).await?;
+        let mut count = 0;
+        while let Some((labels, first)) = walk.next_series().await? {
+            let labels = labels.clone();
+            let mut samples: Vec<Sample> = first.into_iter().collect();
+            while let Some(sample) = walk.next_sample().await? {
+                samples.push(sample);
+                if count + samples.len() as u64 > limit {
+                    return Err(Failure::SampleLimit(limit));
+                }
+            }
+            count += samples.len() as u64;
+            result.timeseries.push(time_series(&labels, samples));
+        }
+        metrics.read_samples_total.inc_by(count);
+        response.results.push(result);
+    }
+    reading.end().await?;
+    let body = snappy::compress(&response.encode_to_vec())
+        .map_err(|error| Failure::Database(Error::Unfit(format!("the answer is too large for one block: {error}"))))?;
+    let mut answer = with_type(StatusCode::OK, "application/x-protobuf", body);
+    answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("snappy"));
+    Ok(answer)
+}
+
+/// One frame a series, sent while the database still delivers. The status is decided by the first series: later errors
+/// can only cut the connection.
+async fn streamed(
+    service: &Arc<Service>,
+    reading: Reading,
+    queries: Vec<Query>,
+    permit: OwnedSemaphorePermit,
+) -> Result<Answer, Failure> {
+    let (pieces, mut receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(PIECES_MAX);
+    let metrics = Arc::clone(&service.metrics);
+    service.tracker.spawn(async move {
+        let _permit = permit;
+        let outcome = tokio::select! {
+            outcome = stream(&reading, &queries, &pieces, &metrics) => outcome,
+            // The client left: dropping what is under way cancels the query.
+            () = pieces.closed() => return,
+        };
+        match outcome {
+            Ok(()) => {
+                if let Err(error) = reading.end().await {
+                    log::debug!("ending a read: {error}");
+                }
+            }
+            Err(Failure::Database(error)) => {
+                log::warn!("a read broke off: {error}");
+                let _ = pieces.send(Err(std::io::Error::other(error))).await;
+            }
+            Err(Failure::SampleLimit(_)) => {}
+        }
+    });
+    // Errors before the first byte still have a status.
+    let first = receiver.recv().await;
+    if let Some(Err(error)) = first {
+        return Ok(unavailable(format!("the database failed: {error}")));
+    }
+    let rest = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    let stream = futures_util::stream::iter(first).chain(rest).map(|piece| piece.map(Frame::data));
+    let mut answer = Response::new(StreamBody::new(stream).boxed_unsync());
+    let content_type = "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    Ok(answer)
+}
+
+async fn stream(
+    reading: &Reading,
+    queries: &[Query],
+    pieces: &mpsc::Sender<Result<Bytes, std::io::Error>>,
+    metrics: &Metrics,
+) -> Result<(), Failure> {
+    let mut out = BytesMut::new();
+    for (index, query) in queries.iter().enumerate() {
+        let mut walk = Walk::begin(reading, query).await?;
+        while let Some((labels, first)) = walk.next_series().await? {
+            let mut encoder = SeriesEncoder::new(labels, i64::try_from(index).unwrap_or_default());
+            let mut count = u64::from(first.is_some());
+            if let Some(sample) = first {
+                encoder.push(sample);
+            }
+            while let Some(sample) = walk.next_sample().await? {
+                encoder.push(sample);
+                count += 1;
+                if encoder.is_full() {
+                    encoder.write_frame(&mut out);
+                    send(pieces, &mut out).await;
+                }
+            }
+            metrics.read_samples_total.inc_by(count);
+            encoder.write_frame(&mut out);
+            if out.len() >= FLUSH_BYTES {
+                send(pieces, &mut out).await;
+            }
+        }
+    }
+    send(pieces, &mut out).await;
+    Ok(())
+}
+
+async fn send(pieces: &mpsc::Sender<Result<Bytes, std::io::Error>>, out: &mut BytesMut) {
+    if !out.is_empty() {
+        // A client that left is noticed by the caller.
+        let _ = pieces.send(Ok(out.split().freeze())).await;
+    }
+}
+
+/// The series of a query, each with its samples. Series without a sample in the range are passed over, unless only
+/// labels are asked for.
+struct Walk {
+    series: Vec<(Labels, i64)>,
+    samples: Option<Samples>,
+    /// The place of the series being walked; without samples, of the next.
+    place: usize,
+    /// A sample that belongs to a later series.
+    ahead: Option<(usize, Sample)>,
+}
+
+impl Walk {
+    async fn begin(reading: &Reading, query: &Query) -> Result<Self, Failure> {
+        let series = reading.series(&query.matchers).await?;
+        let mut walk = Self { series, samples: None, place: 0, ahead: None };
+        if !query.labels_only && !walk.series.is_empty() {
+            let ids: Vec<i64> = walk.series.iter().map(|(_, id)| *id).collect();
+            let mut samples = reading.samples(&ids, query.start_ms, query.end_ms).await?;
+            walk.ahead = samples.next().await?;
+            walk.samples = Some(samples);
+        } else if !query.labels_only {
+            walk.place = 0;
+        }
+        Ok(walk)
+    }
+
+    /// The next series and its first sample. The samples of the one before must all have been taken.
+    async fn next_series(&mut self) -> Result<Option<(&Labels, Option<Sample>)>, Failure> {
+        if self.samples.is_none() {
+            let place = self.place;
+            self.place += 1;
+            return Ok(self.series.get(place).map(|(labels, _)| (labels, None)));
+        }
+        let Some((place, sample)) = self.ahead.take() else { return Ok(None) };
+        self.place = place;
+        Ok(self.series.get(place).map(|(labels, _)| (labels, Some(sample))))
+    }
+
+    async fn next_sample(&mut self) -> Result<Option<Sample>, Failure> {
+        let Some(samples) = &mut self.samples else { return Ok(None) };
+        if self.ahead.is_some() {
+            return Ok(None);
+        }
+        match samples.next().await? {
+            Some((place, sample)) if place == self.place => Ok(Some(sample)),
+            other => {
+                self.ahead = other;
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+fn failed(failure: &Failure) -> Answer {
+    match failure {
+        Failure::SampleLimit(limit) => text(
+            StatusCode::BAD_REQUEST,
+            format!("exceeded sample limit ({limit}): narrow the query, or raise -read-sample-limit"),
+        ),
+        Failure::Database(Error::Unfit(why)) => text(StatusCode::BAD_REQUEST, why.clone()),
+        Failure::Database(error) => {
+            log::warn!("a read failed: {error}");
+            unavailable(format!("the database failed: {error}"))
+        }
+    }
+}

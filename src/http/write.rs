@@ -1,0 +1,146 @@
+//! Remote write: negotiation, then the receiver.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::{HeaderMap, Method, Request, StatusCode};
+
+use crate::election::liveness::InFlight;
+use crate::http::body::{Received, check_encoding, receive};
+use crate::http::{Answer, Service, empty, method_not_allowed, text, unavailable};
+use crate::receiver::{Receiver, Taken};
+use crate::wire::write::v1;
+
+/// Versions of the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    /// `prometheus.WriteRequest`.
+    V1,
+}
+
+pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Answer {
+    if request.method() != Method::POST {
+        return method_not_allowed("POST");
+    }
+    let message = match negotiate(request.headers()) {
+        Ok(message) => message,
+        Err(why) => return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why),
+    };
+    if let Err(answer) = check_encoding(request.headers()) {
+        return *answer;
+    }
+    let in_flight = service.heard.begin();
+    if service.stopping.is_cancelled() {
+        return unavailable("the adapter is stopping");
+    }
+    if service.read_only {
+        return unavailable("this adapter only reads (-pg-read-only): send to one that writes");
+    }
+    let received = match receive(request, &service.budget, service.config.send_timeout).await {
+        Ok(received) => received,
+        Err(answer) => return *answer,
+    };
+    let Some(receiver) = service.receiver.get().cloned() else {
+        return unavailable("the database has not been reached yet");
+    };
+    // A task of its own: a write once begun is finished or rolled back, whether or not its sender hangs up.
+    let task = service.tracker.spawn(take(receiver, message, received, in_flight));
+    task.await.unwrap_or_else(|error| {
+        log::error!("a write request failed: {error}");
+        unavailable("the request failed inside the adapter; its log says why")
+    })
+}
+
+async fn take(receiver: Arc<Receiver>, message: Message, received: Received, in_flight: InFlight) -> Answer {
+    let decoded = match message {
+        Message::V1 => v1::decode(&received.plain),
+    };
+    let request = match decoded {
+        Ok(request) => request,
+        Err(error) => {
+            in_flight.accepted();
+            return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
+        }
+    };
+    match receiver.receive(&request, &received.compressed).await {
+        Ok(taken) => {
+            in_flight.accepted();
+            answer_to(&taken)
+        }
+        Err(refused) => {
+            log::debug!("write request refused: {refused}");
+            unavailable(refused.to_string())
+        }
+    }
+}
+
+fn answer_to(taken: &Taken) -> Answer {
+    let rejected = &taken.rejected;
+    if rejected.is_empty() {
+        return empty(StatusCode::NO_CONTENT);
+    }
+    let line = format!(
+        "{} sample(s) of this request can never be stored, the rest is: {}",
+        rejected.samples,
+        rejected.reasons.join("; ")
+    );
+    log::warn!("{line}");
+    text(StatusCode::BAD_REQUEST, line)
+}
+
+/// Which message the Content-Type names. No Content-Type is 1.0, as for Prometheus' own receiver; the version header is
+/// not looked at, as the specification demands.
+fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Message::V1) };
+    let shown = String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let unsupported = || {
+        format!(
+            "the Content-Type {shown:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest"
+        )
+    };
+    let mut parts = shown.split(';').map(str::trim);
+    if !parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/x-protobuf")) {
+        return Err(unsupported());
+    }
+    let mut message = Message::V1;
+    for parameter in parts.filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').ok_or_else(unsupported)?;
+        if name.trim().eq_ignore_ascii_case("proto") {
+            message = match value.trim().trim_matches('"') {
+                "prometheus.WriteRequest" => Message::V1,
+                _ => return Err(unsupported()),
+            };
+        }
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(content_type: Option<&str>, expected: bool) {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = content_type {
+            headers.insert(CONTENT_TYPE, value.parse().unwrap());
+        }
+        assert_eq!(negotiate(&headers).is_ok(), expected, "{content_type:?}");
+    }
+
+    #[test]
+    fn content_type_chooses_the_message() {
+        check(None, true);
+        check(Some("application/x-protobuf"), true);
+        check(Some("Application/X-Protobuf"), true);
+        check(Some("application/x-protobuf;proto=prometheus.WriteRequest"), true);
+        check(Some("application/x-protobuf; Proto=\"prometheus.WriteRequest\""), true);
+        check(Some("application/x-protobuf; charset=utf-8"), true);
+        check(Some("application/x-protobuf;proto=io.prometheus.write.v2.Request"), false);
+        check(Some("application/x-protobuf;proto=nonsense"), false);
+        check(Some("application/x-protobuf;proto"), false);
+        check(Some("application/json"), false);
+        check(Some(""), false);
+    }
+}

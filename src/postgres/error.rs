@@ -1,0 +1,113 @@
+//! What a failed statement means for the caller.
+
+use std::time::Duration;
+
+use deadpool_postgres::PoolError;
+use tokio_postgres::error::SqlState;
+
+/// The state our fence function raises when another adapter has begun a new term.
+pub const FENCED: &str = "PF001";
+
+/// A statement, or a connection, that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server, or the way to it, failed.
+    #[error("{}", describe(.0))]
+    Server(#[source] tokio_postgres::Error),
+    /// No connection came free or could be made in time.
+    #[error("no connection from the pool: {0}")]
+    Pool(String),
+    /// No answer in time; whether the statement was carried out is unknown.
+    #[error("no answer from PostgreSQL within {limit:?}")]
+    Timeout {
+        /// What it was given.
+        limit: Duration,
+    },
+    /// The server can be reached and does not do what is needed; the text says what to change.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// What the caller does about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The data can never be stored as it is: refuse it, and it alone.
+    Data,
+    /// Another adapter leads: this term is over.
+    Fenced,
+    /// The server no longer takes writes (demoted, or set read-only): every connection to it is worthless.
+    ReadOnly,
+    /// It may work later, on a new connection: keep the data.
+    Transient,
+}
+
+impl Error {
+    /// What to do about it. Everything unknown is [`Class::Transient`]: our trouble is never the sender's fault.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        let Self::Server(error) = self else {
+            return Class::Transient;
+        };
+        let Some(state) = error.code() else {
+            return Class::Transient;
+        };
+        if state.code() == FENCED {
+            return Class::Fenced;
+        }
+        if *state == SqlState::READ_ONLY_SQL_TRANSACTION {
+            return Class::ReadOnly;
+        }
+        match &state.code()[..2] {
+            "22" | "23" | "54" => Class::Data,
+            _ => Class::Transient,
+        }
+    }
+
+    /// The two characters of the SQLSTATE's class, or `connection`: the label to count it under.
+    #[must_use]
+    pub fn class_label(&self) -> &str {
+        match self {
+            Self::Server(error) => error.code().map_or("connection", |state| &state.code()[..2]),
+            _ => "connection",
+        }
+    }
+
+    /// Whether the server said `state`.
+    #[must_use]
+    pub fn is(&self, state: &SqlState) -> bool {
+        matches!(self, Self::Server(error) if error.code() == Some(state))
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => Self::Server(error),
+            other => Self::Pool(other.to_string()),
+        }
+    }
+}
+
+/// The server's own words with their SQLSTATE, or the chain of causes: tokio-postgres' own text hides both.
+fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        return format!("{}{hint} (SQLSTATE {})", db.message(), db.code().code());
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,114 @@
+//! What becomes of a write request, by role.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::election::role::{Fence, Role};
+use crate::handover::Handover;
+use crate::postgres::error::{Class, Error};
+use crate::storage::ingest::Stored;
+use crate::storage::{Rejected, Store, request_key};
+use crate::telemetry::metrics::Metrics;
+use crate::wire::write::Request;
+
+/// Takes write requests; reads the role and never asks the database for it.
+pub struct Receiver {
+    /// Where a leader stores.
+    pub store: Arc<Store>,
+    /// Where a standby holds.
+    pub handover: Arc<Handover>,
+    /// Who we are at the moment.
+    pub role: watch::Receiver<Role>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A request was taken: every sample stored or held, but for those that never can be.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What can never be stored.
+    pub rejected: Rejected,
+}
+
+/// A request was not taken, through no fault of its sender: it is to send the same again.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Nobody knows who leads, or a take-over is under way.
+    #[error("this adapter's role is {0}: nothing can be stored or held right now")]
+    Role(&'static str),
+    /// The database failed.
+    #[error("storing failed: {0}")]
+    Database(String),
+}
+
+/// How long a request waits for a role that is being decided: longer than a take-over normally takes, shorter than a
+/// sender's patience.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Receiver {
+    /// Stores or holds `request`, decoded from `body`, which tells it from others.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]: nothing of it is promised, some of it may be stored; the retry is told apart by its bytes.
+    pub async fn receive(&self, request: &Request<'_>, body: &[u8]) -> Result<Taken, Refused> {
+        let count = request.samples.len() as u64;
+        self.metrics.samples_received_total.inc_by(count);
+        self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
+        self.metrics.metadata_received_total.inc_by(request.metadata as u64);
+        match self.settled_role().await {
+            Role::Leader { fence, .. } => self.store(request, body, fence).await,
+            Role::Standby { .. } => {
+                self.handover.hold(request);
+                Ok(Taken::default())
+            }
+            role => Err(Refused::Role(role.word())),
+        }
+    }
+
+    /// The role, once it is one that can answer, or what it is when patience ends.
+    async fn settled_role(&self) -> Role {
+        let mut roles = self.role.clone();
+        let settled =
+            roles.wait_for(|role| matches!(role.at(Instant::now()), Role::Leader { .. } | Role::Standby { .. }));
+        match tokio::time::timeout(SETTLE_TIMEOUT, settled).await {
+            Ok(Ok(role)) => role.at(Instant::now()),
+            _ => self.role.borrow().at(Instant::now()),
+        }
+    }
+
+    async fn store(&self, request: &Request<'_>, body: &[u8], fence: Option<Fence>) -> Result<Taken, Refused> {
+        let mut resolved = self.store.resolve(request, fence).await.map_err(|error| refused(&error))?;
+        if request.histograms > 0 {
+            let why = || format!("{} native histograms: this adapter stores float samples only", request.histograms);
+            resolved.rejected.add(0, why);
+            self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
+        }
+        self.duplicates("same_request", resolved.duplicates);
+        let cut = self.handover.cut(&mut resolved.rows).await.map_err(|error| refused(&error))?;
+        self.duplicates("last_leader", cut);
+        let rows = resolved.rows.len();
+        if rows > 0 {
+            match self.store.commit(request_key(body), resolved.rows, fence).await {
+                Ok(Stored::Committed) => {}
+                Ok(Stored::AlreadyThere) => self.duplicates("retry", rows),
+                Err(error) if error.class() == Class::Data => {
+                    resolved.rejected.add(rows, || format!("the database refused the request's samples: {error}"));
+                }
+                Err(error) => return Err(refused(&error)),
+            }
+        }
+        self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
+        Ok(Taken { rejected: resolved.rejected })
+    }
+
+    fn duplicates(&self, reason: &str, count: usize) {
+        self.metrics.samples_duplicate_total.with_label_values(&[reason]).inc_by(count as u64);
+    }
+}
+
+fn refused(error: &Error) -> Refused {
+    Refused::Database(error.to_string())
+}

@@ -1,0 +1,266 @@
+//! The writers: requests that arrive together are stored together, each transaction behind the fence.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::SinkExt;
+use futures_util::future::join3;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::election::role::Fence;
+use crate::postgres::error::{Class, Error};
+use crate::postgres::{Connector, Session, within};
+use crate::storage::names::Names;
+use crate::storage::row::{Row, encode_copy};
+use crate::telemetry::metrics::Metrics;
+
+/// Rows one transaction takes at most, beyond its first request: bounds its memory (24 bytes a row, 38 more as COPY)
+/// and how long others wait for it.
+const TRANSACTION_ROWS_MAX: usize = 50_000;
+
+/// Requests one transaction takes at most.
+const TRANSACTION_REQUESTS_MAX: usize = 64;
+
+/// A writer that idles so long between the statements of a transaction is frozen: its transaction must not hold the
+/// next leader up.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One request's samples, resolved and checked.
+#[derive(Debug)]
+pub struct Batch {
+    /// The same for a retry of the same bytes, by whichever adapter it comes.
+    pub key: Uuid,
+    /// In the order of series and time, none twice.
+    pub rows: Vec<Row>,
+    /// The right to write; `None` without an election.
+    pub fence: Option<Fence>,
+}
+
+/// How a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Its rows are committed.
+    Committed,
+    /// An earlier attempt with the same key is committed.
+    AlreadyThere,
+}
+
+/// Hands batches to the writers.
+#[derive(Clone)]
+pub struct Ingest {
+    queue: mpsc::Sender<Job>,
+}
+
+/// One of a few connections that store.
+pub struct Writer {
+    connector: Connector,
+    names: Arc<Names>,
+    metrics: Arc<Metrics>,
+    queue: Arc<Mutex<mpsc::Receiver<Job>>>,
+    timeout: Duration,
+}
+
+struct Job {
+    batch: Batch,
+    reply: oneshot::Sender<Result<Stored, Arc<Error>>>,
+}
+
+impl Ingest {
+    /// `writers` writers, to be run, and what feeds them. `timeout` bounds one transaction.
+    #[must_use]
+    pub fn new(
+        connector: &Connector,
+        names: &Arc<Names>,
+        metrics: &Arc<Metrics>,
+        writers: usize,
+        timeout: Duration,
+    ) -> (Self, Vec<Writer>) {
+        let (queue, receiver) = mpsc::channel(TRANSACTION_REQUESTS_MAX);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let writers = (0..writers)
+            .map(|_| Writer {
+                connector: connector.clone(),
+                names: Arc::clone(names),
+                metrics: Arc::clone(metrics),
+                queue: Arc::clone(&receiver),
+                timeout,
+            })
+            .collect();
+        (Self { queue }, writers)
+    }
+
+    /// Stores `batch` and returns when its transaction has ended. Dropping the future does not stop it.
+    ///
+    /// # Errors
+    ///
+    /// What the server said of the transaction; a batch of [`Class::Data`] failed by itself, not by its neighbours.
+    pub async fn store(&self, batch: Batch) -> Result<Stored, Arc<Error>> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || Arc::new(Error::Unfit("the adapter is stopping".into()));
+        self.queue.send(Job { batch, reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+impl Writer {
+    /// Stores until `stop`, then what is queued.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut session: Option<Session> = None;
+        let mut carried: Option<Job> = None;
+        loop {
+            let jobs = self.next_jobs(&mut carried, &stop).await;
+            if jobs.is_empty() {
+                break;
+            }
+            self.store(&mut session, jobs).await;
+        }
+        if let Some(session) = session {
+            session.close().await;
+        }
+    }
+
+    /// The next request and those that wait behind it under the same fence; none when it is time to stop.
+    async fn next_jobs(&self, carried: &mut Option<Job>, stop: &CancellationToken) -> Vec<Job> {
+        let mut queue = self.queue.lock().await;
+        let first = match carried.take() {
+            Some(job) => Some(job),
+            None => tokio::select! {
+                biased;
+                job = queue.recv() => job,
+                () = stop.cancelled() => None,
+            },
+        };
+        let Some(first) = first else { return Vec::new() };
+        let fence = first.batch.fence;
+        let mut rows = first.batch.rows.len();
+        let mut jobs = vec![first];
+        while jobs.len() < TRANSACTION_REQUESTS_MAX && rows < TRANSACTION_ROWS_MAX {
+            match queue.try_recv() {
+                Ok(job) if job.batch.fence == fence => {
+                    rows += job.batch.rows.len();
+                    jobs.push(job);
+                }
+                Ok(job) => {
+                    *carried = Some(job);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        jobs
+    }
+
+    async fn store(&self, session: &mut Option<Session>, jobs: Vec<Job>) {
+        let batches: Vec<&Batch> = jobs.iter().map(|job| &job.batch).collect();
+        match self.attempt(session, &batches).await {
+            Ok(outcomes) => {
+                for (job, outcome) in jobs.into_iter().zip(outcomes) {
+                    // A sender that hung up has no use for the answer; its data is stored all the same.
+                    let _ = job.reply.send(Ok(outcome));
+                }
+            }
+            // One request's data must not sink its neighbours: each by itself.
+            Err(error) if error.class() == Class::Data && jobs.len() > 1 => {
+                for job in jobs {
+                    let outcome = self.attempt(session, &[&job.batch]).await;
+                    let _ = job.reply.send(outcome.map(|outcomes| outcomes[0]).map_err(Arc::new));
+                }
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                for job in jobs {
+                    let _ = job.reply.send(Err(Arc::clone(&error)));
+                }
+            }
+        }
+    }
+
+    /// One transaction. After any error the session is gone, and with it whatever was left undone.
+    async fn attempt(&self, session: &mut Option<Session>, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
+        let result = within(self.timeout, async {
+            let open = match session.take() {
+                Some(open) if !open.client().is_closed() => open,
+                _ => self.connector.write_session().await?,
+            };
+            // Kept out of `session` meanwhile: if this future is dropped, the session goes with it.
+            let outcomes = self.transaction(&open, batches).await?;
+            *session = Some(open);
+            Ok(outcomes)
+        })
+        .await;
+        if let Err(error) = &result {
+            self.metrics.postgres_errors_total.with_label_values(&[error.class_label()]).inc();
+        }
+        result
+    }
+
+    async fn transaction(&self, session: &Session, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
+        let started = Instant::now();
+        let client = session.client();
+        let begin = begin(&self.names, batches[0].fence, self.timeout);
+        let claim = self
+            .names
+            .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
+        let copy = self.names.fill("COPY {samples} (\"time\", series_id, value) FROM STDIN BINARY");
+        // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
+        let mut keys: Vec<Uuid> = batches.iter().map(|batch| batch.key).collect();
+        keys.sort_unstable();
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
+        // Sent in this order without waiting between; the first error is the one that tells.
+        let (begun, claimed, prepared) =
+            join3(client.batch_execute(&begin), client.query_typed(&claim, &parameters), client.prepare(&copy)).await;
+        begun?;
+        let claimed: HashSet<Uuid> =
+            claimed?.iter().map(|row| row.try_get(0)).collect::<Result<_, tokio_postgres::Error>>()?;
+        let copy = prepared?;
+        let mut seen = HashSet::with_capacity(batches.len());
+        let outcomes: Vec<Stored> = batches
+            .iter()
+            .map(|batch| {
+                let is_first = claimed.contains(&batch.key) && seen.insert(batch.key);
+                if is_first { Stored::Committed } else { Stored::AlreadyThere }
+            })
+            .collect();
+        let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
+        let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
+        if rows > 0 {
+            let body = encode_copy(fresh().flat_map(|(batch, _)| &batch.rows), rows);
+            let sink = client.copy_in(&copy).await?;
+            tokio::pin!(sink);
+            sink.send(body).await?;
+            sink.finish().await?;
+        }
+        // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
+        drop(copy);
+        let committing = Instant::now();
+        client.batch_execute("COMMIT").await?;
+        self.metrics.commit_duration_seconds.observe(committing.elapsed().as_secs_f64());
+        self.metrics.transaction_duration_seconds.observe(started.elapsed().as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        self.metrics.batch_samples.observe(rows as f64);
+        self.metrics.samples_stored_total.inc_by(rows as u64);
+        Ok(outcomes)
+    }
+}
+
+/// Opens a transaction that may write: bounded, and behind the fence. Everything is set for the transaction alone, so
+/// that it holds behind a pooler too.
+#[must_use]
+pub fn begin(names: &Names, fence: Option<Fence>, timeout: Duration) -> String {
+    let mut text = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = {timeout_ms}; \
+         SET LOCAL lock_timeout = {timeout_ms}; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; \
+         SELECT set_config('synchronous_commit', 'local', true) \
+         WHERE current_setting('synchronous_commit') = 'off'",
+        timeout_ms = timeout.as_millis(),
+        idle_ms = IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
+    );
+    if let Some(fence) = fence {
+        text.push_str(&names.fill(&format!("; SELECT {{fence}}({}, '{}')", fence.group_no, fence.token)));
+    }
+    text
+}

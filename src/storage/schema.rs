@@ -1,0 +1,122 @@
+//! Makes and migrates the tables, views and functions of a store.
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, types::Type};
+
+use crate::postgres::error::Error;
+use crate::storage::names::Names;
+
+/// The version of the schema that this program writes and reads.
+pub const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// What leads from each version to the next, the first from nothing to 1.
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+
+/// Finds out where the store is: `schema`, or the first schema of the session's `search_path` that exists.
+///
+/// # Errors
+///
+/// When no schema of the `search_path` exists, or the server fails.
+pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Result<Names, Error> {
+    let schema = match schema {
+        Some(schema) => schema.to_owned(),
+        None => {
+            let row = client.query_typed_one("SELECT current_schema()::text", &[]).await?;
+            row.try_get::<_, Option<String>>(0)?.ok_or_else(|| {
+                Error::Unfit("no schema of the session's search_path exists: create one, or set -pg-schema".into())
+            })?
+        }
+    };
+    Ok(Names::new(schema, table))
+}
+
+/// Makes the store, or brings it to [`VERSION`]. Any number of adapters may do so at once: the first does the work, the
+/// others wait and find it done.
+///
+/// # Errors
+///
+/// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
+/// tables; else what the server said.
+pub async fn migrate(client: &Client, names: &Names) -> Result<(), Error> {
+    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let migrated = migrate_locked(client, names).await;
+    match &migrated {
+        Ok(()) => client.batch_execute("COMMIT").await?,
+        Err(_) => client.batch_execute("ROLLBACK").await?,
+    }
+    migrated.map_err(|error| explain(error, names))
+}
+
+async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
+    // 2615 is pg_namespace: a key that no table of anybody's has. Two starters must not both create the schema.
+    client
+        .query_typed(
+            "SELECT pg_advisory_xact_lock(2615, hashtext($1))",
+            &[(&format!("{}.{}", names.schema_name(), names.relation("")), Type::TEXT)],
+        )
+        .await?;
+    let exists = client
+        .query_typed_opt("SELECT FROM pg_namespace WHERE nspname = $1", &[(&names.schema_name(), Type::TEXT)])
+        .await?;
+    if exists.is_none() {
+        client.batch_execute(&names.fill("CREATE SCHEMA {schema}")).await?;
+    }
+    let version = match version(client, names).await? {
+        Some(version) => version,
+        None => {
+            let statement = "CREATE TABLE {schema_version} (version integer NOT NULL); \
+                             INSERT INTO {schema_version} VALUES (0)";
+            client.batch_execute(&names.fill(statement)).await?;
+            0
+        }
+    };
+    if version > VERSION {
+        return Err(Error::Unfit(format!(
+            "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {VERSION}: \
+             start the newer one, or use another -pg-schema",
+            names.view()
+        )));
+    }
+    for migration in &MIGRATIONS[usize::try_from(version).unwrap_or(0)..] {
+        client.batch_execute(&names.fill(migration)).await?;
+    }
+    if version < VERSION {
+        client.batch_execute(&names.fill(&format!("UPDATE {{schema_version}} SET version = {VERSION}"))).await?;
+        log::info!("made or migrated the tables of {} to version {VERSION}", names.view());
+    }
+    Ok(())
+}
+
+/// The version of the store; `None` where there is none.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn version(client: &Client, names: &Names) -> Result<Option<i32>, Error> {
+    let exists = client
+        .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&names.fill("{schema_version}"), Type::TEXT)])
+        .await?;
+    if !exists.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    let row = client.query_typed_one(&names.fill("SELECT version FROM {schema_version}"), &[]).await?;
+    Ok(Some(row.try_get(0)?))
+}
+
+fn explain(error: Error, names: &Names) -> Error {
+    if error.is(&SqlState::DUPLICATE_TABLE) {
+        return Error::Unfit(format!(
+            "{error}: a relation of another program, perhaps of the old adapter or pg_prometheus, has a name that this \
+             one needs beside {}: set -pg-schema or -pg-table, or rename it",
+            names.view()
+        ));
+    }
+    if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Error::Unfit(format!(
+            "{error}: the adapter's user needs CREATE in schema {} (GRANT CREATE, USAGE ON SCHEMA …), or set -pg-schema \
+             to a schema it owns",
+            names.schema()
+        ));
+    }
+    error
+}
