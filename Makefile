@@ -1,0 +1,37 @@
+# Everything here runs from a clean clone; `make` alone says what there is.
+
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo bench fmt lint doc install-deps
+
+help: ## Show these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the adapter for use: target/release/prometheus-postgresql-adapter
+	$(CARGO) build --release --bin prometheus-postgresql-adapter
+
+test: install-deps ## Run every test, real PostgreSQL and Prometheus included
+	$(CARGO) test --workspace --lib --bins --tests --examples
+	$(CARGO) test --workspace --doc
+
+demo: install-deps ## Show two take-overs of a real pair, and judge what was stored (under two minutes)
+	$(CARGO) build --bin prometheus-postgresql-adapter --example demo
+	@$(CARGO) run --quiet --example demo
+
+bench: install-deps ## Measure ingest beside bare COPY and Prometheus' receiver; BENCH="--seconds 60" sets options
+	$(CARGO) build --release --bin prometheus-postgresql-adapter --example bench
+	@$(CARGO) run --quiet --release --example bench -- $(BENCH)
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+lint: ## Check format and lints, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc: ## Build the documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+install-deps: ## Install what tests and demo run: PostgreSQL, Prometheus, node_exporter, a C compiler
+	@.ci/install-deps

@@ -1,0 +1,219 @@
+//! The load: what a Prometheus with so many series would send, built before any clock starts.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+
+/// A remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
+#[derive(Clone, PartialEq, Message)]
+struct WriteRequest {
+    #[prost(message, repeated, tag = "1")]
+    timeseries: Vec<TimeSeries>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TimeSeries {
+    #[prost(message, repeated, tag = "1")]
+    labels: Vec<Label>,
+    #[prost(message, repeated, tag = "2")]
+    samples: Vec<Sample>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Label {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Sample {
+    #[prost(double, tag = "1")]
+    value: f64,
+    #[prost(int64, tag = "2")]
+    timestamp_ms: i64,
+}
+
+/// Series that one target exposes.
+const SERIES_PER_TARGET: usize = 200;
+
+/// Seconds from 1970, when Unix time begins, to 2000, when PostgreSQL's does.
+const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
+
+/// What every binary COPY begins with: signature, no flags, no extension.
+const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// The shape of a load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// Number of series.
+    pub(crate) series: usize,
+    /// Scrapes, one sample of each series in each; scrape 0 is the warm-up.
+    pub(crate) scrapes: usize,
+    /// Samples in a request.
+    pub(crate) batch: usize,
+    /// Connections; each carries the series whose number modulo this is its own, as Prometheus' shards do.
+    pub(crate) connections: usize,
+    /// Milliseconds between scrapes.
+    pub(crate) interval_ms: i64,
+    /// When scrape 0 was, in milliseconds of Unix time.
+    pub(crate) start_ms: i64,
+}
+
+/// One request: its body, and how many samples are in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    /// Ready to send.
+    pub(crate) body: Bytes,
+    /// Samples in it.
+    pub(crate) samples: usize,
+}
+
+impl Load {
+    /// The requests that connection `connection` sends for `scrapes`, in order: one sample a message, as Prometheus
+    /// writes them.
+    pub(crate) fn requests(
+        &self,
+        connection: usize,
+        scrapes: std::ops::Range<usize>,
+    ) -> Vec<Batch> {
+        let encode = |rows: &[(usize, usize)]| {
+            let timeseries = rows.iter().map(|&(scrape, series)| TimeSeries {
+                labels: labels(series),
+                samples: vec![Sample {
+                    value: value(series, scrape),
+                    timestamp_ms: self.time_ms(series, scrape),
+                }],
+            });
+            let request = WriteRequest {
+                timeseries: timeseries.collect(),
+            }
+            .encode_to_vec();
+            let body = snap::raw::Encoder::new()
+                .compress_vec(&request)
+                .expect("a request is far below 4 GiB");
+            Batch {
+                body: body.into(),
+                samples: rows.len(),
+            }
+        };
+        self.rows(connection, scrapes, self.batch, encode)
+    }
+
+    /// The same samples as complete binary COPYs of (time, series, value), `batch` rows each.
+    pub(crate) fn copies(
+        &self,
+        connection: usize,
+        scrapes: std::ops::Range<usize>,
+        batch: usize,
+    ) -> Vec<Batch> {
+        let encode = |rows: &[(usize, usize)]| {
+            let mut body = BytesMut::with_capacity(COPY_HEADER.len() + rows.len() * 38 + 2);
+            body.put_slice(COPY_HEADER);
+            for &(scrape, series) in rows {
+                let micros =
+                    self.time_ms(series, scrape) * 1000 - POSTGRES_EPOCH_SECONDS * 1_000_000;
+                body.put_i16(3);
+                body.put_i32(8);
+                body.put_i64(micros);
+                body.put_i32(8);
+                body.put_i64(i64::try_from(series).expect("series are few"));
+                body.put_i32(8);
+                body.put_f64(value(series, scrape));
+            }
+            body.put_i16(-1);
+            Batch {
+                body: body.freeze(),
+                samples: rows.len(),
+            }
+        };
+        self.rows(connection, scrapes, batch, encode)
+    }
+
+    fn rows(
+        &self,
+        connection: usize,
+        scrapes: std::ops::Range<usize>,
+        batch: usize,
+        encode: impl Fn(&[(usize, usize)]) -> Batch,
+    ) -> Vec<Batch> {
+        let own = move |scrape| {
+            (connection..self.series)
+                .step_by(self.connections)
+                .map(move |series| (scrape, series))
+        };
+        let mut rows = scrapes.flat_map(own).peekable();
+        let mut batches = Vec::new();
+        let mut chunk = Vec::with_capacity(batch);
+        while rows.peek().is_some() {
+            chunk.clear();
+            chunk.extend(rows.by_ref().take(batch));
+            batches.push(encode(&chunk));
+        }
+        batches
+    }
+
+    /// All series of a target share the time of its scrape; targets are scraped one after another.
+    fn time_ms(&self, series: usize, scrape: usize) -> i64 {
+        let index = |number: usize| i64::try_from(number).expect("counts are small");
+        let phase = index(series / SERIES_PER_TARGET) * 137 % self.interval_ms;
+        self.start_ms + index(scrape) * self.interval_ms + phase
+    }
+}
+
+/// Ten labels, sorted, as of a service behind a replica label.
+fn labels(series: usize) -> Vec<Label> {
+    let (target, metric) = (series / SERIES_PER_TARGET, series % SERIES_PER_TARGET);
+    let label = |name: &str, value: String| Label {
+        name: name.to_owned(),
+        value,
+    };
+    vec![
+        label(
+            "__name__",
+            format!("bench_requests_{:02}_total", metric % 20),
+        ),
+        label("__replica__", "a".to_owned()),
+        label("cluster", "bench".to_owned()),
+        label(
+            "code",
+            ["200", "204", "400", "404", "500"][metric / 20 % 5].to_owned(),
+        ),
+        label("handler", "/api/v1/query_range".to_owned()),
+        label(
+            "instance",
+            format!("10.0.{}.{}:9090", target / 250, target % 250),
+        ),
+        label("job", format!("service-{}", target % 10)),
+        label("method", ["GET", "POST"][metric / 100].to_owned()),
+        label("namespace", "production".to_owned()),
+        label("pod", format!("service-{}-{target:05}", target % 10)),
+    ]
+}
+
+/// A quarter constant, a quarter counters, a quarter decimals of six digits, a quarter small integers.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "all numbers here are far below 2^53"
+)]
+fn value(series: usize, scrape: usize) -> f64 {
+    let (series, scrape) = (series as u64, scrape as u64);
+    let noise = mix(series << 32 | scrape);
+    match series % 4 {
+        0 => (mix(series) % 1000) as f64,
+        1 => {
+            let rate = 1 + mix(series) % 500;
+            (mix(!series) % 1_000_000 + scrape * rate + noise % rate) as f64
+        }
+        2 => (100_000 + noise % 900_000) as f64 / 1000.0,
+        _ => (noise % 16) as f64,
+    }
+}
+
+/// Spreads bits (the finaliser of splitmix64): the same load each time, without a generator's state.
+fn mix(number: u64) -> u64 {
+    let mut bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}

@@ -1,0 +1,102 @@
+//! Nothing outlives its owner: a small shell that waits at a pipe and cleans up when the pipe closes.
+//!
+//! The write end of the pipe is held by the owning process alone, so the kernel closes it however that process ends.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Removes directory `$1`; servers that are being ended at the same moment may still write into it for a while.
+const REMOVE: &str = r#"
+n=0
+while [ -e "$1" ] && [ $n -lt 400 ]; do rm -rf -- "$1" 2>/dev/null || sleep 0.05; n=$((n+1)); done
+"#;
+
+/// A script that runs once the owning process is gone, unless it was [disarmed](Guard::disarm) before.
+#[derive(Debug)]
+pub struct Guard {
+    shell: Child,
+}
+
+impl Guard {
+    /// Watches over this process; `script` is POSIX shell and finds `arguments` as `$1` and so on.
+    pub fn new(script: &str, arguments: &[&str]) -> Self {
+        let shell = Command::new("sh")
+            .arg("-c")
+            // A line is the word to leave; end of file means that the owner is gone.
+            .arg(format!(
+                "trap '' HUP INT TERM; read -r _ && exit 0\n{script}"
+            ))
+            .arg("guard")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // A group of its own, so that Ctrl-C at the terminal ends the owner and not its guard.
+            .process_group(0)
+            .spawn()
+            .expect("cannot start sh as a guard");
+        Self { shell }
+    }
+
+    /// Ends the guard without running its script.
+    pub fn disarm(mut self) {
+        if let Some(mut pipe) = self.shell.stdin.take() {
+            let _ = pipe.write_all(b"leave\n");
+        }
+        let _ = self.shell.wait();
+    }
+
+    /// Runs the script now, and returns when it has ended.
+    pub fn fire(mut self) {
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+/// A temporary directory that is removed when dropped, and also when its owner is killed.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    guard: Option<Guard>,
+}
+
+impl Directory {
+    /// A new empty directory in the system's temporary directory; its name begins with `rig-` and `name`.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("rig-{name}-"))
+            .tempdir();
+        let path = directory
+            .unwrap_or_else(|e| panic!("cannot make a temporary directory: {e}"))
+            .keep();
+        let guard = Guard::new(
+            REMOVE,
+            &[path
+                .to_str()
+                .expect("temporary directories have UTF-8 names")],
+        );
+        Self {
+            path,
+            guard: Some(guard),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            guard.fire();
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Free loopback ports.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Ports handed out: above the well-known services, below the range the kernel gives to outgoing connections
+/// (32768 on), so that no client connection of anybody takes one between the probe and its use.
+const RANGE: std::ops::Range<u32> = 14_000..32_000;
+
+/// A port nobody listens on, neither on loopback nor on every address; not handed out twice by this process.
+///
+/// # Panics
+///
+/// When the whole range is taken.
+pub fn free() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let span = RANGE.end - RANGE.start;
+    // Processes start at different places, so that test binaries running side by side rarely probe the same port.
+    let offset = std::process::id().wrapping_mul(2_654_435_761) % span;
+    for _ in 0..span {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port =
+            u16::try_from(RANGE.start + (offset + step) % span).expect("the range lies within u16");
+        if is_free(port) {
+            return port;
+        }
+    }
+    panic!("no free port between {} and {}", RANGE.start, RANGE.end);
+}
+
+/// Whether a server could listen on `port` now.
+pub fn is_free(port: u16) -> bool {
+    TcpListener::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("0.0.0.0", port)).is_ok()
+}

@@ -1,0 +1,389 @@
+//! A child process whose output is read as it comes, and which never outlives its owner.
+
+use std::io::{BufRead, BufReader, PipeReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use tokio::sync::watch;
+
+use crate::guard::Guard;
+
+/// Lines of a log that a failure message shows.
+const TAIL_LINES: usize = 25;
+
+/// Ends process group `$1` at once.
+const KILL_GROUP: &str = r#"kill -s KILL -- "-$1""#;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It returned this status.
+    Status(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+/// A running or ended child process.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: Log,
+    exit: watch::Receiver<Option<Exit>>,
+    guard: Option<Guard>,
+}
+
+impl Process {
+    /// Starts `command` in a process group of its own, its output going into [`Process::log`]; if this process dies,
+    /// the child is killed.
+    ///
+    /// # Panics
+    ///
+    /// When the program cannot be started.
+    pub fn spawn(name: &str, command: Command) -> Self {
+        Self::spawn_guarded(name, command, KILL_GROUP)
+    }
+
+    /// The same with another end: `orphaned` is a shell script that runs if this process dies, with the child's id
+    /// as `$1`.
+    pub fn spawn_guarded(name: &str, mut command: Command, orphaned: &str) -> Self {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let (reader, writer) = std::io::pipe().expect("cannot make a pipe");
+        command
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone().expect("cannot share a pipe"))
+            .stderr(writer)
+            // Ctrl-C at the terminal is for the owner; what becomes of the children is the owner's affair.
+            .process_group(0);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {program} as {name}: {e}"));
+        // The command holds the pipe's write ends; while it lives, the log has no end.
+        drop(command);
+        let guard = Guard::new(orphaned, &[&child.id().to_string()]);
+        let log = Log::follow(name, reader);
+        let exit = watch_exit(name, pid_of(&child));
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+            exit,
+            guard: Some(guard),
+        }
+    }
+
+    /// The name given at the start.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Process id; not given to another process while this value lives.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far, standard output and standard error together.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// How it ended, or `None` while it runs.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
+    /// Sends a signal; nothing happens if the process has ended.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill_process(pid_of(&self.child), signal);
+    }
+
+    /// Freezes it (SIGSTOP).
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills it (SIGKILL), frozen or not, and waits until it is gone.
+    pub async fn kill9(&self) {
+        self.signal(Signal::KILL);
+        self.wait_exit(Duration::from_secs(10)).await;
+    }
+
+    /// Asks it to end (SIGTERM) and waits for it.
+    ///
+    /// # Panics
+    ///
+    /// When it has not ended within `deadline`.
+    pub async fn terminate(&self, deadline: Duration) -> Exit {
+        self.signal(Signal::TERM);
+        self.wait_exit(deadline).await
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Panics
+    ///
+    /// When it has not ended within `deadline`.
+    pub async fn wait_exit(&self, deadline: Duration) -> Exit {
+        let mut exit = self.exit.clone();
+        let ended = tokio::time::timeout(deadline, exit.wait_for(Option::is_some)).await;
+        match ended {
+            Ok(Ok(status)) => status.expect("waited until it is some"),
+            Ok(Err(_)) => panic!("nobody watches {} any more", self.name),
+            Err(_) => self.fail(&format!("did not end within {deadline:?}")),
+        }
+    }
+
+    /// Waits for a line that contains `text` and returns it; lines already written count.
+    ///
+    /// # Panics
+    ///
+    /// When there is none within `deadline`, or the process ends without it.
+    pub async fn wait_for_log(&self, text: &str, deadline: Duration) -> String {
+        self.wait_for_log_after(0, text, deadline).await
+    }
+
+    /// The same, but only lines after the first `seen` count; take `seen` from [`Log::len`] before the deed.
+    ///
+    /// # Panics
+    ///
+    /// As [`Process::wait_for_log`].
+    pub async fn wait_for_log_after(&self, seen: usize, text: &str, deadline: Duration) -> String {
+        match self.log.wait_for(seen, text, deadline).await {
+            Ok(line) => line,
+            Err(why) => self.fail(&format!("wrote no line with {text:?}: {why}")),
+        }
+    }
+
+    /// Polls `condition` until it gives a value: for what can only be asked for, not listened to.
+    ///
+    /// # Panics
+    ///
+    /// When it gives none within `deadline`, or the process ends.
+    pub async fn wait_until<T>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        mut condition: impl AsyncFnMut() -> Option<T>,
+    ) -> T {
+        let poll = async {
+            loop {
+                if let Some(value) = condition().await {
+                    return Some(value);
+                }
+                if self.exit().is_some() {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match tokio::time::timeout(deadline, poll).await {
+            Ok(Some(value)) => value,
+            Ok(None) => self.fail(&format!("ended ({:?}) before: {what}", self.exit())),
+            Err(_) => self.fail(&format!("not within {deadline:?}: {what}")),
+        }
+    }
+
+    /// CPU time used so far, user and system together, all threads.
+    ///
+    /// # Panics
+    ///
+    /// When the process is gone.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
+            .expect("the process has ended");
+        // The name, in parentheses, may hold anything; fields 14 and 15 count from after it.
+        let after_name = stat
+            .rsplit_once(')')
+            .expect("/proc/pid/stat holds a name")
+            .1;
+        let ticks: u64 = after_name
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|f| f.parse::<u64>().ok())
+            .sum();
+        // USER_HZ is 100 on every Linux architecture that Rust has a standard library for.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// The most memory it has had resident so far, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the process is gone.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("the process has ended");
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmHWM:"))
+            .expect("the process has ended");
+        line.trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse::<u64>()
+            .expect("VmHWM is a number")
+            * 1024
+    }
+
+    /// Panics with the name of the process, `what` went wrong, and its last lines.
+    ///
+    /// # Panics
+    ///
+    /// Always.
+    #[track_caller]
+    pub fn fail(&self, what: &str) -> ! {
+        panic!(
+            "{}: {what}\nits last lines:\n{}",
+            self.name,
+            self.log.tail()
+        );
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        let _ = self.child.wait();
+        if let Some(guard) = self.guard.take() {
+            guard.disarm();
+        }
+    }
+}
+
+/// The output of a process, line by line. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// Number of lines so far; closed when there will be no more.
+    count: watch::Receiver<usize>,
+}
+
+impl Log {
+    fn follow(name: &str, reader: PipeReader) -> Self {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (sender, count) = watch::channel(0);
+        let log = Self {
+            lines: Arc::clone(&lines),
+            count,
+        };
+        let work = move || {
+            for line in BufReader::new(reader).split(b'\n') {
+                let Ok(line) = line else { return };
+                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                lines.push(String::from_utf8_lossy(&line).into_owned());
+                sender.send_replace(lines.len());
+            }
+        };
+        std::thread::Builder::new()
+            .name(format!("log of {name}"))
+            .spawn(work)
+            .expect("cannot start a thread");
+        log
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Vec<String>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of lines so far.
+    pub fn len(&self) -> usize {
+        self.locked().len()
+    }
+
+    /// Whether nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every line so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.locked().clone()
+    }
+
+    /// The last lines, indented, for a message.
+    pub fn tail(&self) -> String {
+        let lines = self.locked();
+        lines[lines.len().saturating_sub(TAIL_LINES)..]
+            .iter()
+            .map(|line| format!("    {line}\n"))
+            .collect()
+    }
+
+    /// Whether any line so far contains `text`.
+    pub fn contains(&self, text: &str) -> bool {
+        self.locked().iter().any(|line| line.contains(text))
+    }
+
+    async fn wait_for(
+        &self,
+        seen: usize,
+        text: &str,
+        deadline: Duration,
+    ) -> Result<String, String> {
+        let mut count = self.count.clone();
+        let mut looked_at = seen;
+        let search = async {
+            loop {
+                let upto = *count.borrow_and_update();
+                let found = self
+                    .locked()
+                    .iter()
+                    .take(upto)
+                    .skip(looked_at)
+                    .find(|line| line.contains(text))
+                    .cloned();
+                if let Some(line) = found {
+                    return Ok(line);
+                }
+                looked_at = looked_at.max(upto);
+                if count.changed().await.is_err() {
+                    return Err("its output has ended".to_owned());
+                }
+            }
+        };
+        tokio::time::timeout(deadline, search)
+            .await
+            .unwrap_or_else(|_| Err(format!("not within {deadline:?}")))
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// Learns of the end of `pid` without reaping it, so that the id is not reused while its [`Process`] lives.
+fn watch_exit(name: &str, pid: Pid) -> watch::Receiver<Option<Exit>> {
+    let (sender, receiver) = watch::channel(None);
+    let work = move || {
+        loop {
+            match waitid(
+                WaitId::Pid(pid),
+                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+            ) {
+                Ok(Some(status)) => {
+                    let exit = status.exit_status().map(Exit::Status);
+                    let exit = exit.or_else(|| status.terminating_signal().map(Exit::Signal));
+                    sender.send_replace(Some(exit.unwrap_or(Exit::Status(-1))));
+                    return;
+                }
+                // Reaped by the owner's drop: nobody asks any more.
+                Err(rustix::io::Errno::CHILD) => return,
+                Ok(None) | Err(_) => {}
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("end of {name}"))
+        .spawn(work)
+        .expect("cannot start a thread");
+    receiver
+}

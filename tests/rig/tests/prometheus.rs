@@ -1,0 +1,23 @@
+//! A real Prometheus comes up, answers, and comes up again on its data.
+
+use rig::prometheus::{Options, Prometheus};
+
+#[tokio::test]
+async fn starts_answers_and_starts_again() {
+    if std::process::Command::new("prometheus")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        println!("skipped: no prometheus in PATH");
+        return;
+    }
+    let mut prometheus = Prometheus::start(Options::new("global: {scrape_interval: 1s}\n")).await;
+    for _ in 0..2 {
+        let answer = prometheus.query("vector(42) + 0").await;
+        assert!(answer.contains(r#""42""#), "{answer}");
+        assert_eq!(prometheus.sender().await.failed, 0.0);
+        prometheus.kill9().await;
+        prometheus.start_again().await;
+    }
+}
