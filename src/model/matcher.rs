@@ -114,9 +114,7 @@ impl Matcher {
 /// The meaning is RE2's. The group keeps `a|b` together, and the expression's own flags inside.
 fn anchored(expression: &str) -> Result<Regex, regex::Error> {
     let expression = re2::translate(expression)?;
-    RegexBuilder::new(&format!("^(?s:{expression})$"))
-        .size_limit(REGEX_BYTES_MAX)
-        .build()
+    RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(REGEX_BYTES_MAX).build()
 }
 
 #[cfg(test)]

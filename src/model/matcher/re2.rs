@@ -11,10 +11,7 @@ use regex::Error;
 /// Translates an expression; what is wrong with it is left for the `regex` crate to say, but for parentheses that
 /// would escape from a group around it.
 pub(super) fn translate(expression: &str) -> Result<String, Error> {
-    let mut translator = Translator {
-        rest: expression,
-        out: String::with_capacity(expression.len()),
-    };
+    let mut translator = Translator { rest: expression, out: String::with_capacity(expression.len()) };
     let mut depth = 0_usize;
     while let Some(char) = translator.next() {
         match char {
@@ -26,19 +23,13 @@ pub(super) fn translate(expression: &str) -> Result<String, Error> {
                 translator.out.push('(');
             }
             ')' => {
-                depth = depth
-                    .checked_sub(1)
-                    .ok_or_else(|| syntax("unopened group"))?;
+                depth = depth.checked_sub(1).ok_or_else(|| syntax("unopened group"))?;
                 translator.out.push(')');
             }
             char => translator.out.push(char),
         }
     }
-    if depth > 0 {
-        Err(syntax("unclosed group"))
-    } else {
-        Ok(translator.out)
-    }
+    if depth > 0 { Err(syntax("unclosed group")) } else { Ok(translator.out) }
 }
 
 struct Translator<'a> {
@@ -57,17 +48,11 @@ impl Translator<'_> {
     /// What follows a backslash outside of a class.
     fn escape(&mut self) -> Result<(), Error> {
         if let Some(rest) = self.rest.strip_prefix('Q') {
-            let (literal, rest) = rest
-                .split_once(r"\E")
-                .ok_or_else(|| syntax(r"unclosed \Q"))?;
+            let (literal, rest) = rest.split_once(r"\E").ok_or_else(|| syntax(r"unclosed \Q"))?;
             self.out.push_str(&regex::escape(literal));
             self.rest = rest;
         } else if let Some(rest) = self.rest.strip_prefix(['b', 'B']) {
-            self.out.push_str(if self.rest.starts_with('b') {
-                r"(?-u:\b)"
-            } else {
-                r"(?-u:\B)"
-            });
+            self.out.push_str(if self.rest.starts_with('b') { r"(?-u:\b)" } else { r"(?-u:\B)" });
             self.rest = rest;
         } else if !self.class_escape() {
             self.char_escape()?;
@@ -94,9 +79,7 @@ impl Translator<'_> {
         self.rest = &self.rest[len..];
         if class.ends_with('{') {
             // An unclosed name is left for the crate to complain of.
-            let (name, rest) = self
-                .rest
-                .split_at(self.rest.find('}').map_or(self.rest.len(), |end| end + 1));
+            let (name, rest) = self.rest.split_at(self.rest.find('}').map_or(self.rest.len(), |end| end + 1));
             self.out.push_str(name);
             self.rest = rest;
         }
@@ -105,15 +88,9 @@ impl Translator<'_> {
 
     /// What stands for one char after a backslash, in a class and outside.
     fn char_escape(&mut self) -> Result<(), Error> {
-        let octal = self
-            .rest
-            .bytes()
-            .take(3)
-            .take_while(|byte| (b'0'..=b'7').contains(byte))
-            .count();
+        let octal = self.rest.bytes().take(3).take_while(|byte| (b'0'..=b'7').contains(byte)).count();
         if octal > 1 || self.rest.starts_with('0') {
-            let code = u32::from_str_radix(&self.rest[..octal], 8)
-                .map_err(|_| syntax("bad octal escape"))?;
+            let code = u32::from_str_radix(&self.rest[..octal], 8).map_err(|_| syntax("bad octal escape"))?;
             self.rest = &self.rest[octal..];
             self.push_code(code);
             return Ok(());
@@ -167,9 +144,7 @@ impl Translator<'_> {
         match self.next() {
             Some('\\') if self.class_escape() => return Ok(false),
             Some('\\') => self.char_escape()?,
-            Some(char) => self
-                .out
-                .push_str(&regex::escape(char.encode_utf8(&mut [0; 4]))),
+            Some(char) => self.out.push_str(&regex::escape(char.encode_utf8(&mut [0; 4]))),
             None => return Err(syntax("unclosed character class")),
         }
         Ok(true)
@@ -182,9 +157,8 @@ fn is_repetition(rest: &str) -> bool {
         return false;
     };
     let (min, max) = counts.split_once(',').unwrap_or((counts, ""));
-    let number = |text: &str| {
-        text.bytes().all(|byte| byte.is_ascii_digit()) && (text.len() < 2 || !text.starts_with('0'))
-    };
+    let number =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && (text.len() < 2 || !text.starts_with('0'));
     !min.is_empty() && number(min) && number(max)
 }
 

@@ -6,16 +6,10 @@ use super::*;
 fn check(op: Op, value: &str, matching: &[&str], others: &[&str]) {
     let matcher = Matcher::new(op, "l".into(), value.into()).unwrap();
     for label in matching {
-        assert!(
-            matcher.matches_value(label),
-            "{value:?} should match {label:?}"
-        );
+        assert!(matcher.matches_value(label), "{value:?} should match {label:?}");
     }
     for label in others {
-        assert!(
-            !matcher.matches_value(label),
-            "{value:?} should not match {label:?}"
-        );
+        assert!(!matcher.matches_value(label), "{value:?} should not match {label:?}");
     }
     assert_eq!(matcher.matches_empty(), matching.contains(&""));
 }
@@ -51,11 +45,7 @@ fn the_dot_matches_a_newline_and_flags_stay_inside() {
 #[test]
 fn an_absent_label_is_the_empty_string() {
     let labels = Labels::from_stored([("__name__".to_owned(), "up".to_owned())]);
-    let matches = |op, value: &str| {
-        Matcher::new(op, "nope".into(), value.into())
-            .unwrap()
-            .matches(&labels)
-    };
+    let matches = |op, value: &str| Matcher::new(op, "nope".into(), value.into()).unwrap().matches(&labels);
     assert!(matches(Op::Equal, ""));
     assert!(matches(Op::NotEqual, "v"));
     assert!(matches(Op::Regex, ".*"));
@@ -67,17 +57,8 @@ fn an_absent_label_is_the_empty_string() {
 #[test]
 fn a_bad_expression_is_named() {
     let error = Matcher::new(Op::NotRegex, "job".into(), "a(".into()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        r#"the matcher "job"!~"a(" has no valid regular expression"#
-    );
-    assert!(
-        error
-            .source()
-            .unwrap()
-            .to_string()
-            .contains("unclosed group")
-    );
+    assert_eq!(error.to_string(), r#"the matcher "job"!~"a(" has no valid regular expression"#);
+    assert!(error.source().unwrap().to_string().contains("unclosed group"));
     assert!(Matcher::new(Op::Equal, "job".into(), "a(".into()).is_ok());
 }
 
