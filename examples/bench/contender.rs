@@ -36,26 +36,16 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     /// Samples acknowledged a second.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a rate is shown with three digits"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "a rate is shown with three digits")]
     pub(crate) fn rate(&self) -> f64 {
         self.samples as f64 / self.elapsed.as_secs_f64()
     }
 
     /// The latency that `share` of the requests did not exceed.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(crate) fn latency(&self, share: f64) -> Duration {
         let index = (self.latencies.len() as f64 * share) as usize;
-        self.latencies
-            .get(index.min(self.latencies.len().saturating_sub(1)))
-            .copied()
-            .unwrap_or_default()
+        self.latencies.get(index.min(self.latencies.len().saturating_sub(1))).copied().unwrap_or_default()
     }
 
     /// CPU seconds the receiver spent on a million samples.
@@ -69,10 +59,7 @@ impl Outcome {
 pub(crate) type Requests = Arc<Vec<Vec<Batch>>>;
 
 /// Builds the batches of all connections side by side.
-pub(crate) async fn build(
-    load: Load,
-    one: impl Fn(Load, usize) -> Vec<Batch> + Clone + Send + 'static,
-) -> Requests {
+pub(crate) async fn build(load: Load, one: impl Fn(Load, usize) -> Vec<Batch> + Clone + Send + 'static) -> Requests {
     let mut built = JoinSet::new();
     for connection in 0..load.connections {
         let one = one.clone();
@@ -102,56 +89,29 @@ pub(crate) async fn adapter(
     let warm = first_scrape(adapter.process(), &url, warm_up).await;
     let outcome = receiver("adapter", adapter.process(), &url, requests, limit).await;
     let client = postgres.connect(&database).await;
-    let row = client
-        .query_one("SELECT count(*) FROM metrics_values", &[])
-        .await
-        .expect("cannot count what is stored");
+    let row = client.query_one("SELECT count(*) FROM metrics_values", &[]).await.expect("cannot count what is stored");
     let stored = usize::try_from(row.get::<_, i64>(0)).expect("a count is not negative");
-    assert_eq!(
-        stored,
-        outcome.samples + warm,
-        "samples stored (left) and acknowledged (right) differ"
-    );
+    assert_eq!(stored, outcome.samples + warm, "samples stored (left) and acknowledged (right) differ");
     drop(adapter);
     drop_database(postgres, &database).await;
     outcome
 }
 
 /// Prometheus as a receiver of remote writes.
-pub(crate) async fn prometheus(
-    warm_up: &Requests,
-    requests: &Requests,
-    limit: Duration,
-) -> Outcome {
-    let options = prometheus::Options::new("global: {scrape_interval: 1h}\n")
-        .arg("--web.enable-remote-write-receiver");
+pub(crate) async fn prometheus(warm_up: &Requests, requests: &Requests, limit: Duration) -> Outcome {
+    let options = prometheus::Options::new("global: {scrape_interval: 1h}\n").arg("--web.enable-remote-write-receiver");
     let prometheus = Prometheus::start(options).await;
     let url = prometheus.url("/api/v1/write");
     first_scrape(prometheus.process(), &url, warm_up).await;
-    receiver(
-        "Prometheus as receiver",
-        prometheus.process(),
-        &url,
-        requests,
-        limit,
-    )
-    .await
+    receiver("Prometheus as receiver", prometheus.process(), &url, requests, limit).await
 }
 
 /// Binary COPY of the same rows into a bare table, each batch committed by itself.
-pub(crate) async fn copy(
-    postgres: &Postgres,
-    name: &str,
-    copies: Requests,
-    limit: Duration,
-) -> Outcome {
+pub(crate) async fn copy(postgres: &Postgres, name: &str, copies: Requests, limit: Duration) -> Outcome {
     let database = postgres.create_database().await;
     let owner = postgres.connect(&database).await;
     let table = "CREATE TABLE bare (time timestamptz NOT NULL, series bigint NOT NULL, value float8 NOT NULL)";
-    owner
-        .batch_execute(table)
-        .await
-        .expect("cannot create a table");
+    owner.batch_execute(table).await.expect("cannot create a table");
     let mut clients = Vec::new();
     for _ in 0..copies.len() {
         clients.push(postgres.connect(&database).await);
@@ -164,8 +124,7 @@ pub(crate) async fn copy(
             let mut done = Done::default();
             for batch in &copies[connection] {
                 let sent = Instant::now();
-                let copied =
-                    copy_in(&client, "COPY bare FROM STDIN BINARY", batch.body.clone()).await;
+                let copied = copy_in(&client, "COPY bare FROM STDIN BINARY", batch.body.clone()).await;
                 copied.unwrap_or_else(|e| panic!("COPY failed: {e}"));
                 done.note(batch.samples, sent.elapsed());
                 if started.elapsed() >= limit {
@@ -202,25 +161,11 @@ fn sum(name: &str, started: Instant, done: Vec<Done>) -> Outcome {
     let retries = done.iter().map(|done| done.retries).sum();
     let mut latencies: Vec<Duration> = done.into_iter().flat_map(|done| done.latencies).collect();
     latencies.sort_unstable();
-    Outcome {
-        name: name.to_owned(),
-        samples,
-        elapsed,
-        latencies,
-        retries,
-        cpu: None,
-        memory_bytes: None,
-    }
+    Outcome { name: name.to_owned(), samples, elapsed, latencies, retries, cpu: None, memory_bytes: None }
 }
 
 /// Sends the requests over as many connections as there are lists of them, and watches the receiver meanwhile.
-async fn receiver(
-    name: &str,
-    process: &Process,
-    url: &str,
-    requests: &Requests,
-    limit: Duration,
-) -> Outcome {
+async fn receiver(name: &str, process: &Process, url: &str, requests: &Requests, limit: Duration) -> Outcome {
     let cpu_before = process.cpu();
     let started = Instant::now();
     let mut connections = JoinSet::new();
@@ -259,12 +204,7 @@ async fn first_scrape(process: &Process, url: &str, warm_up: &Requests) -> usize
 }
 
 /// Sends until it is taken, as Prometheus does: again after 5xx, more and more slowly. Returns how often again.
-async fn send(
-    client: &Client,
-    url: &str,
-    batch: &Batch,
-    until: Option<(&Process, Instant)>,
-) -> usize {
+async fn send(client: &Client, url: &str, batch: &Batch, until: Option<(&Process, Instant)>) -> usize {
     let mut backoff = Duration::from_millis(30);
     let mut retries = 0;
     loop {
@@ -291,12 +231,6 @@ async fn send(
 /// Gives the room back, and leaves no work of this contender to the next.
 async fn drop_database(postgres: &Postgres, database: &str) {
     let client = postgres.connect("postgres").await;
-    client
-        .batch_execute(&format!("DROP DATABASE {database} WITH (FORCE)"))
-        .await
-        .expect("cannot drop a database");
-    client
-        .batch_execute("CHECKPOINT")
-        .await
-        .expect("cannot write a checkpoint");
+    client.batch_execute(&format!("DROP DATABASE {database} WITH (FORCE)")).await.expect("cannot drop a database");
+    client.batch_execute("CHECKPOINT").await.expect("cannot write a checkpoint");
 }

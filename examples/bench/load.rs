@@ -2,14 +2,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
-/// A remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
-#[derive(Clone, PartialEq, Message)]
-struct WriteRequest {
-    #[prost(message, repeated, tag = "1")]
-    timeseries: Vec<TimeSeries>,
-}
-
+/// A series of a remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
+///
+/// Labels and samples are encoded apart and put together: either half alone is a valid message.
 #[derive(Clone, PartialEq, Message)]
 struct TimeSeries {
     #[prost(message, repeated, tag = "1")]
@@ -72,47 +69,34 @@ pub(crate) struct Batch {
 impl Load {
     /// The requests that connection `connection` sends for `scrapes`, in order: one sample a message, as Prometheus
     /// writes them.
-    pub(crate) fn requests(
-        &self,
-        connection: usize,
-        scrapes: std::ops::Range<usize>,
-    ) -> Vec<Batch> {
+    pub(crate) fn requests(&self, connection: usize, scrapes: std::ops::Range<usize>) -> Vec<Batch> {
+        let encode_labels = |series| TimeSeries { labels: labels(series), samples: Vec::new() }.encode_to_vec();
+        // The series of this connection are every so many-th of all.
+        let label_bytes: Vec<Vec<u8>> = self.series_of(connection).map(encode_labels).collect();
         let encode = |rows: &[(usize, usize)]| {
-            let timeseries = rows.iter().map(|&(scrape, series)| TimeSeries {
-                labels: labels(series),
-                samples: vec![Sample {
-                    value: value(series, scrape),
-                    timestamp_ms: self.time_ms(series, scrape),
-                }],
-            });
-            let request = WriteRequest {
-                timeseries: timeseries.collect(),
+            let mut request = Vec::new();
+            for &(scrape, series) in rows {
+                let sample = Sample { value: value(series, scrape), timestamp_ms: self.time_ms(series, scrape) };
+                let samples = TimeSeries { labels: Vec::new(), samples: vec![sample] }.encode_to_vec();
+                let labels = &label_bytes[series / self.connections];
+                encode_key(1, WireType::LengthDelimited, &mut request);
+                encode_varint((labels.len() + samples.len()) as u64, &mut request);
+                request.extend_from_slice(labels);
+                request.extend_from_slice(&samples);
             }
-            .encode_to_vec();
-            let body = snap::raw::Encoder::new()
-                .compress_vec(&request)
-                .expect("a request is far below 4 GiB");
-            Batch {
-                body: body.into(),
-                samples: rows.len(),
-            }
+            let body = snap::raw::Encoder::new().compress_vec(&request).expect("a request is far below 4 GiB");
+            Batch { body: body.into(), samples: rows.len() }
         };
         self.rows(connection, scrapes, self.batch, encode)
     }
 
     /// The same samples as complete binary COPYs of (time, series, value), `batch` rows each.
-    pub(crate) fn copies(
-        &self,
-        connection: usize,
-        scrapes: std::ops::Range<usize>,
-        batch: usize,
-    ) -> Vec<Batch> {
+    pub(crate) fn copies(&self, connection: usize, scrapes: std::ops::Range<usize>, batch: usize) -> Vec<Batch> {
         let encode = |rows: &[(usize, usize)]| {
             let mut body = BytesMut::with_capacity(COPY_HEADER.len() + rows.len() * 38 + 2);
             body.put_slice(COPY_HEADER);
             for &(scrape, series) in rows {
-                let micros =
-                    self.time_ms(series, scrape) * 1000 - POSTGRES_EPOCH_SECONDS * 1_000_000;
+                let micros = self.time_ms(series, scrape) * 1000 - POSTGRES_EPOCH_SECONDS * 1_000_000;
                 body.put_i16(3);
                 body.put_i32(8);
                 body.put_i64(micros);
@@ -122,10 +106,7 @@ impl Load {
                 body.put_f64(value(series, scrape));
             }
             body.put_i16(-1);
-            Batch {
-                body: body.freeze(),
-                samples: rows.len(),
-            }
+            Batch { body: body.freeze(), samples: rows.len() }
         };
         self.rows(connection, scrapes, batch, encode)
     }
@@ -137,11 +118,7 @@ impl Load {
         batch: usize,
         encode: impl Fn(&[(usize, usize)]) -> Batch,
     ) -> Vec<Batch> {
-        let own = move |scrape| {
-            (connection..self.series)
-                .step_by(self.connections)
-                .map(move |series| (scrape, series))
-        };
+        let own = |scrape| self.series_of(connection).map(move |series| (scrape, series));
         let mut rows = scrapes.flat_map(own).peekable();
         let mut batches = Vec::new();
         let mut chunk = Vec::with_capacity(batch);
@@ -151,6 +128,10 @@ impl Load {
             batches.push(encode(&chunk));
         }
         batches
+    }
+
+    fn series_of(&self, connection: usize) -> impl Iterator<Item = usize> + use<> {
+        (connection..self.series).step_by(self.connections)
     }
 
     /// All series of a target share the time of its scrape; targets are scraped one after another.
@@ -164,26 +145,14 @@ impl Load {
 /// Ten labels, sorted, as of a service behind a replica label.
 fn labels(series: usize) -> Vec<Label> {
     let (target, metric) = (series / SERIES_PER_TARGET, series % SERIES_PER_TARGET);
-    let label = |name: &str, value: String| Label {
-        name: name.to_owned(),
-        value,
-    };
+    let label = |name: &str, value: String| Label { name: name.to_owned(), value };
     vec![
-        label(
-            "__name__",
-            format!("bench_requests_{:02}_total", metric % 20),
-        ),
+        label("__name__", format!("bench_requests_{:02}_total", metric % 20)),
         label("__replica__", "a".to_owned()),
         label("cluster", "bench".to_owned()),
-        label(
-            "code",
-            ["200", "204", "400", "404", "500"][metric / 20 % 5].to_owned(),
-        ),
+        label("code", ["200", "204", "400", "404", "500"][metric / 20 % 5].to_owned()),
         label("handler", "/api/v1/query_range".to_owned()),
-        label(
-            "instance",
-            format!("10.0.{}.{}:9090", target / 250, target % 250),
-        ),
+        label("instance", format!("10.0.{}.{}:9090", target / 250, target % 250)),
         label("job", format!("service-{}", target % 10)),
         label("method", ["GET", "POST"][metric / 100].to_owned()),
         label("namespace", "production".to_owned()),
@@ -192,10 +161,7 @@ fn labels(series: usize) -> Vec<Label> {
 }
 
 /// A quarter constant, a quarter counters, a quarter decimals of six digits, a quarter small integers.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "all numbers here are far below 2^53"
-)]
+#[expect(clippy::cast_precision_loss, reason = "all numbers here are far below 2^53")]
 fn value(series: usize, scrape: usize) -> f64 {
     let (series, scrape) = (series as u64, scrape as u64);
     let noise = mix(series << 32 | scrape);

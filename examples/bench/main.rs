@@ -1,11 +1,7 @@
 //! `make bench`: how fast the adapter stores, beside bare COPY and Prometheus' own receiver on the same machine.
 //!
 //! Ratios within one run are what counts; absolute numbers depend on the machine. Exits 1 when a bar is missed.
-#![allow(
-    missing_docs,
-    clippy::print_stdout,
-    reason = "a program that prints a table"
-)]
+#![allow(missing_docs, clippy::print_stdout, reason = "a program that prints a table")]
 
 mod contender;
 mod load;
@@ -63,10 +59,7 @@ struct Flags {
 #[tokio::main]
 async fn main() -> ExitCode {
     let flags = Flags::from_args();
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("the clock is before 1970")
-        .as_millis();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is before 1970").as_millis();
     let now = i64::try_from(now).expect("the clock is far ahead");
     // Close scrapes, so that Prometheus need not cut a block meanwhile; all in the past, or it would refuse them.
     let interval_ms = 5_000;
@@ -101,28 +94,12 @@ async fn run(flags: &Flags, load: Load) -> Vec<Outcome> {
     if takes_part("adapter") || takes_part("prometheus") {
         let started = Instant::now();
         let warm_up = build(load, |load, connection| load.requests(connection, 0..1)).await;
-        let requests = build(load, |load, connection| {
-            load.requests(connection, 1..load.scrapes + 1)
-        })
-        .await;
-        let bytes: usize = requests
-            .iter()
-            .flatten()
-            .map(|batch| batch.body.len())
-            .sum();
-        println!(
-            "bodies built in {:.1} s, {} MB compressed",
-            started.elapsed().as_secs_f64(),
-            bytes / 1_000_000
-        );
+        let requests = build(load, |load, connection| load.requests(connection, 1..load.scrapes + 1)).await;
+        let bytes: usize = requests.iter().flatten().map(|batch| batch.body.len()).sum();
+        println!("bodies built in {:.1} s, {} MB compressed", started.elapsed().as_secs_f64(), bytes / 1_000_000);
         if takes_part("adapter") {
             println!("adapter ...");
-            let mut options = adapter::Options::new(
-                flags
-                    .binary
-                    .clone()
-                    .unwrap_or_else(adapter::binary_beside_this),
-            );
+            let mut options = adapter::Options::new(flags.binary.clone().unwrap_or_else(adapter::binary_beside_this));
             for argument in &flags.adapter_arg {
                 options = options.arg(argument);
             }
@@ -136,19 +113,8 @@ async fn run(flags: &Flags, load: Load) -> Vec<Outcome> {
     if takes_part("copy") {
         for batch in [load.batch, LARGE_COPY] {
             println!("COPY of {batch} rows ...");
-            let copies = build(load, move |load, connection| {
-                load.copies(connection, 1..load.scrapes + 1, batch)
-            })
-            .await;
-            outcomes.push(
-                contender::copy(
-                    &postgres,
-                    &format!("bare COPY, {batch} rows"),
-                    copies,
-                    limit,
-                )
-                .await,
-            );
+            let copies = build(load, move |load, connection| load.copies(connection, 1..load.scrapes + 1, batch)).await;
+            outcomes.push(contender::copy(&postgres, &format!("bare COPY, {batch} rows"), copies, limit).await);
         }
     }
     outcomes
@@ -160,9 +126,7 @@ fn table(outcomes: &[Outcome]) {
         "", "samples/s", "seconds", "p50 ms", "p99 ms", "CPU s/mill.", "peak MiB", "retries"
     );
     for outcome in outcomes {
-        let or_dash = |value: Option<f64>, digits| {
-            value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
-        };
+        let or_dash = |value: Option<f64>, digits| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
         println!(
             "{:<24} {:>12.0} {:>8.1} {:>9.2} {:>9.2} {:>11} {:>9} {:>8}",
             outcome.name,
@@ -179,13 +143,7 @@ fn table(outcomes: &[Outcome]) {
 
 /// Prints ratios and bars; success when none of them is missed.
 fn judge(outcomes: &[Outcome]) -> ExitCode {
-    let rate_of = |name: &str| {
-        outcomes
-            .iter()
-            .filter(|o| o.name.starts_with(name))
-            .map(Outcome::rate)
-            .reduce(f64::max)
-    };
+    let rate_of = |name: &str| outcomes.iter().filter(|o| o.name.starts_with(name)).map(Outcome::rate).reduce(f64::max);
     let Some(adapter) = outcomes.iter().find(|outcome| outcome.name == "adapter") else {
         return ExitCode::SUCCESS;
     };
@@ -196,44 +154,21 @@ fn judge(outcomes: &[Outcome]) -> ExitCode {
         println!("{what:<58} {value:>12.2} {verdict}");
         missed |= ok == Some(false);
     };
-    bar(
-        "samples/s, at least 300,000",
-        adapter.rate(),
-        Some(adapter.rate() >= RATE_BAR),
-    );
+    bar("samples/s, at least 300,000", adapter.rate(), Some(adapter.rate() >= RATE_BAR));
     if let Some(prometheus) = rate_of("Prometheus") {
         let ratio = adapter.rate() / prometheus;
-        bar(
-            "ratio to Prometheus as receiver, at least 1",
-            ratio,
-            Some(ratio >= 1.0),
-        );
+        bar("ratio to Prometheus as receiver, at least 1", ratio, Some(ratio >= 1.0));
     }
     if let Some(copy) = rate_of("bare COPY") {
-        bar(
-            "ratio to the better of bare COPY",
-            adapter.rate() / copy,
-            None,
-        );
+        bar("ratio to the better of bare COPY", adapter.rate() / copy, None);
     }
     if let Some(memory) = adapter.memory_bytes.map(mebibytes) {
-        bar(
-            "resident memory in MiB, below 100",
-            memory,
-            Some(memory < MEMORY_BAR_MIB),
-        );
+        bar("resident memory in MiB, below 100", memory, Some(memory < MEMORY_BAR_MIB));
     }
-    if missed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "memory sizes are far below 2^53"
-)]
+#[expect(clippy::cast_precision_loss, reason = "memory sizes are far below 2^53")]
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }

@@ -90,27 +90,12 @@ impl Pair {
                 prometheus.port(),
                 ports.of(ADAPTER_PORTS[index])
             ));
-            Side {
-                name,
-                prometheus,
-                adapter,
-                adapter_options,
-            }
+            Side { name, prometheus, adapter, adapter_options }
         };
         let sides = [side("A", "a", 0).await, side("B", "b", 1).await];
         let options = prometheus::Options::new(ports.config("prometheus-reader.yml"));
-        let reader = Prometheus::start(
-            options
-                .name("Prometheus, reading")
-                .port(ports.of(READER_PORT)),
-        )
-        .await;
-        Self {
-            sides,
-            reader,
-            postgres,
-            _node_exporter: node_exporter,
-        }
+        let reader = Prometheus::start(options.name("Prometheus, reading").port(ports.of(READER_PORT))).await;
+        Self { sides, reader, postgres, _node_exporter: node_exporter }
     }
 }
 
@@ -119,12 +104,7 @@ struct Ports(Vec<(u16, u16)>);
 
 impl Ports {
     fn choose(say: &impl Fn(&str)) -> Self {
-        let named = [
-            PROMETHEUS_PORTS.as_slice(),
-            &[READER_PORT, NODE_PORT],
-            &ADAPTER_PORTS,
-        ]
-        .concat();
+        let named = [PROMETHEUS_PORTS.as_slice(), &[READER_PORT, NODE_PORT], &ADAPTER_PORTS].concat();
         let choose = |named| {
             if port::is_free(named) {
                 return (named, named);
@@ -137,20 +117,13 @@ impl Ports {
     }
 
     fn of(&self, named: u16) -> u16 {
-        self.0
-            .iter()
-            .find(|(port, _)| *port == named)
-            .expect("every port of the configurations is chosen")
-            .1
+        self.0.iter().find(|(port, _)| *port == named).expect("every port of the configurations is chosen").1
     }
 
     /// The text of a file in `prometheus-configs/` with the ports that are used.
     fn config(&self, name: &str) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("prometheus-configs")
-            .join(name);
-        let text = std::fs::read_to_string(&path)
-            .unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus-configs").join(name);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
         let replace = |text: String, (named, used): &(u16, u16)| {
             text.replace(&format!("localhost:{named}"), &format!("localhost:{used}"))
         };
@@ -162,10 +135,7 @@ impl Ports {
 fn node_exporter(port: u16) -> Process {
     let programs = ["prometheus-node-exporter", "node_exporter"];
     let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();
-    let program = programs
-        .into_iter()
-        .find(runs)
-        .expect("no node_exporter: run make install-deps");
+    let program = programs.into_iter().find(runs).expect("no node_exporter: run make install-deps");
     let mut command = Command::new(program);
     command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
     Process::spawn("node_exporter", command)

@@ -32,13 +32,7 @@ impl Options {
     /// `env!("CARGO_BIN_EXE_prometheus-postgresql-adapter")`, elsewhere [`binary_beside_this`].
     pub fn new(binary: impl AsRef<Path>) -> Self {
         let binary = binary.as_ref().to_owned();
-        Self {
-            binary,
-            name: "adapter".to_owned(),
-            port: port::free(),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-        }
+        Self { binary, name: "adapter".to_owned(), port: port::free(), arguments: Vec::new(), environment: Vec::new() }
     }
 
     /// What to call it in messages.
@@ -76,24 +70,16 @@ impl Options {
     /// When the program cannot be started.
     pub fn spawn(&self) -> Adapter {
         let mut command = Command::new(&self.binary);
-        command
-            .arg(format!("-web-listen-address=127.0.0.1:{}", self.port))
-            .args(&self.arguments);
+        command.arg(format!("-web-listen-address=127.0.0.1:{}", self.port)).args(&self.arguments);
         // What the caller's shell says must not reach it.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TS_PROM_")
-                || name.to_string_lossy().starts_with("PG")
-            {
+            if name.to_string_lossy().starts_with("TS_PROM_") || name.to_string_lossy().starts_with("PG") {
                 command.env_remove(name);
             }
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::spawn(&self.name, command);
-        Adapter {
-            process,
-            port: self.port,
-            client: Client::default(),
-        }
+        Adapter { process, port: self.port, client: Client::default() }
     }
 
     /// Starts it and waits until it listens.
@@ -105,10 +91,7 @@ impl Options {
         let adapter = self.spawn();
         let url = adapter.url("/healthz");
         let answers = async || adapter.client.get(&url).await.ok().map(drop);
-        adapter
-            .process
-            .wait_until("it listens", START_DEADLINE, answers)
-            .await;
+        adapter.process.wait_until("it listens", START_DEADLINE, answers).await;
         adapter
     }
 }
@@ -157,9 +140,7 @@ impl Adapter {
     ///
     /// When no whole answer came.
     pub async fn try_write(&self, body: impl Into<Bytes>) -> Result<Response, Error> {
-        self.client
-            .post(&self.url("/write"), &WRITE_HEADERS, body)
-            .await
+        self.client.post(&self.url("/write"), &WRITE_HEADERS, body).await
     }
 
     /// The same where it must answer.
@@ -168,9 +149,7 @@ impl Adapter {
     ///
     /// When no whole answer came.
     pub async fn write(&self, body: impl Into<Bytes>) -> Response {
-        self.try_write(body)
-            .await
-            .unwrap_or_else(|error| self.process.fail(&error.to_string()))
+        self.try_write(body).await.unwrap_or_else(|error| self.process.fail(&error.to_string()))
     }
 
     /// Sends a remote-read request, compressed already.
@@ -179,10 +158,7 @@ impl Adapter {
     ///
     /// When no whole answer came.
     pub async fn read(&self, body: impl Into<Bytes>) -> Response {
-        let answer = self
-            .client
-            .post(&self.url("/read"), &READ_HEADERS, body)
-            .await;
+        let answer = self.client.post(&self.url("/read"), &READ_HEADERS, body).await;
         answer.unwrap_or_else(|error| self.process.fail(&error.to_string()))
     }
 
@@ -204,9 +180,7 @@ impl Adapter {
     /// When it has not within `deadline`, or ends.
     pub async fn wait_role(&self, role: &str, deadline: Duration) {
         let has_role = async || (self.role().await.as_deref() == Some(role)).then_some(());
-        self.process
-            .wait_until(&format!("its role is {role}"), deadline, has_role)
-            .await;
+        self.process.wait_until(&format!("its role is {role}"), deadline, has_role).await;
     }
 
     /// The sum of a metric over all its label sets; `None` when there is no such metric. The adapter's own prefix may
@@ -230,27 +204,14 @@ impl Adapter {
 /// When there is none.
 pub fn binary_beside_this() -> PathBuf {
     let this = std::env::current_exe().expect("the running program has no path");
-    let candidates = this
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|d| d.join("prometheus-postgresql-adapter"));
+    let candidates = this.ancestors().skip(1).take(2).map(|d| d.join("prometheus-postgresql-adapter"));
     let found = candidates.into_iter().find(|path| path.is_file());
-    found.unwrap_or_else(|| {
-        panic!(
-            "no adapter beside {}: run cargo build first",
-            this.display()
-        )
-    })
+    found.unwrap_or_else(|| panic!("no adapter beside {}: run cargo build first", this.display()))
 }
 
 /// The string that `key` has in a flat JSON object; enough for a status, and no reason to take a parser in.
 fn string_field(json: &str, key: &str) -> Option<String> {
-    let after = json
-        .split_once(&format!("\"{key}\""))?
-        .1
-        .trim_start()
-        .strip_prefix(':')?;
+    let after = json.split_once(&format!("\"{key}\""))?.1.trim_start().strip_prefix(':')?;
     let value = after.trim_start().strip_prefix('"')?;
     Some(value.split_once('"')?.0.to_owned())
 }

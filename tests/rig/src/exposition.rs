@@ -11,9 +11,7 @@ pub fn sum(text: &str, name: &str, label: &str) -> Option<f64> {
             None => return None,
         };
         // A value may be followed by a timestamp.
-        labels
-            .contains(label)
-            .then(|| value.split_whitespace().next()?.parse::<f64>().ok())?
+        labels.contains(label).then(|| value.split_whitespace().next()?.parse::<f64>().ok())?
     });
     values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
@@ -25,8 +23,7 @@ mod tests {
     #[test]
     fn sums_what_matches() {
         let text = "# HELP a b\n# TYPE a gauge\na 1\na{x=\"1\",y=\"}\"} 2\na{x=\"2\"} 4 1700000000000\nab 8\n";
-        let check =
-            |name, label, expected| assert_eq!(sum(text, name, label), expected, "{name} {label}");
+        let check = |name, label, expected| assert_eq!(sum(text, name, label), expected, "{name} {label}");
         check("a", "", Some(7.0));
         check("a", "x=\"1\"", Some(2.0));
         check("ab", "", Some(8.0));

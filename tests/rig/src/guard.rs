@@ -25,9 +25,7 @@ impl Guard {
         let shell = Command::new("sh")
             .arg("-c")
             // A line is the word to leave; end of file means that the owner is gone.
-            .arg(format!(
-                "trap '' HUP INT TERM; read -r _ && exit 0\n{script}"
-            ))
+            .arg(format!("trap '' HUP INT TERM; read -r _ && exit 0\n{script}"))
             .arg("guard")
             .args(arguments)
             .stdin(Stdio::piped())
@@ -69,22 +67,10 @@ impl Directory {
     ///
     /// When it cannot be made.
     pub fn new(name: &str) -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix(&format!("rig-{name}-"))
-            .tempdir();
-        let path = directory
-            .unwrap_or_else(|e| panic!("cannot make a temporary directory: {e}"))
-            .keep();
-        let guard = Guard::new(
-            REMOVE,
-            &[path
-                .to_str()
-                .expect("temporary directories have UTF-8 names")],
-        );
-        Self {
-            path,
-            guard: Some(guard),
-        }
+        let directory = tempfile::Builder::new().prefix(&format!("rig-{name}-")).tempdir();
+        let path = directory.unwrap_or_else(|e| panic!("cannot make a temporary directory: {e}")).keep();
+        let guard = Guard::new(REMOVE, &[path.to_str().expect("temporary directories have UTF-8 names")]);
+        Self { path, guard: Some(guard) }
     }
 
     /// Where it is.

@@ -78,10 +78,7 @@ impl Client {
     pub fn new(timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Self {
-            inner: Legacy::builder(TokioExecutor::new()).build(connector),
-            timeout,
-        }
+        Self { inner: Legacy::builder(TokioExecutor::new()).build(connector), timeout }
     }
 
     /// GETs `url`.
@@ -98,12 +95,7 @@ impl Client {
     /// # Errors
     ///
     /// As [`Client::get`].
-    pub async fn post(
-        &self,
-        url: &str,
-        headers: &[(&str, &str)],
-        body: impl Into<Bytes>,
-    ) -> Result<Response, Error> {
+    pub async fn post(&self, url: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Result<Response, Error> {
         self.request(Method::POST, url, headers, body.into()).await
     }
 
@@ -123,29 +115,14 @@ impl Client {
         let mut request = Request::builder().method(&method).uri(url);
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|e| failed(&e))?;
-            request = request.header(
-                name,
-                HeaderValue::from_bytes(value.as_bytes()).map_err(|e| failed(&e))?,
-            );
+            request = request.header(name, HeaderValue::from_bytes(value.as_bytes()).map_err(|e| failed(&e))?);
         }
         let request = request.body(Full::new(body)).map_err(|e| failed(&e))?;
         let exchange = async {
-            let response = self
-                .inner
-                .request(request)
-                .await
-                .map_err(|e| failed(&chain(&e)))?;
+            let response = self.inner.request(request).await.map_err(|e| failed(&chain(&e)))?;
             let (head, body) = response.into_parts();
-            let body = body
-                .collect()
-                .await
-                .map_err(|e| failed(&chain(&e)))?
-                .to_bytes();
-            Ok(Response {
-                status: head.status.as_u16(),
-                headers: head.headers,
-                body,
-            })
+            let body = body.collect().await.map_err(|e| failed(&chain(&e)))?.to_bytes();
+            Ok(Response { status: head.status.as_u16(), headers: head.headers, body })
         };
         let waited = tokio::time::timeout(self.timeout, exchange).await;
         waited.unwrap_or_else(|_| Err(failed(&format!("no answer within {:?}", self.timeout))))
@@ -153,18 +130,14 @@ impl Client {
 
     /// Whether `url` answers 200.
     pub async fn is_ok(&self, url: &str) -> bool {
-        self.get(url)
-            .await
-            .is_ok_and(|response| response.status == StatusCode::OK)
+        self.get(url).await.is_ok_and(|response| response.status == StatusCode::OK)
     }
 }
 
 /// `text` as it may stand in a query string or a form.
 pub fn percent_encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
     };
     text.bytes().map(encode).collect()

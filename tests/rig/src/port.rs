@@ -19,8 +19,7 @@ pub fn free() -> u16 {
     let offset = std::process::id().wrapping_mul(2_654_435_761) % span;
     for _ in 0..span {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port =
-            u16::try_from(RANGE.start + (offset + step) % span).expect("the range lies within u16");
+        let port = u16::try_from(RANGE.start + (offset + step) % span).expect("the range lies within u16");
         if is_free(port) {
             return port;
         }

@@ -45,13 +45,10 @@ impl Default for Options {
     /// nothing that was committed, for which `synchronous_commit` has to stay on.
     fn default() -> Self {
         let access = "local all all trust\nhost all all all trust\nlocal replication all trust\nhost replication all all trust\n";
-        Self {
-            settings: Vec::new(),
-            access: access.to_owned(),
-        }
-        .with("fsync", "off")
-        .with("full_page_writes", "off")
-        .with("max_connections", "300")
+        Self { settings: Vec::new(), access: access.to_owned() }
+            .with("fsync", "off")
+            .with("full_page_writes", "off")
+            .with("max_connections", "300")
     }
 }
 
@@ -129,27 +126,12 @@ impl Postgres {
         let account = server_account();
         let directory = Directory::new("pg");
         if let Some((uid, gid)) = account {
-            chown(directory.path(), Some(uid), Some(gid))
-                .expect("cannot give the directory to the server's account");
+            chown(directory.path(), Some(uid), Some(gid)).expect("cannot give the directory to the server's account");
         }
-        let mut postgres = Self {
-            server: None,
-            directory,
-            programs,
-            account,
-            port: port::free(),
-        };
+        let mut postgres = Self { server: None, directory, programs, account, port: port::free() };
         let data = postgres.data_directory();
-        let arguments = [
-            "--no-sync",
-            "--auth=trust",
-            "--username=postgres",
-            "--encoding=UTF8",
-            "--locale=C",
-        ];
-        postgres
-            .run("initdb", &arguments, &["-D", text(&data)])
-            .await;
+        let arguments = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"];
+        postgres.run("initdb", &arguments, &["-D", text(&data)]).await;
         let mut settings = format!(
             "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nlogging_collector = off\n",
             postgres.socket_directory().display()
@@ -157,17 +139,14 @@ impl Postgres {
         for (name, value) in options.settings {
             settings.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
         }
-        std::fs::write(data.join("rig.conf"), settings)
-            .expect("cannot write the server's settings");
+        std::fs::write(data.join("rig.conf"), settings).expect("cannot write the server's settings");
         let main = data.join("postgresql.conf");
         let defaults = std::fs::read_to_string(&main).expect("initdb made no postgresql.conf");
-        std::fs::write(&main, defaults + "\ninclude 'rig.conf'\n")
-            .expect("cannot write postgresql.conf");
+        std::fs::write(&main, defaults + "\ninclude 'rig.conf'\n").expect("cannot write postgresql.conf");
         std::fs::write(data.join("pg_hba.conf"), options.access).expect("cannot write pg_hba.conf");
         for file in ["rig.conf", "postgresql.conf", "pg_hba.conf"] {
             if let Some((uid, gid)) = postgres.account {
-                chown(data.join(file), Some(uid), Some(gid))
-                    .expect("cannot give a file to the server's account");
+                chown(data.join(file), Some(uid), Some(gid)).expect("cannot give a file to the server's account");
             }
         }
         postgres.start_again().await;
@@ -203,10 +182,7 @@ impl Postgres {
 
     /// The same as another user.
     pub fn uri_as(&self, user: &str, database: &str) -> String {
-        format!(
-            "postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable",
-            self.port
-        )
+        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
     /// The postmaster's process id.
@@ -257,12 +233,8 @@ impl Postgres {
     pub async fn connect(&self, database: &str) -> Client {
         match tokio::time::timeout(Duration::from_secs(10), self.try_connect(database)).await {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => self
-                .process()
-                .fail(&format!("cannot connect to {database}: {error:?}")),
-            Err(_) => self
-                .process()
-                .fail(&format!("no session with {database} within 10 s")),
+            Ok(Err(error)) => self.process().fail(&format!("cannot connect to {database}: {error:?}")),
+            Err(_) => self.process().fail(&format!("no session with {database} within 10 s")),
         }
     }
 
@@ -273,16 +245,9 @@ impl Postgres {
     /// When the server refuses.
     pub async fn create_database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let name = format!(
-            "rig_{}_{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("rig_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let client = self.connect("postgres").await;
-        client
-            .batch_execute(&format!("CREATE DATABASE {name}"))
-            .await
-            .expect("cannot create a database");
+        client.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("cannot create a database");
         name
     }
 
@@ -314,13 +279,9 @@ impl Postgres {
         let mut command = self.command("postgres");
         let port = self.port.to_string();
         command.args(["-D", text(&self.data_directory()), "-p", &port]);
-        self.server = Some(Server(Process::spawn_guarded(
-            "postgres", command, ORPHANED,
-        )));
+        self.server = Some(Server(Process::spawn_guarded("postgres", command, ORPHANED)));
         let ready = async || self.try_connect("postgres").await.ok().map(drop);
-        self.process()
-            .wait_until("the server takes sessions", START_DEADLINE, ready)
-            .await;
+        self.process().wait_until("the server takes sessions", START_DEADLINE, ready).await;
     }
 
     /// Stops and starts.
@@ -366,27 +327,18 @@ impl Postgres {
         let mut command = self.command(program);
         command.args(arguments).args(more);
         let work = move || command.output();
-        let output = tokio::task::spawn_blocking(work)
-            .await
-            .expect("the program's thread panicked");
+        let output = tokio::task::spawn_blocking(work).await.expect("the program's thread panicked");
         let output = output.unwrap_or_else(|e| panic!("cannot run {program}: {e}"));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let complained = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "{program} failed: {}\n{said}{complained}",
-            output.status
-        );
+        assert!(output.status.success(), "{program} failed: {}\n{said}{complained}", output.status);
         said
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
         // The current directory of this process may be closed to the server's account.
-        command
-            .current_dir(self.directory.path())
-            .env_remove("PGDATA")
-            .env("LC_ALL", "C");
+        command.current_dir(self.directory.path()).env_remove("PGDATA").env("LC_ALL", "C");
         if let Some((uid, gid)) = self.account {
             command.uid(uid).gid(gid);
         }
@@ -399,11 +351,7 @@ impl Postgres {
 /// # Errors
 ///
 /// What the server or the network says.
-pub async fn copy_in(
-    client: &Client,
-    statement: &str,
-    data: Bytes,
-) -> Result<u64, tokio_postgres::Error> {
+pub async fn copy_in(client: &Client, statement: &str, data: Bytes) -> Result<u64, tokio_postgres::Error> {
     let mut sink = std::pin::pin!(client.copy_in::<_, Bytes>(statement).await?);
     sink.send(data).await?;
     sink.finish().await
@@ -412,23 +360,13 @@ pub async fn copy_in(
 /// The directory of the server programs: `$PG_BIN`, or the newest of `/usr/lib/postgresql/*/bin`, or where `PATH` has
 /// them.
 fn programs() -> PathBuf {
-    let has_server = |directory: &PathBuf| {
-        directory.join("postgres").exists() && directory.join("initdb").exists()
-    };
+    let has_server = |directory: &PathBuf| directory.join("postgres").exists() && directory.join("initdb").exists();
     if let Some(directory) = std::env::var_os("PG_BIN") {
         return PathBuf::from(directory);
     }
-    let version = |directory: &PathBuf| -> Option<u32> {
-        directory.parent()?.file_name()?.to_str()?.parse().ok()
-    };
-    let installed = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let newest = installed
-        .map(|e| e.path().join("bin"))
-        .filter(has_server)
-        .max_by_key(version);
+    let version = |directory: &PathBuf| -> Option<u32> { directory.parent()?.file_name()?.to_str()?.parse().ok() };
+    let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = installed.map(|e| e.path().join("bin")).filter(has_server).max_by_key(version);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = newest.or_else(|| std::env::split_paths(&path).find(has_server));
     found.expect("no PostgreSQL server programs: install them (make install-deps) or set PG_BIN to their directory")
@@ -440,10 +378,7 @@ fn server_account() -> Option<(u32, u32)> {
         return None;
     }
     let id = |flag| {
-        let output = Command::new("id")
-            .args([flag, "postgres"])
-            .output()
-            .expect("cannot run id");
+        let output = Command::new("id").args([flag, "postgres"]).output().expect("cannot run id");
         let number = String::from_utf8_lossy(&output.stdout).trim().parse().ok();
         number.expect("root cannot run PostgreSQL, and there is no user postgres to run it as")
     };
@@ -454,23 +389,14 @@ fn server_account() -> Option<(u32, u32)> {
 fn children(pid: u32) -> Vec<Pid> {
     let of_parent = |path: PathBuf| -> Option<Pid> {
         let stat = std::fs::read_to_string(path.join("stat")).ok()?;
-        let parent: u32 = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()?;
+        let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
         let child = path.file_name()?.to_str()?.parse().ok()?;
         (parent == pid).then(|| Pid::from_raw(child))?
     };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|entry| of_parent(entry.path()))
-        .collect()
+    processes.filter_map(|entry| of_parent(entry.path())).collect()
 }
 
 fn text(path: &Path) -> &str {
-    path.to_str()
-        .expect("temporary directories have UTF-8 names")
+    path.to_str().expect("temporary directories have UTF-8 names")
 }

@@ -58,21 +58,13 @@ impl Process {
             .stderr(writer)
             // Ctrl-C at the terminal is for the owner; what becomes of the children is the owner's affair.
             .process_group(0);
-        let child = command
-            .spawn()
-            .unwrap_or_else(|e| panic!("cannot start {program} as {name}: {e}"));
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {program} as {name}: {e}"));
         // The command holds the pipe's write ends; while it lives, the log has no end.
         drop(command);
         let guard = Guard::new(orphaned, &[&child.id().to_string()]);
         let log = Log::follow(name, reader);
         let exit = watch_exit(name, pid_of(&child));
-        Self {
-            name: name.to_owned(),
-            child,
-            log,
-            exit,
-            guard: Some(guard),
-        }
+        Self { name: name.to_owned(), child, log, exit, guard: Some(guard) }
     }
 
     /// The name given at the start.
@@ -197,19 +189,10 @@ impl Process {
     ///
     /// When the process is gone.
     pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
-            .expect("the process has ended");
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the process has ended");
         // The name, in parentheses, may hold anything; fields 14 and 15 count from after it.
-        let after_name = stat
-            .rsplit_once(')')
-            .expect("/proc/pid/stat holds a name")
-            .1;
-        let ticks: u64 = after_name
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|f| f.parse::<u64>().ok())
-            .sum();
+        let after_name = stat.rsplit_once(')').expect("/proc/pid/stat holds a name").1;
+        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
         // USER_HZ is 100 on every Linux architecture that Rust has a standard library for.
         Duration::from_millis(ticks * 10)
     }
@@ -220,18 +203,9 @@ impl Process {
     ///
     /// When the process is gone.
     pub fn peak_memory_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
-            .expect("the process has ended");
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmHWM:"))
-            .expect("the process has ended");
-        line.trim()
-            .trim_end_matches("kB")
-            .trim()
-            .parse::<u64>()
-            .expect("VmHWM is a number")
-            * 1024
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process has ended");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("the process has ended");
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("VmHWM is a number") * 1024
     }
 
     /// Panics with the name of the process, `what` went wrong, and its last lines.
@@ -241,11 +215,7 @@ impl Process {
     /// Always.
     #[track_caller]
     pub fn fail(&self, what: &str) -> ! {
-        panic!(
-            "{}: {what}\nits last lines:\n{}",
-            self.name,
-            self.log.tail()
-        );
+        panic!("{}: {what}\nits last lines:\n{}", self.name, self.log.tail());
     }
 }
 
@@ -271,10 +241,7 @@ impl Log {
     fn follow(name: &str, reader: PipeReader) -> Self {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (sender, count) = watch::channel(0);
-        let log = Self {
-            lines: Arc::clone(&lines),
-            count,
-        };
+        let log = Self { lines: Arc::clone(&lines), count };
         let work = move || {
             for line in BufReader::new(reader).split(b'\n') {
                 let Ok(line) = line else { return };
@@ -283,10 +250,7 @@ impl Log {
                 sender.send_replace(lines.len());
             }
         };
-        std::thread::Builder::new()
-            .name(format!("log of {name}"))
-            .spawn(work)
-            .expect("cannot start a thread");
+        std::thread::Builder::new().name(format!("log of {name}")).spawn(work).expect("cannot start a thread");
         log
     }
 
@@ -312,10 +276,7 @@ impl Log {
     /// The last lines, indented, for a message.
     pub fn tail(&self) -> String {
         let lines = self.locked();
-        lines[lines.len().saturating_sub(TAIL_LINES)..]
-            .iter()
-            .map(|line| format!("    {line}\n"))
-            .collect()
+        lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("    {line}\n")).collect()
     }
 
     /// Whether any line so far contains `text`.
@@ -323,24 +284,13 @@ impl Log {
         self.locked().iter().any(|line| line.contains(text))
     }
 
-    async fn wait_for(
-        &self,
-        seen: usize,
-        text: &str,
-        deadline: Duration,
-    ) -> Result<String, String> {
+    async fn wait_for(&self, seen: usize, text: &str, deadline: Duration) -> Result<String, String> {
         let mut count = self.count.clone();
         let mut looked_at = seen;
         let search = async {
             loop {
                 let upto = *count.borrow_and_update();
-                let found = self
-                    .locked()
-                    .iter()
-                    .take(upto)
-                    .skip(looked_at)
-                    .find(|line| line.contains(text))
-                    .cloned();
+                let found = self.locked().iter().take(upto).skip(looked_at).find(|line| line.contains(text)).cloned();
                 if let Some(line) = found {
                     return Ok(line);
                 }
@@ -350,9 +300,7 @@ impl Log {
                 }
             }
         };
-        tokio::time::timeout(deadline, search)
-            .await
-            .unwrap_or_else(|_| Err(format!("not within {deadline:?}")))
+        tokio::time::timeout(deadline, search).await.unwrap_or_else(|_| Err(format!("not within {deadline:?}")))
     }
 }
 
@@ -365,10 +313,7 @@ fn watch_exit(name: &str, pid: Pid) -> watch::Receiver<Option<Exit>> {
     let (sender, receiver) = watch::channel(None);
     let work = move || {
         loop {
-            match waitid(
-                WaitId::Pid(pid),
-                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-            ) {
+            match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
                 Ok(Some(status)) => {
                     let exit = status.exit_status().map(Exit::Status);
                     let exit = exit.or_else(|| status.terminating_signal().map(Exit::Signal));
@@ -381,9 +326,6 @@ fn watch_exit(name: &str, pid: Pid) -> watch::Receiver<Option<Exit>> {
             }
         }
     };
-    std::thread::Builder::new()
-        .name(format!("end of {name}"))
-        .spawn(work)
-        .expect("cannot start a thread");
+    std::thread::Builder::new().name(format!("end of {name}")).spawn(work).expect("cannot start a thread");
     receiver
 }

@@ -26,13 +26,7 @@ impl Options {
     /// A Prometheus on a free port with the text of a prometheus.yml.
     pub fn new(config: impl Into<String>) -> Self {
         let (name, port) = ("prometheus".to_owned(), port::free());
-        Self {
-            name,
-            port,
-            config: config.into(),
-            files: Vec::new(),
-            arguments: Vec::new(),
-        }
+        Self { name, port, config: config.into(), files: Vec::new(), arguments: Vec::new() }
     }
 
     /// What to call it in messages.
@@ -99,15 +93,9 @@ impl Prometheus {
         let directory = Directory::new("prometheus");
         let config = [("prometheus.yml".to_owned(), options.config.clone())];
         for (name, text) in config.iter().chain(&options.files) {
-            std::fs::write(directory.path().join(name), text)
-                .unwrap_or_else(|e| panic!("cannot write {name}: {e}"));
+            std::fs::write(directory.path().join(name), text).unwrap_or_else(|e| panic!("cannot write {name}: {e}"));
         }
-        let mut prometheus = Self {
-            process: None,
-            directory,
-            options,
-            client: Client::default(),
-        };
+        let mut prometheus = Self { process: None, directory, options, client: Client::default() };
         prometheus.start_again().await;
         prometheus
     }
@@ -127,17 +115,12 @@ impl Prometheus {
             .current_dir(self.directory.path())
             .arg(format!("--config.file={directory}/prometheus.yml"))
             .arg(format!("--storage.tsdb.path={directory}/data"))
-            .arg(format!(
-                "--web.listen-address=127.0.0.1:{}",
-                self.options.port
-            ))
+            .arg(format!("--web.listen-address=127.0.0.1:{}", self.options.port))
             .args(&self.options.arguments);
         let process = Process::spawn(&self.options.name, command);
         let url = self.url("/-/ready");
         let ready = async || self.client.is_ok(&url).await.then_some(());
-        process
-            .wait_until("it is ready", START_DEADLINE, ready)
-            .await;
+        process.wait_until("it is ready", START_DEADLINE, ready).await;
         self.process = Some(process);
     }
 
@@ -193,11 +176,7 @@ impl Prometheus {
     ///
     /// When it does not answer.
     pub async fn query_at(&self, expression: &str, time: f64) -> String {
-        self.ask(
-            "/api/v1/query",
-            &[("query", expression), ("time", &format!("{time:.3}"))],
-        )
-        .await
+        self.ask("/api/v1/query", &[("query", expression), ("time", &format!("{time:.3}"))]).await
     }
 
     /// A range query from `start` to `end`, Unix times in seconds, a value every `step` seconds; the API's JSON
@@ -208,12 +187,7 @@ impl Prometheus {
     /// When it does not answer.
     pub async fn query_range(&self, expression: &str, start: f64, end: f64, step: f64) -> String {
         let [start, end, step] = [start, end, step].map(|number| format!("{number:.3}"));
-        let parameters = [
-            ("query", expression),
-            ("start", &start),
-            ("end", &end),
-            ("step", &step),
-        ];
+        let parameters = [("query", expression), ("start", &start), ("end", &end), ("step", &step)];
         self.ask("/api/v1/query_range", &parameters).await
     }
 
@@ -230,12 +204,8 @@ impl Prometheus {
     /// When it does not answer.
     pub async fn sender(&self) -> Sender {
         let answer = self.client.get(&self.url("/metrics")).await;
-        let text = answer
-            .unwrap_or_else(|error| self.process().fail(&error.to_string()))
-            .text();
-        let sum = |name: &str| {
-            exposition::sum(&text, &format!("prometheus_remote_storage_{name}"), "").unwrap_or(0.0)
-        };
+        let text = answer.unwrap_or_else(|error| self.process().fail(&error.to_string())).text();
+        let sum = |name: &str| exposition::sum(&text, &format!("prometheus_remote_storage_{name}"), "").unwrap_or(0.0);
         Sender {
             sent: sum("samples_total"),
             failed: sum("samples_failed_total"),
@@ -246,14 +216,10 @@ impl Prometheus {
     }
 
     async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> String {
-        let pairs = parameters
-            .iter()
-            .map(|(name, value)| format!("{name}={}", percent_encode(value)));
+        let pairs = parameters.iter().map(|(name, value)| format!("{name}={}", percent_encode(value)));
         let form = pairs.collect::<Vec<_>>().join("&");
         let headers = [("content-type", "application/x-www-form-urlencoded")];
         let answer = self.client.post(&self.url(path), &headers, form).await;
-        answer
-            .unwrap_or_else(|error| self.process().fail(&error.to_string()))
-            .text()
+        answer.unwrap_or_else(|error| self.process().fail(&error.to_string())).text()
     }
 }

@@ -20,36 +20,19 @@ async fn victim() {
     let mut command = Command::new("sleep");
     command.arg("1000");
     let sleeper = Process::spawn("sleeper", command);
-    println!(
-        "started {} {} {} .",
-        postgres.socket_directory().display(),
-        postgres.pid(),
-        sleeper.pid()
-    );
+    println!("started {} {} {} .", postgres.socket_directory().display(), postgres.pid(), sleeper.pid());
     std::future::pending::<()>().await;
 }
 
 #[tokio::test]
 async fn everything_vanishes_with_a_killed_owner() {
     let mut command = Command::new(std::env::current_exe().expect("a test has a path"));
-    command
-        .args(["--exact", "victim", "--nocapture"])
-        .env(VICTIM, "1");
+    command.args(["--exact", "victim", "--nocapture"]).env(VICTIM, "1");
     let owner = Process::spawn("owner", command);
-    let line = owner
-        .wait_for_log("started ", Duration::from_secs(60))
-        .await;
-    let words: Vec<&str> = line
-        .split_once("started ")
-        .expect("waited for it")
-        .1
-        .split(' ')
-        .collect();
-    let remains: Vec<PathBuf> = vec![
-        words[0].into(),
-        format!("/proc/{}", words[1]).into(),
-        format!("/proc/{}", words[2]).into(),
-    ];
+    let line = owner.wait_for_log("started ", Duration::from_secs(60)).await;
+    let words: Vec<&str> = line.split_once("started ").expect("waited for it").1.split(' ').collect();
+    let remains: Vec<PathBuf> =
+        vec![words[0].into(), format!("/proc/{}", words[1]).into(), format!("/proc/{}", words[2]).into()];
     assert!(remains.iter().all(|path| path.exists()), "{remains:?}");
     owner.kill9().await;
     let gone = async {
@@ -58,19 +41,12 @@ async fn everything_vanishes_with_a_killed_owner() {
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(20), gone).await;
-    waited.unwrap_or_else(|_| {
-        panic!(
-            "still there: {:?}",
-            remains.iter().filter(|p| is_there(p)).collect::<Vec<_>>()
-        )
-    });
+    waited.unwrap_or_else(|_| panic!("still there: {:?}", remains.iter().filter(|p| is_there(p)).collect::<Vec<_>>()));
 }
 
 /// A process that has ended but that nobody reaped is gone for our purposes.
 fn is_there(path: &Path) -> bool {
     let state = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
-    let zombie = state
-        .rsplit_once(')')
-        .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+    let zombie = state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
     path.exists() && !zombie
 }

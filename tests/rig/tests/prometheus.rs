@@ -4,11 +4,7 @@ use rig::prometheus::{Options, Prometheus};
 
 #[tokio::test]
 async fn starts_answers_and_starts_again() {
-    if std::process::Command::new("prometheus")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
+    if std::process::Command::new("prometheus").arg("--version").output().is_err() {
         println!("skipped: no prometheus in PATH");
         return;
     }
