@@ -3,5 +3,7 @@
 // Test helpers that not every module uses.
 #![allow(dead_code)]
 
+mod read;
+mod reader;
 mod setup;
 mod write;
