@@ -3,7 +3,9 @@
 // Test helpers that not every module uses.
 #![allow(dead_code)]
 
+mod http;
 mod read;
 mod reader;
 mod setup;
 mod write;
+mod write_once;

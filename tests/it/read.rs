@@ -228,24 +228,16 @@ async fn a_reader_that_leaves_mid_stream_cancels_its_query() {
     store_series(&adapter, now, &[&[("id", "1")]]).await;
     store_series(&adapter, now - 1_600_000, &[&[("id", "1")]]).await;
     // Too much for the buffers on the way.
-    database
-        .run(
-            "INSERT INTO metrics_samples SELECT now() - make_interval(secs => n / 1000.0), 1, random() \
-             FROM generate_series(1, 1500000) n",
-        )
-        .await;
-    database
-        .run(
-            "INSERT INTO metrics_series (key, name, labels) SELECT gen_random_uuid(), 'many', jsonb_build_object('n', n::text) \
-             FROM generate_series(1, 15) n; \
-             INSERT INTO metrics_samples SELECT s.time, l.id, s.value FROM metrics_samples s, metrics_series l \
-             WHERE s.time > now() - interval '100 s' AND l.name = 'many'",
-        )
-        .await;
+    let many = "WITH many AS (INSERT INTO metrics_series (key, name, labels) \
+                SELECT gen_random_uuid(), 'many', jsonb_build_object('n', n::text) FROM generate_series(1, 20) n RETURNING id) \
+                INSERT INTO metrics_samples SELECT now() - make_interval(secs => n / 100.0), id, random() \
+                FROM many, generate_series(1, 40000) n";
+    database.run(many).await;
     let mut stream = begin_read(&adapter, &database, &body(&[query(0, now, &[])], &[1])).await;
     let mut first = [0; 1024];
     tokio::time::timeout(SOON, stream.read_exact(&mut first)).await.unwrap().unwrap();
     assert!(first.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    assert!(database.one::<bool>(&format!("SELECT EXISTS ({ACTIVE_READS})")).await, "the answer was not too much");
     drop(stream);
     database.wait(&format!("SELECT NOT EXISTS ({ACTIVE_READS})")).await;
 }
