@@ -74,6 +74,7 @@ impl<S: Succession> Election<S> {
                 (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stop).await,
                 (Action::Close(reason), _) => {
                     self.close(session.take(), reason).await;
+                    machine.on_closed(Instant::now());
                 }
                 (Action::Connect, _) => match self.connect(&mut proven).await {
                     Ok(opened) => {
@@ -196,7 +197,6 @@ impl<S: Succession> Election<S> {
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
                 // The machine has given the term up; asked again by the main loop, it says so again.
-                Action::Close(reason) => return machine.on_lost(reason, now),
                 _ => return,
             }
         }
