@@ -1,0 +1,160 @@
+//! What every test begins with: a database of its own, adapters on it, and bodies to send them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_postgresql_adapter::model::sample::Sample;
+use prometheus_postgresql_adapter::wire::{snappy, write::v1};
+use rig::adapter::{Adapter, Options};
+use rig::postgres::Postgres;
+use tokio_postgres::Client;
+use tokio_postgres::types::FromSqlOwned;
+
+/// The program under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_prometheus-postgresql-adapter");
+
+/// How long anything may take that should happen soon, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A database nobody else uses, on the server all tests share, and a session as superuser in it.
+pub(crate) struct Database {
+    pub(crate) server: &'static Postgres,
+    pub(crate) name: String,
+    pub(crate) client: Client,
+}
+
+impl Database {
+    pub(crate) async fn new() -> Self {
+        let server = Postgres::shared().await;
+        let name = server.create_database().await;
+        let client = server.connect(&name).await;
+        Self { server, name, client }
+    }
+
+    /// An adapter on it, without an election; more arguments by `arg`.
+    pub(crate) fn adapter(&self) -> Options {
+        adapter_at(&self.server.uri(&self.name))
+    }
+
+    /// A started adapter that stores whatever it is sent.
+    pub(crate) async fn leader(&self) -> Adapter {
+        start(&self.adapter()).await
+    }
+
+    /// Another session as superuser.
+    pub(crate) async fn session(&self) -> Client {
+        self.server.connect(&self.name).await
+    }
+
+    /// The only column of the only row.
+    #[track_caller]
+    pub(crate) fn one<T: FromSqlOwned>(&self, sql: &str) -> impl Future<Output = T> {
+        one(&self.client, sql)
+    }
+
+    /// The first column of every row.
+    pub(crate) async fn column<T: FromSqlOwned>(&self, sql: &str) -> Vec<T> {
+        let rows = self.client.query(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Runs statements.
+    pub(crate) async fn run(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// Waits until a query of one boolean says true.
+    pub(crate) async fn wait(&self, sql: &str) {
+        let poll = async {
+            while !self.one::<bool>(sql).await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SOON, poll).await.unwrap_or_else(|_| panic!("never true: {sql}"));
+    }
+
+    /// How many rows the view has.
+    pub(crate) async fn samples(&self) -> i64 {
+        self.one("SELECT count(*) FROM metrics").await
+    }
+}
+
+/// The only column of the only row.
+pub(crate) async fn one<T: FromSqlOwned>(client: &Client, sql: &str) -> T {
+    client.query_one(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+}
+
+/// An adapter that stores at `uri`.
+pub(crate) fn adapter_at(uri: &str) -> Options {
+    Options::new(BINARY).arg(format!("-pg-uri={uri}")).arg("-log-level=debug")
+}
+
+/// Starts an adapter and waits until it takes writes.
+pub(crate) async fn start(options: &Options) -> Adapter {
+    let adapter = options.start().await;
+    wait_ready(&adapter).await;
+    adapter
+}
+
+/// Waits until an adapter takes writes.
+pub(crate) async fn wait_ready(adapter: &Adapter) {
+    let ready = async || adapter.client().is_ok(&adapter.url("/-/ready")).await.then_some(());
+    adapter.process().wait_until("it is ready", SOON, ready).await;
+}
+
+/// Milliseconds since 1970, now.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(since.as_millis()).expect("the clock is before the year 292 million")
+}
+
+/// A sample.
+pub(crate) fn at(timestamp_ms: i64, value: f64) -> Sample {
+    Sample { timestamp_ms, value }
+}
+
+/// A remote-write 1.0 request in the making.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Body(Vec<u8>);
+
+impl Body {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more series, labels in the order given, any bytes.
+    #[must_use]
+    pub(crate) fn series<N: AsRef<[u8]>, V: AsRef<[u8]>>(mut self, labels: &[(N, V)], samples: &[Sample]) -> Self {
+        let labels = v1::encode_labels(labels.iter().map(|(name, value)| (name, value)));
+        v1::encode_series(&labels, samples, &mut self.0);
+        self
+    }
+
+    /// One more series with a name alone and one sample.
+    #[must_use]
+    pub(crate) fn sample(self, name: &str, timestamp_ms: i64, value: f64) -> Self {
+        self.series(&[("__name__", name)], &[at(timestamp_ms, value)])
+    }
+
+    /// `fields` as they stand on the wire, at the end.
+    #[must_use]
+    pub(crate) fn raw(mut self, fields: &[u8]) -> Self {
+        self.0.extend_from_slice(fields);
+        self
+    }
+
+    /// The message itself.
+    pub(crate) fn plain(self) -> Vec<u8> {
+        self.0
+    }
+
+    /// The request's body.
+    pub(crate) fn compressed(self) -> Vec<u8> {
+        snappy::compress(&self.0).expect("a test's body fits a block")
+    }
+}
+
+/// Sends a body that must be stored whole.
+pub(crate) async fn store(adapter: &Adapter, body: Body) {
+    let answer = adapter.write(body.compressed()).await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+}
