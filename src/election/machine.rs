@@ -182,7 +182,7 @@ impl Machine {
     /// A session is open and has been proven fit.
     pub fn on_connected(&mut self, now: Instant) {
         if let State::Disconnected { .. } = self.state {
-            self.state = State::Following { seen: None, next_at: now, returned: true };
+            self.state = State::Following { seen: None, next_at: now, returned: false };
         }
     }
 

@@ -3,5 +3,6 @@
 // Test helpers that not every module uses.
 #![allow(dead_code)]
 
+mod election;
 mod setup;
 mod write;

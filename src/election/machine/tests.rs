@@ -220,6 +220,7 @@ struct World {
     serial: u64,
     random: u64,
     terms_begun: u64,
+    statements: u64,
 }
 
 impl World {
@@ -234,6 +235,7 @@ impl World {
             serial: 0,
             random: story.seed | 1,
             terms_begun: 0,
+            statements: 0,
         };
         for _ in 0..story.adapters {
             let adapter = world.process();
@@ -717,13 +719,16 @@ impl World {
             }
             Action::Observe => self.config.stale_after(),
             Action::Heartbeat => {
-                assert!(adapter.tenure.is_some(), "a heartbeat without a term");
+                let tenure = adapter.tenure.expect("a heartbeat without a term");
+                let deadline = self.start + Duration::from_millis(tenure.renewed_at) + self.config.leader_deadline();
+                assert!(now < deadline, "a term is renewed that is over");
                 self.config.stale_after()
             }
         };
         assert!(action == Action::Connect || adapter.session.is_some(), "{action:?} without a session");
         let (session, fence) = (adapter.session, machine.fence());
         self.serial += 1;
+        self.statements += 1;
         let asked = Asked {
             number: self.serial,
             sent_at: self.now,
@@ -783,6 +788,8 @@ impl World {
         }
         let sessions = self.server.sessions.iter().filter(|session| session.alive).count();
         assert_eq!(sessions, self.adapters.len(), "sessions are left over");
+        let seconds = self.now / 1_000 * u64::try_from(self.adapters.len()).unwrap();
+        assert!(self.statements < 10 * seconds, "{} statements in {seconds} s", self.statements);
     }
 }
 
@@ -812,4 +819,28 @@ fn lease_bounds_what_is_derived_from_it() {
             assert!(config.heartbeat_interval() < timeout, "{config:?}");
         }
     }
+}
+
+#[test]
+fn a_new_session_of_a_sender_is_not_resigned() {
+    let start = Instant::now();
+    let mut machine = Machine::new(config(Duration::from_secs(10), PrometheusTimeout::Never), start);
+    machine.on_liveness(None, start);
+    assert_eq!(machine.next(start), Action::Connect);
+    machine.on_connected(start);
+    assert_eq!(machine.role(start), Role::Unknown, "nobody was silent");
+    machine.on_tried(false, None, start);
+    let later = start + Duration::from_secs(1);
+    machine.on_liveness(Some(later), later);
+    assert_eq!((machine.next(later), machine.role(later)), (Action::Observe, Role::Resigned));
+    machine.on_observed(None, later);
+    machine.on_liveness(None, later);
+    assert_eq!(
+        machine.role(later),
+        Role::Resigned,
+        "until it knows better: a write waits, and finds leader or standby"
+    );
+    assert_eq!(machine.next(later), Action::TryLock);
+    machine.on_tried(false, None, later);
+    assert_eq!(machine.role(later), Role::Unknown);
 }
