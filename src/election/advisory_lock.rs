@@ -69,6 +69,10 @@ struct LockSession {
     clock_offset_ms: AtomicI64,
 }
 
+/// An advisory lock is not replicated.
+const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
+    advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
+
 /// How long a writer of an old term may take to end by itself before its backend is terminated.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -91,20 +95,30 @@ impl<S: Succession> Election<S> {
                 (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stop).await,
                 (Action::Close(reason), _) => {
                     self.close(session.take(), reason).await;
+                    machine.on_closed(Instant::now());
                 }
-                (Action::Connect, _) => match self.connect(&mut proven).await {
-                    Ok(opened) => {
-                        trouble.over();
-                        session = Some(opened);
-                        machine.on_connected(Instant::now());
+                (Action::Connect, _) => {
+                    let connected = tokio::select! {
+                        connected = self.connect(&mut proven) => connected,
+                        () = stop.cancelled() => continue,
+                    };
+                    match connected {
+                        Ok(opened) => {
+                            trouble.over();
+                            session = Some(opened);
+                            machine.on_connected(Instant::now());
+                        }
+                        Err(error) => {
+                            trouble.report(&format!("no lock session: {error}"));
+                            self.count(&error);
+                            machine.on_lost(Reason::SessionLost, Instant::now());
+                        }
                     }
-                    Err(error) => {
-                        trouble.report(&format!("no lock session: {error}"));
-                        self.count(&error);
-                        machine.on_lost(Reason::SessionLost, Instant::now());
-                    }
+                }
+                (Action::RaiseTerm, Some(opened)) => tokio::select! {
+                    () = self.take_over(opened, &mut machine) => {}
+                    () = stop.cancelled() => {}
                 },
-                (Action::RaiseTerm, Some(opened)) => self.take_over(opened, &mut machine).await,
                 (Action::TryLock | Action::Observe | Action::Heartbeat, Some(opened)) => {
                     self.ask(action, opened, &mut machine).await;
                 }
@@ -220,7 +234,6 @@ impl<S: Succession> Election<S> {
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
                 // The machine has given the term up; asked again by the main loop, it says so again.
-                Action::Close(reason) => return machine.on_lost(reason, now),
                 _ => return,
             }
         }
@@ -314,7 +327,8 @@ impl LockSession {
     /// Opens a session whose silence the server bounds, on a writable primary, and finds the group's row.
     async fn open(connector: &Connector, config: &Config, names: &Names) -> Result<Self, Error> {
         let group = group_name(config.lock_id);
-        let session = connector.lock_session(&format!("prometheus-postgresql-adapter {group}")).await?;
+        let session =
+            connector.lock_session(&format!("prometheus-postgresql-adapter {group}")).await.map_err(not_primary)?;
         let work = async {
             session.client().batch_execute(&session_settings(config)).await?;
             // Not on every platform, and only a help against ghosts in running statements.
@@ -460,11 +474,7 @@ async fn require_primary(session: &Session) -> Result<i64, Error> {
     let asked_ms = now_ms();
     let row = session.client().query_typed_one("SELECT pg_is_in_recovery(), clock_timestamp()", &[]).await?;
     if row.try_get(0)? {
-        return Err(Error::Unfit(
-            "the lock session reached a hot standby, where an advisory lock excludes nobody: point -pg-lock-uri (or \
-             -pg-host) to the primary"
-                .into(),
-        ));
+        return Err(Error::Unfit(NOT_PRIMARY.into()));
     }
     Ok(clock_offset(asked_ms, row.try_get(1)?))
 }
@@ -472,6 +482,20 @@ async fn require_primary(session: &Session) -> Result<i64, Error> {
 /// How far our clock is ahead of the server's, ms: what it said lies between when it was asked and now.
 fn clock_offset(asked_ms: i64, Timestamp(server_us): Timestamp) -> i64 {
     asked_ms.midpoint(now_ms()) - from_postgres_us(server_us)
+}
+
+/// What to say where only servers that take no writes were found: the way to them asks for one that does, and gives up
+/// with less of an explanation.
+fn not_primary(error: Error) -> Error {
+    let Error::Server(inner) = &error else { return error };
+    let cause = std::error::Error::source(inner).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause {
+        // Not by the operating system: this is how tokio-postgres puts it.
+        Some(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none() => {
+            Error::Unfit(NOT_PRIMARY.into())
+        }
+        _ => error,
+    }
 }
 
 /// Proves with two sessions that an advisory lock excludes here. It does not behind a transaction pooler, nor on
@@ -485,7 +509,8 @@ async fn prove_exclusion(connector: &Connector, config: &Config) -> Result<(), E
     };
     let application_name = "prometheus-postgresql-adapter self-test";
     let (first, second) =
-        tokio::try_join!(connector.lock_session(application_name), connector.lock_session(application_name))?;
+        tokio::try_join!(connector.lock_session(application_name), connector.lock_session(application_name))
+            .map_err(not_primary)?;
     let work = async {
         let key = i64::from_le_bytes(uuid::Uuid::new_v4().as_u64_pair().0.to_le_bytes());
         require_primary(&first).await?;
