@@ -199,8 +199,9 @@ impl Machine {
 
     /// The leader's row was read by a statement sent at `sent_at`.
     pub fn on_observed(&mut self, observed: Option<Observed>, sent_at: Instant) {
-        let interval =
-            if self.is_silent(sent_at) { self.config.heartbeat_interval() } else { self.config.election_interval };
+        // Never so seldom that what was seen goes stale between.
+        let heartbeat = self.config.heartbeat_interval();
+        let interval = if self.is_silent(sent_at) { heartbeat } else { self.config.election_interval.min(heartbeat) };
         let stale_after = self.config.stale_after();
         if let State::Following { seen, next_at, returned } = &mut self.state {
             *returned = false;
@@ -281,6 +282,17 @@ impl Machine {
             | State::Stopped => Role::Unknown,
         }
         .at(now)
+    }
+
+    /// When the term being prepared or held ends unless it is renewed.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Preparing(tenure) | State::Leading(tenure) => {
+                Some(tenure.renewed_at + self.config.leader_deadline())
+            }
+            _ => None,
+        }
     }
 
     /// The fence of the term being prepared or held.
