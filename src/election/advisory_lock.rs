@@ -212,6 +212,8 @@ impl<S: Succession> Election<S> {
         tokio::pin!(preparing);
         loop {
             let now = Instant::now();
+            // It may take longer than a silent Prometheus is given.
+            machine.on_liveness(self.heard.read().silent_at(now), now);
             match machine.next(now) {
                 Action::Wait(until) => {
                     tokio::select! {

@@ -14,8 +14,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The automatic timeout before any interval is known.
 const UNLEARNED: Duration = Duration::from_secs(15);
 
-/// The automatic timeout lies between these.
-const AUTOMATIC_MIN: Duration = Duration::from_secs(1);
+/// The automatic timeout lies between these. Prometheus may wait for as long as it backs off for a batch to fill, too.
+const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
@@ -26,7 +26,8 @@ pub struct Liveness {
     last: Option<Instant>,
     /// Silence before this is our own doing.
     excused_until: Option<Instant>,
-    /// The longest gap seen lately; each new gap lets it shrink by a tenth.
+    /// The longest gap seen lately. Shrinks by a tenth of each new gap, that is with time and not with the number of
+    /// requests: a scrape comes as a burst of them, and then there is nothing until the next.
     gap: Option<Duration>,
     in_flight: usize,
 }
@@ -43,7 +44,7 @@ impl Liveness {
         self.in_flight += 1;
         if let (Some(last), true) = (self.last, self.excused_until.is_none_or(|until| until <= now)) {
             let gap = now.saturating_duration_since(last);
-            self.gap = Some(self.gap.map_or(gap, |known| gap.max(known * 9 / 10)));
+            self.gap = Some(self.gap.map_or(gap, |known| gap.max(known.saturating_sub(gap / 10))));
         }
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
     }
@@ -198,11 +199,11 @@ mod tests {
     fn the_gap_after_a_refusal_is_not_learned() {
         let start = Instant::now();
         let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
-        for (ms, refused) in [(0, false), (1_000, true), (5_900, false), (6_900, false)] {
+        for (ms, refused) in [(0, false), (3_000, true), (7_900, false), (10_900, false)] {
             liveness.begin(at(start, ms));
             liveness.end(at(start, ms), refused);
         }
-        assert_eq!(liveness.timeout(), Some(Duration::from_millis(2_500)));
+        assert_eq!(liveness.timeout(), Some(Duration::from_millis(7_500)));
     }
 
     #[test]
@@ -248,8 +249,15 @@ mod tests {
             liveness.timeout().unwrap()
         };
         assert_eq!(beat(0), UNLEARNED);
-        assert_eq!(beat(1_000), Duration::from_millis(2_500));
-        assert_eq!(beat(1_010), Duration::from_millis(2_250), "a short gap hardly changes it");
-        assert_eq!(beat(3_010), Duration::from_millis(5_000));
+        assert_eq!(beat(4_000), Duration::from_millis(10_000));
+        assert_eq!(beat(4_100), Duration::from_millis(9_975), "a short gap hardly changes it");
+        assert_eq!(beat(14_100), Duration::from_millis(25_000));
+        // Scrapes every 15 s, each of them a hundred requests.
+        for scrape in 1..10 {
+            for request in 0..100 {
+                let timeout = beat(15_000 * scrape + 10 * request);
+                assert!(scrape == 1 || timeout > Duration::from_secs(30), "{timeout:?} in scrape {scrape}");
+            }
+        }
     }
 }
