@@ -285,7 +285,7 @@ impl<S: Succession> Election<S> {
                 }
             }
             Role::Unknown if is_news => {
-                log::warn!("role unknown ({}): write requests are answered 503", machine.reason().label());
+                log::warn!("role unknown ({}): write requests are answered 503", machine.reason(now).label());
             }
             Role::Resigned if is_news => {
                 log::info!("own Prometheus is silent: not a candidate until it sends");
@@ -294,7 +294,7 @@ impl<S: Succession> Election<S> {
         }
         if is_news {
             self.metrics.set_role(role.word());
-            self.metrics.transitions_total.with_label_values(&[role.word(), machine.reason().label()]).inc();
+            self.metrics.transitions_total.with_label_values(&[role.word(), machine.reason(now).label()]).inc();
         }
     }
 

@@ -830,9 +830,11 @@ fn a_new_session_of_a_sender_is_not_resigned() {
     machine.on_connected(start);
     assert_eq!(machine.role(start), Role::Unknown, "nobody was silent");
     machine.on_tried(false, None, start);
+    assert_eq!(machine.reason(start), Reason::LeaderStale);
     let later = start + Duration::from_secs(1);
     machine.on_liveness(Some(later), later);
     assert_eq!((machine.next(later), machine.role(later)), (Action::Observe, Role::Resigned));
+    assert_eq!(machine.reason(later), Reason::PrometheusTimeout);
     machine.on_observed(None, later);
     machine.on_liveness(None, later);
     assert_eq!(
@@ -843,4 +845,19 @@ fn a_new_session_of_a_sender_is_not_resigned() {
     assert_eq!(machine.next(later), Action::TryLock);
     machine.on_tried(false, None, later);
     assert_eq!(machine.role(later), Role::Unknown);
+}
+
+#[test]
+fn a_leader_that_goes_stale_is_the_reason_not_to_stand_by() {
+    let start = Instant::now();
+    let config = config(Duration::from_secs(10), PrometheusTimeout::Never);
+    let mut machine = Machine::new(config.clone(), start);
+    machine.on_liveness(None, start);
+    machine.on_connected(start);
+    let leader = Leader { holder: "other".into(), term: 7 };
+    let observed = Observed { leader, heartbeat_age: Duration::from_secs(1) };
+    machine.on_tried(false, Some(observed), start);
+    assert_eq!((machine.role(start).word(), machine.reason(start)), ("standby", Reason::LeaderElsewhere));
+    let stale = start + config.stale_after() - Duration::from_secs(1);
+    assert_eq!((machine.role(stale), machine.reason(stale)), (Role::Unknown, Reason::LeaderStale));
 }
