@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::CONTENT_ENCODING;
 use hyper::{HeaderMap, Request, StatusCode};
@@ -15,6 +15,9 @@ use crate::wire::snappy;
 
 /// The limit of Prometheus' own receiver, for a body as received and as declared when decompressed.
 pub(super) const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes set aside for a body before any of it has arrived.
+const UNSEEN_BYTES_MAX: usize = 64 * 1024;
 
 /// A body as received and as decompressed, with what it takes of the budget.
 pub(super) struct Received {
@@ -50,19 +53,13 @@ pub(super) async fn receive(
         return Err(Box::new(too_large()));
     }
     let work = async {
-        let permit = acquire(budget, declared).await?;
-        let compressed = match Limited::new(body, BODY_BYTES_MAX).collect().await {
-            Ok(collected) => collected.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return Err(too_large()),
-            Err(error) => return Err(unavailable(format!("the body did not arrive whole: {error}"))),
-        };
+        let (compressed, permit) = collect(body, declared, budget).await?;
         let bad = |error: snappy::Error| text(StatusCode::BAD_REQUEST, error.to_string());
         let length = snappy::decompressed_len(&compressed).map_err(bad)?;
         if length > BODY_BYTES_MAX {
             return Err(bad(snappy::Error::TooLarge { declared: length, max: BODY_BYTES_MAX }));
         }
-        // Not waited for while the first permit is held: two bodies could wait for each other.
-        let second = Arc::clone(budget).try_acquire_many_owned(kib(length)).map_err(|_| overloaded())?;
+        let second = take(budget, kib(length))?;
         let plain = snappy::decompress(&compressed, BODY_BYTES_MAX).map_err(bad)?;
         Ok(Received { compressed, plain, _permits: [permit, second] })
     };
@@ -72,8 +69,30 @@ pub(super) async fn receive(
     }
 }
 
-async fn acquire(budget: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Answer> {
-    Arc::clone(budget).acquire_many_owned(kib(bytes)).await.map_err(|_| overloaded())
+/// Reads a body. It takes of the budget what has arrived, not what it announced: many slow clients hold nobody up.
+async fn collect(
+    mut body: Incoming,
+    declared: usize,
+    budget: &Arc<Semaphore>,
+) -> Result<(Bytes, OwnedSemaphorePermit), Answer> {
+    let mut permit = take(budget, 1)?;
+    let mut received = BytesMut::with_capacity(declared.min(UNSEEN_BYTES_MAX));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| unavailable(format!("the body did not arrive whole: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if received.len() + data.len() > BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+        received.extend_from_slice(&data);
+        let more = kib(received.len()).saturating_sub(u32::try_from(permit.num_permits()).unwrap_or(u32::MAX));
+        permit.merge(take(budget, more)?);
+    }
+    Ok((received.freeze(), permit))
+}
+
+/// Not waited for: bodies that each hold a part could wait for each other.
+fn take(budget: &Arc<Semaphore>, kib: u32) -> Result<OwnedSemaphorePermit, Answer> {
+    Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| overloaded())
 }
 
 fn kib(bytes: usize) -> u32 {

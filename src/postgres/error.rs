@@ -57,6 +57,11 @@ impl Error {
         if *state == SqlState::READ_ONLY_SQL_TRANSACTION {
             return Class::ReadOnly;
         }
+        // A row that no partition takes, unlike one that breaks a constraint, which has a name: the partition was dropped
+        // under a writer that still knew it.
+        if *state == SqlState::CHECK_VIOLATION && error.as_db_error().is_some_and(|db| db.constraint().is_none()) {
+            return Class::Transient;
+        }
         match &state.code()[..2] {
             "22" | "23" | "54" => Class::Data,
             _ => Class::Transient,

@@ -125,14 +125,15 @@ impl Writer {
 
     /// The next request and those that wait behind it under the same fence; none when it is time to stop.
     async fn next_jobs(&self, carried: &mut Option<Job>, stop: &CancellationToken) -> Vec<Job> {
+        // A writer that waits for requests keeps the queue: what is carried must not wait with it.
+        if let Some(job) = carried.take() {
+            return vec![job];
+        }
         let mut queue = self.queue.lock().await;
-        let first = match carried.take() {
-            Some(job) => Some(job),
-            None => tokio::select! {
-                biased;
-                job = queue.recv() => job,
-                () = stop.cancelled() => None,
-            },
+        let first = tokio::select! {
+            biased;
+            job = queue.recv() => job,
+            () = stop.cancelled() => None,
         };
         let Some(first) = first else { return Vec::new() };
         let fence = first.batch.fence;

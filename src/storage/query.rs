@@ -169,8 +169,12 @@ impl Drop for OnLeave {
 fn candidates(names: &Names, matchers: &[Matcher]) -> (String, Vec<String>) {
     let mut statement = names.fill("SELECT id, name, labels::text FROM {series}");
     let mut parameters = Vec::new();
-    // An empty value would match series without the label, which no index finds.
-    for matcher in matchers.iter().filter(|matcher| matcher.op() == Op::Equal && !matcher.value().is_empty()) {
+    // An empty value would match series without the label, which no index finds; U+0000 is none that the server takes.
+    let has_index = |matcher: &&Matcher| {
+        let texts = [matcher.name(), matcher.value()];
+        matcher.op() == Op::Equal && !matcher.value().is_empty() && !texts.iter().any(|text| text.contains('\0'))
+    };
+    for matcher in matchers.iter().filter(has_index) {
         let word = if parameters.is_empty() { "WHERE" } else { "AND" };
         let number = parameters.len() + 1;
         if matcher.name() == METRIC_NAME {

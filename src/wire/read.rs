@@ -101,7 +101,8 @@ impl LabelMatcher {
 
 /// One series of an answer with samples, which must be sorted by time.
 pub fn time_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> TimeSeries {
-    let sample = |sample: Sample| messages::Sample { value: sample.value, timestamp: sample.timestamp_ms };
+    let value = |value: f64| (value.to_bits() != 0).then_some(value);
+    let sample = |sample: Sample| messages::Sample { value: value(sample.value), timestamp: sample.timestamp_ms };
     TimeSeries { labels: label_messages(labels), samples: samples.into_iter().map(sample).collect() }
 }
 

@@ -1,8 +1,9 @@
 //! One binary for every test that needs a server.
 
-// Test helpers that not every module uses.
-#![allow(dead_code)]
-
 mod election;
+mod http;
+mod read;
+mod reader;
 mod setup;
 mod write;
+mod write_once;

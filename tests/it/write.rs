@@ -1,12 +1,198 @@
-//! What a sender gives is what the database holds, or it is told why not.
+//! What a sender gives is what the database holds, or it is told why not, series by series.
 
-use crate::setup::{Body, Database, now_ms, store};
+use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Sample};
+
+use crate::reader::{both, query};
+use crate::setup::{Body, Database, at, now_ms, start, store};
+
+/// A request between two good series with a bad one: 400 that names `named`, and the good ones stored.
+#[track_caller]
+fn assert_named(answer: &rig::http::Response, named: &str) {
+    assert_eq!(answer.status, 400, "{named}: {}", answer.text());
+    assert!(answer.text().contains(named), "{named}: {}", answer.text());
+}
 
 #[tokio::test]
-async fn a_sample_is_in_the_view_once_it_is_answered() {
+async fn one_bad_series_does_not_sink_its_request() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     let now = now_ms();
-    store(&adapter, Body::new().sample("up", now, 1.5)).await;
-    assert_eq!(database.one::<f64>("SELECT value FROM metrics WHERE name = 'up' AND labels = '{}'").await, 1.5);
+    let bad: [(&str, &[(&[u8], &[u8])]); 7] = [
+        ("zero", &[(b"__name__", b"bad"), (b"zero", b"a\0b")]),
+        ("latin", &[(b"__name__", b"bad"), (b"latin", b"caf\xe9")]),
+        ("twice", &[(b"__name__", b"bad"), (b"twice", b"1"), (b"twice", b"2")]),
+        ("empty name", &[(b"__name__", b"bad"), (b"", b"of no name")]),
+        ("__name__", &[(b"nameless", b"1")]),
+        ("not UTF-8", &[(b"__name__", b"bad"), (b"\xff", b"1")]),
+        ("null", &[(b"__name__", b"bad"), (b"null\0", b"1")]),
+    ];
+    for (round, (named, labels)) in bad.iter().enumerate() {
+        let (before, after) = (format!("before_{round}"), format!("after_{round}"));
+        let body = Body::new().sample(&before, now, 1.0).series(labels, &[at(now, 1.0)]).sample(&after, now, 1.0);
+        let answer = adapter.write(body.clone().compressed()).await;
+        assert_named(&answer, named);
+        assert_named(&adapter.write(body.compressed()).await, named);
+    }
+    assert_eq!(database.samples().await, 2 * 7);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_labels WHERE metric_name = 'bad'").await, 0);
+}
+
+#[tokio::test]
+async fn a_label_of_one_letter_or_none_of_ascii_is_a_label() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let labels = [("__name__", "l"), ("l", "1"), ("größe", "ü\n\"\\☃"), ("with space", " "), ("a.b", "\u{1}")];
+    store(&adapter, Body::new().series(&labels, &[at(now_ms(), 1.0)])).await;
+    let stored = r#"SELECT labels @> '{"l":"1"}' AND labels->>'größe' = E'ü\n"\\☃' AND labels->>'with space' = ' '
+                    AND labels->>'a.b' = E'\u0001' AND name = 'l' FROM metrics"#;
+    assert!(database.one::<bool>(stored).await);
+    let results = both(&adapter, &[query(0, i64::MAX, &[("größe", "=", "ü\n\"\\☃")])]).await;
+    assert_eq!(results[0][0].0.len(), labels.len());
+}
+
+#[tokio::test]
+async fn labels_and_names_of_ten_kilobytes_are_stored() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    // Nothing that compresses well, lest it fit where it would not.
+    let long: String =
+        (0..10_240_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
+    let now = now_ms();
+    let body = Body::new()
+        .series(&[("__name__", "long_value"), ("v", &long)], &[at(now, 1.0)])
+        .series(&[("__name__", &long)], &[at(now, 2.0)])
+        .series(&[("__name__", "long_label"), (&long, "v")], &[at(now, 3.0)]);
+    store(&adapter, body).await;
+    let lengths = "SELECT sum(length(name) + length(labels::text)) > 30720 FROM metrics";
+    assert!(database.one::<bool>(lengths).await);
+    let asked = [query(0, now, &[("v", "=", &long)]), query(0, now, &[("__name__", "=", &long)])];
+    let results = both(&adapter, &asked).await;
+    assert_eq!(results.iter().map(|series| series[0].1[0].value).collect::<Vec<_>>(), [1.0, 2.0]);
+}
+
+#[tokio::test]
+async fn the_order_of_labels_and_empty_labels_make_no_other_series() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let now = now_ms();
+    let forms: [&[(&str, &str)]; 4] = [
+        &[("__name__", "up"), ("a", "1"), ("b", "2")],
+        &[("b", "2"), ("a", "1"), ("__name__", "up")],
+        &[("__name__", "up"), ("a", "1"), ("absent", ""), ("b", "2")],
+        &[("__name__", "up"), ("__replica__", "a"), ("a", "1"), ("b", "2")],
+    ];
+    // All in one request, then each in its own.
+    let all = forms.iter().enumerate().fold(Body::new(), |body, (n, labels)| body.series(labels, &[at(now, n as f64)]));
+    store(&adapter, all).await;
+    for (n, labels) in forms.iter().enumerate() {
+        store(&adapter, Body::new().series(labels, &[at(now + 1 + n as i64, 1.0)])).await;
+    }
+    assert_eq!(database.column::<i64>("SELECT id FROM metrics_labels").await.len(), 1);
+    assert_eq!(database.samples().await, 1 + 4, "of four samples of one time the first is stored");
+    assert_eq!(database.one::<f64>("SELECT value FROM metrics ORDER BY time LIMIT 1").await, 0.0);
+}
+
+#[tokio::test]
+async fn the_replica_label_is_dropped_and_can_be_named() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-replica-labels=replica,prometheus_replica")).await;
+    let labels = [("__name__", "up"), ("__replica__", "kept"), ("prometheus_replica", "p-0"), ("replica", "a")];
+    store(&adapter, Body::new().series(&labels, &[at(now_ms(), 1.0)])).await;
+    assert!(database.one::<bool>(r#"SELECT labels = '{"__replica__":"kept"}' FROM metrics"#).await);
+}
+
+#[tokio::test]
+async fn every_bit_of_a_value_survives() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let now = now_ms();
+    let bits = [
+        STALE_NAN_BITS,
+        0x7ff8_0000_0000_0001,
+        0x7ff0_0000_0000_0001,
+        0xfff8_dead_beef_cafe,
+        f64::INFINITY.to_bits(),
+        f64::NEG_INFINITY.to_bits(),
+        (-0.0_f64).to_bits(),
+        f64::MIN_POSITIVE.to_bits() >> 1,
+        f64::MAX.to_bits(),
+        0.1_f64.to_bits(),
+    ];
+    let times = (now - 1_000 * bits.len() as i64..).step_by(1000);
+    let samples: Vec<Sample> = times.zip(bits).map(|(time, bits)| at(time, f64::from_bits(bits))).collect();
+    store(&adapter, Body::new().series(&[("__name__", "bits")], &samples)).await;
+    let stored = database.column::<String>("SELECT encode(float8send(value), 'hex') FROM metrics ORDER BY time").await;
+    assert_eq!(stored, bits.map(|bits| format!("{bits:016x}")));
+    let results = both(&adapter, &[query(0, now, &[("__name__", "=", "bits")])]).await;
+    assert_eq!(results[0][0].1, samples);
+}
+
+#[tokio::test]
+async fn only_impossible_timestamps_are_refused() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let now = now_ms();
+    for time in [i64::MAX, i64::MIN, i64::MIN + 1, now + 48 * 3600 * 1000, 9_224_318_016_000_000] {
+        let samples = [at(time, 1.0), at(now, 2.0)];
+        let answer =
+            adapter.write(Body::new().series(&[("__name__", format!("t{time}"))], &samples).compressed()).await;
+        assert_named(&answer, &time.to_string());
+    }
+    assert_eq!(database.samples().await, 5, "the other sample of each series is stored");
+    // Out of order, long ago, before 1970 and before Christ.
+    let times = [now, now - 60_000, 631_152_000_000, now - 40 * 86_400_000, 0, -1, -100_000_000_000_000];
+    for time in times {
+        store(&adapter, Body::new().sample("late", time, 1.0)).await;
+    }
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let results = both(&adapter, &[query(i64::MIN, i64::MAX, &[("__name__", "=", "late")])]).await;
+    assert_eq!(results[0][0].1.iter().map(|sample| sample.timestamp_ms).collect::<Vec<_>>(), sorted);
+    let year = "SELECT count(*) FROM metrics WHERE time = '1990-01-01 00:00Z'";
+    assert_eq!(database.one::<i64>(year).await, 1);
+}
+
+#[tokio::test]
+async fn many_samples_of_a_series_in_one_message_or_in_many() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let start = now_ms() - 1_000_000;
+    let samples: Vec<Sample> = (0..5000).map(|n| at(start + n * 100, n as f64)).collect();
+    store(&adapter, Body::new().series(&[("__name__", "one_message")], &samples)).await;
+    let many = samples.iter().fold(Body::new(), |body, sample| body.series(&[("__name__", "many")], &[*sample]));
+    store(&adapter, many).await;
+    let results = both(&adapter, &[query(0, now_ms(), &[("__name__", "=~", ".*m.*")])]).await;
+    assert_eq!(results[0].len(), 2);
+    assert!(results[0].iter().all(|(_, stored)| *stored == samples));
+}
+
+#[tokio::test]
+async fn the_first_of_two_samples_at_one_time_wins() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let now = now_ms();
+    let body = Body::new()
+        .sample("up", now, 1.0)
+        .sample("up", now, 2.0)
+        .series(&[("__name__", "other")], &[at(now, 3.0), at(now, 4.0)]);
+    store(&adapter, body).await;
+    assert_eq!(database.column::<f64>("SELECT value FROM metrics ORDER BY value").await, [1.0, 3.0]);
+    assert_eq!(adapter.metric_with("samples_duplicate_total", "same_request").await, Some(2.0));
+}
+
+#[tokio::test]
+async fn metadata_and_exemplars_are_no_error_but_histograms_are() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    // metadata { type: COUNTER, metric_family_name: "up" }
+    store(&adapter, Body::new().raw(b"\x1a\x06\x08\x01\x12\x02up")).await;
+    store(&adapter, Body::new()).await;
+    // timeseries { labels { __name__ up } exemplars {} }, and the same with a histogram
+    let label = b"\x0a\x0e\x0a\x08__name__\x12\x02up";
+    let series = |field: &[u8]| [b"\x0a", &[(label.len() + field.len()) as u8][..], label, field].concat();
+    store(&adapter, Body::new().raw(&series(b"\x1a\x00"))).await;
+    let now = now_ms();
+    let answer = adapter.write(Body::new().sample("up", now, 1.0).raw(&series(b"\x22\x00")).compressed()).await;
+    assert_named(&answer, "histogram");
+    assert_eq!(database.samples().await, 1);
 }

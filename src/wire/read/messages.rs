@@ -138,9 +138,9 @@ pub struct Label {
 /// A sample.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Sample {
-    /// Any float.
-    #[prost(double, tag = "1")]
-    pub value: f64,
+    /// Any float; absent is 0. Optional because prost leaves out -0 otherwise, which equals 0.
+    #[prost(double, optional, tag = "1")]
+    pub value: Option<f64>,
     /// Milliseconds since 1970-01-01 UTC.
     #[prost(int64, tag = "2")]
     pub timestamp: i64,

@@ -1,0 +1,233 @@
+//! Methods, types, sizes, and clients that misbehave.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use prometheus_postgresql_adapter::wire::snappy;
+use rig::adapter::Adapter;
+use rig::http::WRITE_HEADERS;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::setup::{Body, Database, SOON, now_ms, store};
+
+/// A write's headers, with a length that need not be true.
+fn head(length: &str) -> String {
+    format!("POST /write HTTP/1.1\r\nHost: it\r\nContent-Encoding: snappy\r\nContent-Length: {length}\r\n\r\n")
+}
+
+async fn connect(adapter: &Adapter) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", adapter.port())).await.expect("the adapter listens")
+}
+
+/// Sends bytes as they are, and returns the first line of the answer.
+async fn raw(adapter: &Adapter, bytes: &[u8]) -> String {
+    let mut stream = connect(adapter).await;
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = tokio::time::timeout(SOON, stream.read(&mut answer)).await.expect("an answer in time").unwrap();
+    String::from_utf8_lossy(&answer[..read]).lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn what_is_no_remote_write_is_refused_before_it_is_decoded() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let good = Body::new().sample("up", now_ms(), 1.0).compressed();
+    let proto = "application/x-protobuf;proto=";
+    let v1 = format!("{proto}prometheus.WriteRequest");
+    let v2 = format!("{proto}io.prometheus.write.v2.Request");
+    let cases: [(&str, &str, u16); 9] = [
+        ("application/x-protobuf", "snappy", 204),
+        (&v1, "snappy", 204),
+        ("application/x-protobuf; proto=\"prometheus.WriteRequest\"", "Snappy", 204),
+        ("application/json", "snappy", 415),
+        ("image/png", "snappy", 415),
+        (&v2, "snappy", 415),
+        ("application/x-protobuf;proto=nonsense", "snappy", 415),
+        ("application/x-protobuf", "gzip", 415),
+        ("application/x-protobuf", "deflate", 415),
+    ];
+    for path in ["/write", "/api/v1/write"] {
+        for (content_type, encoding, expected) in cases {
+            let headers = [("content-type", content_type), ("content-encoding", encoding)];
+            let url = adapter.url(path);
+            let status = adapter.client().post(&url, &headers, good.clone()).await.unwrap().status;
+            assert_eq!(status, expected, "{path} {content_type} {encoding}");
+            let corrupt = adapter.client().post(&url, &headers, &b"0\xff\xff"[..]).await.unwrap().status;
+            let expected = if expected == 204 { 400 } else { expected };
+            assert_eq!(corrupt, expected, "{path} {content_type} {encoding}, corrupt");
+        }
+    }
+    // No headers at all are those of 1.0.
+    assert_eq!(adapter.client().post(&adapter.url("/write"), &[], good).await.unwrap().status, 204);
+}
+
+#[tokio::test]
+async fn bodies_that_are_truncated_corrupt_or_bombs() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let check = async |body: &[u8], expected: u16, what: &str| {
+        let answer = adapter.write(body.to_vec()).await;
+        assert_eq!(answer.status, expected, "{what}: {}", answer.text());
+    };
+    let plain = Body::new().sample("up", now_ms(), 1.0).plain();
+    let whole = snappy::compress(&plain).unwrap();
+    check(&whole[..whole.len() - 1], 400, "truncated snappy").await;
+    check(b"", 400, "nothing").await;
+    check(b"\xff\x06\x00\x00sNaPpY", 400, "framed snappy").await;
+    for length in 1..plain.len() {
+        check(&snappy::compress(&plain[..length]).unwrap(), 400, "truncated protobuf").await;
+    }
+    check(&snappy::compress(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").unwrap(), 400, "corrupt protobuf").await;
+    for _ in 0..20 {
+        check(b"\xff\xff\xff\xff\x0f\0", 400, "a bomb of 4 GiB").await;
+        check(b"\x81\x80\x80\x10\0", 400, "a bomb of 32 MiB and a byte").await;
+    }
+    assert!(adapter.process().peak_memory_bytes() < 64 << 20, "{}", adapter.process().peak_memory_bytes());
+    check(&whole, 204, "the same, whole").await;
+    assert_eq!(database.samples().await, 1);
+}
+
+#[tokio::test]
+async fn a_body_of_more_than_32_mib_is_refused_unread() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    for length in ["33554433", "99999999999", "18446744073709551615"] {
+        let line = raw(&adapter, head(length).as_bytes()).await;
+        assert!(line.starts_with("HTTP/1.1 4"), "{length}: {line}");
+    }
+    assert_eq!(raw(&adapter, head("33554433").as_bytes()).await, "HTTP/1.1 413 Payload Too Large");
+    // With no length said it is noticed on the way.
+    let mut stream = connect(&adapter).await;
+    stream.write_all(b"POST /write HTTP/1.1\r\nHost: it\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+    let chunk = [b"100000\r\n".to_vec(), vec![0; 0x10_0000], b"\r\n".to_vec()].concat();
+    let mut sent = 0;
+    while sent < 64 && stream.write_all(&chunk).await.is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 64, "the adapter took 64 MiB");
+    assert!(adapter.process().peak_memory_bytes() < 128 << 20);
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+}
+
+#[tokio::test]
+async fn slow_clients_hold_nobody_up() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let mut slow = Vec::new();
+    for length in ["33554432", "100"].repeat(20) {
+        let mut stream = connect(&adapter).await;
+        stream.write_all(head(length).as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    // Some with a byte of the body, some not even with all headers.
+    for stream in &mut slow[10..20] {
+        stream.write_all(b"\x10").await.unwrap();
+    }
+    for _ in 0..5 {
+        let mut stream = connect(&adapter).await;
+        stream.write_all(b"POST /write HT").await.unwrap();
+        slow.push(stream);
+    }
+    let started = Instant::now();
+    for n in 0..10 {
+        store(&adapter, Body::new().sample("up", now_ms() + n, 1.0)).await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn what_a_vanished_client_sent_whole_is_stored() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let now = now_ms();
+    store(&adapter, Body::new().sample("up", now - 1, 1.0)).await;
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; LOCK metrics_requests").await.unwrap();
+    let body = Body::new().sample("up", now, 2.0).compressed();
+    let mut stream = connect(&adapter).await;
+    stream.write_all(head(&body.len().to_string()).as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    database
+        .wait("SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_requests'::regclass AND NOT granted)")
+        .await;
+    drop(stream);
+    // One that went before its body was whole leaves nothing.
+    let mut half = connect(&adapter).await;
+    half.write_all(head("1000").as_bytes()).await.unwrap();
+    half.write_all(&body).await.unwrap();
+    drop(half);
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    database.wait("SELECT count(*) = 2 FROM metrics").await;
+}
+
+#[tokio::test]
+async fn every_path_has_its_methods() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let check = async |method: &str, path: &str, expected: u16| {
+        let method = method.parse().expect("a method");
+        let answer = adapter.client().request(method, &adapter.url(path), &WRITE_HEADERS, "".into()).await.unwrap();
+        assert_eq!(answer.status, expected, "{path}");
+        answer
+    };
+    for path in ["/write", "/api/v1/write", "/read", "/api/v1/read"] {
+        for method in ["GET", "HEAD", "PUT", "DELETE"] {
+            assert_eq!(check(method, path, 405).await.header("allow"), Some("POST"));
+        }
+    }
+    for path in ["/", "/metrics", "/healthz", "/-/healthy", "/-/ready", "/status.json"] {
+        assert!(!check("GET", path, 200).await.body.is_empty());
+        assert!(check("HEAD", path, 200).await.body.is_empty());
+        assert_eq!(check("POST", path, 405).await.header("allow"), Some("GET, HEAD"));
+    }
+    check("GET", "/nonsense", 404).await;
+    check("GET", "/write/", 404).await;
+    let status: serde_json::Value = serde_json::from_str(&adapter.status().await.unwrap()).expect("it is JSON");
+    assert_eq!((&status["role"], &status["ready"]), (&"leader".into(), &true.into()));
+    assert!(check("GET", "/", 200).await.text().contains("leader"));
+}
+
+#[tokio::test]
+async fn an_adapter_without_its_database_is_alive_and_not_ready() {
+    // Nothing listens on a port that was just given back.
+    let nobody = rig::port::free();
+    let options = crate::setup::adapter_at(&format!("postgres://nobody:geheim@127.0.0.1:{nobody}/none"));
+    let adapter = options.start().await;
+    for (path, expected) in [("/healthz", 200), ("/-/healthy", 200), ("/-/ready", 503), ("/", 200), ("/metrics", 200)] {
+        assert_eq!(adapter.get(path).await.unwrap().status, expected, "{path}");
+    }
+    let answer = adapter.write(Body::new().sample("up", now_ms(), 1.0).compressed()).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+    let answer = adapter.read(crate::reader::body(&[], &[])).await;
+    assert_eq!(answer.status, 503);
+    adapter.process().wait_for_log("cannot be opened", SOON).await;
+    assert!(!adapter.process().log().contains("geheim"), "a password is in the log");
+}
+
+#[tokio::test]
+async fn metrics_follow_the_conventions() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+    adapter.write("nonsense").await;
+    crate::reader::both(&adapter, &[crate::reader::query(0, now_ms(), &[])]).await;
+    let metrics = adapter.get("/metrics").await.unwrap().text();
+    for name in ["samples_received_total", "samples_stored_total", "build_info", "process_resident_memory_bytes"] {
+        assert!(metrics.contains(name), "{name} is missing:\n{metrics}");
+    }
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let promtool = promtool.spawn();
+    let Ok(mut promtool) = promtool else {
+        println!("skipped: there is no promtool");
+        return;
+    };
+    let mut input = promtool.stdin.take().expect("it is piped");
+    std::io::Write::write_all(&mut input, metrics.as_bytes()).unwrap();
+    drop(input);
+    let output = promtool.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,119 @@
+//! A remote-read client that takes both forms of an answer.
+
+use std::collections::BTreeMap;
+
+use prometheus_postgresql_adapter::model::sample::Sample;
+use prometheus_postgresql_adapter::wire::read::messages::{
+    ChunkEncoding, ChunkedReadResponse, Label, LabelMatcher, MatcherType, Query, ReadHints, ReadRequest, ReadResponse,
+    ResponseType,
+};
+use prometheus_postgresql_adapter::wire::{frame, snappy, xor};
+use prost::Message;
+use rig::adapter::Adapter;
+use rig::http::Response;
+
+/// A series of an answer: its labels in the order they came, and its samples.
+pub(crate) type Series = (Vec<(String, String)>, Vec<Sample>);
+
+/// A query between two times, both included.
+pub(crate) fn query(start_ms: i64, end_ms: i64, matchers: &[(&str, &str, &str)]) -> Query {
+    let matchers = matchers.iter().map(|(name, op, value)| {
+        let kind = match *op {
+            "=" => MatcherType::Equal,
+            "!=" => MatcherType::NotEqual,
+            "=~" => MatcherType::Regex,
+            "!~" => MatcherType::NotRegex,
+            _ => panic!("no such operator: {op}"),
+        };
+        LabelMatcher { kind: kind.into(), name: (*name).to_owned(), value: (*value).to_owned() }
+    });
+    Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers: matchers.collect(), hints: None }
+}
+
+/// The same with the hint that only labels are wanted.
+pub(crate) fn labels_only(query: Query) -> Query {
+    Query { hints: Some(ReadHints { func: "series".to_owned(), ..ReadHints::default() }), ..query }
+}
+
+/// A request's body.
+pub(crate) fn body(queries: &[Query], accepted: &[i32]) -> Vec<u8> {
+    let request = ReadRequest { queries: queries.to_vec(), accepted_response_types: accepted.to_vec() };
+    snappy::compress(&request.encode_to_vec()).expect("a test's body fits a block")
+}
+
+/// Asks, and returns whatever is answered.
+pub(crate) async fn ask(adapter: &Adapter, queries: &[Query], accepted: &[i32]) -> Response {
+    adapter.read(body(queries, accepted)).await
+}
+
+/// Asks for samples, one list of series a query.
+pub(crate) async fn samples(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series>> {
+    let answer = ask(adapter, queries, &[]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("application/x-protobuf"));
+    assert_eq!(answer.header("content-encoding"), Some("snappy"));
+    let plain = snappy::decompress(&answer.body, usize::MAX).expect("an answer is a snappy block");
+    let response = ReadResponse::decode(&plain[..]).expect("an answer is a ReadResponse");
+    let results = response.results.into_iter().map(|result| {
+        let series = result.timeseries.into_iter().map(|series| {
+            let samples =
+                series.samples.iter().map(|s| Sample { timestamp_ms: s.timestamp, value: s.value.unwrap_or_default() });
+            (pairs(&series.labels), samples.collect())
+        });
+        series.collect()
+    });
+    results.collect()
+}
+
+/// Asks for a stream, one list of series a query, in the order of the frames.
+pub(crate) async fn streamed(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series>> {
+    let accepted = [ResponseType::StreamedXorChunks.into(), ResponseType::Samples.into()];
+    let answer = ask(adapter, queries, &accepted).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let content_type = "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
+    assert_eq!(answer.header("content-type"), Some(content_type));
+    assert_eq!(answer.header("content-encoding"), None);
+    let mut results = vec![Vec::new(); queries.len()];
+    let mut stream = &answer.body[..];
+    let mut last_index = 0;
+    while let Some(payload) = frame::read_frame(&mut stream, 50_000_000).expect("a frame with its checksum") {
+        let response = ChunkedReadResponse::decode(payload).expect("a frame holds a ChunkedReadResponse");
+        let [series] = &response.chunked_series[..] else { panic!("a frame has one series") };
+        let mut samples = Vec::new();
+        for chunk in &series.chunks {
+            assert_eq!(chunk.encoding, i32::from(ChunkEncoding::Xor));
+            let decoded = xor::decode(&chunk.data).expect("a chunk is encoded as XOR");
+            assert_eq!(decoded.first().map(|s| s.timestamp_ms), Some(chunk.min_time_ms));
+            assert_eq!(decoded.last().map(|s| s.timestamp_ms), Some(chunk.max_time_ms));
+            samples.extend(decoded);
+        }
+        assert!(response.query_index >= last_index, "queries are answered in order");
+        last_index = response.query_index;
+        let index = usize::try_from(response.query_index).expect("an index is not negative");
+        results[index].push((pairs(&series.labels), samples));
+    }
+    results
+}
+
+/// Asks in both forms, which must agree, and returns the streamed one.
+pub(crate) async fn both(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series>> {
+    let (plain, stream) = (samples(adapter, queries).await, streamed(adapter, queries).await);
+    let sorted = |results: &[Vec<Series>]| -> Vec<BTreeMap<_, _>> {
+        results.iter().map(|series| series.iter().cloned().collect()).collect()
+    };
+    assert_eq!(sorted(&plain), sorted(&stream), "the two forms of an answer agree");
+    stream
+}
+
+/// The values of the label `label` in an answer to one query, sorted.
+pub(crate) fn values(results: &[Vec<Series>], label: &str) -> Vec<String> {
+    let [series] = results else { panic!("one query has one result") };
+    let value = |(labels, _): &Series| labels.iter().find(|(name, _)| name == label).map(|(_, value)| value.clone());
+    let mut values: Vec<String> = series.iter().map(|series| value(series).unwrap_or_default()).collect();
+    values.sort();
+    values
+}
+
+fn pairs(labels: &[Label]) -> Vec<(String, String)> {
+    labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect()
+}
