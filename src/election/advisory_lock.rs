@@ -208,6 +208,8 @@ impl<S: Succession> Election<S> {
         tokio::pin!(preparing);
         loop {
             let now = Instant::now();
+            // It may take longer than a silent Prometheus is given.
+            machine.on_liveness(self.heard.read().silent_at(now), now);
             match machine.next(now) {
                 Action::Wait(until) => {
                     tokio::select! {
@@ -281,7 +283,7 @@ impl<S: Succession> Election<S> {
                 }
             }
             Role::Unknown if is_news => {
-                log::warn!("role unknown ({}): write requests are answered 503", machine.reason().label());
+                log::warn!("role unknown ({}): write requests are answered 503", machine.reason(now).label());
             }
             Role::Resigned if is_news => {
                 log::info!("own Prometheus is silent: not a candidate until it sends");
@@ -290,7 +292,7 @@ impl<S: Succession> Election<S> {
         }
         if is_news {
             self.metrics.set_role(role.word());
-            self.metrics.transitions_total.with_label_values(&[role.word(), machine.reason().label()]).inc();
+            self.metrics.transitions_total.with_label_values(&[role.word(), machine.reason(now).label()]).inc();
         }
     }
 

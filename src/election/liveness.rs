@@ -17,8 +17,8 @@ const UNLEARNED: Duration = Duration::from_secs(15);
 /// Gaps are watched for so long before they are relied on.
 const LEARNING: Duration = Duration::from_secs(15);
 
-/// The automatic timeout lies between these.
-const AUTOMATIC_MIN: Duration = Duration::from_secs(2);
+/// The automatic timeout lies between these. Prometheus may wait for a batch to fill as long as it backs off.
+const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
@@ -279,7 +279,7 @@ mod tests {
         for second in 1..15 {
             assert_eq!(beat(second * 1_000), UNLEARNED, "too early to tell");
         }
-        assert_eq!(beat(15_000), Duration::from_millis(2_500));
+        assert_eq!(beat(15_000), AUTOMATIC_MIN);
         assert_eq!(beat(18_000), Duration::from_millis(7_500));
         assert!(beat(18_010) > Duration::from_millis(7_400), "a short gap hardly changes it");
     }

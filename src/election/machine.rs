@@ -306,8 +306,15 @@ impl Machine {
 
     /// Why the role is what it is.
     #[must_use]
-    pub fn reason(&self) -> Reason {
-        self.last_reason
+    pub fn reason(&self, now: Instant) -> Reason {
+        match &self.state {
+            State::Following { .. } if self.is_silent(now) => Reason::PrometheusTimeout,
+            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until => Reason::LeaderStale,
+            State::Leading(tenure) if now >= tenure.renewed_at + self.config.leader_deadline() => {
+                Reason::HeartbeatOverdue
+            }
+            _ => self.last_reason,
+        }
     }
 
     /// Whether everything has been given up.
