@@ -7,5 +7,6 @@ mod http;
 mod read;
 mod reader;
 mod setup;
+mod storage;
 mod write;
 mod write_once;
