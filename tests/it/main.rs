@@ -10,3 +10,4 @@ mod setup;
 mod storage;
 mod write;
 mod write_once;
+mod write_read_random;
