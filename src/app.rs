@@ -121,7 +121,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let writing = TaskTracker::new();
     spawn_writers(writers, &writing, &writers_stop);
     let _ = service.store.set(Arc::clone(&store));
-    let handover = Arc::new(Handover::new(Arc::clone(&store), Arc::clone(&metrics)));
+    let handover = Arc::new(Handover::new(config.handover, Arc::clone(&store), Arc::clone(&metrics)));
     if !config.storage.read_only {
         let receiver = Receiver {
             store: Arc::clone(&store),

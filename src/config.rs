@@ -10,7 +10,7 @@ use std::fmt;
 
 use self::flags::{Flag, Flags};
 use crate::election::PrometheusTimeout;
-use crate::{election, http, postgres, storage, telemetry};
+use crate::{election, handover, http, postgres, storage, telemetry};
 
 mod duration;
 mod flags;
@@ -32,6 +32,8 @@ pub struct Config {
     pub storage: storage::Config,
     /// `None`: no election, this adapter always stores.
     pub election: Option<election::Config>,
+    /// What a standby may hold.
+    pub handover: handover::Config,
 }
 
 /// What a command line asks for.
@@ -169,8 +171,9 @@ impl Given {
             send_timeout: flags.web.adapter_send_timeout,
             read_sample_limit: flags.web.read_sample_limit,
         };
+        let handover = handover::Config { memory_bytes_max: flags.election.standby_memory_mib };
         let log = telemetry::log::Config { level: flags.log.log_level, format: flags.log.log_format };
-        Ok(Parsed::Run(Box::new(Config { log, http, postgres, storage, election }), self.warnings))
+        Ok(Parsed::Run(Box::new(Config { log, http, postgres, storage, election, handover }), self.warnings))
     }
 
     fn warn_of_lost_meanings(&mut self, flags: &Flags) {

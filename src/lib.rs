@@ -9,15 +9,18 @@
 //! | [`app`] | builds every part, owns every task, stops them in order |
 //! | [`config`] | argv and environment into typed settings |
 //! | [`http`] | routes and statuses |
+//! | [`receiver`] | what becomes of a write request, by role |
 //! | [`election`] | who leads: a pure machine and the advisory lock that drives it |
 //! | [`handover`] | what a standby holds |
 //! | [`storage`] | schema, series, ingest, query, retention |
 //! | [`postgres`] | the only room that opens a connection |
 //! | [`telemetry`] | log and metrics |
+//! | [`clock`] | the wall clock |
 //! | [`wire`] | bytes to model and back (pure) |
 //! | [`model`] | labels, samples, matchers (pure) |
 
 pub mod app;
+pub mod clock;
 pub mod config;
 pub mod election;
 pub mod handover;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::election::role::{Fence, Role};
 use crate::handover::Handover;
+use crate::handover::held::Full;
 use crate::postgres::error::{Class, Error};
 use crate::storage::ingest::Stored;
-use crate::storage::{Rejected, Store, request_key};
+use crate::storage::{Rejected, Resolved, Store, request_key};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::Request;
 
@@ -38,6 +40,9 @@ pub enum Refused {
     /// Nobody knows who leads, or a take-over is under way.
     #[error("this adapter's role is {0}: nothing can be stored or held right now")]
     Role(&'static str),
+    /// A standby can hold no more.
+    #[error("this standby can hold no more: the leader is far behind, or -standby-memory-mib is small")]
+    Full,
     /// The database failed.
     #[error("storing failed: {0}")]
     Database(String),
@@ -60,10 +65,7 @@ impl Receiver {
         self.metrics.metadata_received_total.inc_by(request.metadata as u64);
         match self.settled_role().await {
             Role::Leader { fence, .. } => self.store(request, body, fence).await,
-            Role::Standby { .. } => {
-                self.handover.hold(request);
-                Ok(Taken::default())
-            }
+            Role::Standby { .. } => self.hold(request).await,
             role => Err(Refused::Role(role.word())),
         }
     }
@@ -79,19 +81,33 @@ impl Receiver {
         }
     }
 
+    /// As a standby: series are found, or made, as a leader would, so that what is held is small and what can never be
+    /// stored is refused by both alike.
+    async fn hold(&self, request: &Request<'_>) -> Result<Taken, Refused> {
+        let resolved = self.resolve(request, None).await?;
+        self.handover.hold(&resolved.rows).map_err(|Full| Refused::Full)?;
+        Ok(Taken { rejected: resolved.rejected })
+    }
+
     async fn store(&self, request: &Request<'_>, body: &[u8], fence: Option<Fence>) -> Result<Taken, Refused> {
-        let mut resolved = self.store.resolve(request, fence).await.map_err(|error| refused(&error))?;
-        if request.histograms > 0 {
-            let why = || format!("{} native histograms: this adapter stores float samples only", request.histograms);
-            resolved.rejected.add(0, why);
-            self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
-        }
-        self.duplicates("same_request", resolved.duplicates);
+        let key = request_key(body);
+        let times = || request.samples.iter().map(|sample| sample.timestamp_ms);
+        let (Some(earliest_ms), Some(latest_ms)) = (times().min(), times().max()) else {
+            return Ok(Taken { rejected: self.resolve(request, fence).await?.rejected });
+        };
+        self.handover.storing(key, earliest_ms);
+        let stored = self.store_under(key, request, fence).await;
+        self.handover.stored(key, stored.is_ok().then_some(latest_ms));
+        stored
+    }
+
+    async fn store_under(&self, key: Uuid, request: &Request<'_>, fence: Option<Fence>) -> Result<Taken, Refused> {
+        let mut resolved = self.resolve(request, fence).await?;
         let cut = self.handover.cut(&mut resolved.rows).await.map_err(|error| refused(&error))?;
         self.duplicates("last_leader", cut);
         let rows = resolved.rows.len();
         if rows > 0 {
-            match self.store.commit(request_key(body), resolved.rows, fence).await {
+            match self.store.commit(key, resolved.rows, fence).await {
                 Ok(Stored::Committed) => {}
                 Ok(Stored::AlreadyThere) => self.duplicates("retry", rows),
                 Err(error) if error.class() == Class::Data => {
@@ -100,8 +116,19 @@ impl Receiver {
                 Err(error) => return Err(refused(&error)),
             }
         }
-        self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
         Ok(Taken { rejected: resolved.rejected })
+    }
+
+    async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Refused> {
+        let mut resolved = self.store.resolve(request, fence).await.map_err(|error| refused(&error))?;
+        if request.histograms > 0 {
+            let why = || format!("{} native histograms: this adapter stores float samples only", request.histograms);
+            resolved.rejected.add(0, why);
+            self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
+        }
+        self.duplicates("same_request", resolved.duplicates);
+        self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
+        Ok(resolved)
     }
 
     fn duplicates(&self, reason: &str, count: usize) {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use sha2::{Digest, Sha256};
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::clock::now_ms;
 use crate::election::role::Fence;
 use crate::model::labels::Labels;
 use crate::postgres::error::{Class, Error};
@@ -345,22 +346,6 @@ impl Store {
         .await
     }
 
-    /// The server's clock, ms since 1970.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn server_time_ms(&self) -> Result<i64, Error> {
-        self.counted(within(self.config.send_timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let row = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
-            client.give_back();
-            let Timestamp(time_us) = row.try_get(0)?;
-            Ok(row::from_postgres_us(time_us))
-        }))
-        .await
-    }
-
     /// Begins a read of one consistent state.
     ///
     /// # Errors
@@ -461,11 +446,6 @@ pub fn spawn_writers(writers: Vec<Writer>, tracker: &TaskTracker, stop: &Cancell
     for writer in writers {
         tracker.spawn(writer.run(stop.clone()));
     }
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A series for a message: what can be read of its labels, cut short.

@@ -2,14 +2,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
-/// A remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
-#[derive(Clone, PartialEq, Message)]
-struct WriteRequest {
-    #[prost(message, repeated, tag = "1")]
-    timeseries: Vec<TimeSeries>,
-}
-
+/// A series of a remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
+///
+/// Labels and samples are encoded apart and put together: either half alone is a valid message.
 #[derive(Clone, PartialEq, Message)]
 struct TimeSeries {
     #[prost(message, repeated, tag = "1")]
@@ -73,12 +70,20 @@ impl Load {
     /// The requests that connection `connection` sends for `scrapes`, in order: one sample a message, as Prometheus
     /// writes them.
     pub(crate) fn requests(&self, connection: usize, scrapes: std::ops::Range<usize>) -> Vec<Batch> {
+        let encode_labels = |series| TimeSeries { labels: labels(series), samples: Vec::new() }.encode_to_vec();
+        // The series of this connection are every so many-th of all.
+        let label_bytes: Vec<Vec<u8>> = self.series_of(connection).map(encode_labels).collect();
         let encode = |rows: &[(usize, usize)]| {
-            let timeseries = rows.iter().map(|&(scrape, series)| TimeSeries {
-                labels: labels(series),
-                samples: vec![Sample { value: value(series, scrape), timestamp_ms: self.time_ms(series, scrape) }],
-            });
-            let request = WriteRequest { timeseries: timeseries.collect() }.encode_to_vec();
+            let mut request = Vec::new();
+            for &(scrape, series) in rows {
+                let sample = Sample { value: value(series, scrape), timestamp_ms: self.time_ms(series, scrape) };
+                let samples = TimeSeries { labels: Vec::new(), samples: vec![sample] }.encode_to_vec();
+                let labels = &label_bytes[series / self.connections];
+                encode_key(1, WireType::LengthDelimited, &mut request);
+                encode_varint((labels.len() + samples.len()) as u64, &mut request);
+                request.extend_from_slice(labels);
+                request.extend_from_slice(&samples);
+            }
             let body = snap::raw::Encoder::new().compress_vec(&request).expect("a request is far below 4 GiB");
             Batch { body: body.into(), samples: rows.len() }
         };
@@ -113,7 +118,7 @@ impl Load {
         batch: usize,
         encode: impl Fn(&[(usize, usize)]) -> Batch,
     ) -> Vec<Batch> {
-        let own = move |scrape| (connection..self.series).step_by(self.connections).map(move |series| (scrape, series));
+        let own = |scrape| self.series_of(connection).map(move |series| (scrape, series));
         let mut rows = scrapes.flat_map(own).peekable();
         let mut batches = Vec::new();
         let mut chunk = Vec::with_capacity(batch);
@@ -123,6 +128,10 @@ impl Load {
             batches.push(encode(&chunk));
         }
         batches
+    }
+
+    fn series_of(&self, connection: usize) -> impl Iterator<Item = usize> + use<> {
+        (connection..self.series).step_by(self.connections)
     }
 
     /// All series of a target share the time of its scrape; targets are scraped one after another.

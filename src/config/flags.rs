@@ -74,6 +74,10 @@ pub(super) struct Election {
     /// How often a standby tries to take the lock, at least 10ms. A take-over begins within one interval.
     #[structopt(long, value_name = "DURATION", default_value = "100ms", parse(try_from_str = value::election_interval))]
     pub(super) scheduled_election_interval: Duration,
+    /// Memory a standby may take, in MiB, for what it was sent and the leader has not committed yet: 20 bytes a sample.
+    /// When it is full the standby answers 503, and its Prometheus keeps the rest.
+    #[structopt(long, value_name = "MIB", default_value = "256", parse(try_from_str = value::mebibytes))]
+    pub(super) standby_memory_mib: usize,
     /// Names of external labels that tell the replicas of a pair apart, comma-separated. They are dropped before
     /// storing.
     #[structopt(long, value_name = "LABELS", default_value = "__replica__", parse(try_from_str = value::labels))]

@@ -71,6 +71,7 @@ fn defaults_are_those_of_0_6_0() {
         }
     );
     assert_eq!(config.election, None);
+    assert_eq!(config.handover, handover::Config { memory_bytes_max: 256 * 1024 * 1024 });
     let postgres = config.postgres;
     assert_eq!((postgres.max_open_conns, postgres.max_idle_conns, postgres.connect_retries), (50, 10, 0));
     assert_eq!((postgres.ssl_mode, postgres.ssl_root_cert), (SslMode::Disable, None));

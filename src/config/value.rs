@@ -71,6 +71,14 @@ pub(super) fn at_least_one(value: &str) -> Result<u64, String> {
     }
 }
 
+/// MiB, as bytes.
+pub(super) fn mebibytes(value: &str) -> Result<usize, String> {
+    match number::<usize>(value)? {
+        mib @ 1..=1_048_576 => Ok(mib * 1024 * 1024),
+        _ => Err("must be 1 to 1048576 MiB".to_owned()),
+    }
+}
+
 pub(super) fn port(value: &str) -> Result<u16, String> {
     match number(value) {
         Ok(port @ 1..) => Ok(port),

@@ -2,28 +2,43 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::now_ms;
 use crate::election::Config;
 use crate::election::liveness::Heard;
 use crate::election::machine::{Action, Machine, Observed, Reason};
 use crate::election::role::{Fence, Leader, Role};
 use crate::postgres::error::{Class, Error};
+use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::names::Names;
+use crate::storage::row::{from_postgres_us, to_postgres_us};
 use crate::telemetry::metrics::Metrics;
 
 /// The hand-over's side of an election: what a leader-to-be does before it serves, and what a leader publishes.
 pub trait Succession: Send + Sync + 'static {
     /// Finishes what the last leader left, under the new fence. Called once a term; may be dropped half-way.
-    fn prepare(&self, fence: Fence) -> impl Future<Output = Result<(), Error>> + Send;
-    /// The time in ms since 1970 up to which everything this leader received is committed.
+    fn prepare(&self, takeover: Takeover) -> impl Future<Output = Result<(), Error>> + Send;
+    /// The time in ms since 1970 up to which everything this leader will be sent is committed.
     fn watermark(&self) -> Option<i64>;
+    /// What another leader's [`Succession::watermark`] is, as a standby reads it.
+    fn observed(&self, watermark_ms: Option<i64>);
+}
+
+/// A new term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takeover {
+    /// The right to write.
+    pub fence: Fence,
+    /// How far the last leader's clock was behind ours, in ms; negative if it was ahead, 0 if unknown.
+    pub last_leader_behind_ms: i64,
 }
 
 /// One adapter's part in the election.
@@ -50,7 +65,13 @@ pub struct Election<S> {
 struct LockSession {
     session: Session,
     group_no: i32,
+    /// How far our clock is ahead of the server's, ms, by the last answer that told.
+    clock_offset_ms: AtomicI64,
 }
+
+/// An advisory lock is not replicated.
+const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
+    advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
 
 /// How long a writer of an old term may take to end by itself before its backend is terminated.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
@@ -74,20 +95,30 @@ impl<S: Succession> Election<S> {
                 (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stop).await,
                 (Action::Close(reason), _) => {
                     self.close(session.take(), reason).await;
+                    machine.on_closed(Instant::now());
                 }
-                (Action::Connect, _) => match self.connect(&mut proven).await {
-                    Ok(opened) => {
-                        trouble.over();
-                        session = Some(opened);
-                        machine.on_connected(Instant::now());
+                (Action::Connect, _) => {
+                    let connected = tokio::select! {
+                        connected = self.connect(&mut proven) => connected,
+                        () = stop.cancelled() => continue,
+                    };
+                    match connected {
+                        Ok(opened) => {
+                            trouble.over();
+                            session = Some(opened);
+                            machine.on_connected(Instant::now());
+                        }
+                        Err(error) => {
+                            trouble.report(&format!("no lock session: {error}"));
+                            self.count(&error);
+                            machine.on_lost(Reason::SessionLost, Instant::now());
+                        }
                     }
-                    Err(error) => {
-                        trouble.report(&format!("no lock session: {error}"));
-                        self.count(&error);
-                        machine.on_lost(Reason::SessionLost, Instant::now());
-                    }
+                }
+                (Action::RaiseTerm, Some(opened)) => tokio::select! {
+                    () = self.take_over(opened, &mut machine) => {}
+                    () = stop.cancelled() => {}
                 },
-                (Action::RaiseTerm, Some(opened)) => self.take_over(opened, &mut machine).await,
                 (Action::TryLock | Action::Observe | Action::Heartbeat, Some(opened)) => {
                     self.ask(action, opened, &mut machine).await;
                 }
@@ -139,8 +170,8 @@ impl<S: Succession> Election<S> {
                     log::info!("lock obtained for {}", group_name(self.config.lock_id));
                     machine.on_tried(true, None, sent_at);
                 }
-                Action::TryLock => machine.on_tried(false, opened.observe(&self.names).await?, sent_at),
-                Action::Observe => machine.on_observed(opened.observe(&self.names).await?, sent_at),
+                Action::TryLock => machine.on_tried(false, self.observe(opened).await?, sent_at),
+                Action::Observe => machine.on_observed(self.observe(opened).await?, sent_at),
                 _ => {
                     let Some(fence) = machine.fence() else { return Ok(()) };
                     if opened.heartbeat(&self.names, fence, self.succession.watermark()).await? {
@@ -158,19 +189,26 @@ impl<S: Succession> Election<S> {
         }
     }
 
+    /// Looks at the leader's row, and passes its watermark on.
+    async fn observe(&self, opened: &LockSession) -> Result<Option<Observed>, Error> {
+        let Some((observed, watermark_ms)) = opened.observe(&self.names).await? else { return Ok(None) };
+        self.succession.observed(watermark_ms);
+        Ok(Some(observed))
+    }
+
     /// Raises the term, then lets the hand-over finish while heartbeats go on.
     async fn take_over(&self, opened: &LockSession, machine: &mut Machine) {
         let sent_at = Instant::now();
         // Twice the patience with writers, and the time of the statements themselves.
         let limit = self.config.lease;
-        let fence = match within(limit, opened.raise_term(&self.names, &self.holder)).await {
-            Ok((fence, proven_at)) => {
-                machine.on_term(fence, proven_at);
-                fence
+        let takeover = match within(limit, opened.raise_term(&self.names, &self.holder)).await {
+            Ok((takeover, proven_at)) => {
+                machine.on_term(takeover.fence, proven_at);
+                takeover
             }
             Err(error) => return self.lost(&error, machine),
         };
-        let preparing = self.succession.prepare(fence);
+        let preparing = self.succession.prepare(takeover);
         tokio::pin!(preparing);
         loop {
             let now = Instant::now();
@@ -183,7 +221,7 @@ impl<S: Succession> Election<S> {
                                     machine.on_prepared();
                                     log::info!(
                                         "became leader of {} (term {}), {} ms after obtaining the lock",
-                                        group_name(self.config.lock_id), fence.term, sent_at.elapsed().as_millis()
+                                        group_name(self.config.lock_id), takeover.fence.term, sent_at.elapsed().as_millis()
                                     );
                                 }
                                 Err(error) => self.lost(&error, machine),
@@ -196,7 +234,6 @@ impl<S: Succession> Election<S> {
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
                 // The machine has given the term up; asked again by the main loop, it says so again.
-                Action::Close(reason) => return machine.on_lost(reason, now),
                 _ => return,
             }
         }
@@ -290,23 +327,24 @@ impl LockSession {
     /// Opens a session whose silence the server bounds, on a writable primary, and finds the group's row.
     async fn open(connector: &Connector, config: &Config, names: &Names) -> Result<Self, Error> {
         let group = group_name(config.lock_id);
-        let session = connector.lock_session(&format!("prometheus-postgresql-adapter {group}")).await?;
+        let session =
+            connector.lock_session(&format!("prometheus-postgresql-adapter {group}")).await.map_err(not_primary)?;
         let work = async {
             session.client().batch_execute(&session_settings(config)).await?;
             // Not on every platform, and only a help against ghosts in running statements.
             if let Err(error) = session.client().batch_execute("SET client_connection_check_interval = '1s'").await {
                 log::debug!("client_connection_check_interval is not available: {}", Error::from(error));
             }
-            require_primary(&session).await?;
+            let clock_offset_ms = require_primary(&session).await?;
             // Two statements: one would not see the row that somebody else has just committed.
             let insert = names.fill("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
             session.client().execute_typed(&insert, &[(&group, Type::TEXT)]).await?;
             let select = names.fill("SELECT group_no FROM {leader} WHERE group_name = $1");
             let row = session.client().query_typed_one(&select, &[(&group, Type::TEXT)]).await?;
-            Ok(row.try_get(0)?)
+            Ok((row.try_get(0)?, clock_offset_ms))
         };
-        let group_no = within(config.lease, work).await?;
-        Ok(Self { session, group_no })
+        let (group_no, clock_offset_ms) = within(config.lease, work).await?;
+        Ok(Self { session, group_no, clock_offset_ms: AtomicI64::new(clock_offset_ms) })
     }
 
     /// Tries the lock. After `true` it must not be called again on this session: the lock would stack.
@@ -316,25 +354,27 @@ impl LockSession {
         Ok(row.try_get(0)?)
     }
 
-    async fn observe(&self, names: &Names) -> Result<Option<Observed>, Error> {
+    async fn observe(&self, names: &Names) -> Result<Option<(Observed, Option<i64>)>, Error> {
         let statement = names.fill(
-            "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8 \
+            "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8, watermark \
              FROM {leader} WHERE group_no = $1 AND heartbeat IS NOT NULL",
         );
         let row = self.session.client().query_typed_opt(&statement, &[(&self.group_no, Type::INT4)]).await?;
         row.map(|row| {
             let age: f64 = row.try_get(2)?;
-            Ok(Observed {
+            let watermark: Option<Timestamp> = row.try_get(3)?;
+            let observed = Observed {
                 leader: Leader { holder: row.try_get(0)?, term: row.try_get(1)? },
                 heartbeat_age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
-            })
+            };
+            Ok((observed, watermark.map(|Timestamp(time_us)| from_postgres_us(time_us))))
         })
         .transpose()
     }
 
     /// Waits until no writer of an old term is under way, then begins a new one. The time is from before the server
     /// was asked for it.
-    async fn raise_term(&self, names: &Names, holder: &str) -> Result<(Fence, Instant), Error> {
+    async fn raise_term(&self, names: &Names, holder: &str) -> Result<(Takeover, Instant), Error> {
         if !self.drain(names, Some(DRAIN_PATIENCE)).await? {
             let terminated = self.terminate_writers(names).await?;
             log::warn!("terminated {terminated} session(s) of an old term that would not end");
@@ -342,13 +382,21 @@ impl LockSession {
         }
         let proven_at = Instant::now();
         let statement = names.fill(
-            "UPDATE {leader} SET term = term + 1, token = gen_random_uuid(), holder = $2, heartbeat = clock_timestamp() \
-             WHERE group_no = $1 RETURNING term, token",
+            "UPDATE {leader} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
+             heartbeat = clock_timestamp(), clock_offset_ms = $3 \
+             FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
+             RETURNING new.term, new.token, old.clock_offset_ms",
         );
+        let clock_offset_ms = self.clock_offset_ms.load(Ordering::Relaxed);
         let client = self.session.client();
-        let row = client.query_typed_one(&statement, &[(&self.group_no, Type::INT4), (&holder, Type::TEXT)]).await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&self.group_no, Type::INT4), (&holder, Type::TEXT), (&clock_offset_ms, Type::INT8)];
+        let row = client.query_typed_one(&statement, &parameters).await?;
         client.batch_execute("COMMIT").await?;
-        Ok((Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? }, proven_at))
+        let fence = Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? };
+        let last_offset_ms: Option<i64> = row.try_get(2)?;
+        let last_leader_behind_ms = last_offset_ms.map_or(0, |last_ms| clock_offset_ms.saturating_sub(last_ms));
+        Ok((Takeover { fence, last_leader_behind_ms }, proven_at))
     }
 
     /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
@@ -383,16 +431,24 @@ impl LockSession {
     }
 
     /// Publishes that the leader of `fence` lives. `false` if that term is over.
-    async fn heartbeat(&self, names: &Names, fence: Fence, watermark: Option<i64>) -> Result<bool, Error> {
+    async fn heartbeat(&self, names: &Names, fence: Fence, watermark_ms: Option<i64>) -> Result<bool, Error> {
         let statement = names.fill(
-            "UPDATE {leader} SET heartbeat = clock_timestamp(), \
-             watermark = greatest(watermark, to_timestamp($3::float8 / 1000)) WHERE group_no = $1 AND token = $2",
+            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = greatest(watermark, $3), clock_offset_ms = $4 \
+             WHERE group_no = $1 AND token = $2 RETURNING clock_timestamp()",
         );
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 stay below 2^53")]
-        let watermark = watermark.map(|ms| ms as f64);
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
-            [(&fence.group_no, Type::INT4), (&fence.token, Type::UUID), (&watermark, Type::FLOAT8)];
-        Ok(self.session.client().execute_typed(&statement, &parameters).await? == 1)
+        let watermark = watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
+        let clock_offset_ms = self.clock_offset_ms.load(Ordering::Relaxed);
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&self.group_no, Type::INT4),
+            (&fence.token, Type::UUID),
+            (&watermark, Type::TIMESTAMPTZ),
+            (&clock_offset_ms, Type::INT8),
+        ];
+        let asked_ms = now_ms();
+        let row = self.session.client().query_typed_opt(&statement, &parameters).await?;
+        let Some(row) = row else { return Ok(false) };
+        self.clock_offset_ms.store(clock_offset(asked_ms, row.try_get(0)?), Ordering::Relaxed);
+        Ok(true)
     }
 }
 
@@ -413,16 +469,33 @@ fn session_settings(config: &Config) -> String {
     )
 }
 
-async fn require_primary(session: &Session) -> Result<(), Error> {
-    let row = session.client().query_typed_one("SELECT pg_is_in_recovery()", &[]).await?;
+/// Refuses a hot standby; says how far our clock is ahead of the server's.
+async fn require_primary(session: &Session) -> Result<i64, Error> {
+    let asked_ms = now_ms();
+    let row = session.client().query_typed_one("SELECT pg_is_in_recovery(), clock_timestamp()", &[]).await?;
     if row.try_get(0)? {
-        return Err(Error::Unfit(
-            "the lock session reached a hot standby, where an advisory lock excludes nobody: point -pg-lock-uri (or \
-             -pg-host) to the primary"
-                .into(),
-        ));
+        return Err(Error::Unfit(NOT_PRIMARY.into()));
     }
-    Ok(())
+    Ok(clock_offset(asked_ms, row.try_get(1)?))
+}
+
+/// How far our clock is ahead of the server's, ms: what it said lies between when it was asked and now.
+fn clock_offset(asked_ms: i64, Timestamp(server_us): Timestamp) -> i64 {
+    asked_ms.midpoint(now_ms()) - from_postgres_us(server_us)
+}
+
+/// What to say where only servers that take no writes were found: the way to them asks for one that does, and gives up
+/// with less of an explanation.
+fn not_primary(error: Error) -> Error {
+    let Error::Server(inner) = &error else { return error };
+    let cause = std::error::Error::source(inner).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause {
+        // Not by the operating system: this is how tokio-postgres puts it.
+        Some(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none() => {
+            Error::Unfit(NOT_PRIMARY.into())
+        }
+        _ => error,
+    }
 }
 
 /// Proves with two sessions that an advisory lock excludes here. It does not behind a transaction pooler, nor on
@@ -436,7 +509,8 @@ async fn prove_exclusion(connector: &Connector, config: &Config) -> Result<(), E
     };
     let application_name = "prometheus-postgresql-adapter self-test";
     let (first, second) =
-        tokio::try_join!(connector.lock_session(application_name), connector.lock_session(application_name))?;
+        tokio::try_join!(connector.lock_session(application_name), connector.lock_session(application_name))
+            .map_err(not_primary)?;
     let work = async {
         let key = i64::from_le_bytes(uuid::Uuid::new_v4().as_u64_pair().0.to_le_bytes());
         require_primary(&first).await?;

@@ -52,9 +52,8 @@ impl Liveness {
     pub fn end(&mut self, now: Instant, refused: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
-        if refused {
-            self.excused_until = Some(now + BACKOFF_MAX);
-        }
+        // One that was accepted ends the pause, whatever was refused before.
+        self.excused_until = refused.then(|| now + BACKOFF_MAX);
     }
 
     /// When the own Prometheus counts as silent if nothing more is heard of it; `None` is never. One that has not sent
@@ -114,7 +113,7 @@ impl Heard {
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.with(|liveness| liveness.begin(Instant::now()));
         self.begun.notify_one();
-        InFlight { heard: Arc::clone(self), refused: true }
+        InFlight { heard: Arc::clone(self), refused: false }
     }
 
     /// Waits for a request to begin, one that began since the last wait included.
@@ -134,9 +133,9 @@ impl Heard {
 }
 
 impl InFlight {
-    /// The request was answered, and not by a 5xx.
-    pub fn accepted(mut self) {
-        self.refused = false;
+    /// The request was answered by a 5xx. One whose sender has gone before the answer was not refused: nobody pauses.
+    pub fn refused(mut self) {
+        self.refused = true;
     }
 }
 
@@ -172,6 +171,66 @@ mod tests {
         liveness.begin(start);
         liveness.end(start, true);
         assert_eq!(liveness.silent_at(start), Some(at(start, 8_000)));
+    }
+
+    #[test]
+    fn an_accepted_request_ends_the_excuse() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(PrometheusTimeout::After(Duration::from_secs(3)));
+        liveness.begin(start);
+        liveness.end(start, true);
+        liveness.begin(at(start, 100));
+        liveness.end(at(start, 200), false);
+        assert_eq!(liveness.silent_at(at(start, 200)), Some(at(start, 3_200)));
+    }
+
+    #[test]
+    fn a_sender_that_vanishes_is_not_excused() {
+        let heard = Arc::new(Heard::new(PrometheusTimeout::After(Duration::from_secs(3))));
+        let silent_in = || heard.read().silent_at(Instant::now()).unwrap().saturating_duration_since(Instant::now());
+        drop(heard.begin());
+        assert!(silent_in() <= Duration::from_secs(3));
+        heard.begin().refused();
+        assert!(silent_in() > Duration::from_secs(3));
+    }
+
+    #[test]
+    fn the_gap_after_a_refusal_is_not_learned() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
+        for (ms, refused) in [(0, false), (1_000, true), (5_900, false), (6_900, false)] {
+            liveness.begin(at(start, ms));
+            liveness.end(at(start, ms), refused);
+        }
+        assert_eq!(liveness.timeout(), Some(Duration::from_millis(2_500)));
+    }
+
+    #[test]
+    fn automatic_stays_within_its_bounds() {
+        let check = |gap_ms, expected| {
+            let start = Instant::now();
+            let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
+            for ms in [0, gap_ms] {
+                liveness.begin(at(start, ms));
+                liveness.end(at(start, ms), false);
+            }
+            assert_eq!(liveness.timeout(), Some(expected), "{gap_ms} ms");
+        };
+        check(1, AUTOMATIC_MIN);
+        check(15_000, Duration::from_millis(37_500));
+        check(3_600_000, AUTOMATIC_MAX);
+    }
+
+    #[test]
+    fn several_requests_at_once_are_life_until_the_last_ends() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(PrometheusTimeout::After(Duration::from_secs(3)));
+        liveness.begin(start);
+        liveness.begin(at(start, 100));
+        liveness.end(at(start, 200), false);
+        assert_eq!(liveness.silent_at(at(start, 60_000)), Some(at(start, 63_000)), "one is still under way");
+        liveness.end(at(start, 61_000), false);
+        assert_eq!(liveness.silent_at(at(start, 62_000)), Some(at(start, 64_000)));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub enum Action {
     RaiseTerm,
     /// Publish a heartbeat for the own term; then [`Machine::on_heartbeat`] or [`Machine::on_lost`].
     Heartbeat,
-    /// Close the session, which gives the lock up; nothing to report.
+    /// Close the session, if there is one, which gives the lock up; then [`Machine::on_closed`].
     Close(Reason),
 }
 
@@ -144,29 +144,13 @@ impl Machine {
     /// What to do now. Asking again without having done it gives the same answer.
     #[must_use]
     pub fn next(&mut self, now: Instant) -> Action {
-        if let State::Preparing(tenure) | State::Leading(tenure) = &self.state {
-            let deadline = tenure.renewed_at + self.config.leader_deadline();
-            let reason = match () {
-                () if self.stopping => Some(Reason::Shutdown),
-                () if now >= deadline => Some(Reason::HeartbeatOverdue),
-                () if self.is_silent(now) => Some(Reason::PrometheusTimeout),
-                () => None,
-            };
-            if let Some(reason) = reason {
-                self.state = State::Closing { reason };
-            }
+        if let Some(reason) = self.reason_to_close(now) {
+            self.last_reason = reason;
+            self.state = State::Closing { reason };
         }
         match &self.state {
-            State::Closing { reason } => {
-                let reason = *reason;
-                self.closed(reason, now);
-                Action::Close(reason)
-            }
+            State::Closing { reason } => Action::Close(*reason),
             State::Stopped => Action::Wait(now + self.config.liveness_interval),
-            State::Disconnected { .. } | State::Following { .. } | State::Locked if self.stopping => {
-                self.closed(Reason::Shutdown, now);
-                Action::Close(Reason::Shutdown)
-            }
             State::Disconnected { retry_at } if now < *retry_at => Action::Wait(*retry_at),
             State::Disconnected { .. } => Action::Connect,
             State::Following { next_at, .. } if now < *next_at => Action::Wait(*next_at),
@@ -198,7 +182,7 @@ impl Machine {
     /// A session is open and has been proven fit.
     pub fn on_connected(&mut self, now: Instant) {
         if let State::Disconnected { .. } = self.state {
-            self.state = State::Following { seen: None, next_at: now, returned: true };
+            self.state = State::Following { seen: None, next_at: now, returned: false };
         }
     }
 
@@ -255,10 +239,21 @@ impl Machine {
     pub fn on_lost(&mut self, reason: Reason, now: Instant) {
         match self.state {
             State::Disconnected { .. } => self.state = State::Disconnected { retry_at: now + RECONNECT },
-            State::Closing { .. } | State::Stopped => {}
+            State::Closing { .. } | State::Stopped => return,
             _ => self.state = State::Closing { reason },
         }
         self.last_reason = reason;
+    }
+
+    /// The session is closed.
+    pub fn on_closed(&mut self, now: Instant) {
+        let State::Closing { reason } = self.state else { return };
+        self.state = match reason {
+            Reason::Shutdown => State::Stopped,
+            // A resignation is no failure: observe again at once, so that a sender that returns finds its role.
+            Reason::PrometheusTimeout | Reason::Requested => State::Disconnected { retry_at: now },
+            _ => State::Disconnected { retry_at: now + RECONNECT },
+        };
     }
 
     /// The program stops: give everything up.
@@ -313,13 +308,21 @@ impl Machine {
         self.silent_at.is_some_and(|silent_at| now >= silent_at)
     }
 
-    fn closed(&mut self, reason: Reason, now: Instant) {
-        self.last_reason = reason;
-        self.state = match reason {
-            _ if self.stopping => State::Stopped,
-            // A resignation is no failure: observe again at once, so that a sender that returns finds its role.
-            Reason::PrometheusTimeout | Reason::Requested => State::Disconnected { retry_at: now },
-            _ => State::Disconnected { retry_at: now + RECONNECT },
-        };
+    /// Why the session must go, if it must and is not on its way already.
+    fn reason_to_close(&self, now: Instant) -> Option<Reason> {
+        match &self.state {
+            State::Closing { .. } | State::Stopped => None,
+            _ if self.stopping => Some(Reason::Shutdown),
+            State::Preparing(tenure) | State::Leading(tenure)
+                if now >= tenure.renewed_at + self.config.leader_deadline() =>
+            {
+                Some(Reason::HeartbeatOverdue)
+            }
+            State::Preparing(_) | State::Leading(_) if self.is_silent(now) => Some(Reason::PrometheusTimeout),
+            _ => None,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,9 @@ use crate::storage::row::Row;
 #[derive(Debug)]
 pub struct Cut {
     until_ms: i64,
+    /// The last leader's clock was so far behind ours: what it stored with an earlier time is as new as this much later
+    /// a time of ours. 0 if it was ahead.
+    shift_ms: i64,
     /// By series id, the last time stored before this term; `i64::MIN` if there is none near.
     last: RwLock<HashMap<i64, i64>>,
 }
@@ -26,10 +29,12 @@ pub struct Unknown {
 }
 
 impl Cut {
-    /// A term that began when no sample later than `until_ms` (ms since 1970) can have been stored.
+    /// A term that began when no sample later than `until_ms` (ms since 1970) can have been stored, after a leader whose
+    /// clock was `shift_ms` behind ours. Without the shift a counter of ours, scraped before the last one it stored,
+    /// would follow with a later time and a smaller value.
     #[must_use]
-    pub fn new(until_ms: i64) -> Self {
-        Self { until_ms, last: RwLock::default() }
+    pub fn new(until_ms: i64, shift_ms: i64) -> Self {
+        Self { until_ms, shift_ms: shift_ms.max(0), last: RwLock::default() }
     }
 
     /// The latest time the last leader can have stored.
@@ -67,7 +72,11 @@ impl Cut {
         }
         let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = rows.len();
-        rows.retain(|row| row.time_ms > self.until_ms || last.get(&row.series_id).is_none_or(|at| row.time_ms > *at));
+        let is_new = |row: &Row| match last.get(&row.series_id) {
+            Some(at_ms) => row.time_ms > at_ms.saturating_add(self.shift_ms),
+            None => true,
+        };
+        rows.retain(|row| row.time_ms > self.until_ms || is_new(row));
         before - rows.len()
     }
 }
@@ -82,7 +91,7 @@ mod tests {
 
     #[test]
     fn each_series_begins_where_it_was_left() {
-        let cut = Cut::new(100);
+        let cut = Cut::new(100, 0);
         let mut rows = vec![row(1, 10), row(1, 20), row(2, 15), row(3, 101)];
         let unknown = cut.unknown(&rows).unwrap();
         assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
@@ -96,8 +105,17 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_behind_makes_no_counter_run_backwards() {
+        let cut = Cut::new(1_000, 30);
+        cut.learn(&[1], &HashMap::from([(1, 100)]));
+        let mut rows = vec![row(1, 101), row(1, 130), row(1, 131)];
+        assert_eq!(cut.apply(&mut rows), 2);
+        assert_eq!(rows[0].time_ms, 131);
+    }
+
+    #[test]
     fn own_rows_do_not_move_the_cut() {
-        let cut = Cut::new(100);
+        let cut = Cut::new(100, 0);
         cut.learn(&[1], &HashMap::new());
         cut.learn(&[1], &HashMap::from([(1, 50)]));
         assert_eq!(cut.apply(&mut vec![row(1, 40)]), 0);

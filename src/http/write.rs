@@ -39,9 +39,15 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
     }
     let received = match receive(request, &service.budget, service.config.send_timeout).await {
         Ok(received) => received,
-        Err(answer) => return *answer,
+        Err(answer) => {
+            if answer.status().is_server_error() {
+                in_flight.refused();
+            }
+            return *answer;
+        }
     };
     let Some(receiver) = service.receiver.get().cloned() else {
+        in_flight.refused();
         return unavailable("the database has not been reached yet");
     };
     // A task of its own: a write once begun is finished or rolled back, whether or not its sender hangs up.
@@ -59,16 +65,13 @@ async fn take(receiver: Arc<Receiver>, message: Message, received: Received, in_
     let request = match decoded {
         Ok(request) => request,
         Err(error) => {
-            in_flight.accepted();
             return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
         }
     };
     match receiver.receive(&request, &received.compressed).await {
-        Ok(taken) => {
-            in_flight.accepted();
-            answer_to(&taken)
-        }
+        Ok(taken) => answer_to(&taken),
         Err(refused) => {
+            in_flight.refused();
             log::debug!("write request refused: {refused}");
             unavailable(refused.to_string())
         }

@@ -42,7 +42,10 @@ CREATE TABLE {leader} (
     token uuid,
     holder text,
     heartbeat timestamptz,
-    watermark timestamptz
+    -- Every sample up to here is committed; a standby may forget it.
+    watermark timestamptz,
+    -- How far the leader's clock is ahead of the server's.
+    clock_offset_ms bigint
 ) WITH (fillfactor = 50);
 
 -- The fence. The lock waits for a new leader that is raising the term; the comparison is a statement of its own, so

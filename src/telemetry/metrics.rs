@@ -43,6 +43,12 @@ pub struct Metrics {
     pub samples_stored_total: IntCounter,
     /// Samples acknowledged as standby.
     pub samples_standby_total: IntCounter,
+    /// Samples held as standby and stored on taking over.
+    pub samples_replayed_total: IntCounter,
+    /// Samples held at the moment.
+    pub standby_held_samples: IntGauge,
+    /// What they take.
+    pub standby_held_bytes: IntGauge,
     /// Samples acknowledged but not stored again, by `reason`.
     pub samples_duplicate_total: IntCounterVec,
     /// Samples that can never be stored, by `reason`.
@@ -110,6 +116,13 @@ impl Metrics {
             samples_received_total: counter(r, "samples_received_total", "Samples received in write requests."),
             samples_stored_total: counter(r, "samples_stored_total", "Samples committed to the database."),
             samples_standby_total: counter(r, "samples_standby_total", "Samples acknowledged as standby."),
+            samples_replayed_total: counter(
+                r,
+                "samples_replayed_total",
+                "Samples held as standby and stored on taking over.",
+            ),
+            standby_held_samples: gauge(r, "standby_held_samples", "Samples held as standby at the moment."),
+            standby_held_bytes: gauge(r, "standby_held_bytes", "Memory of the samples held as standby."),
             samples_duplicate_total: counters(
                 r,
                 "samples_duplicate_total",

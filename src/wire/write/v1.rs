@@ -11,15 +11,19 @@ use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
 use crate::wire::write::{Request, Series};
 
+/// Series one request may have. Prometheus sends 2,000 unless told otherwise (`max_samples_per_send`).
+pub const SERIES_MAX: usize = 500_000;
+
 /// Decodes a request. Label messages are left as they are, to be judged series by series; exemplars, histograms and
 /// metadata are counted without a look inside.
 ///
-/// What it allocates grows with the body: up to 40 bytes for one of a body made of empty series, less than one for
-/// one of what Prometheus sends.
+/// What it allocates grows with the body, by less than a byte for one of what Prometheus sends; [`SERIES_MAX`] bounds
+/// it for bodies made of next to nothing.
 ///
 /// # Errors
 ///
-/// When the body is no such message: a truncated or overlong value, a group, a known field of the wrong type.
+/// When the body is no such message: a truncated or overlong value, a group, a known field of the wrong type; or when
+/// it has more than [`SERIES_MAX`] series.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
     let mut fields = Scanner::new(body);
@@ -30,6 +34,9 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
                 let series = decode_series(message, fields.nested(message), &mut request.samples)?;
                 request.exemplars += series.exemplars as usize;
                 request.histograms += series.histograms as usize;
+                if request.series.len() == SERIES_MAX {
+                    return Err(DecodeError { offset: field.offset, what: "more series than one request may have" });
+                }
                 request.series.push(series);
             }
             3 => {

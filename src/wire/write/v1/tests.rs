@@ -291,3 +291,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_body_of_nothing_but_series_is_bounded() {
+    let body = [10, 0].repeat(SERIES_MAX + 1);
+    assert!(decode(&body[2..]).is_ok());
+    assert_eq!(decode(&body).unwrap_err().what, "more series than one request may have");
+}

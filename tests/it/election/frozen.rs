@@ -1,0 +1,122 @@
+//! A process that is stopped is not dead: the server's clock ends its lead, and the fence its writes.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::{HOLDER, candidate, pair, report, wait_true};
+use crate::setup::{Body, Database, SOON, now_ms, start};
+
+/// The shortest there is.
+const LEASE: Duration = Duration::from_secs(3);
+
+fn write_in_background(adapter: &rig::adapter::Adapter, metric: &str) -> JoinSet<Option<u16>> {
+    let url = adapter.url("/write");
+    let body = Body::new().sample(metric, now_ms(), 1.0).compressed();
+    let mut answer = JoinSet::new();
+    answer.spawn(async move {
+        let client = rig::http::Client::default();
+        client.post(&url, &rig::http::WRITE_HEADERS, body).await.ok().map(|answer| answer.status)
+    });
+    answer
+}
+
+#[tokio::test]
+async fn a_leader_frozen_beyond_its_lease_stores_nothing_of_its_term() {
+    let db = Database::new().await;
+    let (a, b) = pair(&db.server.uri(&db.name), &["-leader-election-lease=3s"]).await;
+    a.sender.pause();
+    let holder: i32 = db.one(HOLDER).await;
+    a.adapter.process().pause();
+    let (seen, since) = (b.log_len(), Instant::now());
+    // It lies in the socket of a process that still believes to lead.
+    let mut answer = write_in_background(&a.adapter, "late");
+    let took = b.leads_after(seen, since).await;
+    report("take-over from a frozen leader (lease 3 s)", took);
+    assert!(took < LEASE + Duration::from_millis(500), "{took:?}");
+    assert!(b.adapter.process().log().contains("role unknown"), "stood by behind a frozen leader");
+    assert_ne!(db.one::<i32>(HOLDER).await, holder);
+    a.adapter.process().resume();
+    let answer = tokio::time::timeout(SOON, answer.join_next()).await.expect("an answer comes");
+    // Whatever it is told, it is not stored by the old term.
+    report(&format!("a write of the old term is answered {answer:?}"), Duration::ZERO);
+    a.wait("standby").await;
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'late'").await, 0);
+    assert_eq!(b.adapter.role().await.as_deref(), Some("leader"));
+}
+
+#[tokio::test]
+async fn a_transaction_frozen_half_way_never_commits() {
+    let db = Database::new().await;
+    let (a, b) = pair(&db.server.uri(&db.name), &["-leader-election-lease=3s"]).await;
+    a.sender.pause();
+    let block = db.session().await;
+    block.batch_execute("BEGIN; LOCK TABLE metrics_samples IN SHARE MODE").await.expect("the table can be locked");
+    let mut answer = write_in_background(&a.adapter, "half_way");
+    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_samples'::regclass AND NOT granted)";
+    wait_true(&db.client, waits).await;
+    a.adapter.process().pause();
+    let (seen, since) = (b.log_len(), Instant::now());
+    block.batch_execute("COMMIT").await.expect("a commit works");
+    let idle = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
+        AND (state = 'idle in transaction' OR wait_event = 'ClientRead' AND xact_start IS NOT NULL))";
+    wait_true(&db.client, idle).await;
+    let took = b.leads_after(seen, since).await;
+    report("take-over from a leader frozen in a transaction (lease 3 s)", took);
+    assert!(took < LEASE + Duration::from_secs(1), "{took:?}");
+    b.adapter.process().wait_for_log("terminated 1 session(s) of an old term", SOON).await;
+    a.adapter.process().resume();
+    let answer = tokio::time::timeout(SOON, answer.join_next()).await.expect("an answer comes");
+    assert_eq!(answer.map(Result::unwrap), Some(Some(503)), "acknowledged, and rolled back");
+    a.wait("standby").await;
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'half_way'").await, 0);
+}
+
+#[tokio::test]
+async fn behind_a_frozen_leader_nothing_is_thrown_away() {
+    let db = Database::new().await;
+    // The server would end the frozen leader's session after most of a minute.
+    let (a, b) = pair(&db.server.uri(&db.name), &["-leader-election-lease=1m"]).await;
+    a.adapter.process().pause();
+    b.wait("unknown").await;
+    b.sender.pause();
+    let answer = b.adapter.write(Body::new().sample("kept", now_ms(), 1.0).compressed()).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(answer.header("retry-after").is_some());
+    let ready = b.adapter.get("/-/ready").await.expect("it answers");
+    assert_eq!(ready.status, 503);
+    // A pause that is shorter than the lease changes nothing.
+    a.adapter.process().resume();
+    b.wait("standby").await;
+    a.wait("leader").await;
+    assert_eq!(db.one::<i64>("SELECT term FROM metrics_leader").await, 1);
+}
+
+#[tokio::test]
+async fn a_lock_in_strange_hands_is_nobodys_lead() {
+    let db = Database::new().await;
+    // An adapter of before, for one: the same lock, and no heartbeat.
+    let stranger = db.session().await;
+    stranger.batch_execute("SELECT pg_try_advisory_lock(1)").await.expect("the lock is free");
+    let adapter = candidate(&db.server.uri(&db.name), "adapter").start().await;
+    adapter
+        .process()
+        .wait_until("it has a group", SOON, async || {
+            let text = adapter.status().await?;
+            text.contains("\"group\":\"lock 1\"").then_some(())
+        })
+        .await;
+    adapter.wait_role("resigned", SOON).await;
+    let answer = adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(adapter.role().await.as_deref(), Some("unknown"));
+    assert_eq!(db.samples().await, 0);
+    stranger.batch_execute("SELECT pg_advisory_unlock(1)").await.expect("the lock is held");
+    adapter.wait_role("leader", SOON).await;
+    let answer = adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    // And the other way round.
+    let row = stranger.query_one("SELECT pg_try_advisory_lock(1)", &[]).await.expect("the lock can be tried");
+    assert!(!row.get::<_, bool>(0), "an adapter of before would lead, too");
+    drop(start(&db.adapter()).await);
+}

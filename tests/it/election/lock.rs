@@ -1,0 +1,144 @@
+//! What an advisory lock needs: a session of its own, on the primary, that nobody's settings end.
+
+use std::path::Path;
+use std::process::Command;
+
+use rig::guard::Directory;
+use rig::port;
+use rig::postgres::{self, Postgres, Stop};
+use rig::process::Process;
+
+use super::{HOLDER, Member, candidate, check_stored, own_server, wait_settled, wait_true};
+use crate::setup::{Body, Database, SOON, now_ms};
+
+/// pgbouncer in transaction mode before `server`, with so few connections that its clients must share; `None` where
+/// there is no pgbouncer.
+async fn pooler(server: &Postgres) -> Option<(Process, Directory, u16)> {
+    let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists())?;
+    let (directory, port) = (Directory::new("pgbouncer"), port::free());
+    let settings = format!(
+        "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+         listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 8\n\
+         ignore_startup_parameters = extra_float_digits\n",
+        server.port()
+    );
+    let file = directory.path().join("pgbouncer.ini");
+    std::fs::write(&file, settings).expect("cannot write the pooler's settings");
+    let mut command = Command::new(program);
+    if rustix::process::geteuid().is_root() {
+        command.args(["-u", "postgres"]);
+    }
+    command.arg(&file);
+    let process = Process::spawn("pgbouncer", command);
+    let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop);
+    process.wait_until("it listens", SOON, listens).await;
+    Some((process, directory, port))
+}
+
+#[tokio::test]
+async fn a_pooler_in_transaction_mode_is_no_place_for_a_lock() {
+    let db = Database::new().await;
+    let Some((_pooler, _directory, port)) = pooler(db.server).await else {
+        super::report("skipped: no pgbouncer", std::time::Duration::ZERO);
+        return;
+    };
+    let pooled = format!("postgres://postgres@127.0.0.1:{port}/{}", db.name);
+    let member = Member::start(&candidate(&pooled, "adapter"), "a").await;
+    let process = member.adapter.process();
+    let line = process.wait_for_log("self-test of the advisory lock failed", SOON).await;
+    assert!(line.contains("-pg-lock-uri"), "{line}");
+    member.wait("unknown").await;
+    assert!(db.column::<i32>(HOLDER).await.is_empty());
+}
+
+#[tokio::test]
+async fn writes_may_go_through_a_pooler_where_the_lock_does_not() {
+    let db = Database::new().await;
+    let Some((_pooler, _directory, port)) = pooler(db.server).await else {
+        super::report("skipped: no pgbouncer", std::time::Duration::ZERO);
+        return;
+    };
+    let pooled = format!("postgres://postgres@127.0.0.1:{port}/{}", db.name);
+    let lock_uri = format!("-pg-lock-uri={}", db.server.uri(&db.name));
+    let (a, b) = super::pair(&pooled, &[&lock_uri]).await;
+    let (seen, since) = (b.log_len(), std::time::Instant::now());
+    wait_stored(&db, "a").await;
+    a.adapter.process().kill9().await;
+    super::report("take-over after kill -9, writes by pgbouncer", b.leads_after(seen, since).await);
+    wait_stored(&db, "b").await;
+    b.sender.pause();
+    for (member, series) in [(&a, "a"), (&b, "b")] {
+        check_stored(&db.client, member, series).await;
+    }
+}
+
+/// Ten samples of a sender's are there.
+async fn wait_stored(db: &Database, series: &str) {
+    wait_true(&db.client, &format!("SELECT count(*) >= 10 FROM metrics WHERE name = 'from_{series}'")).await;
+}
+
+#[tokio::test]
+async fn a_hot_standby_is_no_place_for_a_lock() {
+    let db = Database::new().await;
+    // A server that only ever recovers, as a replica does.
+    let mut replica = Postgres::start(postgres::Options::default()).await;
+    replica.stop(Stop::Fast).await;
+    std::fs::write(replica.data_directory().join("standby.signal"), "").expect("cannot make a replica");
+    replica.start_again().await;
+    let options =
+        candidate(&db.server.uri(&db.name), "adapter").arg(format!("-pg-lock-uri={}", replica.uri("postgres")));
+    let member = Member::start(&options, "a").await;
+    let line = member.adapter.process().wait_for_log("no lock session", SOON).await;
+    assert!(line.contains("hot standby") && line.contains("-pg-lock-uri"), "{line}");
+    assert_eq!(member.adapter.role().await.as_deref(), Some("unknown"));
+}
+
+#[tokio::test]
+async fn what_a_role_is_set_to_does_not_end_the_session() {
+    let (server, client) = own_server(postgres::Options::default()).await;
+    client
+        .batch_execute(
+            "CREATE ROLE adapter LOGIN; GRANT CREATE ON SCHEMA public TO adapter; \
+             ALTER ROLE adapter SET statement_timeout = '250ms'; ALTER ROLE adapter SET lock_timeout = '100ms'; \
+             ALTER ROLE adapter SET idle_session_timeout = '300ms'; \
+             ALTER ROLE adapter SET idle_in_transaction_session_timeout = '100ms'; \
+             ALTER ROLE adapter SET default_transaction_isolation = 'serializable'",
+        )
+        .await
+        .expect("a role can be made");
+    let uri = server.uri_as("adapter", "postgres");
+    let a = Member::start(&candidate(&uri, "adapter a"), "a").await;
+    a.wait("leader").await;
+    let b = Member::start(&candidate(&uri, "adapter b"), "b").await;
+    b.wait("standby").await;
+    wait_true(&client, "SELECT count(*) >= 30 FROM metrics WHERE name = 'from_a'").await;
+    wait_settled(&a, &b).await;
+    let term: i64 = crate::setup::one(&client, "SELECT term FROM metrics_leader").await;
+    assert_eq!(term, 1, "the lead changed hands");
+    assert!(!b.adapter.process().log().contains("closing the lock session"));
+    check_stored(&client, &a, "a").await;
+}
+
+#[tokio::test]
+async fn a_candidate_that_was_never_sent_to_does_not_take_the_lock() {
+    let db = Database::new().await;
+    let adapter = candidate(&db.server.uri(&db.name), "adapter").start().await;
+    adapter.wait_role("resigned", SOON).await;
+    assert!(db.column::<i32>(HOLDER).await.is_empty());
+    // The first request finds it a leader.
+    let answer = adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    assert_eq!(db.column::<i32>(HOLDER).await.len(), 1);
+    assert_eq!(db.samples().await, 1);
+}
+
+#[tokio::test]
+async fn lock_id_0_is_no_election() {
+    let db = Database::new().await;
+    let adapter = db.adapter().arg("-leader-election-pg-advisory-lock-id=0").start().await;
+    adapter.wait_role("leader", SOON).await;
+    let answer = adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    assert!(db.column::<i32>(HOLDER).await.is_empty());
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics_leader").await, 0);
+}
