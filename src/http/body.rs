@@ -74,7 +74,7 @@ pub(super) async fn receive(
     }
     let work = async {
         let (compressed, permit) = collect(body, declared, budget).await?;
-        let bad = |error: snappy::Error| text(StatusCode::BAD_REQUEST, error.to_string());
+        let bad = |error: snappy::Error| Box::new(text(StatusCode::BAD_REQUEST, error.to_string()));
         let length = snappy::decompressed_len(&compressed).map_err(bad)?;
         if length > BODY_BYTES_MAX {
             return Err(bad(snappy::Error::TooLarge { declared: length, max: BODY_BYTES_MAX }));
@@ -84,7 +84,7 @@ pub(super) async fn receive(
         Ok(Received { compressed, plain, _permits: [permit, second] })
     };
     match tokio::time::timeout(timeout, work).await {
-        Ok(received) => received.map_err(Box::new),
+        Ok(received) => received,
         Err(_) => Err(Box::new(unavailable(format!("the body did not arrive within {timeout:?}")))),
     }
 }
@@ -94,14 +94,14 @@ async fn collect(
     mut body: Incoming,
     declared: usize,
     budget: &Arc<Semaphore>,
-) -> Result<(Bytes, OwnedSemaphorePermit), Answer> {
+) -> Result<(Bytes, OwnedSemaphorePermit), Box<Answer>> {
     let mut permit = take(budget, 1)?;
     let mut received = BytesMut::with_capacity(declared.min(UNSEEN_BYTES_MAX));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| unavailable(format!("the body did not arrive whole: {error}")))?;
+        let frame = frame.map_err(|error| Box::new(unavailable(format!("the body did not arrive whole: {error}"))))?;
         let Ok(data) = frame.into_data() else { continue };
         if received.len() + data.len() > BODY_BYTES_MAX {
-            return Err(too_large());
+            return Err(Box::new(too_large()));
         }
         received.extend_from_slice(&data);
         let more = kib(received.len()).saturating_sub(u32::try_from(permit.num_permits()).unwrap_or(u32::MAX));
@@ -111,8 +111,8 @@ async fn collect(
 }
 
 /// Not waited for: bodies that each hold a part could wait for each other.
-fn take(budget: &Arc<Semaphore>, kib: u32) -> Result<OwnedSemaphorePermit, Answer> {
-    Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| overloaded())
+fn take(budget: &Arc<Semaphore>, kib: u32) -> Result<OwnedSemaphorePermit, Box<Answer>> {
+    Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| Box::new(overloaded()))
 }
 
 fn kib(bytes: usize) -> u32 {

@@ -1,9 +1,14 @@
 //! One binary for every test that needs a server.
 
+// A test that is skipped says so.
+#![allow(clippy::print_stdout)]
+
 mod election;
 mod http;
 mod read;
 mod reader;
 mod setup;
+mod storage;
 mod write;
 mod write_once;
+mod write_read_random;

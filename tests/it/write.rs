@@ -5,7 +5,10 @@ use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Sample};
 use crate::reader::{both, query};
 use crate::setup::{Body, Database, at, now_ms, start, store};
 
-/// A request between two good series with a bad one: 400 that names `named`, and the good ones stored.
+/// A label's name and value, which need not be text.
+type BytesPair<'a> = (&'a [u8], &'a [u8]);
+
+/// A refusal that says what it refuses.
 #[track_caller]
 fn assert_named(answer: &rig::http::Response, named: &str) {
     assert_eq!(answer.status, 400, "{named}: {}", answer.text());
@@ -17,7 +20,7 @@ async fn one_bad_series_does_not_sink_its_request() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     let now = now_ms();
-    let bad: [(&str, &[(&[u8], &[u8])]); 7] = [
+    let bad: [(&str, &[BytesPair<'_>]); 7] = [
         ("zero", &[(b"__name__", b"bad"), (b"zero", b"a\0b")]),
         ("latin", &[(b"__name__", b"bad"), (b"latin", b"caf\xe9")]),
         ("twice", &[(b"__name__", b"bad"), (b"twice", b"1"), (b"twice", b"2")]),

@@ -1,0 +1,329 @@
+//! The schema makes itself, keeps to itself, and keeps its promises to those who read it by SQL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
+use prometheus_postgresql_adapter::storage::{Config, Store};
+use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
+use rig::process::Exit;
+use tokio_util::task::TaskTracker;
+
+use crate::reader::{both, query};
+use crate::setup::{Body, Database, SOON, adapter_at, at, now_ms, one, start, store};
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Waits until an adapter that may try twice gives up, and returns what it said.
+async fn refusal(options: &rig::adapter::Options) -> String {
+    let adapter = options.clone().arg("-pg-db-connect-retries=1").spawn();
+    let line = adapter.process().wait_for_log("gave up", SOON).await;
+    assert_eq!(adapter.process().wait_exit(SOON).await, Exit::Status(1));
+    line
+}
+
+/// The store as a library, for rounds of upkeep when a test wants them.
+async fn library(database: &Database, retention: Option<Duration>) -> Store {
+    let uri: tokio_postgres::Config = database.server.uri(&database.name).parse().unwrap();
+    let server = Server {
+        server: uri.clone(),
+        lock_server: uri,
+        ssl_mode: SslMode::Disable,
+        ssl_root_cert: None,
+        max_open_conns: 4,
+        max_idle_conns: 1,
+        connect_retries: 0,
+    };
+    let tracker = TaskTracker::new();
+    let connector = Connector::new(server, tracker.clone()).unwrap();
+    let config = Config {
+        schema: None,
+        table: "metrics".into(),
+        chunk_interval: Duration::from_secs(3600),
+        retention,
+        write_connections: 1,
+        log_samples: false,
+        read_only: false,
+        replica_labels: vec![],
+        send_timeout: Duration::from_secs(30),
+    };
+    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap().0
+}
+
+/// The segments there are, oldest first.
+async fn segments(database: &Database) -> Vec<String> {
+    let attached = "SELECT c.relname::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN metrics_segments \
+                    ON relation = relname WHERE inhparent = 'metrics_samples'::regclass ORDER BY upper";
+    database.column(attached).await
+}
+
+#[tokio::test]
+async fn five_that_start_at_once_make_one_schema() {
+    let database = Database::new().await;
+    let options: Vec<_> = (0..5).map(|_| database.adapter().arg("-pg-schema=shared_by_all")).collect();
+    let adapters = join_all(options.iter().map(start)).await;
+    let now = now_ms();
+    join_all((0..).zip(&adapters).map(|(n, adapter)| store(adapter, Body::new().sample("up", now + n, 1.0)))).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM shared_by_all.metrics").await, 5);
+    assert_eq!(database.one::<i32>("SELECT version FROM shared_by_all.metrics_schema_version").await, 1);
+    for adapter in &adapters {
+        assert!(!adapter.process().log().contains("level=error"), "{}", adapter.process().log().tail());
+    }
+}
+
+#[tokio::test]
+async fn an_ordinary_user_needs_no_more_than_a_schema_of_its_own() {
+    let database = Database::new().await;
+    let (owner, stranger) = (format!("owner_{}", database.name), format!("stranger_{}", database.name));
+    let roles = format!(
+        "CREATE ROLE {owner} LOGIN; CREATE ROLE {stranger} LOGIN; CREATE SCHEMA own AUTHORIZATION {owner}; \
+         REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    );
+    database.run(&roles).await;
+    let uri = |user: &str| database.server.uri_as(user, &database.name);
+    let adapter = start(&adapter_at(&uri(&owner)).arg("-pg-schema=own")).await;
+    let now = now_ms();
+    store(&adapter, Body::new().sample("up", now, 1.0)).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM own.metrics").await, 1);
+    assert_eq!(both(&adapter, &[query(0, now, &[])]).await[0].len(), 1);
+    let foreign = format!(
+        "SELECT count(*) FROM pg_class WHERE relowner = '{owner}'::regrole AND relnamespace <> 'own'::regnamespace AND relkind = 'r'"
+    );
+    assert_eq!(database.one::<i64>(&foreign).await, 0);
+    for schema in ["own", "public", "not_there"] {
+        let said = refusal(&adapter_at(&uri(&stranger)).arg(format!("-pg-schema={schema}"))).await;
+        assert!(said.contains("permission denied") && said.contains("-pg-schema"), "{schema}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn odd_names_are_only_names() {
+    let database = Database::new().await;
+    for table in ["Odd-Name", "it's \\ \"quoted\"", "größe", "select"] {
+        let options = database.adapter().arg(format!("-pg-table={table}")).arg("-pg-schema=Odd.Schema");
+        let adapter = start(&options).await;
+        let now = now_ms();
+        store(&adapter, Body::new().sample("up", now, 1.0)).await;
+        let view = format!("SELECT count(*) FROM \"Odd.Schema\".\"{}\"", table.replace('"', "\"\""));
+        assert_eq!(database.one::<i64>(&view).await, 1, "{table}");
+        assert_eq!(both(&adapter, &[query(0, now, &[])]).await[0].len(), 1, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn names_that_are_taken_are_left_alone_and_named() {
+    for statement in [
+        "CREATE TABLE metrics (time timestamptz, name text)",
+        "CREATE VIEW metrics_labels AS SELECT 1",
+        "CREATE TABLE metrics_values (value float8)",
+    ] {
+        let database = Database::new().await;
+        database.run(statement).await;
+        let said = refusal(&database.adapter()).await;
+        assert!(said.contains("already exists") && said.contains("-pg-table"), "{said}");
+        let relations = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+        assert_eq!(database.one::<i64>(relations).await, 1, "nothing of ours is left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_left_alone() {
+    let database = Database::new().await;
+    drop(database.leader().await);
+    database.run("UPDATE metrics_schema_version SET version = 1000").await;
+    for options in [database.adapter(), database.adapter().arg("-pg-read-only")] {
+        let said = refusal(&options).await;
+        assert!(said.contains("version 1000") && said.contains("newer"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_the_border_of_a_segment_is_stored() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1m")).await;
+    let border = now_ms() / 60_000 * 60_000 - 600_000;
+    let times = [-60_001, -60_000, -59_999, -1, 0, 1, 59_999, 60_000, 60_001].map(|ms| border + ms);
+    let samples = times.map(|time| at(time, 1.0));
+    store(&adapter, Body::new().series(&[("__name__", "up")], &samples)).await;
+    // Four of a minute, and what is ancient.
+    assert_eq!(segments(&database).await.len(), 1 + 4);
+    assert_eq!(both(&adapter, &[query(0, now_ms(), &[])]).await[0][0].1, samples);
+    // Another interval goes on from what there is.
+    let wider = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let more = (-20..20).map(|n| at(border + n * 30_000 + 7, 2.0)).filter(|s| s.timestamp_ms <= now_ms());
+    let more: Vec<_> = more.collect();
+    store(&wider, Body::new().series(&[("__name__", "more")], &more)).await;
+    assert_eq!(both(&wider, &[query(0, now_ms(), &[("__name__", "=", "more")])]).await[0][0].1, more);
+}
+
+#[tokio::test]
+async fn two_adapters_make_the_same_segments_at_once() {
+    let database = Database::new().await;
+    let options: Vec<_> = (0..3).map(|_| database.adapter().arg("-pg-prometheus-chunk-interval=1m")).collect();
+    let adapters = join_all(options.iter().map(start)).await;
+    let now = now_ms();
+    let write = |n: i64| {
+        let samples: Vec<_> = (0..20).map(|minute| at(now - minute * 60_000 + n, 1.0)).collect();
+        Body::new().series(&[("__name__", "up")], &samples)
+    };
+    join_all((0..12).map(|n| store(&adapters[n as usize % 3], write(n)))).await;
+    assert_eq!(database.samples().await, 12 * 20);
+}
+
+#[tokio::test]
+async fn retention_drops_whole_segments_and_never_stops_ingest() {
+    let database = Database::new().await;
+    let options = database.adapter().arg("-pg-prometheus-chunk-interval=1h");
+    let adapter = start(&options).await;
+    let now = now_ms();
+    for hours in [0, 1, 2, 5, 6, 24 * 60] {
+        store(&adapter, Body::new().sample("up", now - hours * HOUR_MS, 1.0)).await;
+    }
+    assert_eq!(segments(&database).await.len(), 6);
+    // Somebody dumps the database.
+    let dump = database.session().await;
+    dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL lock_timeout = 0").await.unwrap();
+    assert_eq!(one::<i64>(&dump, "SELECT count(*) FROM metrics").await, 6);
+    let upkeep = async {
+        let store = library(&database, Some(Duration::from_secs(4 * 3600))).await;
+        store.upkeep(false).await
+    };
+    let ingest = async {
+        // Once it waits for the dump, it must not make others wait.
+        database
+            .wait(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%DETACH PARTITION%CONCURRENTLY%' \
+                       AND wait_event_type = 'Lock' AND datname = current_database())",
+            )
+            .await;
+        let started = std::time::Instant::now();
+        for n in 1..20 {
+            store(&adapter, Body::new().sample("up", now + n, 1.0)).await;
+            store(&adapter, Body::new().sample("up", now - 3 * HOUR_MS - n, 1.0)).await;
+        }
+        // Late, into the very segment that goes; beside a sample that must not suffer for it.
+        let late = Body::new().sample("up", now - 6 * HOUR_MS, 1.0).sample("beside", now, 1.0);
+        let answer = adapter.write(late.compressed()).await;
+        assert!(started.elapsed() < Duration::from_secs(5), "ingest waited {:?}", started.elapsed());
+        assert_eq!(both(&adapter, &[query(0, now + 100, &[("__name__", "=", "up")])]).await[0].len(), 1);
+        assert_eq!(one::<i64>(&dump, "SELECT count(*) FROM metrics").await, 6, "the dump sees what it saw");
+        dump.batch_execute("COMMIT").await.unwrap();
+        answer
+    };
+    let (kept, answer) = tokio::join!(upkeep, ingest);
+    kept.expect("upkeep goes on once the dump is over");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    // Whole segments go: what is left is at most an hour older than it need be.
+    let kept = "SELECT min(time) > now() - interval '5 hours 1 minute' FROM metrics";
+    assert!(database.one::<bool>(kept).await);
+    let left = segments(&database).await;
+    assert_eq!(left.len(), 5, "{left:?}");
+    let orphans = "SELECT count(*) FROM pg_class WHERE relname ~ '^metrics_samples_[0-9]+$' AND relkind = 'r'";
+    assert_eq!(database.one::<i64>(orphans).await, 4);
+    // This adapter still believes in the segments that are gone; it learns better, and nothing is lost.
+    let late = Body::new().sample("up", now - 5 * HOUR_MS, 2.0).sample("up", now + 50, 2.0);
+    let again = async || {
+        let answer = adapter.write(late.clone().compressed()).await;
+        assert_ne!(answer.status, 400, "{}", answer.text());
+        (answer.status == 204).then_some(())
+    };
+    adapter.process().wait_until("it stores into a segment made anew", SOON, again).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE value = 2").await, 2);
+}
+
+#[tokio::test]
+async fn what_retention_would_drop_at_once_is_not_stored() {
+    let database = Database::new().await;
+    let options = database.adapter().arg("-pg-prometheus-chunk-interval=1h").arg("-pg-retention=4h");
+    let adapter = start(&options).await;
+    let now = now_ms();
+    let body = Body::new().series(&[("__name__", "up")], &[at(now - 5 * HOUR_MS, 1.0), at(now, 2.0)]);
+    let answer = adapter.write(body.compressed()).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("-pg-retention"), "{}", answer.text());
+    assert_eq!(database.column::<f64>("SELECT value FROM metrics").await, [2.0]);
+}
+
+#[tokio::test]
+async fn full_segments_are_indexed_and_a_broken_index_is_made_anew() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let now = now_ms();
+    for hours in [0, 3, 4] {
+        store(&adapter, Body::new().sample("up", now - hours * HOUR_MS, hours as f64)).await;
+    }
+    // As a crash in the midst of CREATE INDEX CONCURRENTLY leaves it.
+    let broken = segments(&database).await[1].clone();
+    database.run(&format!("CREATE INDEX {broken}_series ON {broken} (value)")).await;
+    database
+        .run(&format!("UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{broken}_series'::regclass"))
+        .await;
+    let store = library(&database, None).await;
+    store.upkeep(true).await.unwrap();
+    store.upkeep(true).await.unwrap();
+    let indexes =
+        "SELECT count(*) FROM pg_index WHERE indisvalid AND pg_get_indexdef(indexrelid) LIKE '%(series_id, \"time\")'";
+    assert_eq!(database.one::<i64>(indexes).await, 2);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_segments WHERE indexed").await, 2);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM pg_index WHERE NOT indisvalid").await, 0);
+    // Indexed segments take late samples still.
+    crate::setup::store(&adapter, Body::new().sample("up", now - 3 * HOUR_MS + 1, 9.0)).await;
+    assert_eq!(both(&adapter, &[query(0, now, &[])]).await[0][0].1.len(), 4);
+}
+
+#[tokio::test]
+async fn what_sql_users_were_promised() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let now = now_ms();
+    for hours in 0..6 {
+        let time = now - hours * HOUR_MS;
+        let body = Body::new()
+            .series(&[("__name__", "up"), ("job", "node"), ("instance", "a")], &[at(time, 1.0)])
+            .series(&[("__name__", "up"), ("job", "other")], &[at(time, 0.0)])
+            .series(&[("__name__", "down"), ("job", "node")], &[at(time, 2.0)]);
+        store(&adapter, body).await;
+    }
+    let columns = |relation: &str| {
+        format!(
+            "SELECT string_agg(attname || ' ' || format_type(atttypid, NULL), ', ' ORDER BY attnum) \
+             FROM pg_attribute WHERE attrelid = '{relation}'::regclass AND attnum > 0"
+        )
+    };
+    for (view, expected) in [
+        ("metrics", "time timestamp with time zone, name text, value double precision, labels jsonb"),
+        ("metrics_labels", "id bigint, metric_name text, labels jsonb"),
+        ("metrics_values", "time timestamp with time zone, value double precision, labels_id bigint"),
+    ] {
+        assert_eq!(database.one::<String>(&columns(view)).await, expected, "{view}");
+    }
+    let old =
+        r#"SELECT count(*) FROM (SELECT time, value FROM metrics WHERE name='up' AND labels @> '{"job":"node"}') x"#;
+    assert_eq!(database.one::<i64>(old).await, 6);
+    let joined = "SELECT count(*) FROM metrics_values v JOIN metrics_labels l ON l.id = v.labels_id \
+                  WHERE metric_name = 'up' AND labels->>'instance' = 'a'";
+    assert_eq!(database.one::<i64>(joined).await, 6);
+    let range = |from: i64, to: i64| {
+        format!(
+            r#"metrics_range('up', '{{"job":"node"}}', to_timestamp({}::numeric / 1000), to_timestamp({}::numeric / 1000))"#,
+            now - from * HOUR_MS,
+            now - to * HOUR_MS
+        )
+    };
+    let times = format!("SELECT round(extract(epoch FROM time) * 1000)::int8 FROM {}", range(3, 1));
+    assert_eq!(database.column::<i64>(&times).await, [now - 3 * HOUR_MS, now - 2 * HOUR_MS, now - HOUR_MS]);
+    let rows = format!("SELECT labels->>'instance' || value FROM {}", range(0, 0));
+    assert_eq!(database.column::<String>(&rows).await, ["a1"]);
+    // By constants and by what a dashboard has, only the segments in the range are touched.
+    let touched = async |statement: &str| {
+        let plan = database.column::<String>(&format!("EXPLAIN (ANALYZE, COSTS OFF) {statement}")).await.join("\n");
+        let scanned = plan.lines().filter(|line| line.contains("Scan") && !line.contains("never executed"));
+        scanned.filter(|line| line.contains(" on metrics_samples_") && !line.contains("Bitmap Index")).count()
+    };
+    assert_eq!(touched(&format!("SELECT * FROM {}", range(3, 2))).await, 2);
+    let recent = r#"SELECT * FROM metrics_range('up', '{}', now() - interval '1 minute', now())"#;
+    assert!(touched(recent).await <= 2);
+    assert!(touched("SELECT * FROM metrics WHERE name = 'up' AND time > now() - interval '1 minute'").await <= 2);
+    assert_eq!(touched("SELECT * FROM metrics WHERE name = 'up'").await, 7, "all, and what is ancient");
+}
