@@ -5,20 +5,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::election::PrometheusTimeout;
-use crate::election::advisory_lock::{Election, group_name};
+use crate::election::advisory_lock::Election;
 use crate::election::liveness::Heard;
+use crate::election::lock_session::group_name;
 use crate::election::role::Role;
 use crate::handover::Handover;
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
 use crate::receiver::Receiver;
-use crate::storage::{Store, spawn_writers};
+use crate::storage::Store;
 use crate::telemetry::metrics::Metrics;
 
 /// Why the program cannot go on.
@@ -118,30 +120,32 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         return Ok(());
     };
     let writers_stop = CancellationToken::new();
-    let writing = TaskTracker::new();
-    spawn_writers(writers, &writing, &writers_stop);
+    let mut writing: JoinSet<()> = writers.into_iter().map(|writer| writer.run(writers_stop.clone())).collect();
     let _ = service.store.set(Arc::clone(&store));
+    let fenced = Arc::new(Notify::new());
     let handover = Arc::new(Handover::new(config.handover, Arc::clone(&store), Arc::clone(&metrics)));
     if !config.storage.read_only {
         let receiver = Receiver {
             store: Arc::clone(&store),
             handover: Arc::clone(&handover),
             role: role.clone(),
+            fenced: Arc::clone(&fenced),
             metrics: Arc::clone(&metrics),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }
     let election_stop = CancellationToken::new();
-    let parts = Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard };
-    let electing = writing.spawn(parts.elect(handover, role_sender, election_stop.clone()));
-    let upkeep = writing.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
-    writing.close();
+    let parts =
+        Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard, fenced };
+    let electing = connections.spawn(parts.elect(handover, role_sender, election_stop.clone()));
+    let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
 
     tokio::pin!(electing, server);
     let ended = tokio::select! {
         () = &mut stop => Ok(()),
         _ = &mut electing => Err(Error::Headless("the election")),
         _ = &mut server => Err(Error::Headless("the HTTP server")),
+        Some(_) = writing.join_next() => Err(Error::Headless("a writer")),
     };
     log::info!("stopping: finishing what is in flight");
     stopping.cancel();
@@ -152,9 +156,13 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         log::warn!("{} request(s) did not end in time", requests.len());
     }
     writers_stop.cancel();
-    election_stop.cancel();
-    if tokio::time::timeout(GRACE, writing.wait()).await.is_err() {
+    if tokio::time::timeout(GRACE, async { while writing.join_next().await.is_some() {} }).await.is_err() {
         log::warn!("{} writer(s) did not end in time", writing.len());
+    }
+    // Last of all, so that the next leader finds everything committed.
+    election_stop.cancel();
+    if tokio::time::timeout(GRACE, electing).await.is_err() {
+        log::warn!("the lock session did not end in time");
     }
     log::info!("stopped");
     ended
@@ -193,6 +201,7 @@ struct Parts<'a> {
     store: &'a Arc<Store>,
     metrics: &'a Arc<Metrics>,
     heard: &'a Arc<Heard>,
+    fenced: Arc<Notify>,
 }
 
 impl Parts<'_> {
@@ -210,6 +219,7 @@ impl Parts<'_> {
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
             succession: handover,
+            fenced: Arc::clone(&self.fenced),
             role: role.clone(),
             metrics: Arc::clone(self.metrics),
         });
@@ -256,6 +266,8 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
         let since = *led_since.get_or_insert_with(Instant::now);
         if let Err(error) = store.upkeep(since.elapsed() >= LED_LONG).await {
             log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
+            // After an outage the first retries are still to come.
+            led_since = None;
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Who leads: a pure machine, and the advisory lock that drives it.
 //!
 //! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`role`] is what the rest of the program
-//! sees; [`advisory_lock`] holds the session and carries the machine's decisions out.
+//! sees; [`advisory_lock`] carries the machine's decisions out, on a [`lock_session`].
 
 use std::time::Duration;
 
 pub mod advisory_lock;
 pub mod liveness;
+pub mod lock_session;
 pub mod machine;
 pub mod role;
 

@@ -4,14 +4,14 @@
 //! series: three pure parts, and here what ties them to the store.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::election::advisory_lock::{Succession, Takeover};
 use crate::handover::cut::Cut;
-use crate::handover::held::{Full, Held};
+use crate::handover::held::{Held, Refusal};
 use crate::handover::watermark::Watermark;
 use crate::postgres::error::Error;
 use crate::storage::Store;
@@ -41,12 +41,18 @@ pub struct Handover {
     metrics: Arc<Metrics>,
     /// What this adapter has acknowledged as a standby.
     held: Mutex<Held>,
-    /// The last watermark seen in the group's row.
-    seen: Mutex<Option<i64>>,
     /// What this adapter has committed as a leader.
     watermark: Mutex<Watermark>,
     /// Where the present term began; none before the first.
     cut: RwLock<Option<Arc<Cut>>>,
+}
+
+/// A request that is not stored yet; dropped before [`Storing::done`] it counts as failed, to come again.
+pub struct Storing<'a> {
+    handover: &'a Handover,
+    key: Uuid,
+    latest_ms: Option<i64>,
+    done: bool,
 }
 
 impl Handover {
@@ -57,21 +63,19 @@ impl Handover {
             store,
             metrics,
             held: Mutex::new(Held::new(config.memory_bytes_max)),
-            seen: Mutex::default(),
             watermark: Mutex::default(),
             cut: RwLock::new(None),
         }
     }
 
-    /// Takes what a standby is sent: holds what the leader may not have committed yet.
+    /// Takes what a standby is sent.
     ///
     /// # Errors
     ///
-    /// When it can hold no more.
-    pub fn hold(&self, rows: &[Row]) -> Result<(), Full> {
-        let seen = *lock(&self.seen);
+    /// When it can hold no more, or a take-over has begun.
+    pub fn hold(&self, rows: &[Row]) -> Result<(), Refusal> {
         let mut held = lock(&self.held);
-        held.hold(rows, seen)?;
+        held.hold(rows, Instant::now())?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
         self.show(&held);
         Ok(())
@@ -99,18 +103,16 @@ impl Handover {
         Ok(cut.apply(rows))
     }
 
-    /// A request begins to be stored by this leader; to be followed by [`Handover::stored`].
-    pub fn storing(&self, key: Uuid, earliest_ms: i64) {
-        lock(&self.watermark).begin(key, earliest_ms, now_ms());
-    }
-
-    /// How storing it ended: with the latest of its times once it is committed, `None` if it must come again.
-    pub fn stored(&self, key: Uuid, committed_up_to_ms: Option<i64>) {
-        let mut watermark = lock(&self.watermark);
-        match committed_up_to_ms {
-            Some(latest_ms) => watermark.committed(key, latest_ms, now_ms()),
-            None => watermark.failed(key, now_ms()),
+    /// A request begins that is to be stored, now or at a later attempt: the watermark stays behind its `times_ms` until
+    /// [`Storing::done`].
+    pub fn storing(&self, key: Uuid, times_ms: impl Iterator<Item = i64>) -> Storing<'_> {
+        let span = times_ms.fold(None, |span: Option<(i64, i64)>, time_ms| {
+            Some(span.map_or((time_ms, time_ms), |(earliest, latest)| (earliest.min(time_ms), latest.max(time_ms))))
+        });
+        if let Some((earliest_ms, latest_ms)) = span {
+            lock(&self.watermark).begin(key, earliest_ms, latest_ms, now_ms());
         }
+        Storing { handover: self, key, latest_ms: span.map(|(_, latest_ms)| latest_ms), done: false }
     }
 
     /// Stores what was held and is newer than what the last leader stored, whole series at a time, so that whatever
@@ -149,13 +151,45 @@ impl Handover {
     }
 }
 
+impl Storing<'_> {
+    /// What tells the request from others.
+    #[must_use]
+    pub fn key(&self) -> Uuid {
+        self.key
+    }
+
+    /// It is stored, or held.
+    pub fn done(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Storing<'_> {
+    fn drop(&mut self) {
+        let Some(latest_ms) = self.latest_ms else { return };
+        let mut watermark = lock(&self.handover.watermark);
+        if self.done {
+            watermark.committed(self.key, latest_ms, now_ms());
+        } else {
+            watermark.failed(self.key, now_ms());
+        }
+    }
+}
+
 impl Succession for Handover {
     async fn prepare(&self, takeover: Takeover) -> Result<(), Error> {
+        // From here on nothing is held: it would come too late for the replay.
+        lock(&self.held).close();
+        // After a fail-over of PostgreSQL, what is cached may never have reached the new primary.
+        self.store.forget();
         let skew_ms = i64::try_from(CLOCK_SKEW_MAX.as_millis()).unwrap_or(i64::MAX);
-        let cut = Arc::new(Cut::new(now_ms().saturating_add(skew_ms), takeover.last_leader_behind_ms));
-        *lock(&self.watermark) = Watermark::default();
+        let ahead_ms = takeover.last_leader_behind_ms.min(0).saturating_neg();
+        let until_ms = now_ms().saturating_add(skew_ms).saturating_add(ahead_ms);
+        let cut = Arc::new(Cut::new(until_ms, takeover.last_leader_behind_ms));
         self.replay(&cut, &takeover).await?;
-        *self.cut.write().unwrap_or_else(PoisonError::into_inner) = Some(cut);
+        if !takeover.follows_itself {
+            *self.cut.write().unwrap_or_else(PoisonError::into_inner) = Some(cut);
+        }
         Ok(())
     }
 
@@ -164,11 +198,12 @@ impl Succession for Handover {
     }
 
     fn observed(&self, watermark_ms: Option<i64>) {
-        let Some(watermark_ms) = watermark_ms else { return };
-        *lock(&self.seen) = Some(watermark_ms);
         let mut held = lock(&self.held);
-        held.forget(watermark_ms);
-        self.show(&held);
+        held.open();
+        if let Some(watermark_ms) = watermark_ms {
+            held.forget(watermark_ms, Instant::now());
+            self.show(&held);
+        }
     }
 }
 

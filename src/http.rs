@@ -82,8 +82,9 @@ pub const READS_MAX: usize = 10;
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
 
-/// A client must have sent its request's headers by then.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client must have sent the headers of its next request by then. Longer than Prometheus keeps a connection idle (5 m),
+/// so that it is never we who close one that it is about to use.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(330);
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 type Answer = Response<Body>;

@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::config::{Host, TargetSessionAttrs};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,7 +64,7 @@ pub struct Connector {
 
 /// One connection with one owner. Dropping it closes the socket, and with that the server's session and its locks.
 pub struct Session {
-    client: Client,
+    client: Option<Client>,
     connection: JoinHandle<()>,
     ended: CancellationToken,
 }
@@ -70,8 +72,11 @@ pub struct Session {
 /// How long a close may take before the socket is simply dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a new connection may take, DNS and TLS and log-in together.
+/// How long one host may take to be connected to, DNS and TLS and log-in together, unless `connect_timeout` says so.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait for a connection of the pool to come free.
+const POOL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Connector {
     /// Prepares the connector; opens nothing.
@@ -106,10 +111,8 @@ impl Connector {
 
     async fn open(&self, mut config: tokio_postgres::Config) -> Result<Session, Error> {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        bound_silence(&mut config);
-        let opened =
-            within(CONNECT_TIMEOUT, async { config.connect(self.tls.clone()).await.map_err(Error::from) }).await;
-        let (client, connection) = opened?;
+        let opening = async { connect(&config, &self.tls).await.map_err(Error::from) };
+        let (client, connection) = within(connect_timeout(&config), opening).await?;
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         let connection = self.tracker.spawn(async move {
@@ -118,7 +121,7 @@ impl Connector {
                 log::debug!("connection to PostgreSQL ended: {}", Error::from(error));
             }
         });
-        Ok(Session { client, connection, ended })
+        Ok(Session { client: Some(client), connection, ended })
     }
 
     /// The pool for everything that is neither lock nor COPY: series, queries, jobs. `reserved` connections are the
@@ -129,12 +132,13 @@ impl Connector {
         if !read_only {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
-        bound_silence(&mut config);
+        let create_timeout = connect_timeout(&config);
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        Pool::builder(Manager::from_config(config, self.tls.clone(), recycling))
+        let connect = PoolConnect { tls: self.tls.clone(), tracker: self.tracker.clone() };
+        Pool::builder(Manager::from_connect(config, connect, recycling))
             .max_size(self.config.max_open_conns.saturating_sub(reserved).max(1))
-            .create_timeout(Some(CONNECT_TIMEOUT))
-            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(create_timeout))
+            .wait_timeout(Some(POOL_TIMEOUT))
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with timeouts has been given its runtime")
@@ -152,7 +156,7 @@ impl Session {
     /// The client to send statements by.
     #[must_use]
     pub fn client(&self) -> &Client {
-        &self.client
+        self.client.as_ref().expect("taken only by closing, by value")
     }
 
     /// Ends when the connection has ended, whoever ended it: a server that goes down or terminates the backend is
@@ -162,16 +166,16 @@ impl Session {
     }
 
     /// Says good-bye and waits until the socket is closed, so that the server gives the session's locks away now.
-    pub async fn close(self) {
-        let Self { client, mut connection, .. } = self;
-        drop(client);
-        if tokio::time::timeout(CLOSE_TIMEOUT, &mut connection).await.is_err() {
-            connection.abort();
-        }
+    pub async fn close(mut self) {
+        drop(self.client.take());
+        // Still under way after this, it is closed by the drop.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.connection).await;
     }
+}
 
-    /// Closes the socket without a word: for a session in doubt.
-    pub fn abandon(self) {
+impl Drop for Session {
+    /// Without a word: the connection's task would otherwise wait for answers still due.
+    fn drop(&mut self) {
         self.connection.abort();
     }
 }
@@ -188,10 +192,105 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Err
     }
 }
 
+type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+/// How the pool connects.
+struct PoolConnect {
+    tls: MakeRustlsConnect,
+    tracker: TaskTracker,
+}
+
+type Connecting<'a> =
+    Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), tokio_postgres::Error>> + Send + 'a>>;
+
+impl Connect for PoolConnect {
+    fn connect(&self, config: &tokio_postgres::Config) -> Connecting<'_> {
+        let config = config.clone();
+        Box::pin(async move {
+            let (client, connection) = connect(&config, &self.tls).await?;
+            let connection = self.tracker.spawn(async move {
+                if let Err(error) = connection.await {
+                    log::debug!("connection to PostgreSQL ended: {}", Error::from(error));
+                }
+            });
+            Ok((client, connection))
+        })
+    }
+}
+
+/// Connects to the first host that will do. Each host has its own time: tokio-postgres bounds only a part of a log-in,
+/// and one frozen host must not keep the next from being tried.
+async fn connect(
+    config: &tokio_postgres::Config,
+    tls: &MakeRustlsConnect,
+) -> Result<(Client, Connection), tokio_postgres::Error> {
+    let limit = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let mut last = None;
+    for mut host in hosts(config) {
+        bound_silence(&mut host);
+        match tokio::time::timeout(limit, host.connect(tls.clone())).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => last = Some(error),
+            Err(_) => log::debug!("a host of PostgreSQL did not answer within {limit:?}"),
+        }
+    }
+    match last {
+        Some(error) => Err(error),
+        // None of them answered: the bound of the whole, which is the caller's, ends now.
+        None => std::future::pending().await,
+    }
+}
+
+/// What [`connect`] may take for all hosts together.
+fn connect_timeout(config: &tokio_postgres::Config) -> Duration {
+    let limit = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
+    let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
+    limit * u32::try_from(hosts).unwrap_or(u32::MAX) + Duration::from_millis(100)
+}
+
+/// `config` once for each of its hosts.
+fn hosts(config: &tokio_postgres::Config) -> Vec<tokio_postgres::Config> {
+    let count = config.get_hosts().len().max(config.get_hostaddrs().len());
+    let ports = config.get_ports();
+    (0..count)
+        .map(|at| {
+            let mut one = tokio_postgres::Config::new();
+            match config.get_hosts().get(at) {
+                Some(Host::Tcp(host)) => one.host(host),
+                Some(Host::Unix(path)) => one.host_path(path),
+                None => &mut one,
+            };
+            if let Some(address) = config.get_hostaddrs().get(at) {
+                one.hostaddr(*address);
+            }
+            if let Some(port) = ports.get(at).or(ports.first()) {
+                one.port(*port);
+            }
+            config.get_user().map(|user| one.user(user));
+            config.get_password().map(|password| one.password(password));
+            config.get_dbname().map(|dbname| one.dbname(dbname));
+            config.get_options().map(|options| one.options(options));
+            config.get_application_name().map(|name| one.application_name(name));
+            config.get_connect_timeout().map(|timeout| one.connect_timeout(*timeout));
+            config.get_tcp_user_timeout().map(|timeout| one.tcp_user_timeout(*timeout));
+            config.get_keepalives_interval().map(|interval| one.keepalives_interval(interval));
+            config.get_keepalives_retries().map(|retries| one.keepalives_retries(retries));
+            one.ssl_mode(config.get_ssl_mode())
+                .ssl_negotiation(config.get_ssl_negotiation())
+                .keepalives(config.get_keepalives())
+                .keepalives_idle(config.get_keepalives_idle())
+                .target_session_attrs(config.get_target_session_attrs())
+                .channel_binding(config.get_channel_binding())
+                .load_balance_hosts(config.get_load_balance_hosts());
+            one
+        })
+        .collect()
+}
+
 /// A peer that vanished without a word is noticed in seconds, not in Linux' two hours, unless the operator chose.
 fn bound_silence(config: &mut tokio_postgres::Config) {
-    let chosen = tokio_postgres::Config::new();
-    if config.get_keepalives_idle() == chosen.get_keepalives_idle() {
+    let unset = tokio_postgres::Config::new();
+    if config.get_keepalives_idle() == unset.get_keepalives_idle() {
         config.keepalives_idle(Duration::from_secs(5));
         config.keepalives_interval(Duration::from_secs(2));
         config.keepalives_retries(3);

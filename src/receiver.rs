@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::election::role::{Fence, Role};
 use crate::handover::Handover;
-use crate::handover::held::Full;
+use crate::handover::held::Refusal;
 use crate::postgres::error::{Class, Error};
 use crate::storage::ingest::Stored;
 use crate::storage::{Rejected, Resolved, Store, request_key};
@@ -23,6 +23,8 @@ pub struct Receiver {
     pub handover: Arc<Handover>,
     /// Who we are at the moment.
     pub role: watch::Receiver<Role>,
+    /// Told when a write finds that a newer term has begun.
+    pub fenced: Arc<Notify>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -40,9 +42,9 @@ pub enum Refused {
     /// Nobody knows who leads, or a take-over is under way.
     #[error("this adapter's role is {0}: nothing can be stored or held right now")]
     Role(&'static str),
-    /// A standby can hold no more.
-    #[error("this standby can hold no more: the leader is far behind, or -standby-memory-mib is small")]
-    Full,
+    /// A standby can hold nothing more.
+    #[error(transparent)]
+    Held(#[from] Refusal),
     /// The database failed.
     #[error("storing failed: {0}")]
     Database(String),
@@ -63,11 +65,18 @@ impl Receiver {
         self.metrics.samples_received_total.inc_by(count);
         self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
         self.metrics.metadata_received_total.inc_by(request.metadata as u64);
-        match self.settled_role().await {
-            Role::Leader { fence, .. } => self.store(request, body, fence).await,
+        // Begun before the role is known: what is refused now still has to come, whoever leads then.
+        let storing =
+            self.handover.storing(request_key(body), request.samples.iter().map(|sample| sample.timestamp_ms));
+        let taken = match self.settled_role().await {
+            Role::Leader { fence, .. } => self.store(storing.key(), request, fence).await,
             Role::Standby { .. } => self.hold(request).await,
             role => Err(Refused::Role(role.word())),
+        };
+        if taken.is_ok() {
+            storing.done();
         }
+        taken
     }
 
     /// The role, once it is one that can answer, or what it is when patience ends.
@@ -85,48 +94,34 @@ impl Receiver {
     /// stored is refused by both alike.
     async fn hold(&self, request: &Request<'_>) -> Result<Taken, Refused> {
         let resolved = self.resolve(request, None).await?;
-        self.handover.hold(&resolved.rows).map_err(|Full| Refused::Full)?;
+        self.handover.hold(&resolved.rows)?;
         Ok(Taken { rejected: resolved.rejected })
     }
 
-    async fn store(&self, request: &Request<'_>, body: &[u8], fence: Option<Fence>) -> Result<Taken, Refused> {
-        let key = request_key(body);
-        let times = || request.samples.iter().map(|sample| sample.timestamp_ms);
-        let (Some(earliest_ms), Some(latest_ms)) = (times().min(), times().max()) else {
-            return Ok(Taken { rejected: self.resolve(request, fence).await?.rejected });
-        };
-        self.handover.storing(key, earliest_ms);
-        let stored = self.store_under(key, request, fence).await;
-        self.handover.stored(key, stored.is_ok().then_some(latest_ms));
-        stored
-    }
-
-    async fn store_under(&self, key: Uuid, request: &Request<'_>, fence: Option<Fence>) -> Result<Taken, Refused> {
+    async fn store(&self, key: Uuid, request: &Request<'_>, fence: Option<Fence>) -> Result<Taken, Refused> {
         let mut resolved = self.resolve(request, fence).await?;
-        let cut = self.handover.cut(&mut resolved.rows).await.map_err(|error| refused(&error))?;
+        let cut = self.handover.cut(&mut resolved.rows).await.map_err(|error| self.refused(&error, fence))?;
         self.duplicates("last_leader", cut);
         let rows = resolved.rows.len();
         if rows > 0 {
             match self.store.commit(key, resolved.rows, fence).await {
                 Ok(Stored::Committed) => {}
                 Ok(Stored::AlreadyThere) => self.duplicates("retry", rows),
-                Err(error) if error.class() == Class::Data => {
-                    resolved.rejected.add(rows, || format!("the database refused the request's samples: {error}"));
-                }
-                Err(error) => return Err(refused(&error)),
+                Err(error) => return Err(self.refused(&error, fence)),
             }
         }
         Ok(Taken { rejected: resolved.rejected })
     }
 
     async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Refused> {
-        let mut resolved = self.store.resolve(request, fence).await.map_err(|error| refused(&error))?;
+        let mut resolved = self.store.resolve(request, fence).await.map_err(|error| self.refused(&error, fence))?;
         if request.histograms > 0 {
             let why = || format!("{} native histograms: this adapter stores float samples only", request.histograms);
             resolved.rejected.add(0, why);
             self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
         }
         self.duplicates("same_request", resolved.duplicates);
+        self.duplicates("expired", resolved.expired);
         self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
         Ok(resolved)
     }
@@ -134,8 +129,14 @@ impl Receiver {
     fn duplicates(&self, reason: &str, count: usize) {
         self.metrics.samples_duplicate_total.with_label_values(&[reason]).inc_by(count as u64);
     }
-}
 
-fn refused(error: &Error) -> Refused {
-    Refused::Database(error.to_string())
+    /// Our trouble. If it is that another adapter has begun a newer term, the election is to know: its own session may
+    /// lead to another server, where everything looks well.
+    fn refused(&self, error: &Error, fence: Option<Fence>) -> Refused {
+        let in_force = matches!(&*self.role.borrow(), Role::Leader { fence: now, .. } if *now == fence);
+        if error.class() == Class::Fenced && in_force {
+            self.fenced.notify_one();
+        }
+        Refused::Database(error.to_string())
+    }
 }

@@ -11,7 +11,6 @@ use deadpool_postgres::Pool;
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -82,6 +81,8 @@ pub struct Resolved {
     pub rejected: Rejected,
     /// Samples left out because the request has their series and time twice.
     pub duplicates: usize,
+    /// Samples left out because they are older than the retention.
+    pub expired: usize,
 }
 
 /// The part of a request that can never be stored.
@@ -101,6 +102,9 @@ const CACHED_SERIES_MAX: usize = 1_000_000;
 
 /// A sample so far ahead of this host's clock is a mistake: stored, it would make a segment that lasts for ever.
 const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
+
+/// Segments are made so long before they begin, or one interval.
+const PREPARED_AHEAD: Duration = Duration::from_secs(600);
 
 /// A round of [`Store::upkeep`] may take this long: an index over a segment is built in one statement.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -166,8 +170,9 @@ impl Store {
         if ids.contains(&None) {
             self.find_missing(request, fence, &hashes, &mut ids, &mut resolved.rejected).await?;
         }
-        let latest_ms = now_ms().saturating_add(AHEAD_MAX_MS);
-        let expired_ms = self.expired_ms();
+        let now_ms = now_ms();
+        let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
+        let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         for (series, id) in request.series.iter().zip(&ids) {
             let Some(series_id) = *id else { continue };
             for sample in request.samples_of(series) {
@@ -177,10 +182,8 @@ impl Store {
                         .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
                     continue;
                 }
-                if sample.timestamp_ms < expired_ms {
-                    resolved.rejected.add(1, || {
-                        format!("timestamp {} of {} is older than -pg-retention", sample.timestamp_ms, show(series))
-                    });
+                if expired_ms.is_some_and(|expired_ms| sample.timestamp_ms < expired_ms) {
+                    resolved.expired += 1;
                     continue;
                 }
                 if self.config.log_samples {
@@ -191,12 +194,6 @@ impl Store {
         }
         resolved.duplicates = sort_and_dedup(&mut resolved.rows);
         Ok(resolved)
-    }
-
-    /// What is older than this is dropped soon, perhaps is being dropped now: a segment on its way out takes no rows.
-    fn expired_ms(&self) -> i64 {
-        let retention = self.config.retention.and_then(|retention| i64::try_from(retention.as_millis()).ok());
-        retention.map_or(i64::MIN, |retention_ms| now_ms().saturating_sub(retention_ms))
     }
 
     /// Fills in the ids that the cache did not have, by one look-up in the database.
@@ -355,32 +352,45 @@ impl Store {
         self.counted(Reading::begin(&self.pool, &self.names, &self.connector, &self.tracker)).await
     }
 
-    /// One round of retention and indexes; the keys of old requests too, if this adapter has led for minutes.
+    /// One round of retention and indexes, by a session of its own; the keys of old requests too, if this adapter has
+    /// led for minutes.
     ///
     /// # Errors
     ///
     /// What the server said; the next round goes on from there.
     pub async fn upkeep(&self, led_long: bool) -> Result<(), Error> {
         self.counted(within(UPKEEP_TIMEOUT, async {
-            let client = Pooled::take(&self.pool).await?;
+            let session = self.connector.write_session().await?;
+            let client = session.client();
             client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
+            // The next segment is there before its time comes, when whatever holds the table would hold writes up.
+            let (now_ms, interval) = (now_ms(), self.config.chunk_interval);
+            let next_ms = now_ms.saturating_add(millis(interval.min(PREPARED_AHEAD)));
+            segments::ensure(client, &self.names, &self.segments, next_ms, now_ms, interval).await?;
             if let Some(retention) = self.config.retention {
-                let dropped = upkeep::drop_expired(&client, &self.names, retention).await?;
+                let dropped = upkeep::drop_expired(client, &self.names, retention).await;
+                self.segments.forget();
+                let dropped = dropped?;
                 if !dropped.is_empty() {
-                    self.segments.forget();
                     log::info!("retention: dropped {}", dropped.join(", "));
                 }
             }
-            for relation in upkeep::index_full(&client, &self.names).await? {
+            for relation in upkeep::index_full(client, &self.names).await? {
                 log::info!("indexed {relation} by series");
             }
             if led_long {
-                upkeep::forget_requests(&client, &self.names).await?;
+                upkeep::forget_requests(client, &self.names).await?;
             }
-            // Its settings are changed: closed, not given back.
+            session.close().await;
             Ok(())
         }))
         .await
+    }
+
+    /// Forgets what is known of series and segments: the server may be another one, with less in it.
+    pub fn forget(&self) {
+        self.cache.clear();
+        self.segments.forget();
     }
 
     /// Samples committed since the start.
@@ -441,11 +451,8 @@ pub fn request_key(body: &[u8]) -> Uuid {
     Uuid::from_bytes(key)
 }
 
-/// Ends the writers' work in order; for tests and [`crate::app`].
-pub fn spawn_writers(writers: Vec<Writer>, tracker: &TaskTracker, stop: &CancellationToken) {
-    for writer in writers {
-        tracker.spawn(writer.run(stop.clone()));
-    }
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A series for a message: what can be read of its labels, cut short.

@@ -47,7 +47,7 @@ pub(super) struct Web {
     pub(super) web_telemetry_path: String,
     /// How long a write request may take from its first byte to its answer. Keep it no longer than remote_timeout in
     /// Prometheus' remote_write.
-    #[structopt(long, value_name = "DURATION", default_value = "30s", parse(try_from_str = value::positive))]
+    #[structopt(long, value_name = "DURATION", default_value = "30s", parse(try_from_str = value::send_timeout))]
     pub(super) adapter_send_timeout: Duration,
     /// Samples a query may return when Prometheus asks for plain samples instead of a stream of chunks.
     #[structopt(long, value_name = "NUMBER", default_value = "5000000", parse(try_from_str = value::at_least_one))]

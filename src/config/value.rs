@@ -116,6 +116,11 @@ pub(super) fn positive(value: &str) -> Result<Duration, String> {
     span(value, Duration::from_millis(1), YEAR)
 }
 
+/// PostgreSQL's own timeouts are milliseconds in an i32.
+pub(super) fn send_timeout(value: &str) -> Result<Duration, String> {
+    span(value, Duration::from_millis(1), Duration::from_secs(86_400))
+}
+
 pub(super) fn lease(value: &str) -> Result<Duration, String> {
     span(value, Duration::from_secs(3), Duration::from_secs(300))
 }
@@ -195,6 +200,7 @@ const NAME_BYTES_MAX: usize = 63;
 pub(super) fn schema(value: &str) -> Result<String, String> {
     match value {
         _ if value.len() > NAME_BYTES_MAX => Err(format!("is longer than {NAME_BYTES_MAX} bytes")),
+        _ if value.contains(['{', '}']) => Err("must not contain braces".to_owned()),
         _ if value.starts_with("pg_") => Err("must not begin with pg_, which PostgreSQL keeps for itself".to_owned()),
         _ => text(value),
     }
@@ -203,7 +209,11 @@ pub(super) fn schema(value: &str) -> Result<String, String> {
 pub(super) fn table_name(value: &str) -> Result<String, String> {
     // The rest is for what the other names add to it.
     let most = NAME_BYTES_MAX - 23;
-    if value.len() > most { Err(format!("is longer than {most} bytes")) } else { not_empty(value) }
+    match value {
+        _ if value.len() > most => Err(format!("is longer than {most} bytes")),
+        _ if value.contains(['{', '}']) => Err("must not contain braces".to_owned()),
+        _ => not_empty(value),
+    }
 }
 
 pub(super) fn log_level(value: &str) -> Result<LevelFilter, String> {

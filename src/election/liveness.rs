@@ -14,8 +14,11 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The automatic timeout before any interval is known.
 const UNLEARNED: Duration = Duration::from_secs(15);
 
-/// The automatic timeout lies between these.
-const AUTOMATIC_MIN: Duration = Duration::from_secs(1);
+/// Gaps are watched for so long before they are relied on.
+const LEARNING: Duration = Duration::from_secs(15);
+
+/// The automatic timeout lies between these. Prometheus may wait for a batch to fill as long as it backs off.
+const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
@@ -26,7 +29,10 @@ pub struct Liveness {
     last: Option<Instant>,
     /// Silence before this is our own doing.
     excused_until: Option<Instant>,
-    /// The longest gap seen lately; each new gap lets it shrink by a tenth.
+    /// The first request.
+    first: Option<Instant>,
+    /// The longest gap seen lately; as time passes it shrinks, by a sixteenth in the time of its own length, however many
+    /// requests make up a scrape.
     gap: Option<Duration>,
     in_flight: usize,
 }
@@ -35,7 +41,7 @@ impl Liveness {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
-        Self { timeout, last: None, excused_until: None, gap: None, in_flight: 0 }
+        Self { timeout, last: None, excused_until: None, first: None, gap: None, in_flight: 0 }
     }
 
     /// A write request arrived.
@@ -43,9 +49,10 @@ impl Liveness {
         self.in_flight += 1;
         if let (Some(last), true) = (self.last, self.excused_until.is_none_or(|until| until <= now)) {
             let gap = now.saturating_duration_since(last);
-            self.gap = Some(self.gap.map_or(gap, |known| gap.max(known * 9 / 10)));
+            self.gap = Some(self.gap.map_or(gap, |known| gap.max(known.saturating_sub(gap / 16))));
         }
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
+        self.first = self.first.or(Some(now));
     }
 
     /// A write request was answered; `refused` means by a 5xx, after which the sender pauses.
@@ -75,7 +82,10 @@ impl Liveness {
             PrometheusTimeout::Never => None,
             PrometheusTimeout::After(timeout) => Some(timeout),
             PrometheusTimeout::Automatic => {
-                Some(self.gap.map_or(UNLEARNED, |gap| (gap * 5 / 2).clamp(AUTOMATIC_MIN, AUTOMATIC_MAX)))
+                let learned = self.first.zip(self.last).is_some_and(|(first, last)| last - first >= LEARNING);
+                let from_gap = self.gap.map_or(Duration::ZERO, |gap| gap * 5 / 2);
+                let timeout = if learned { from_gap } else { from_gap.max(UNLEARNED) };
+                Some(timeout.clamp(AUTOMATIC_MIN, AUTOMATIC_MAX))
             }
         }
     }
@@ -198,27 +208,45 @@ mod tests {
     fn the_gap_after_a_refusal_is_not_learned() {
         let start = Instant::now();
         let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
-        for (ms, refused) in [(0, false), (1_000, true), (5_900, false), (6_900, false)] {
+        for (ms, refused) in
+            [(0, false), (1_000, true), (5_900, false), (6_900, false), (15_000, true), (15_001, false)]
+        {
             liveness.begin(at(start, ms));
             liveness.end(at(start, ms), refused);
         }
-        assert_eq!(liveness.timeout(), Some(Duration::from_millis(2_500)));
+        let learned = liveness.timeout().unwrap();
+        assert!(learned < Duration::from_millis(8_100 * 5 / 2), "{learned:?}");
     }
 
     #[test]
     fn automatic_stays_within_its_bounds() {
-        let check = |gap_ms, expected| {
+        let check = |gap_ms: u64, expected| {
             let start = Instant::now();
             let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
-            for ms in [0, gap_ms] {
-                liveness.begin(at(start, ms));
-                liveness.end(at(start, ms), false);
+            for beat in 0..=15_000 / gap_ms.min(15_000) {
+                liveness.begin(at(start, beat * gap_ms));
+                liveness.end(at(start, beat * gap_ms), false);
             }
             assert_eq!(liveness.timeout(), Some(expected), "{gap_ms} ms");
         };
-        check(1, AUTOMATIC_MIN);
+        check(100, AUTOMATIC_MIN);
         check(15_000, Duration::from_millis(37_500));
         check(3_600_000, AUTOMATIC_MAX);
+    }
+
+    #[test]
+    fn a_scrape_of_many_requests_is_one_beat() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
+        for scrape in 0..20 {
+            for request in 0..50 {
+                let now = at(start, scrape * 30_000 + request * 5);
+                assert!(liveness.silent_at(now).unwrap() >= now || scrape == 0, "scrape {scrape}, request {request}");
+                liveness.begin(now);
+                liveness.end(now, false);
+                assert!(scrape < 2 || liveness.timeout() > Some(Duration::from_secs(60)));
+            }
+        }
     }
 
     #[test]
@@ -248,8 +276,11 @@ mod tests {
             liveness.timeout().unwrap()
         };
         assert_eq!(beat(0), UNLEARNED);
-        assert_eq!(beat(1_000), Duration::from_millis(2_500));
-        assert_eq!(beat(1_010), Duration::from_millis(2_250), "a short gap hardly changes it");
-        assert_eq!(beat(3_010), Duration::from_millis(5_000));
+        for second in 1..15 {
+            assert_eq!(beat(second * 1_000), UNLEARNED, "too early to tell");
+        }
+        assert_eq!(beat(15_000), AUTOMATIC_MIN);
+        assert_eq!(beat(18_000), Duration::from_millis(7_500));
+        assert!(beat(18_010) > Duration::from_millis(7_400), "a short gap hardly changes it");
     }
 }

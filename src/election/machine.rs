@@ -199,8 +199,9 @@ impl Machine {
 
     /// The leader's row was read by a statement sent at `sent_at`.
     pub fn on_observed(&mut self, observed: Option<Observed>, sent_at: Instant) {
-        let interval =
-            if self.is_silent(sent_at) { self.config.heartbeat_interval() } else { self.config.election_interval };
+        // Never so seldom that what was seen goes stale between.
+        let heartbeat = self.config.heartbeat_interval();
+        let interval = if self.is_silent(sent_at) { heartbeat } else { self.config.election_interval.min(heartbeat) };
         let stale_after = self.config.stale_after();
         if let State::Following { seen, next_at, returned } = &mut self.state {
             *returned = false;
@@ -283,6 +284,17 @@ impl Machine {
         .at(now)
     }
 
+    /// When the term being prepared or held ends unless it is renewed.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Preparing(tenure) | State::Leading(tenure) => {
+                Some(tenure.renewed_at + self.config.leader_deadline())
+            }
+            _ => None,
+        }
+    }
+
     /// The fence of the term being prepared or held.
     #[must_use]
     pub fn fence(&self) -> Option<Fence> {
@@ -294,8 +306,15 @@ impl Machine {
 
     /// Why the role is what it is.
     #[must_use]
-    pub fn reason(&self) -> Reason {
-        self.last_reason
+    pub fn reason(&self, now: Instant) -> Reason {
+        match &self.state {
+            State::Following { .. } if self.is_silent(now) => Reason::PrometheusTimeout,
+            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until => Reason::LeaderStale,
+            State::Leading(tenure) if now >= tenure.renewed_at + self.config.leader_deadline() => {
+                Reason::HeartbeatOverdue
+            }
+            _ => self.last_reason,
+        }
     }
 
     /// Whether everything has been given up.

@@ -1,12 +1,15 @@
 //! What a standby has been sent and may not forget yet. Pure.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::storage::row::Row;
 
 /// Samples that were acknowledged and that no leader is known to have stored. Bounded in bytes.
 #[derive(Debug)]
 pub struct Held {
+    /// While its content is being stored nothing may be added: it would be forgotten unstored.
+    closed: bool,
     bytes_max: usize,
     bytes: usize,
     samples: usize,
@@ -15,18 +18,30 @@ pub struct Held {
 }
 
 /// Nothing more can be held: the sender is to keep it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The bound is reached.
+    #[error("this standby can hold no more: the leader is far behind, or -standby-memory-mib is small")]
+    Full,
+    /// A take-over is under way.
+    #[error("this adapter is taking over")]
+    Closed,
+}
 
-/// The samples of one request: 20 bytes each.
+/// The samples of one request, by time: 20 bytes each.
 #[derive(Debug)]
 struct Block {
+    arrived: Instant,
     base_ms: i64,
     latest_ms: i64,
     series: Box<[i64]>,
     after_base_ms: Box<[u32]>,
     values: Box<[f64]>,
 }
+
+/// What arrived is held for so long at least, whatever its time: an exporter may well give its samples the time of ten
+/// minutes ago, and a watermark says nothing of those.
+pub const HELD_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// Bytes a sample takes: series id, time within its block, value.
 const SAMPLE_BYTES: usize = 8 + 4 + 8;
@@ -38,33 +53,32 @@ impl Held {
     /// Holds nothing, and at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new() }
+        Self { closed: false, bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new() }
     }
 
-    /// Holds those of `rows` that are later than `watermark_ms`, or all without one.
+    /// Holds `rows`, which arrived at `now`.
     ///
     /// # Errors
     ///
-    /// [`Full`]; nothing of `rows` is held then.
-    pub fn hold(&mut self, rows: &[Row], watermark_ms: Option<i64>) -> Result<(), Full> {
-        let newer = |row: &&Row| watermark_ms.is_none_or(|watermark_ms| row.time_ms > watermark_ms);
-        let mut rows: Vec<&Row> = rows.iter().filter(newer).collect();
-        if rows.is_empty() {
-            return Ok(());
+    /// [`Refusal`]; nothing of `rows` is held then.
+    pub fn hold(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
+        if self.closed {
+            return Err(Refusal::Closed);
         }
-        // Usually one block. Far-apart times would not fit a block's offsets.
+        let mut rows: Vec<&Row> = rows.iter().collect();
         rows.sort_by_key(|row| row.time_ms);
+        // Usually one block. Far-apart times would not fit a block's offsets.
         let mut blocks = Vec::new();
         let mut rest = rows.as_slice();
         while let Some(first) = rest.first() {
             let end = rest.partition_point(|row| row.time_ms.saturating_sub(first.time_ms) <= BLOCK_SPAN_MS);
-            let (now, later) = rest.split_at(end);
-            blocks.push(Block::new(now));
+            let (block, later) = rest.split_at(end);
+            blocks.push(Block::new(block, now));
             rest = later;
         }
         let bytes: usize = blocks.iter().map(Block::bytes).sum();
         if self.bytes + bytes > self.bytes_max {
-            return Err(Full);
+            return Err(Refusal::Full);
         }
         self.bytes += bytes;
         self.samples += rows.len();
@@ -72,10 +86,29 @@ impl Held {
         Ok(())
     }
 
-    /// Forgets what a leader has committed: every block whose last sample is not later than `watermark_ms`.
-    pub fn forget(&mut self, watermark_ms: i64) {
-        self.blocks.retain(|block| block.latest_ms > watermark_ms);
+    /// Forgets what a leader has committed: what is not later than `watermark_ms` and arrived [`HELD_AT_LEAST`] ago.
+    pub fn forget(&mut self, watermark_ms: i64, now: Instant) {
+        self.blocks.retain_mut(|block| {
+            if now.saturating_duration_since(block.arrived) < HELD_AT_LEAST {
+                return true;
+            }
+            if block.latest_ms > watermark_ms {
+                block.forget(watermark_ms);
+                return true;
+            }
+            false
+        });
         self.count();
+    }
+
+    /// Refuses everything until [`Held::open`]: what is held is being stored.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Takes samples again.
+    pub fn open(&mut self) {
+        self.closed = false;
     }
 
     /// All that is held, in the order of series and time, none twice.
@@ -108,12 +141,6 @@ impl Held {
         self.bytes
     }
 
-    /// The earliest time held, ms since 1970.
-    #[must_use]
-    pub fn earliest_ms(&self) -> Option<i64> {
-        self.blocks.iter().map(|block| block.base_ms).min()
-    }
-
     fn count(&mut self) {
         self.bytes = self.blocks.iter().map(Block::bytes).sum();
         self.samples = self.blocks.iter().map(|block| block.values.len()).sum();
@@ -122,14 +149,26 @@ impl Held {
 
 impl Block {
     /// `rows` are sorted by time, not empty, and span at most [`BLOCK_SPAN_MS`].
-    fn new(rows: &[&Row]) -> Self {
+    fn new(rows: &[&Row], arrived: Instant) -> Self {
         let base_ms = rows[0].time_ms;
         Self {
+            arrived,
             base_ms,
             latest_ms: rows[rows.len() - 1].time_ms,
             series: rows.iter().map(|row| row.series_id).collect(),
             after_base_ms: rows.iter().map(|row| u32::try_from(row.time_ms - base_ms).unwrap_or(u32::MAX)).collect(),
             values: rows.iter().map(|row| row.value).collect(),
+        }
+    }
+
+    /// Lets go of its samples up to `watermark_ms`, once they are half of it.
+    fn forget(&mut self, watermark_ms: i64) {
+        let after_ms = watermark_ms.saturating_sub(self.base_ms);
+        let done = self.after_base_ms.partition_point(|at_ms| i64::from(*at_ms) <= after_ms);
+        if done * 2 >= self.values.len() {
+            self.series = self.series[done..].into();
+            self.after_base_ms = self.after_base_ms[done..].into();
+            self.values = self.values[done..].into();
         }
     }
 
@@ -160,22 +199,37 @@ mod tests {
 
     #[test]
     fn a_full_buffer_says_so_and_keeps_what_it_has() {
+        let now = Instant::now();
         let mut held = Held::new(size_of::<Block>() + 2 * SAMPLE_BYTES);
-        assert_eq!(held.hold(&[row(1, 1), row(1, 2)], None), Ok(()));
-        assert_eq!(held.hold(&[row(1, 3)], None), Err(Full));
-        assert_eq!(held.hold(&[row(1, 3)], Some(3)), Ok(()), "what the leader has stored needs no room");
+        assert_eq!(held.hold(&[row(1, 1), row(1, 2)], now), Ok(()));
+        assert_eq!(held.hold(&[row(1, 3)], now), Err(Refusal::Full));
         assert_eq!(held.samples(), 2);
-        held.forget(1);
-        assert_eq!(held.samples(), 2, "the block still has a newer sample");
-        held.forget(2);
+        held.forget(2, now);
+        assert_eq!(held.samples(), 2, "it has only just arrived");
+        held.forget(0, now + HELD_AT_LEAST);
+        assert_eq!(held.samples(), 2, "the leader is behind it");
+        held.forget(1, now + HELD_AT_LEAST);
+        assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), [2]);
+        held.forget(2, now + HELD_AT_LEAST);
         assert_eq!((held.samples(), held.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn while_it_is_stored_nothing_is_added() {
+        let mut held = Held::new(usize::MAX);
+        held.hold(&[row(1, 1)], Instant::now()).unwrap();
+        held.close();
+        assert_eq!(held.hold(&[row(1, 2)], Instant::now()), Err(Refusal::Closed));
+        held.clear();
+        held.open();
+        assert_eq!(held.hold(&[row(1, 2)], Instant::now()), Ok(()));
     }
 
     #[test]
     fn a_held_sample_takes_less_than_24_bytes() {
         let rows: Vec<Row> = (0..2_000).map(|n| row(n, n)).collect();
         let mut held = Held::new(usize::MAX);
-        held.hold(&rows, None).unwrap();
+        held.hold(&rows, Instant::now()).unwrap();
         assert!(held.bytes() < 21 * rows.len(), "{} bytes", held.bytes());
     }
 
@@ -184,7 +238,7 @@ mod tests {
         let mut held = Held::new(usize::MAX);
         let times = [-210_866_803_200_000, 0, 1, 9_000_000_000_000];
         let rows: Vec<Row> = times.iter().map(|time_ms| row(1, *time_ms)).collect();
-        held.hold(&rows, None).unwrap();
+        held.hold(&rows, Instant::now()).unwrap();
         assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), times);
     }
 
@@ -194,20 +248,21 @@ mod tests {
             requests in prop::collection::vec(prop::collection::vec((0_i64..20, 0_i64..1_000), 1..20), 1..20),
             watermarks in prop::collection::vec(0_i64..1_000, 1..20),
         ) {
+            let start = Instant::now();
             let mut held = Held::new(usize::MAX);
             let mut sent = Vec::new();
-            let mut watermark = i64::MIN;
-            for (request, next) in requests.iter().zip(watermarks.iter().cycle()) {
+            for (second, (request, watermark)) in (0_u64..).zip(requests.iter().zip(watermarks.iter().cycle())) {
+                let now = start + Duration::from_secs(10 * second);
                 let rows: Vec<Row> = request.iter().map(|(series_id, time_ms)| row(*series_id, *time_ms)).collect();
-                held.hold(&rows, Some(watermark)).unwrap();
-                sent.extend(request.iter().copied());
-                watermark = watermark.max(*next);
-                held.forget(watermark);
+                held.hold(&rows, now).unwrap();
+                sent.extend(request.iter().map(|sample| (now, *sample)));
+                held.forget(*watermark, now);
+                sent.retain(|(arrived, sample)| sample.1 > *watermark || now - *arrived < HELD_AT_LEAST);
                 let rows = held.rows();
                 let kept: std::collections::HashSet<_> = rows.iter().map(|row| (row.series_id, row.time_ms)).collect();
                 prop_assert_eq!(kept.len(), rows.len());
-                for sample in &sent {
-                    prop_assert!(sample.1 <= watermark || kept.contains(sample));
+                for (_, sample) in &sent {
+                    prop_assert!(kept.contains(sample));
                 }
             }
         }

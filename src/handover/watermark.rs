@@ -37,13 +37,14 @@ struct Pending {
 }
 
 impl Watermark {
-    /// A request with samples from `earliest_ms` on begins to be stored.
-    pub fn begin(&mut self, key: Uuid, earliest_ms: i64, now_ms: i64) {
+    /// A request with samples from `earliest_ms` to `latest_ms` begins to be stored. Its lag is that of the latest: what
+    /// an exporter itself dates back says nothing of the sender, and is held by a standby for a while in any case.
+    pub fn begin(&mut self, key: Uuid, earliest_ms: i64, latest_ms: i64, now_ms: i64) {
         if now_ms >= self.window_end_ms {
             self.lag_ms = [0, self.lag_ms[0]];
             self.window_end_ms = now_ms + WINDOW_MS;
         }
-        self.lag_ms[0] = self.lag_ms[0].max(now_ms.saturating_sub(earliest_ms));
+        self.lag_ms[0] = self.lag_ms[0].max(now_ms.saturating_sub(latest_ms));
         let pending = self.pending.entry(key).or_insert(Pending { earliest_ms, attempts: 0, failed_at_ms: None });
         pending.attempts += 1;
         pending.failed_at_ms = None;
@@ -89,20 +90,20 @@ mod tests {
     fn stays_behind_what_is_unfinished_or_failed() {
         let mut watermark = Watermark::default();
         assert_eq!(watermark.at(0), None);
-        watermark.begin(key(1), 100_000, 101_000);
-        watermark.begin(key(2), 50_000, 101_000);
+        watermark.begin(key(1), 100_000, 100_000, 101_000);
+        watermark.begin(key(2), 50_000, 50_000, 101_000);
         watermark.committed(key(1), 100_500, 101_000);
         assert_eq!(watermark.at(101_000), Some(100_500 - 51_000 - MARGIN_MS), "behind the lag of 51 s");
         let mut watermark = Watermark::default();
-        watermark.begin(key(1), 100_000, 100_000);
+        watermark.begin(key(1), 100_000, 100_000, 100_000);
         watermark.committed(key(1), 100_000, 100_000);
-        watermark.begin(key(2), 100_001, 100_001);
-        watermark.begin(key(3), 200_000, 200_000);
+        watermark.begin(key(2), 100_001, 100_001, 100_001);
+        watermark.begin(key(3), 200_000, 200_000, 200_000);
         watermark.committed(key(3), 200_000, 200_000);
         assert_eq!(watermark.at(200_000), Some(100_000), "a request is still under way");
         watermark.failed(key(2), 200_000);
         assert_eq!(watermark.at(200_001), Some(100_000), "and failed");
-        watermark.begin(key(2), 100_001, 200_002);
+        watermark.begin(key(2), 100_001, 100_001, 200_002);
         watermark.committed(key(2), 100_001, 200_002);
         assert!(watermark.at(200_002) < Some(100_000), "a straggler widens the lag");
         assert_eq!(watermark.at(200_002), Some(200_000 - 100_001 - MARGIN_MS));
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn does_not_advance_while_nothing_comes() {
         let mut watermark = Watermark::default();
-        watermark.begin(key(1), 100_000, 100_000);
+        watermark.begin(key(1), 100_000, 100_000, 100_000);
         watermark.committed(key(1), 100_000, 100_000);
         assert_eq!(watermark.at(100_000), watermark.at(900_000));
     }
@@ -119,7 +120,7 @@ mod tests {
     #[test]
     fn a_clock_ahead_does_not_carry_it_away() {
         let mut watermark = Watermark::default();
-        watermark.begin(key(1), 9_000_000, 100_000);
+        watermark.begin(key(1), 9_000_000, 9_000_000, 100_000);
         watermark.committed(key(1), 9_000_000, 100_000);
         assert_eq!(watermark.at(100_000), Some(100_000 - MARGIN_MS));
     }

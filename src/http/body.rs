@@ -16,6 +16,9 @@ use crate::wire::snappy;
 /// The limit of Prometheus' own receiver, for a body as received and as declared when decompressed.
 pub(super) const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// How long the rest of a body is waited for that nobody wants.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Bytes set aside for a body before any of it has arrived.
 const UNSEEN_BYTES_MAX: usize = 64 * 1024;
 
@@ -26,6 +29,23 @@ pub(super) struct Received {
     /// As decompressed.
     pub(super) plain: Vec<u8>,
     _permits: [OwnedSemaphorePermit; 2],
+}
+
+/// Reads what is left of a body and throws it away, within bounds: an answer that comes before the body has been read
+/// would otherwise reach its sender as a broken connection.
+pub(super) async fn discard(request: Request<Incoming>) {
+    let mut body = request.into_body();
+    let work = async {
+        let mut left = BODY_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // A body that is slower than this costs its sender the answer's text, and nothing else.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, work).await;
 }
 
 /// Refuses an encoding other than snappy.

@@ -1,6 +1,7 @@
 //! Remote read: each query answered in order, as samples or as a stream of chunks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -11,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::http::body::{check_encoding, receive};
+use crate::http::body::{check_encoding, discard, receive};
 use crate::http::{Answer, Service, method_not_allowed, text, unavailable, with_type};
 use crate::model::labels::Labels;
 use crate::model::matcher::Matcher;
@@ -32,11 +33,29 @@ struct Query {
 }
 
 /// Why a read was not answered.
+#[derive(Debug, thiserror::Error)]
 enum Failure {
-    Database(Error),
+    /// The server, or a bound of ours on what it returns.
+    #[error("the database failed: {0}")]
+    Database(#[from] Error),
     /// More samples than `-read-sample-limit`.
+    #[error("exceeded sample limit ({0}): narrow the query, or raise -read-sample-limit")]
     SampleLimit(u64),
+    /// It stopped taking what it asked for.
+    #[error("the client took nothing for {SLOW_CLIENT_TIMEOUT:?}")]
+    SlowClient,
 }
+
+/// What passes from the database to the answer.
+enum Piece {
+    Frames(Bytes),
+    /// All is there. Without it the client is to see the connection break.
+    End,
+    Broken(Failure),
+}
+
+/// A client that takes nothing for so long has lost interest.
+const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Frames are sent when so many bytes have come together, so that many small series share a packet.
 const FLUSH_BYTES: usize = 64 * 1024;
@@ -46,9 +65,11 @@ const PIECES_MAX: usize = 4;
 
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Answer {
     if request.method() != Method::POST {
+        discard(request).await;
         return method_not_allowed("POST");
     }
     if let Err(answer) = check_encoding(request.headers()) {
+        discard(request).await;
         return *answer;
     }
     let received = match receive(request, &service.budget, service.config.send_timeout).await {
@@ -108,8 +129,11 @@ async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metr
             while let Some(sample) = walk.next_sample().await? {
                 samples.push(sample);
                 if count + samples.len() as u64 > limit {
-                    return Err(Failure::SampleLimit(limit));
+                    break;
                 }
+            }
+            if count + samples.len() as u64 > limit {
+                return Err(Failure::SampleLimit(limit));
             }
             count += samples.len() as u64;
             result.timeseries.push(time_series(&labels, samples));
@@ -133,7 +157,7 @@ async fn streamed(
     queries: Vec<Query>,
     permit: OwnedSemaphorePermit,
 ) -> Result<Answer, Failure> {
-    let (pieces, mut receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(PIECES_MAX);
+    let (pieces, mut receiver) = mpsc::channel(PIECES_MAX);
     let metrics = Arc::clone(&service.metrics);
     service.tracker.spawn(async move {
         let _permit = permit;
@@ -142,28 +166,43 @@ async fn streamed(
             // The client left: dropping what is under way cancels the query.
             () = pieces.closed() => return,
         };
-        match outcome {
+        let last = match outcome {
             Ok(()) => {
                 if let Err(error) = reading.end().await {
                     log::debug!("ending a read: {error}");
                 }
+                Piece::End
             }
-            Err(Failure::Database(error)) => {
-                log::warn!("a read broke off: {error}");
-                let _ = pieces.send(Err(std::io::Error::other(error))).await;
+            Err(failure) => {
+                log::warn!("a read broke off: {failure}");
+                Piece::Broken(failure)
             }
-            Err(Failure::SampleLimit(_)) => {}
-        }
+        };
+        // Where even this finds no room, the missing end tells the client.
+        let _ = tokio::time::timeout(SLOW_CLIENT_TIMEOUT, pieces.send(last)).await;
     });
     // Errors before the first byte still have a status.
     let first = receiver.recv().await;
-    if let Some(Err(error)) = first {
-        return Ok(unavailable(format!("the database failed: {error}")));
+    if let Some(Piece::Broken(failure)) = first {
+        return Err(failure);
     }
-    let rest = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|piece| (piece, receiver))
+    let rest = futures_util::stream::unfold((first, receiver, false), |(first, mut receiver, over)| async move {
+        if over {
+            return None;
+        }
+        let piece = match first {
+            Some(piece) => Some(piece),
+            None => receiver.recv().await,
+        };
+        match piece {
+            Some(Piece::Frames(bytes)) => Some((Ok(bytes), (None, receiver, false))),
+            Some(Piece::End) => None,
+            Some(Piece::Broken(_)) | None => {
+                Some((Err(std::io::Error::other("the read broke off")), (None, receiver, true)))
+            }
+        }
     });
-    let stream = futures_util::stream::iter(first).chain(rest).map(|piece| piece.map(Frame::data));
+    let stream = rest.map(|piece| piece.map(Frame::data));
     let mut answer = Response::new(StreamBody::new(stream).boxed_unsync());
     let content_type = "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -173,7 +212,7 @@ async fn streamed(
 async fn stream(
     reading: &Reading,
     queries: &[Query],
-    pieces: &mpsc::Sender<Result<Bytes, std::io::Error>>,
+    pieces: &mpsc::Sender<Piece>,
     metrics: &Metrics,
 ) -> Result<(), Failure> {
     let mut out = BytesMut::new();
@@ -190,24 +229,28 @@ async fn stream(
                 count += 1;
                 if encoder.is_full() {
                     encoder.write_frame(&mut out);
-                    send(pieces, &mut out).await;
+                    send(pieces, &mut out).await?;
                 }
             }
             metrics.read_samples_total.inc_by(count);
             encoder.write_frame(&mut out);
             if out.len() >= FLUSH_BYTES {
-                send(pieces, &mut out).await;
+                send(pieces, &mut out).await?;
             }
         }
     }
-    send(pieces, &mut out).await;
+    send(pieces, &mut out).await?;
     Ok(())
 }
 
-async fn send(pieces: &mpsc::Sender<Result<Bytes, std::io::Error>>, out: &mut BytesMut) {
-    if !out.is_empty() {
-        // A client that left is noticed by the caller.
-        let _ = pieces.send(Ok(out.split().freeze())).await;
+async fn send(pieces: &mpsc::Sender<Piece>, out: &mut BytesMut) -> Result<(), Failure> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    // A client that left is noticed by the caller; one that only stops reading would keep a connection and a snapshot.
+    match tokio::time::timeout(SLOW_CLIENT_TIMEOUT, pieces.send(Piece::Frames(out.split().freeze()))).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::SlowClient),
     }
 }
 
@@ -231,8 +274,6 @@ impl Walk {
             let mut samples = reading.samples(&ids, query.start_ms, query.end_ms).await?;
             walk.ahead = samples.next().await?;
             walk.samples = Some(samples);
-        } else if !query.labels_only {
-            walk.place = 0;
         }
         Ok(walk)
     }
@@ -264,22 +305,13 @@ impl Walk {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Database(error)
-    }
-}
-
 fn failed(failure: &Failure) -> Answer {
     match failure {
-        Failure::SampleLimit(limit) => text(
-            StatusCode::BAD_REQUEST,
-            format!("exceeded sample limit ({limit}): narrow the query, or raise -read-sample-limit"),
-        ),
+        Failure::SampleLimit(_) => text(StatusCode::BAD_REQUEST, failure.to_string()),
         Failure::Database(Error::Unfit(why)) => text(StatusCode::BAD_REQUEST, why.clone()),
-        Failure::Database(error) => {
-            log::warn!("a read failed: {error}");
-            unavailable(format!("the database failed: {error}"))
+        Failure::Database(_) | Failure::SlowClient => {
+            log::warn!("a read failed: {failure}");
+            unavailable(failure.to_string())
         }
     }
 }

@@ -7,7 +7,7 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::election::liveness::InFlight;
-use crate::http::body::{Received, check_encoding, receive};
+use crate::http::body::{Received, check_encoding, discard, receive};
 use crate::http::{Answer, Service, empty, method_not_allowed, text, unavailable};
 use crate::receiver::{Receiver, Taken};
 use crate::wire::write::v1;
@@ -20,23 +20,14 @@ enum Message {
 }
 
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Answer {
-    if request.method() != Method::POST {
-        return method_not_allowed("POST");
-    }
-    let message = match negotiate(request.headers()) {
+    let message = match accept(&request) {
         Ok(message) => message,
-        Err(why) => return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why),
+        Err(answer) => {
+            discard(request).await;
+            return *answer;
+        }
     };
-    if let Err(answer) = check_encoding(request.headers()) {
-        return *answer;
-    }
     let in_flight = service.heard.begin();
-    if service.stopping.is_cancelled() {
-        return unavailable("the adapter is stopping");
-    }
-    if service.read_only {
-        return unavailable("this adapter only reads (-pg-read-only): send to one that writes");
-    }
     let received = match receive(request, &service.budget, service.config.send_timeout).await {
         Ok(received) => received,
         Err(answer) => {
@@ -46,6 +37,12 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
             return *answer;
         }
     };
+    if service.stopping.is_cancelled() {
+        return unavailable("the adapter is stopping");
+    }
+    if service.read_only {
+        return unavailable("this adapter only reads (-pg-read-only): send to one that writes");
+    }
     let Some(receiver) = service.receiver.get().cloned() else {
         in_flight.refused();
         return unavailable("the database has not been reached yet");
@@ -56,6 +53,17 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
         log::error!("a write request failed: {error}");
         unavailable("the request failed inside the adapter; its log says why")
     })
+}
+
+/// What can be told from the head of a request.
+fn accept(request: &Request<Incoming>) -> Result<Message, Box<Answer>> {
+    if request.method() != Method::POST {
+        return Err(Box::new(method_not_allowed("POST")));
+    }
+    let unsupported = |why| Box::new(text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    let message = negotiate(request.headers()).map_err(unsupported)?;
+    check_encoding(request.headers())?;
+    Ok(message)
 }
 
 async fn take(receiver: Arc<Receiver>, message: Message, received: Received, in_flight: InFlight) -> Answer {

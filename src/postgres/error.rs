@@ -31,7 +31,9 @@ pub enum Error {
 /// What the caller does about an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The data can never be stored as it is: refuse it, and it alone.
+    /// The text can never be stored in this database, whose encoding has no room for it: refuse it, and it alone.
+    /// Everything else a label set may be is checked before the server sees it, and samples are numbers; so whatever else
+    /// the server says, classes 22, 23 and 54 included, is our trouble.
     Data,
     /// Another adapter leads: this term is over.
     Fenced,
@@ -57,13 +59,8 @@ impl Error {
         if *state == SqlState::READ_ONLY_SQL_TRANSACTION {
             return Class::ReadOnly;
         }
-        // A row that no partition takes, unlike one that breaks a constraint, which has a name: the partition was dropped
-        // under a writer that still knew it.
-        if *state == SqlState::CHECK_VIOLATION && error.as_db_error().is_some_and(|db| db.constraint().is_none()) {
-            return Class::Transient;
-        }
-        match &state.code()[..2] {
-            "22" | "23" | "54" => Class::Data,
+        match *state {
+            SqlState::CHARACTER_NOT_IN_REPERTOIRE | SqlState::UNTRANSLATABLE_CHARACTER => Class::Data,
             _ => Class::Transient,
         }
     }

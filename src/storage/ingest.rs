@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt;
-use futures_util::future::join3;
+use futures_util::future::join;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::election::role::Fence;
-use crate::postgres::error::{Class, Error};
+use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::names::Names;
 use crate::storage::row::{Row, encode_copy};
@@ -97,7 +97,7 @@ impl Ingest {
     ///
     /// # Errors
     ///
-    /// What the server said of the transaction; a batch of [`Class::Data`] failed by itself, not by its neighbours.
+    /// What the server said of the transaction; none of it is the batch's fault.
     pub async fn store(&self, batch: Batch) -> Result<Stored, Arc<Error>> {
         let (reply, answer) = oneshot::channel();
         let stopped = || Arc::new(Error::Unfit("the adapter is stopping".into()));
@@ -164,13 +164,6 @@ impl Writer {
                     let _ = job.reply.send(Ok(outcome));
                 }
             }
-            // One request's data must not sink its neighbours: each by itself.
-            Err(error) if error.class() == Class::Data && jobs.len() > 1 => {
-                for job in jobs {
-                    let outcome = self.attempt(session, &[&job.batch]).await;
-                    let _ = job.reply.send(outcome.map(|outcomes| outcomes[0]).map_err(Arc::new));
-                }
-            }
             Err(error) => {
                 let error = Arc::new(error);
                 for job in jobs {
@@ -211,10 +204,10 @@ impl Writer {
         let mut keys: Vec<Uuid> = batches.iter().map(|batch| batch.key).collect();
         keys.sort_unstable();
         let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
-        // Sent in this order without waiting between; the first error is the one that tells.
-        let (begun, claimed, prepared) =
-            join3(client.batch_execute(&begin), client.query_typed(&claim, &parameters), client.prepare(&copy)).await;
-        begun?;
+        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
+        client.batch_execute(&begin).await?;
+        // Sent in this order without waiting between.
+        let (claimed, prepared) = join(client.query_typed(&claim, &parameters), client.prepare(&copy)).await;
         let claimed: HashSet<Uuid> =
             claimed?.iter().map(|row| row.try_get(0)).collect::<Result<_, tokio_postgres::Error>>()?;
         let copy = prepared?;

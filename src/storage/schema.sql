@@ -68,8 +68,8 @@ CREATE VIEW {values} AS SELECT "time", value, series_id AS labels_id FROM {sampl
 CREATE FUNCTION {range}(metric text, matchers jsonb, start_time timestamptz, end_time timestamptz)
 RETURNS TABLE ("time" timestamptz, value double precision, labels jsonb) LANGUAGE sql STABLE AS $body$
     SELECT s."time", s.value, l.labels
-    FROM {series} l JOIN {samples} s ON s.series_id = l.id
-    WHERE l.name = metric AND l.labels @> matchers AND s."time" >= start_time AND s."time" <= end_time
+    FROM {labels} l JOIN {values} s ON s.labels_id = l.id
+    WHERE l.metric_name = metric AND l.labels @> matchers AND s."time" >= start_time AND s."time" <= end_time
     ORDER BY l.id, s."time"
 $body$;
 

@@ -99,6 +99,11 @@ impl Cache {
         }
     }
 
+    /// Forgets them all.
+    pub fn clear(&self) {
+        *self.lock() = Generations::default();
+    }
+
     /// How many series are known.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -156,6 +161,13 @@ pub async fn resolve(
     if known.len() < wanted.len() {
         // Somebody else made them meanwhile, and has committed: a new statement sees them.
         look_up(client, names, wanted, &mut known).await?;
+    }
+    if known.len() < wanted.len() {
+        // A trigger or a row policy of somebody's: without an id the samples would be lost unsaid.
+        return Err(Error::Unfit(format!(
+            "series were inserted into {} and are not there",
+            names.qualified("_series")
+        )));
     }
     Ok((known, rows.len() as u64))
 }

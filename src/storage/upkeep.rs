@@ -28,7 +28,8 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
         "SELECT relation, c.oid IS NOT NULL, coalesce(i.inhdetachpending, false), i.inhrelid IS NOT NULL FROM {segments} \
          LEFT JOIN pg_class c ON c.relname = relation AND c.relnamespace = $2::text::regnamespace \
          LEFT JOIN pg_inherits i ON i.inhrelid = c.oid \
-         WHERE lower IS NOT NULL AND upper <= now() - make_interval(secs => $1) ORDER BY upper",
+         WHERE lower IS NOT NULL AND (upper <= now() - make_interval(secs => $1) OR i.inhdetachpending) \
+         ORDER BY i.inhdetachpending DESC NULLS LAST, upper",
     );
     let rows = client.query_typed(&statement, &[(&seconds, Type::FLOAT8), (&names.schema(), Type::TEXT)]).await?;
     let mut dropped = Vec::new();
@@ -77,15 +78,23 @@ pub async fn index_full(client: &Client, names: &Names) -> Result<Vec<String>, E
     let mut indexed = Vec::new();
     for row in rows {
         let relation: String = row.try_get(0)?;
-        let table = format!("{}.{}", names.schema(), identifier(&relation));
-        let name = identifier(&format!("{relation}_series"));
-        client.batch_execute(&format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", names.schema())).await?;
-        client.batch_execute(&format!("CREATE INDEX CONCURRENTLY {name} ON {table} (series_id, \"time\")")).await?;
-        let statement = names.fill("UPDATE {segments} SET indexed = true WHERE relation = $1");
-        client.execute_typed(&statement, &[(&relation, Type::TEXT)]).await?;
-        indexed.push(relation);
+        match index(client, names, &relation).await {
+            Ok(()) => indexed.push(relation),
+            // The others are not to wait for it.
+            Err(error) => log::warn!("indexing {relation} failed, to be tried again: {error}"),
+        }
     }
     Ok(indexed)
+}
+
+async fn index(client: &Client, names: &Names, relation: &str) -> Result<(), Error> {
+    let table = format!("{}.{}", names.schema(), identifier(relation));
+    let name = identifier(&format!("{relation}_series"));
+    client.batch_execute(&format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", names.schema())).await?;
+    client.batch_execute(&format!("CREATE INDEX CONCURRENTLY {name} ON {table} (series_id, \"time\")")).await?;
+    let statement = names.fill("UPDATE {segments} SET indexed = true WHERE relation = $1");
+    client.execute_typed(&statement, &[(&relation, Type::TEXT)]).await?;
+    Ok(())
 }
 
 /// Forgets the keys of requests stored long ago. To be called only by a leader that has led for minutes: after an

@@ -55,6 +55,12 @@ impl Member {
         since.elapsed()
     }
 
+    /// Waits until it has taken something as leader.
+    async fn takes(&self) {
+        let took = async || (!self.sender.acknowledged().by_leader.is_empty()).then_some(());
+        self.adapter.process().wait_until("it takes something as leader", SOON, took).await;
+    }
+
     fn log_len(&self) -> usize {
         self.adapter.process().log().len()
     }
@@ -67,6 +73,7 @@ async fn pair(uri: &str, arguments: &[&str]) -> (Member, Member) {
     a.wait("leader").await;
     let b = Member::start(&options("adapter b"), "b").await;
     b.wait("standby").await;
+    a.takes().await;
     (a, b)
 }
 

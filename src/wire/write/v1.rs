@@ -14,6 +14,9 @@ use crate::wire::write::{Request, Series};
 /// Series one request may have. Prometheus sends 2,000 unless told otherwise (`max_samples_per_send`).
 pub const SERIES_MAX: usize = 500_000;
 
+/// Samples one request may have, the same.
+pub const SAMPLES_MAX: usize = 2_000_000;
+
 /// Decodes a request. Label messages are left as they are, to be judged series by series; exemplars, histograms and
 /// metadata are counted without a look inside.
 ///
@@ -23,7 +26,7 @@ pub const SERIES_MAX: usize = 500_000;
 /// # Errors
 ///
 /// When the body is no such message: a truncated or overlong value, a group, a known field of the wrong type; or when
-/// it has more than [`SERIES_MAX`] series.
+/// it has more than [`SERIES_MAX`] series or [`SAMPLES_MAX`] samples.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
     let mut fields = Scanner::new(body);
@@ -36,6 +39,9 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
                 request.histograms += series.histograms as usize;
                 if request.series.len() == SERIES_MAX {
                     return Err(DecodeError { offset: field.offset, what: "more series than one request may have" });
+                }
+                if request.samples.len() > SAMPLES_MAX {
+                    return Err(DecodeError { offset: field.offset, what: "more samples than one request may have" });
                 }
                 request.series.push(series);
             }

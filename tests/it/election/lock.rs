@@ -66,6 +66,7 @@ async fn writes_may_go_through_a_pooler_where_the_lock_does_not() {
     a.adapter.process().kill9().await;
     super::report("take-over after kill -9, writes by pgbouncer", b.leads_after(seen, since).await);
     wait_stored(&db, "b").await;
+    b.takes().await;
     b.sender.pause();
     for (member, series) in [(&a, "a"), (&b, "b")] {
         check_stored(&db.client, member, series).await;
@@ -111,6 +112,7 @@ async fn what_a_role_is_set_to_does_not_end_the_session() {
     a.wait("leader").await;
     let b = Member::start(&candidate(&uri, "adapter b"), "b").await;
     b.wait("standby").await;
+    a.takes().await;
     wait_true(&client, "SELECT count(*) >= 30 FROM metrics WHERE name = 'from_a'").await;
     wait_settled(&a, &b).await;
     let term: i64 = crate::setup::one(&client, "SELECT term FROM metrics_leader").await;

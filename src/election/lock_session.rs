@@ -1,0 +1,350 @@
+//! The statements of the lock session, and what proves that a server is fit for one.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+use crate::clock::now_ms;
+use crate::election::Config;
+use crate::election::machine::Observed;
+use crate::election::role::{Fence, Leader};
+use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::postgres::{Connector, Session, within};
+use crate::storage::names::Names;
+use crate::storage::row::{from_postgres_us, to_postgres_us};
+
+/// The session that holds the lock or tries to, on a server found fit.
+pub(super) struct LockSession {
+    session: Session,
+    group_no: i32,
+    clock: Mutex<ClockOffset>,
+}
+
+/// A term that was raised.
+pub(super) struct Raised {
+    pub(super) fence: Fence,
+    /// The token of the term before.
+    pub(super) last_token: Option<Uuid>,
+    /// How far the last leader's clock was behind ours, in ms.
+    pub(super) last_leader_behind_ms: i64,
+    /// From before the server was asked for the term.
+    pub(super) proven_at: Instant,
+}
+
+/// How far our clock is ahead of the server's.
+#[derive(Clone, Copy, Debug)]
+struct ClockOffset {
+    offset_ms: i64,
+    /// How long the answer took that told: half of it is how wrong the offset may be.
+    round_trip_ms: i64,
+}
+
+/// An advisory lock is not replicated.
+const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
+    advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
+
+/// How long a writer of an old term may take to end by itself before its backend is terminated.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+
+impl ClockOffset {
+    /// From the server's clock as it was somewhere between `asked_ms` and `answered_ms` of ours.
+    fn measured(asked_ms: i64, Timestamp(server_us): Timestamp, answered_ms: i64) -> Self {
+        Self {
+            offset_ms: asked_ms.midpoint(answered_ms) - from_postgres_us(server_us),
+            round_trip_ms: (answered_ms - asked_ms).max(0),
+        }
+    }
+
+    /// A slow answer tells little: it counts only once the quick one it is compared with has grown old.
+    fn update(&mut self, newer: Self) {
+        if newer.round_trip_ms <= self.round_trip_ms * 2 + 1 {
+            *self = newer;
+        } else {
+            self.round_trip_ms += self.round_trip_ms / 8 + 1;
+        }
+    }
+}
+
+impl LockSession {
+    /// Opens a session whose silence the server bounds, on a writable primary, and finds the group's row.
+    pub(super) async fn open(connector: &Connector, config: &Config, names: &Names) -> Result<Self, Error> {
+        let group = group_name(config.lock_id);
+        let session =
+            connector.lock_session(&format!("prometheus-postgresql-adapter {group}")).await.map_err(not_primary)?;
+        let work = async {
+            session.client().batch_execute(&session_settings(config)).await?;
+            // Not on every platform, and only a help against ghosts in running statements.
+            if let Err(error) = session.client().batch_execute("SET client_connection_check_interval = '1s'").await {
+                log::debug!("client_connection_check_interval is not available: {}", Error::from(error));
+            }
+            let clock = require_primary(&session).await?;
+            // Two statements: one would not see the row that somebody else has just committed.
+            let insert = names.fill("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
+            session.client().execute_typed(&insert, &[(&group, Type::TEXT)]).await?;
+            let select = names.fill("SELECT group_no FROM {leader} WHERE group_name = $1");
+            let row = session.client().query_typed_one(&select, &[(&group, Type::TEXT)]).await?;
+            Ok((row.try_get(0)?, clock))
+        };
+        let (group_no, clock) = within(config.lease, work).await?;
+        Ok(Self { session, group_no, clock: Mutex::new(clock) })
+    }
+
+    /// Tries the lock. After `true` it must not be called again on this session: the lock would stack.
+    pub(super) async fn try_lock(&self, lock_id: i64) -> Result<bool, Error> {
+        let statement = "SELECT pg_try_advisory_lock($1)";
+        let row = self.session.client().query_typed_one(statement, &[(&lock_id, Type::INT8)]).await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// The leader's row, with its watermark in ms since 1970. One that lies ahead of the server's clock was made by a
+    /// clock that is wrong, and says nothing.
+    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Option<i64>)>, Error> {
+        let statement = names.fill(
+            "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
+             CASE WHEN watermark <= clock_timestamp() THEN watermark END \
+             FROM {leader} WHERE group_no = $1 AND heartbeat IS NOT NULL",
+        );
+        let row = self.session.client().query_typed_opt(&statement, &[(&self.group_no, Type::INT4)]).await?;
+        row.map(|row| {
+            let age: f64 = row.try_get(2)?;
+            let watermark: Option<Timestamp> = row.try_get(3)?;
+            let observed = Observed {
+                leader: Leader { holder: row.try_get(0)?, term: row.try_get(1)? },
+                heartbeat_age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
+            };
+            Ok((observed, watermark.map(|Timestamp(time_us)| from_postgres_us(time_us))))
+        })
+        .transpose()
+    }
+
+    /// Waits until no writer of an old term is under way, then begins a new one, with no watermark yet.
+    pub(super) async fn raise_term(&self, names: &Names, holder: &str) -> Result<Raised, Error> {
+        if !self.drain(names, Some(DRAIN_PATIENCE)).await? {
+            self.terminate_writers(names).await?;
+            self.drain(names, None).await?;
+        }
+        let proven_at = Instant::now();
+        let statement = names.fill(
+            "UPDATE {leader} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
+             heartbeat = clock_timestamp(), watermark = NULL, clock_offset_ms = $3 \
+             FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
+             RETURNING new.term, new.token, old.token, old.clock_offset_ms",
+        );
+        let clock_offset_ms = self.clock_offset_ms();
+        let client = self.session.client();
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&self.group_no, Type::INT4), (&holder, Type::TEXT), (&clock_offset_ms, Type::INT8)];
+        let row = client.query_typed_one(&statement, &parameters).await?;
+        client.batch_execute("COMMIT").await?;
+        let last_offset_ms: Option<i64> = row.try_get(3)?;
+        Ok(Raised {
+            fence: Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? },
+            last_token: row.try_get(2)?,
+            last_leader_behind_ms: last_offset_ms.map_or(0, |last_ms| clock_offset_ms.saturating_sub(last_ms)),
+            proven_at,
+        })
+    }
+
+    /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
+    async fn drain(&self, names: &Names, patience: Option<Duration>) -> Result<bool, Error> {
+        let client = self.session.client();
+        let patience_ms = patience.map_or(0, |patience| patience.as_millis());
+        client
+            .batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {patience_ms}"))
+            .await?;
+        let statement = names.fill("SELECT pg_advisory_xact_lock({leader:literal}::regclass::oid::integer, $1)");
+        match client.query_typed(&statement, &[(&self.group_no, Type::INT4)]).await.map_err(Error::from) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
+                client.batch_execute("ROLLBACK").await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the backends of writers that hold the fence: a process frozen in the midst of a COPY is bounded by no
+    /// timeout of the server's. Their transactions roll back; their senders still have the data.
+    async fn terminate_writers(&self, names: &Names) -> Result<(), Error> {
+        let client = self.session.client();
+        let statement = names.fill(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND mode = 'ShareLock' \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+             AND classid = {leader:literal}::regclass::oid AND objid = $1::integer::oid",
+        );
+        for row in client.query_typed(&statement, &[(&self.group_no, Type::INT4)]).await? {
+            let pid: i32 = row.try_get(0)?;
+            let terminated = client.query_typed("SELECT pg_terminate_backend($1)", &[(&pid, Type::INT4)]).await;
+            match terminated.map_err(Error::from) {
+                Ok(_) => log::warn!("terminated the session of an old term that would not end (pid {pid})"),
+                // It is waited for; should its process be frozen, only this helps.
+                Err(error) => log::error!(
+                    "the session of an old term (pid {pid}) will not end and cannot be terminated: {error}; let both \
+                     adapters log in as the same user, or GRANT pg_signal_backend"
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes that the leader of `fence` lives. `false` if that term is over.
+    pub(super) async fn heartbeat(
+        &self,
+        names: &Names,
+        fence: Fence,
+        watermark_ms: Option<i64>,
+    ) -> Result<bool, Error> {
+        let statement = names.fill(
+            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, clock_offset_ms = $4 \
+             WHERE group_no = $1 AND token = $2 RETURNING clock_timestamp()",
+        );
+        let watermark = watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
+        let clock_offset_ms = self.clock_offset_ms();
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&self.group_no, Type::INT4),
+            (&fence.token, Type::UUID),
+            (&watermark, Type::TIMESTAMPTZ),
+            (&clock_offset_ms, Type::INT8),
+        ];
+        let asked_ms = now_ms();
+        let row = self.session.client().query_typed_opt(&statement, &parameters).await?;
+        let Some(row) = row else { return Ok(false) };
+        self.clock().update(ClockOffset::measured(asked_ms, row.try_get(0)?, now_ms()));
+        Ok(true)
+    }
+
+    /// Ends when the session has ended, whoever ended it.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.session.ended()
+    }
+
+    /// Ends the session, and waits for that.
+    pub(super) async fn close(self) {
+        self.session.close().await;
+    }
+
+    fn clock_offset_ms(&self) -> i64 {
+        self.clock().offset_ms
+    }
+
+    fn clock(&self) -> std::sync::MutexGuard<'_, ClockOffset> {
+        self.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What the group of a lock id is called in the leader table, log and status.
+#[must_use]
+pub fn group_name(lock_id: i64) -> String {
+    format!("lock {lock_id}")
+}
+
+/// Everything a role or database might have set otherwise, so that the server bounds a silent session, and only so.
+fn session_settings(config: &Config) -> String {
+    let timeout_ms = config.session_timeout().as_millis();
+    format!(
+        "SET statement_timeout = {lease_ms}; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = {timeout_ms}; \
+         SET idle_session_timeout = {timeout_ms}; SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 2; \
+         SET tcp_keepalives_count = 3; SET tcp_user_timeout = {timeout_ms}; SET default_transaction_isolation = 'read committed'",
+        lease_ms = config.lease.as_millis(),
+    )
+}
+
+/// Refuses a hot standby; says how far our clock is ahead of the server's.
+async fn require_primary(session: &Session) -> Result<ClockOffset, Error> {
+    let asked_ms = now_ms();
+    let row = session.client().query_typed_one("SELECT pg_is_in_recovery(), clock_timestamp()", &[]).await?;
+    if row.try_get(0)? {
+        return Err(Error::Unfit(NOT_PRIMARY.into()));
+    }
+    Ok(ClockOffset::measured(asked_ms, row.try_get(1)?, now_ms()))
+}
+
+/// What to say where only servers that take no writes were found: the way to them asks for one that does, and gives up
+/// with less of an explanation.
+fn not_primary(error: Error) -> Error {
+    let Error::Server(inner) = &error else { return error };
+    let cause = std::error::Error::source(inner).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause {
+        // Not by the operating system: this is how tokio-postgres puts it.
+        Some(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none() => {
+            Error::Unfit(NOT_PRIMARY.into())
+        }
+        _ => error,
+    }
+}
+
+/// Proves with two sessions that an advisory lock excludes here. It does not behind a transaction pooler, nor on
+/// databases whose lock functions are stubs.
+pub(super) async fn prove_exclusion(connector: &Connector, config: &Config) -> Result<(), Error> {
+    let unfit = |what: &str| {
+        Error::Unfit(format!(
+            "self-test of the advisory lock failed: {what}. Election needs sessions of its own on a PostgreSQL primary: if \
+             a pooler in transaction mode is between, point -pg-lock-uri to the server itself"
+        ))
+    };
+    let application_name = "prometheus-postgresql-adapter self-test";
+    let (first, second) =
+        tokio::try_join!(connector.lock_session(application_name), connector.lock_session(application_name))
+            .map_err(not_primary)?;
+    let work = async {
+        let key = i64::from_le_bytes(uuid::Uuid::new_v4().as_u64_pair().0.to_le_bytes());
+        require_primary(&first).await?;
+        let (obtained, first_pid) = try_key(&first, key).await?;
+        if !obtained {
+            return Err(unfit("a lock that nobody holds was refused"));
+        }
+        let (obtained_twice, second_pid) = try_key(&second, key).await?;
+        if obtained_twice || first_pid == second_pid {
+            return Err(unfit("two sessions obtained the same lock"));
+        }
+        first.close().await;
+        // The server takes a moment to end a session; it is asked again until the bound of the whole test.
+        loop {
+            let (obtained, pid) = try_key(&second, key).await?;
+            if pid != second_pid {
+                return Err(unfit("one session was served by two server processes"));
+            }
+            if obtained {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        second.close().await;
+        Ok(())
+    };
+    match within(config.lease.min(Duration::from_secs(5)), work).await {
+        Err(Error::Timeout { .. }) => Err(unfit("the lock of a closed session was not given free within 5 s")),
+        other => other,
+    }
+}
+
+/// Tries a key; says whether it was obtained, and by which server process.
+async fn try_key(session: &Session, key: i64) -> Result<(bool, i32), Error> {
+    let statement = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
+    let row = session.client().query_typed_one(statement, &[(&key, Type::INT8)]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_answer_does_not_move_the_clock() {
+        let server = |ms| Timestamp(to_postgres_us(ms));
+        let mut clock = ClockOffset::measured(1_000, server(901), 1_002);
+        assert_eq!((clock.offset_ms, clock.round_trip_ms), (100, 2));
+        clock.update(ClockOffset::measured(5_000, server(4_900), 6_000));
+        assert_eq!(clock.offset_ms, 100, "an answer that took a second may be half a second off");
+        clock.update(ClockOffset::measured(9_000, server(8_801), 9_002));
+        assert_eq!(clock.offset_ms, 200);
+        for _ in 0..100 {
+            clock.update(ClockOffset::measured(10_000, server(10_000), 11_000));
+        }
+        assert_eq!(clock.offset_ms, 500, "when all answers are slow they are all there is");
+    }
+}
