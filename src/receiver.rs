@@ -121,6 +121,7 @@ impl Receiver {
             self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
         }
         self.duplicates("same_request", resolved.duplicates);
+        self.duplicates("expired", resolved.expired);
         self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
         Ok(resolved)
     }

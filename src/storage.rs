@@ -81,6 +81,8 @@ pub struct Resolved {
     pub rejected: Rejected,
     /// Samples left out because the request has their series and time twice.
     pub duplicates: usize,
+    /// Samples left out because they are older than the retention.
+    pub expired: usize,
 }
 
 /// The part of a request that can never be stored.
@@ -168,8 +170,9 @@ impl Store {
         if ids.contains(&None) {
             self.find_missing(request, fence, &hashes, &mut ids, &mut resolved.rejected).await?;
         }
-        let latest_ms = now_ms().saturating_add(AHEAD_MAX_MS);
-        let expired_ms = self.expired_ms();
+        let now_ms = now_ms();
+        let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
+        let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         for (series, id) in request.series.iter().zip(&ids) {
             let Some(series_id) = *id else { continue };
             for sample in request.samples_of(series) {
@@ -179,10 +182,8 @@ impl Store {
                         .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
                     continue;
                 }
-                if sample.timestamp_ms < expired_ms {
-                    resolved.rejected.add(1, || {
-                        format!("timestamp {} of {} is older than -pg-retention", sample.timestamp_ms, show(series))
-                    });
+                if expired_ms.is_some_and(|expired_ms| sample.timestamp_ms < expired_ms) {
+                    resolved.expired += 1;
                     continue;
                 }
                 if self.config.log_samples {
@@ -193,12 +194,6 @@ impl Store {
         }
         resolved.duplicates = sort_and_dedup(&mut resolved.rows);
         Ok(resolved)
-    }
-
-    /// What is older than this is dropped soon, perhaps is being dropped now: a segment on its way out takes no rows.
-    fn expired_ms(&self) -> i64 {
-        let retention = self.config.retention.and_then(|retention| i64::try_from(retention.as_millis()).ok());
-        retention.map_or(i64::MIN, |retention_ms| now_ms().saturating_sub(retention_ms))
     }
 
     /// Fills in the ids that the cache did not have, by one look-up in the database.

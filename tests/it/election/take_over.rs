@@ -234,7 +234,7 @@ async fn a_second_signal_ends_at_once() {
     let (seen, since) = (b.log_len(), Instant::now());
     assert_eq!(process.terminate(SECOND).await, Exit::Status(1));
     // The write under way waits in the database, and does not notice that its client has gone.
-    b.adapter.process().wait_for_log_after(seen, "session(s) of an old term", SOON).await;
+    b.adapter.process().wait_for_log_after(seen, "session of an old term", SOON).await;
     let took = since.elapsed();
     report("writer ended after a second SIGTERM with a write stuck in the database", took);
     assert!(took < Duration::from_secs(2), "{took:?}");
