@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::election::role::{Fence, Role};
+use crate::election::role::Role;
 use crate::handover::Handover;
 use crate::handover::held::Refusal;
 use crate::postgres::error::{Class, Error};
+use crate::storage::fence::Fence;
 use crate::storage::ingest::Stored;
 use crate::storage::{Rejected, Resolved, Store, request_key};
 use crate::telemetry::metrics::Metrics;

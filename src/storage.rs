@@ -15,11 +15,11 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::clock::now_ms;
-use crate::election::role::Fence;
 use crate::model::labels::Labels;
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
+use crate::storage::fence::Fence;
 use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
@@ -27,6 +27,7 @@ use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
 
+pub mod fence;
 pub mod ingest;
 pub mod names;
 pub mod query;
@@ -270,7 +271,7 @@ impl Store {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            client.batch_execute(&ingest::begin(&self.names, fence, timeout)).await?;
+            client.batch_execute(&fence::begin(&self.names, fence, timeout)).await?;
             let (found, created) = series::resolve(&client, &self.names, wanted).await?;
             client.batch_execute("COMMIT").await?;
             client.give_back();

@@ -10,10 +10,11 @@ use uuid::Uuid;
 use crate::clock::now_ms;
 use crate::election::Config;
 use crate::election::machine::Observed;
-use crate::election::role::{Fence, Leader};
+use crate::election::role::Leader;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Session, within};
+use crate::storage::fence::Fence;
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
 

@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use crate::election::Config;
-use crate::election::role::{Fence, Leader, Role};
+use crate::election::role::{Leader, Role};
+use crate::storage::fence::Fence;
 
 /// What the driver is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,18 +2,7 @@
 
 use std::time::Instant;
 
-use uuid::Uuid;
-
-/// A leader's right to write: each write transaction compares the token with the group's row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fence {
-    /// The group's number in the leader table.
-    pub group_no: i32,
-    /// Counts the group's leaders.
-    pub term: i64,
-    /// New with each term; random, so that a term row rolled back by a fail-over of PostgreSQL is not mistaken.
-    pub token: Uuid,
-}
+use crate::storage::fence::Fence;
 
 /// A leader as its heartbeat in the group's row shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

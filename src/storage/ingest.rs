@@ -11,9 +11,9 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::election::role::Fence;
 use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
+use crate::storage::fence::{Fence, begin};
 use crate::storage::names::Names;
 use crate::storage::row::{Row, encode_copy};
 use crate::telemetry::metrics::Metrics;
@@ -24,10 +24,6 @@ const TRANSACTION_ROWS_MAX: usize = 50_000;
 
 /// Requests one transaction takes at most.
 const TRANSACTION_REQUESTS_MAX: usize = 64;
-
-/// A writer that idles so long between the statements of a transaction is frozen: its transaction must not hold the
-/// next leader up.
-const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One request's samples, resolved and checked.
 #[derive(Debug)]
@@ -239,22 +235,4 @@ impl Writer {
         self.metrics.samples_stored_total.inc_by(rows as u64);
         Ok(outcomes)
     }
-}
-
-/// Opens a transaction that may write: bounded, and behind the fence. Everything is set for the transaction alone, so
-/// that it holds behind a pooler too.
-#[must_use]
-pub fn begin(names: &Names, fence: Option<Fence>, timeout: Duration) -> String {
-    let mut text = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = {timeout_ms}; \
-         SET LOCAL lock_timeout = {timeout_ms}; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; \
-         SELECT set_config('synchronous_commit', 'local', true) \
-         WHERE current_setting('synchronous_commit') = 'off'",
-        timeout_ms = timeout.as_millis(),
-        idle_ms = IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
-    );
-    if let Some(fence) = fence {
-        text.push_str(&names.fill(&format!("; SELECT {{fence}}({}, '{}')", fence.group_no, fence.token)));
-    }
-    text
 }

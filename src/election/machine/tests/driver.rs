@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::super::{Action, Machine, Reason};
 use super::world::{Event, Reply, World};
 use crate::election::liveness::Liveness;
-use crate::election::role::{Fence, Role};
+use crate::election::role::Role;
+use crate::storage::fence::Fence;
 
 /// How often a Prometheus sends.
 const SEND_INTERVAL: u64 = 500;

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::super::{Action, Observed};
 use super::world::{Event, Reply, World};
-use crate::election::role::{Fence, Leader};
+use crate::election::role::Leader;
+use crate::storage::fence::Fence;
 
 /// A writer of an old term is terminated after so long.
 const DRAIN_PATIENCE: u64 = 500;

@@ -8,7 +8,8 @@ use super::server::{Holder, Server, Session};
 use super::{Fault, Kind, Story, config};
 use crate::election::Config;
 use crate::election::liveness::Liveness;
-use crate::election::role::{Fence, Role};
+use crate::election::role::Role;
+use crate::storage::fence::Fence;
 
 /// Within this of the last fault everything must have settled: a session's end by the server, the longest Prometheus
 /// timeout with our own refusals excused before it, and a second.

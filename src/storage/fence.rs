@@ -1,0 +1,40 @@
+//! The right to write, and the transaction that shows it. Pure: statements' text.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::storage::names::Names;
+
+/// A leader's right to write: each write transaction compares the token with the group's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The group's number in the leader table.
+    pub group_no: i32,
+    /// Counts the group's leaders.
+    pub term: i64,
+    /// New with each term; random, so that a term row rolled back by a fail-over of PostgreSQL is not mistaken.
+    pub token: Uuid,
+}
+
+/// A writer that idles so long between the statements of a transaction is frozen: its transaction must not hold the
+/// next leader up.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens a transaction that may write: bounded, and behind the fence. Everything is set for the transaction alone, so
+/// that it holds behind a pooler too.
+#[must_use]
+pub fn begin(names: &Names, fence: Option<Fence>, timeout: Duration) -> String {
+    let mut text = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = {timeout_ms}; \
+         SET LOCAL lock_timeout = {timeout_ms}; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; \
+         SELECT set_config('synchronous_commit', 'local', true) \
+         WHERE current_setting('synchronous_commit') = 'off'",
+        timeout_ms = timeout.as_millis(),
+        idle_ms = IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
+    );
+    if let Some(fence) = fence {
+        text.push_str(&names.fill(&format!("; SELECT {{fence}}({}, '{}')", fence.group_no, fence.token)));
+    }
+    text
+}
