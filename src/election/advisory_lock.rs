@@ -176,8 +176,9 @@ impl<S: Succession> Election<S> {
             Ok(())
         })
         .await;
-        if let Err(error) = done {
-            self.lost(&error, machine);
+        match done {
+            Ok(()) => self.metrics.lock_checked(sent_at),
+            Err(error) => self.lost(&error, machine),
         }
     }
 

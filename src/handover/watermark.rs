@@ -2,7 +2,7 @@
 //!
 //! It cannot be known, for the shards of a Prometheus progress unevenly and say nothing of each other. So it is guessed
 //! from the safe side: behind every request that is unfinished or failed, and behind the newest committed sample by
-//! the largest lag seen lately and [`MARGIN_MS`]. Guessing too far behind costs a standby memory; too far ahead would
+//! the largest lag seen lately and a margin. Guessing too far behind costs a standby memory; too far ahead would
 //! lose a sample if the leader's host died before it stored a straggler.
 
 use std::collections::HashMap;

@@ -2,6 +2,9 @@
 //!
 //! This room owns names, help texts and buckets. When a number changes is the business of the room it belongs to.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -28,6 +31,7 @@ const SAMPLES: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4,
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
+    lock_checked_at: Arc<Mutex<Option<Instant>>>,
     role: IntGaugeVec,
     /// 1 on the leader, else 0.
     pub leader: IntGauge,
@@ -195,6 +199,7 @@ impl Metrics {
             series_created_total: counter(r, "series_created_total", "Series this adapter added to the database."),
             segments: gauge(r, "segments", "Segments of hot samples in the database."),
             registry: registry.clone(),
+            lock_checked_at: Arc::default(),
         };
         let build = IntGaugeVec::new(
             opts("build_info", "The build of this adapter; always 1."),
@@ -223,9 +228,17 @@ impl Metrics {
         self.postgres_errors_total.with_label_values(&[class]).inc();
     }
 
+    /// The lock session answered a statement that was sent at `sent_at`.
+    pub fn lock_checked(&self, sent_at: Instant) {
+        *self.lock_checked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent_at);
+    }
+
     /// Everything as Prometheus' text format 0.0.4; serve it as [`CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
+        if let Some(at) = *self.lock_checked_at.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.lock_check_age_seconds.set(at.elapsed().as_secs_f64());
+        }
         let mut text = Vec::new();
         // Fails only on a family without name or metrics, which a registry does not gather.
         expect(TextEncoder::new().encode(&self.registry.gather(), &mut text));
