@@ -33,7 +33,7 @@ impl Network {
     ///
     /// Why this machine or user cannot have one.
     pub fn new() -> Result<Self, String> {
-        if !rustix::process::geteuid().is_root() {
+        if !is_root() {
             return Err("needs root for network namespaces".to_owned());
         }
         let pid = std::process::id();
@@ -88,6 +88,11 @@ impl Drop for Network {
             guard.fire();
         }
     }
+}
+
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Moves the calling thread, for good, into a namespace: the sockets that it opens are that host's.
