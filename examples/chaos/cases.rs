@@ -119,7 +119,6 @@ pub(crate) fn obstacle(needs: Needs, network: &Result<Network, String>) -> Optio
 }
 
 /// Plays one.
-#[expect(clippy::too_many_lines, reason = "a list")]
 pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
     let usual = Setup::default();
     match name {

@@ -300,11 +300,11 @@ impl State {
                 return self.take(shard);
             }
             // Nothing waiting and the deadline over: the next sample goes at once, as a ticker's would within one.
-            let _ = if late {
-                Ok(queue.more.notified().await)
+            if late {
+                queue.more.notified().await;
             } else {
-                tokio::time::timeout_at(ready_at, queue.more.notified()).await
-            };
+                let _ = tokio::time::timeout_at(ready_at, queue.more.notified()).await;
+            }
         }
     }
 

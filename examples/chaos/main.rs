@@ -105,10 +105,14 @@ async fn run(flags: &Flags) -> bool {
         println!("{}", row.line());
         if let Ok(outcome) = &row.outcome {
             picture::draw(&pictures, case.name, case.what, outcome);
+            for (host, log) in ["a", "b"].iter().zip(&outcome.logs) {
+                let path = pictures.join(format!("{}-{host}.log", case.name));
+                std::fs::write(path, log).expect("cannot write a log");
+            }
         }
         rows.push(row);
     }
     println!("\n{}", report::table(&rows, flags.seed, began.elapsed()));
-    println!("pictures: {}", pictures.display());
+    println!("pictures and logs: {}", pictures.display());
     rows.iter().all(Row::is_well)
 }

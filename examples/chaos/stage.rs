@@ -82,6 +82,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) random: Random,
     began: Instant,
     record: Record,
+    /// What adapters that are gone have written.
+    past_logs: [Vec<String>; 2],
 }
 
 /// What was done and measured.
@@ -113,6 +115,8 @@ pub(crate) struct Outcome {
     pub(crate) leaderless: f64,
     /// Most samples held by a standby, and their bytes.
     pub(crate) held: (f64, f64),
+    /// What the adapters wrote.
+    pub(crate) logs: [String; 2],
     /// Seconds it took.
     pub(crate) seconds: f64,
     /// For the picture: for each host what its adapter said, by seconds of the case.
@@ -186,6 +190,7 @@ impl<'a> Stage<'a> {
             random,
             began: Instant::now(),
             record: Record { takeover_wanted: 1.0, ..Record::default() },
+            past_logs: [Vec::new(), Vec::new()],
         };
         stage.witness().await;
         if stage.setup.senders {
@@ -253,8 +258,8 @@ impl<'a> Stage<'a> {
     /// Kills the adapter of a host.
     pub(crate) async fn kill(&mut self, host: usize) {
         if let Some(adapter) = self.adapters[host].take() {
-            adapter.process().signal(rig::process::Signal::KILL);
             adapter.process().kill9().await;
+            self.past_logs[host].extend(adapter.process().log().lines());
         }
     }
 
@@ -265,6 +270,7 @@ impl<'a> Stage<'a> {
             if exit != rig::process::Exit::Status(0) {
                 self.record.broken.push(format!("asked to end, the adapter ended with {exit:?}"));
             }
+            self.past_logs[host].extend(adapter.process().log().lines());
         }
     }
 
@@ -330,7 +336,8 @@ impl<'a> Stage<'a> {
         let findings = judge::judge(&promised, &stored);
         let bands = self.hosts.each_ref().map(|host| self.bands(host));
         let held = self.hosts.iter().flat_map(Host::observations).map(|o| (o.held_samples, o.held_bytes));
-        let outcome = Outcome {
+        let mut outcome = Outcome {
+            logs: Default::default(),
             findings,
             failed: self.hosts.iter().map(|host| host.counts().failed).sum(),
             retried: self.hosts.iter().map(|host| host.counts().retried).sum(),
@@ -340,9 +347,12 @@ impl<'a> Stage<'a> {
             bands,
             record: self.record.clone(),
         };
-        if !problems(&outcome).is_empty() {
-            println!("{}", self.logs());
+        for host in 0..2 {
+            if let Some(adapter) = &self.adapters[host] {
+                self.past_logs[host].extend(adapter.process().log().lines());
+            }
         }
+        outcome.logs = self.past_logs.clone().map(|lines| lines.join("\n"));
         let Self { adapters, hosts, postgres, .. } = self;
         drop((adapters, hosts));
         (outcome, Some((postgres, promised)))
