@@ -152,7 +152,8 @@ impl Handover {
 impl Succession for Handover {
     async fn prepare(&self, takeover: Takeover) -> Result<(), Error> {
         let skew_ms = i64::try_from(CLOCK_SKEW_MAX.as_millis()).unwrap_or(i64::MAX);
-        let cut = Arc::new(Cut::new(now_ms().saturating_add(skew_ms), takeover.last_leader_behind_ms));
+        let now_ms = now_ms();
+        let cut = Arc::new(Cut::new(now_ms, now_ms.saturating_add(skew_ms), takeover.last_leader_behind_ms));
         *lock(&self.watermark) = Watermark::default();
         self.replay(&cut, &takeover).await?;
         *self.cut.write().unwrap_or_else(PoisonError::into_inner) = Some(cut);
