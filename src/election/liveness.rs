@@ -26,7 +26,8 @@ pub struct Liveness {
     last: Option<Instant>,
     /// Silence before this is our own doing.
     excused_until: Option<Instant>,
-    /// The longest gap seen lately; each new gap lets it shrink by a tenth.
+    /// The longest gap seen lately; it shrinks by a tenth in the time it spans. By time and not by request, for the
+    /// requests of one scrape come in a burst, and a backlog in a long one.
     gap: Option<Duration>,
     in_flight: usize,
 }
@@ -43,7 +44,7 @@ impl Liveness {
         self.in_flight += 1;
         if let (Some(last), true) = (self.last, self.excused_until.is_none_or(|until| until <= now)) {
             let gap = now.saturating_duration_since(last);
-            self.gap = Some(self.gap.map_or(gap, |known| gap.max(known * 9 / 10)));
+            self.gap = Some(self.gap.map_or(gap, |known| gap.max(shrunk(known, gap))));
         }
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
     }
@@ -86,6 +87,14 @@ impl Liveness {
     pub fn last(&self) -> Option<Instant> {
         self.last
     }
+}
+
+/// `known` once `elapsed` has passed.
+fn shrunk(known: Duration, elapsed: Duration) -> Duration {
+    if known.is_zero() {
+        return known;
+    }
+    known.mul_f64(0.9_f64.powf(elapsed.as_secs_f64() / known.as_secs_f64()))
 }
 
 /// A [`Liveness`] that the write path feeds and the election reads.
@@ -175,6 +184,17 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_does_not_make_it_impatient() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(PrometheusTimeout::Automatic);
+        for ms in (0..60_000).step_by(5_000).flat_map(|scrape| (0..20).map(move |request| scrape + request)) {
+            liveness.begin(at(start, ms));
+            liveness.end(at(start, ms), false);
+        }
+        assert!(liveness.timeout().unwrap() > Duration::from_secs(11), "{:?}", liveness.timeout());
+    }
+
+    #[test]
     fn never_is_never() {
         assert_eq!(Liveness::new(PrometheusTimeout::Never).silent_at(Instant::now()), None);
     }
@@ -190,7 +210,7 @@ mod tests {
         };
         assert_eq!(beat(0), UNLEARNED);
         assert_eq!(beat(1_000), Duration::from_millis(2_500));
-        assert_eq!(beat(1_010), Duration::from_millis(2_250), "a short gap hardly changes it");
+        assert!(beat(1_010) > Duration::from_millis(2_490), "a short gap hardly changes it");
         assert_eq!(beat(3_010), Duration::from_millis(5_000));
     }
 }
