@@ -69,9 +69,6 @@ struct LockSession {
     clock_offset_ms: AtomicI64,
 }
 
-/// How long a writer of an old term may take to end by itself before its backend is terminated.
-const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
-
 impl<S: Succession> Election<S> {
     /// Takes part until `stop`; then gives the lock up, last of all, and returns.
     pub async fn run(self, stop: CancellationToken) {
@@ -187,13 +184,14 @@ impl<S: Succession> Election<S> {
         let sent_at = Instant::now();
         // Twice the patience with writers, and the time of the statements themselves.
         let limit = self.config.lease;
-        let takeover = match within(limit, opened.raise_term(&self.names, &self.holder)).await {
-            Ok((takeover, proven_at)) => {
-                machine.on_term(takeover.fence, proven_at);
-                takeover
-            }
-            Err(error) => return self.lost(&error, machine),
-        };
+        let takeover =
+            match within(limit, opened.raise_term(&self.names, &self.holder, self.config.drain_patience())).await {
+                Ok((takeover, proven_at)) => {
+                    machine.on_term(takeover.fence, proven_at);
+                    takeover
+                }
+                Err(error) => return self.lost(&error, machine),
+            };
         let preparing = self.succession.prepare(takeover);
         tokio::pin!(preparing);
         loop {
@@ -360,8 +358,8 @@ impl LockSession {
 
     /// Waits until no writer of an old term is under way, then begins a new one. The time is from before the server
     /// was asked for it.
-    async fn raise_term(&self, names: &Names, holder: &str) -> Result<(Takeover, Instant), Error> {
-        if !self.drain(names, Some(DRAIN_PATIENCE)).await? {
+    async fn raise_term(&self, names: &Names, holder: &str, patience: Duration) -> Result<(Takeover, Instant), Error> {
+        if !self.drain(names, Some(patience)).await? {
             let terminated = self.terminate_writers(names).await?;
             log::warn!("terminated {terminated} session(s) of an old term that would not end");
             self.drain(names, None).await?;
