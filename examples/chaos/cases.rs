@@ -463,7 +463,7 @@ async fn pg_read_only(mut stage: Stage<'_>) -> Outcome {
     stage.sql("SELECT pg_reload_conf()").await;
     sleep(5.0).await;
     stage.event("writable");
-    stage.sql("SET default_transaction_read_only = off; ALTER SYSTEM RESET default_transaction_read_only").await;
+    stage.sql("ALTER SYSTEM RESET default_transaction_read_only").await;
     stage.sql("SELECT pg_reload_conf()").await;
     stage.healthy().await;
     stage.finish().await.0
@@ -624,7 +624,7 @@ async fn backlog(context: &Context<'_>) -> Outcome {
     let mut seconds = Vec::new();
     for host in [0, 1] {
         stage.event(format!("an hour comes to {}", ["a", "b"][host]));
-        stage.hosts[host].remember(1_000, shape.interval_ms);
+        stage.hosts[host].remember(1_000);
         let began = Instant::now();
         stage.hosts[host].start();
         while stage.hosts[host].waiting() > 0 {

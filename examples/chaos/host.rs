@@ -207,10 +207,11 @@ impl Host {
     }
 
     /// Adds what it scraped before, as if it had been read from its log just now.
-    pub(crate) fn remember(&self, scrapes: i64, interval_ms: i64) {
-        let first = (now_ms() / interval_ms - scrapes - 2) * interval_ms + self.state.phase_ms();
-        for scrape in 0..scrapes {
-            self.state.scrape(first + scrape * interval_ms, true);
+    pub(crate) fn remember(&self, scrapes: i64) {
+        let interval_ms = self.state.shape.interval_ms;
+        let next = next_ms(interval_ms, self.state.phase_ms());
+        for scrape in (1..=scrapes).rev() {
+            self.state.scrape(next - scrape * interval_ms, true);
         }
     }
 
@@ -358,6 +359,11 @@ pub(crate) fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).expect("the clock is far ahead")
 }
 
+/// The next aligned time.
+fn next_ms(interval_ms: i64, phase_ms: i64) -> i64 {
+    (now_ms() - phase_ms).div_euclid(interval_ms) * interval_ms + phase_ms + interval_ms
+}
+
 /// The host's thread: follows orders until its owner is gone.
 async fn live(state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let mut prometheus = JoinSet::new();
@@ -389,19 +395,18 @@ async fn live(state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>) {
 async fn scrape(state: Arc<State>, of_targets: bool) {
     let interval_ms = state.shape.interval_ms;
     let phase_ms = if of_targets { state.phase_ms() } else { 0 };
-    let aligned = |now_ms: i64| (now_ms - phase_ms).div_euclid(interval_ms) * interval_ms + phase_ms + interval_ms;
-    let mut next_ms = aligned(now_ms());
+    let mut next = next_ms(interval_ms, phase_ms);
     loop {
-        let wait_ms = u64::try_from(next_ms - now_ms()).unwrap_or(0);
+        let wait_ms = u64::try_from(next - now_ms()).unwrap_or(0);
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         if state.frozen.load(Ordering::Relaxed) {
             state.thaw().await;
-            next_ms = aligned(now_ms());
+            next = next_ms(interval_ms, phase_ms);
         } else {
             if state.scraping.load(Ordering::Relaxed) {
-                state.scrape(next_ms, of_targets);
+                state.scrape(next, of_targets);
             }
-            next_ms += interval_ms;
+            next += interval_ms;
         }
     }
 }

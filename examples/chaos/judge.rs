@@ -172,7 +172,11 @@ impl OneSeries<'_> {
         let at_edge = after.is_none() || before.is_none();
         let from_ms = after.map_or(i64::MIN, |(time_ms, _)| time_ms.saturating_add(self.excused_ms(sides)));
         let to_ms = before.map_or(i64::MAX, |(time_ms, _)| time_ms);
+        // Beyond an edge the other side's times count by when they really were.
+        let edge = sides[0].or(sides[1]).unwrap_or(0);
         let missing = (0..2).map(|host| {
+            let ahead_ms = if at_edge { self.promised.skews_ms[host] - self.promised.skews_ms[edge] } else { 0 };
+            let (from_ms, to_ms) = (from_ms.saturating_add(ahead_ms), to_ms.saturating_add(ahead_ms));
             let times = &self.promised.journals[host][self.number];
             let inside = times.partition_point(|time_ms| *time_ms < to_ms);
             let inside = inside.saturating_sub(times.partition_point(|time_ms| *time_ms <= from_ms));

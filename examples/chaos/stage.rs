@@ -416,7 +416,7 @@ fn leaderless(bands: &[Vec<Band>; 2]) -> f64 {
         let holds = |band: &Band| band.role == Some("leader") && band.from <= at && at < band.to;
         bands.iter().flatten().any(holds)
     };
-    edges.windows(2).filter(|pair| !leads(pair[0].midpoint(pair[1]))).map(|pair| pair[1] - pair[0]).sum()
+    edges.windows(2).filter(|pair| !leads(pair[0].midpoint(pair[1]))).fold(0.0, |sum, pair| sum + pair[1] - pair[0])
 }
 
 /// Sleeps.
