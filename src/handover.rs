@@ -35,18 +35,34 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 /// Rows of one transaction of a replay.
 const REPLAY_ROWS: usize = 50_000;
 
+/// Why a standby does not hold what it was sent: the sender is to keep it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unheld {
+    /// It can hold no more.
+    Full,
+    /// It is taking over, or leads already: what came now would not be replayed.
+    Closed,
+}
+
 /// One adapter's side of the hand-over.
 pub struct Handover {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     /// What this adapter has acknowledged as a standby.
-    held: Mutex<Held>,
+    held: Mutex<Hold>,
     /// The last watermark seen in the group's row.
     seen: Mutex<Option<i64>>,
     /// What this adapter has committed as a leader.
     watermark: Mutex<Watermark>,
     /// Where the present term began; none before the first.
     cut: RwLock<Option<Arc<Cut>>>,
+}
+
+/// What is held, and whether more may come: under one lock, so that a request which began while this adapter stood by
+/// and is resolved only after the replay has looked is not acknowledged and forgotten.
+struct Hold {
+    held: Held,
+    is_open: bool,
 }
 
 impl Handover {
@@ -56,7 +72,7 @@ impl Handover {
         Self {
             store,
             metrics,
-            held: Mutex::new(Held::new(config.memory_bytes_max)),
+            held: Mutex::new(Hold { held: Held::new(config.memory_bytes_max), is_open: true }),
             seen: Mutex::default(),
             watermark: Mutex::default(),
             cut: RwLock::new(None),
@@ -67,13 +83,16 @@ impl Handover {
     ///
     /// # Errors
     ///
-    /// When it can hold no more.
-    pub fn hold(&self, rows: &[Row]) -> Result<(), Full> {
+    /// When it can hold no more, or is no standby any longer.
+    pub fn hold(&self, rows: &[Row]) -> Result<(), Unheld> {
         let seen = *lock(&self.seen);
-        let mut held = lock(&self.held);
-        held.hold(rows, seen)?;
+        let mut hold = lock(&self.held);
+        if !hold.is_open {
+            return Err(Unheld::Closed);
+        }
+        hold.held.hold(rows, seen).map_err(|Full| Unheld::Full)?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
-        self.show(&held);
+        self.show(&hold.held);
         Ok(())
     }
 
@@ -116,7 +135,11 @@ impl Handover {
     /// Stores what was held and is newer than what the last leader stored, whole series at a time, so that whatever
     /// of it fails is found missing by the next attempt.
     async fn replay(&self, cut: &Cut, takeover: &Takeover) -> Result<(), Error> {
-        let mut rows = lock(&self.held).rows();
+        let mut rows = {
+            let mut hold = lock(&self.held);
+            hold.is_open = false;
+            hold.held.rows()
+        };
         let held = rows.len();
         if held == 0 {
             return Ok(());
@@ -137,9 +160,9 @@ impl Handover {
         }
         self.metrics.samples_replayed_total.inc_by(stored as u64);
         log::info!("replayed {stored} of {held} samples held; the last leader had stored the others");
-        let mut held = lock(&self.held);
+        let held = &mut lock(&self.held).held;
         held.clear();
-        self.show(&held);
+        self.show(held);
         Ok(())
     }
 
@@ -165,11 +188,12 @@ impl Succession for Handover {
     }
 
     fn observed(&self, watermark_ms: Option<i64>) {
+        let mut hold = lock(&self.held);
+        hold.is_open = true;
         let Some(watermark_ms) = watermark_ms else { return };
         *lock(&self.seen) = Some(watermark_ms);
-        let mut held = lock(&self.held);
-        held.forget(watermark_ms);
-        self.show(&held);
+        hold.held.forget(watermark_ms);
+        self.show(&hold.held);
     }
 }
 

@@ -7,8 +7,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::election::role::{Fence, Role};
-use crate::handover::Handover;
-use crate::handover::held::Full;
+use crate::handover::{Handover, Unheld};
 use crate::postgres::error::{Class, Error};
 use crate::storage::ingest::Stored;
 use crate::storage::{Rejected, Resolved, Store, request_key};
@@ -85,7 +84,11 @@ impl Receiver {
     /// stored is refused by both alike.
     async fn hold(&self, request: &Request<'_>) -> Result<Taken, Refused> {
         let resolved = self.resolve(request, None).await?;
-        self.handover.hold(&resolved.rows).map_err(|Full| Refused::Full)?;
+        self.handover.hold(&resolved.rows).map_err(|unheld| match unheld {
+            Unheld::Full => Refused::Full,
+            // Its role when it began is not its role now.
+            Unheld::Closed => Refused::Role(self.role.borrow().word()),
+        })?;
         Ok(Taken { rejected: resolved.rejected })
     }
 
