@@ -11,7 +11,7 @@ use crate::host::Shape;
 use crate::pooler::Pooler;
 use crate::random::Random;
 use crate::stage::{Outcome, Setup, Stage, sleep};
-use crate::{disk, judge};
+use crate::{disk, judge, real};
 
 /// A case.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 30] = [
+pub(crate) const CASES: [Case; 31] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -76,6 +76,7 @@ pub(crate) const CASES: [Case; 30] = [
     case("skew-ahead", false, Needs::Clock, "leader's clock 30 s ahead, it crashes and comes back"),
     case("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back"),
     case("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby"),
+    case("real", false, Needs::Nothing, "real Prometheis; leading adapter killed, stopped, killed"),
     case("mixture", false, Needs::Nothing, "chance: one failure after another"),
 ];
 
@@ -154,6 +155,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "skew-ahead" => skewed(context, 30_000).await,
         "skew-behind" => skewed(context, -30_000).await,
         "backlog" => backlog(context).await,
+        "real" => real::play(context).await,
         "mixture" => mixture(context).await,
         _ => unreachable!("names are from the list"),
     }

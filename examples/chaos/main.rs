@@ -13,6 +13,7 @@ mod message;
 mod picture;
 mod pooler;
 mod random;
+mod real;
 mod report;
 mod stage;
 
