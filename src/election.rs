@@ -41,6 +41,13 @@ impl Config {
         self.lease * 7 / 10
     }
 
+    /// How long a writer of an old term may take to end by itself before its backend is terminated: a third of what
+    /// [`Config::session_timeout`] leaves of the lease, so that a take-over that has to wait ends within the lease.
+    #[must_use]
+    pub fn drain_patience(&self) -> Duration {
+        self.lease / 20
+    }
+
     /// How often a leader sends a heartbeat: once a second, or five times in a short lease.
     #[must_use]
     pub fn heartbeat_interval(&self) -> Duration {

@@ -184,8 +184,9 @@ impl Succession for Handover {
         self.store.forget();
         let skew_ms = i64::try_from(CLOCK_SKEW_MAX.as_millis()).unwrap_or(i64::MAX);
         let ahead_ms = takeover.last_leader_behind_ms.min(0).saturating_neg();
-        let until_ms = now_ms().saturating_add(skew_ms).saturating_add(ahead_ms);
-        let cut = Arc::new(Cut::new(until_ms, takeover.last_leader_behind_ms));
+        let now_ms = now_ms();
+        let until_ms = now_ms.saturating_add(skew_ms).saturating_add(ahead_ms);
+        let cut = Arc::new(Cut::new(now_ms, until_ms, takeover.last_leader_behind_ms));
         self.replay(&cut, &takeover).await?;
         if !takeover.follows_itself {
             *self.cut.write().unwrap_or_else(PoisonError::into_inner) = Some(cut);

@@ -194,10 +194,11 @@ impl<S: Succession> Election<S> {
         let sent_at = Instant::now();
         // Twice the patience with writers, and the time of the statements themselves.
         let limit = self.config.lease;
-        let raised = match within(limit, opened.raise_term(&self.names, &self.holder)).await {
-            Ok(raised) => raised,
-            Err(error) => return self.lost(&error, machine),
-        };
+        let raised =
+            match within(limit, opened.raise_term(&self.names, &self.holder, self.config.drain_patience())).await {
+                Ok(raised) => raised,
+                Err(error) => return self.lost(&error, machine),
+            };
         machine.on_term(raised.fence, raised.proven_at);
         let takeover = Takeover {
             fence: raised.fence,

@@ -48,9 +48,6 @@ struct ClockOffset {
 const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
     advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
 
-/// How long a writer of an old term may take to end by itself before its backend is terminated.
-const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
-
 impl ClockOffset {
     /// From the server's clock as it was somewhere between `asked_ms` and `answered_ms` of ours.
     fn measured(asked_ms: i64, Timestamp(server_us): Timestamp, answered_ms: i64) -> Self {
@@ -122,9 +119,10 @@ impl LockSession {
         .transpose()
     }
 
-    /// Waits until no writer of an old term is under way, then begins a new one, with no watermark yet.
-    pub(super) async fn raise_term(&self, names: &Names, holder: &str) -> Result<Raised, Error> {
-        if !self.drain(names, Some(DRAIN_PATIENCE)).await? {
+    /// Waits until no writer of an old term is under way, then begins a new one, with no watermark yet. A writer that
+    /// takes longer than `patience` is terminated.
+    pub(super) async fn raise_term(&self, names: &Names, holder: &str, patience: Duration) -> Result<Raised, Error> {
+        if !self.drain(names, Some(patience)).await? {
             self.terminate_writers(names).await?;
             self.drain(names, None).await?;
         }

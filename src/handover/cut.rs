@@ -15,6 +15,9 @@ pub struct Cut {
     /// The last leader's clock was so far behind ours: what it stored with an earlier time is as new as this much later
     /// a time of ours. 0 if it was ahead.
     shift_ms: i64,
+    /// The last leader's clock when the term began: what has a later time was stored by an earlier leader, whose clock
+    /// was no such amount behind.
+    shifted_until_ms: i64,
     /// By series id, the last time stored before this term; `i64::MIN` if there is none near.
     last: RwLock<HashMap<i64, i64>>,
 }
@@ -24,17 +27,22 @@ pub struct Cut {
 pub struct Unknown {
     /// Their ids, each once.
     pub series: Vec<i64>,
-    /// The earliest of the rows that ask: what was stored before it decides nothing.
+    /// The earliest of the rows that ask, by the clock of the last leader: what was stored before it decides nothing.
     pub from_ms: i64,
 }
 
+/// How far the measured difference of two clocks may be wrong.
+const OFFSET_ERROR_MS: i64 = 100;
+
 impl Cut {
-    /// A term that began when no sample later than `until_ms` (ms since 1970) can have been stored, after a leader whose
-    /// clock was `shift_ms` behind ours. Without the shift a counter of ours, scraped before the last one it stored,
+    /// A term that began at `now_ms` (ms since 1970) by our clock, when no sample later than `until_ms` can have been
+    /// stored, after a leader whose clock was `shift_ms` behind ours. Without the shift a counter of ours, scraped before the last one it stored,
     /// would follow with a later time and a smaller value.
     #[must_use]
-    pub fn new(until_ms: i64, shift_ms: i64) -> Self {
-        Self { until_ms, shift_ms: shift_ms.max(0), last: RwLock::default() }
+    pub fn new(now_ms: i64, until_ms: i64, shift_ms: i64) -> Self {
+        let shift_ms = shift_ms.max(0);
+        let shifted_until_ms = now_ms.saturating_sub(shift_ms).saturating_add(OFFSET_ERROR_MS);
+        Self { until_ms, shift_ms, shifted_until_ms, last: RwLock::default() }
     }
 
     /// The latest time the last leader can have stored.
@@ -54,6 +62,7 @@ impl Cut {
             }
             unknown.from_ms = unknown.from_ms.min(row.time_ms);
         }
+        unknown.from_ms = unknown.from_ms.saturating_sub(self.shift_ms);
         (!unknown.series.is_empty()).then_some(unknown)
     }
 
@@ -73,6 +82,7 @@ impl Cut {
         let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = rows.len();
         let is_new = |row: &Row| match last.get(&row.series_id) {
+            Some(at_ms) if *at_ms > self.shifted_until_ms => row.time_ms > *at_ms,
             Some(at_ms) => row.time_ms > at_ms.saturating_add(self.shift_ms),
             None => true,
         };
@@ -91,7 +101,7 @@ mod tests {
 
     #[test]
     fn each_series_begins_where_it_was_left() {
-        let cut = Cut::new(100, 0);
+        let cut = Cut::new(100, 100, 0);
         let mut rows = vec![row(1, 10), row(1, 20), row(2, 15), row(3, 101)];
         let unknown = cut.unknown(&rows).unwrap();
         assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
@@ -106,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_behind_makes_no_counter_run_backwards() {
-        let cut = Cut::new(1_000, 30);
+        let cut = Cut::new(1_000, 1_000, 30);
         cut.learn(&[1], &HashMap::from([(1, 100)]));
         let mut rows = vec![row(1, 101), row(1, 130), row(1, 131)];
         assert_eq!(cut.apply(&mut rows), 2);
@@ -114,8 +124,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_clock_that_was_behind_stored_is_looked_for_behind() {
+        let unknown = Cut::new(100_000, 400_000, 30_000).unknown(&[row(1, 99_000)]).unwrap();
+        assert_eq!(unknown.from_ms, 69_000);
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_and_stored_nothing_shifts_nothing() {
+        let cut = Cut::new(100_000, 400_000, 30_000);
+        // Two leaders ago, by a clock like ours; by the last leader's it was 70,000 at most.
+        cut.learn(&[1], &HashMap::from([(1, 95_000)]));
+        assert_eq!(cut.apply(&mut vec![row(1, 95_000), row(1, 96_000)]), 1);
+    }
+
+    #[test]
     fn own_rows_do_not_move_the_cut() {
-        let cut = Cut::new(100, 0);
+        let cut = Cut::new(100, 100, 0);
         cut.learn(&[1], &HashMap::new());
         cut.learn(&[1], &HashMap::from([(1, 50)]));
         assert_eq!(cut.apply(&mut vec![row(1, 40)]), 0);

@@ -25,6 +25,7 @@ pub struct Options {
     port: u16,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    namespace: Option<String>,
 }
 
 impl Options {
@@ -32,7 +33,8 @@ impl Options {
     /// `env!("CARGO_BIN_EXE_prometheus-postgresql-adapter")`, elsewhere [`binary_beside_this`].
     pub fn new(binary: impl AsRef<Path>) -> Self {
         let binary = binary.as_ref().to_owned();
-        Self { binary, name: "adapter".to_owned(), port: port::free(), arguments: Vec::new(), environment: Vec::new() }
+        let (name, port) = ("adapter".to_owned(), port::free());
+        Self { binary, name, port, arguments: Vec::new(), environment: Vec::new(), namespace: None }
     }
 
     /// What to call it in messages.
@@ -63,13 +65,27 @@ impl Options {
         self
     }
 
+    /// Run on a host of its own: it then listens on that host's loopback, out of reach of [`Adapter::client`].
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
     /// Starts it and returns at once.
     ///
     /// # Panics
     ///
     /// When the program cannot be started.
     pub fn spawn(&self) -> Adapter {
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command.arg(format!("-web-listen-address=127.0.0.1:{}", self.port)).args(&self.arguments);
         // What the caller's shell says must not reach it.
         for (name, _) in std::env::vars_os() {

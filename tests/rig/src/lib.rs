@@ -13,6 +13,7 @@ pub mod adapter;
 pub mod exposition;
 pub mod guard;
 pub mod http;
+pub mod network;
 pub mod port;
 pub mod postgres;
 pub mod process;

@@ -1,5 +1,7 @@
 //! A private PostgreSQL on a loopback port, gone with its owner.
 
+mod replica;
+
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

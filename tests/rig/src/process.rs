@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::watch;
 
 use crate::guard::Guard;
@@ -301,6 +302,13 @@ impl Log {
             }
         };
         tokio::time::timeout(deadline, search).await.unwrap_or_else(|_| Err(format!("not within {deadline:?}")))
+    }
+}
+
+/// Sends a signal to a process of somebody else's, such as a server's child; nothing happens if it has ended.
+pub fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
     }
 }
 

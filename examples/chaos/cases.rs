@@ -1,0 +1,676 @@
+//! The cases: how each is set up, and what is done in it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rig::network::Network;
+use rig::postgres::Stop;
+use rig::process::Signal;
+
+use crate::host::Shape;
+use crate::pooler::Pooler;
+use crate::random::Random;
+use crate::stage::{Outcome, Setup, Stage, sleep};
+use crate::{disk, judge, real};
+
+/// A case.
+#[derive(Debug)]
+pub(crate) struct Case {
+    /// Its name on the command line.
+    pub(crate) name: &'static str,
+    /// What happens, for the table.
+    pub(crate) what: &'static str,
+    /// Whether it is in the short form.
+    pub(crate) short: bool,
+    /// What it cannot do without.
+    pub(crate) needs: Needs,
+}
+
+/// What a case cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// What every case has.
+    Nothing,
+    /// Hosts of their own.
+    Network,
+    /// libfaketime.
+    Clock,
+    /// pgbouncer.
+    Pooler,
+    /// A file system of its own.
+    Disk,
+}
+
+const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str) -> Case {
+    Case { name, what, short, needs }
+}
+
+/// All of them, in order.
+pub(crate) const CASES: [Case; 31] = [
+    case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
+    case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
+    case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
+    case("stop", true, Needs::Nothing, "rolling restart by SIGTERM"),
+    case("freeze-short", false, Needs::Nothing, "leader frozen for less than the lease"),
+    case("freeze-long", true, Needs::Nothing, "leader frozen for longer than the lease of 3 s"),
+    case("freeze-default", false, Needs::Nothing, "leader frozen for longer than the default lease of 10 s"),
+    case("freeze-writing", false, Needs::Nothing, "leader frozen inside a write transaction"),
+    case("lock-killed", false, Needs::Nothing, "lock session terminated"),
+    case("writers-killed", false, Needs::Nothing, "write sessions terminated"),
+    case("leader-cut", true, Needs::Network, "leader's host cut off"),
+    case("standby-cut", false, Needs::Network, "standby's host cut off"),
+    case("flapping", false, Needs::Network, "leader's link down and up"),
+    case("pg-fast", false, Needs::Nothing, "PostgreSQL restarted"),
+    case("pg-immediate", true, Needs::Nothing, "PostgreSQL crashed"),
+    case("pg-backend", false, Needs::Nothing, "kill -9 of one of PostgreSQL's backends"),
+    case("pg-frozen", false, Needs::Nothing, "PostgreSQL frozen for 8 s"),
+    case("pg-full", false, Needs::Disk, "PostgreSQL's disk full for 5 s"),
+    case("pg-read-only", false, Needs::Nothing, "PostgreSQL read-only for 5 s"),
+    case("pg-promoted", false, Needs::Nothing, "primary crashed, asynchronous replica promoted"),
+    case("prometheus-killed", true, Needs::Nothing, "leader's Prometheus killed for 8 s"),
+    case("prometheus-restarted", false, Needs::Nothing, "leader's Prometheus killed and back within 1.5 s"),
+    case("both-silent", false, Needs::Nothing, "both Prometheis frozen for 6 s"),
+    case("slow-commits", false, Needs::Nothing, "commits slower than the sender's patience"),
+    case("pooler", false, Needs::Pooler, "writes through pgbouncer in transaction mode, leader crashes"),
+    case("poison", false, Needs::Nothing, "series that can never be stored, leader crashes"),
+    case("skew-ahead", false, Needs::Clock, "leader's clock 30 s ahead, it crashes and comes back"),
+    case("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back"),
+    case("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby"),
+    case("real", false, Needs::Nothing, "real Prometheis; leading adapter killed, stopped, killed"),
+    case("mixture", false, Needs::Nothing, "chance: one failure after another"),
+];
+
+/// What every case is given.
+pub(crate) struct Context<'a> {
+    /// Hosts of their own, if this machine has them.
+    pub(crate) network: Option<&'a Network>,
+    /// The adapter.
+    pub(crate) binary: &'a Path,
+    /// Whether to be quick.
+    pub(crate) short: bool,
+    /// Chance.
+    pub(crate) random: Random,
+    /// How long a mixture goes on.
+    pub(crate) mixture: Duration,
+}
+
+impl Context<'_> {
+    async fn set(&self, setup: Setup) -> Stage<'_> {
+        Stage::set(self.network, self.binary, setup, self.random.clone()).await
+    }
+}
+
+/// Where Debian keeps it.
+fn libfaketime() -> Option<String> {
+    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let library =
+        directories.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())?;
+    Some(library.to_string_lossy().into_owned())
+}
+
+/// Why this machine cannot play a case.
+pub(crate) fn obstacle(needs: Needs, network: &Result<Network, String>) -> Option<String> {
+    match (needs, network) {
+        (Needs::Network, Err(why)) => Some(why.clone()),
+        (Needs::Clock, _) if libfaketime().is_none() => Some("needs libfaketime".to_owned()),
+        (Needs::Pooler, _) if !Pooler::is_installed() => Some("needs pgbouncer".to_owned()),
+        (Needs::Disk, _) if !rig::network::is_root() => Some("needs root for a file system of its own".to_owned()),
+        _ => None,
+    }
+}
+
+/// Plays one.
+pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
+    let usual = Setup::default();
+    match name {
+        "calm" => calm(context).await,
+        "crash" => crash(context, usual, if context.short { 3 } else { 12 }).await,
+        "crash-load" => {
+            let batches = Shape { series: 20_000, interval_ms: 5_000, shards: 4, batch: 2_000, ..usual.shape };
+            crash(context, Setup { shape: batches, lease_seconds: 10.0, ..usual }, 12).await
+        }
+        "stop" => stop(context.set(usual).await).await,
+        "freeze-short" => freeze_short(context.set(usual).await).await,
+        "freeze-long" => freeze_long(context.set(usual).await).await,
+        "freeze-default" => freeze_long(context.set(Setup { lease_seconds: 10.0, ..usual }).await).await,
+        "freeze-writing" => freeze_writing(context.set(usual).await).await,
+        "lock-killed" => lock_killed(context.set(usual).await).await,
+        "writers-killed" => writers_killed(context.set(usual).await).await,
+        "leader-cut" => leader_cut(context.set(usual).await).await,
+        "standby-cut" => standby_cut(context.set(usual).await).await,
+        "flapping" => flapping(context.set(usual).await).await,
+        "pg-fast" => pg_restart(context.set(usual).await, Stop::Fast).await,
+        "pg-immediate" => pg_restart(context.set(usual).await, Stop::Immediate).await,
+        "pg-backend" => pg_backend(context.set(usual).await).await,
+        "pg-frozen" => pg_frozen(context.set(usual).await).await,
+        "pg-full" => pg_full(context).await,
+        "pg-read-only" => pg_read_only(context.set(usual).await).await,
+        "pg-promoted" => pg_promoted(context).await,
+        "prometheus-killed" => prometheus_killed(context.set(usual).await).await,
+        "prometheus-restarted" => prometheus_restarted(context.set(usual).await).await,
+        "both-silent" => both_silent(context.set(usual).await).await,
+        "slow-commits" => slow_commits(context).await,
+        "pooler" => pooled(context.set(Setup { pooler: true, ..usual }).await).await,
+        "poison" => poison(context.set(usual).await).await,
+        "skew-ahead" => skewed(context, 30_000).await,
+        "skew-behind" => skewed(context, -30_000).await,
+        "backlog" => backlog(context).await,
+        "real" => real::play(context).await,
+        "mixture" => mixture(context).await,
+        _ => unreachable!("names are from the list"),
+    }
+}
+
+async fn calm(context: &Context<'_>) -> Outcome {
+    let stage = context.set(Setup::default()).await;
+    sleep(5.0).await;
+    let (mut outcome, kept) = stage.finish().await;
+    if let Some((postgres, promised)) = kept {
+        let unseen = judge::prove(&postgres, &promised).await;
+        outcome.record.broken.extend(unseen.iter().map(|what| format!("the judge does not see {what}")));
+        if unseen.is_empty() {
+            outcome.record.notes.push("5 of 5 kinds of damage seen".to_owned());
+        }
+    }
+    outcome
+}
+
+async fn crash(context: &Context<'_>, setup: Setup, times: usize) -> Outcome {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
+    let interval = setup.shape.interval_ms as f64 / 1_000.0;
+    let mut stage = context.set(setup).await;
+    sleep(interval).await;
+    for _ in 0..times {
+        let pause = stage.random.seconds(0.2, interval + 0.5);
+        sleep(pause).await;
+        crash_once(&mut stage).await;
+    }
+    stage.finish().await.0
+}
+
+async fn crash_once(stage: &mut Stage<'_>) {
+    let leader = stage.healthy().await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.event(format!("kill -9 {}", ["a", "b"][leader]));
+    stage.kill(leader).await;
+    stage.takeover(1 - leader, mark, deed).await;
+    stage.start(leader).await;
+    stage.healthy().await;
+}
+
+async fn stop(mut stage: Stage<'_>) -> Outcome {
+    for _ in 0..2 {
+        sleep(1.5).await;
+        stop_once(&mut stage).await;
+    }
+    stage.finish().await.0
+}
+
+async fn stop_once(stage: &mut Stage<'_>) {
+    let leader = stage.healthy().await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.event(format!("SIGTERM {}", ["a", "b"][leader]));
+    stage.terminate(leader).await;
+    stage.takeover(1 - leader, mark, deed).await;
+    sleep(1.0).await;
+    stage.start(leader).await;
+    stage.healthy().await;
+}
+
+async fn freeze_short(mut stage: Stage<'_>) -> Outcome {
+    sleep(2.0).await;
+    for seconds in [0.5, 1.0, 1.5] {
+        let leader = stage.healthy().await;
+        let mark = stage.mark(1 - leader);
+        stage.event(format!("freeze {} for {seconds} s", ["a", "b"][leader]));
+        stage.adapter(leader).process().pause();
+        sleep(seconds).await;
+        stage.adapter(leader).process().resume();
+        sleep(2.0).await;
+        if stage.adapter(1 - leader).process().log().lines()[mark..].iter().any(|line| line.contains("became leader")) {
+            stage.record().broken.push(format!("the lead changed after {seconds} s, half a lease"));
+        }
+    }
+    stage.finish().await.0
+}
+
+async fn freeze_long(mut stage: Stage<'_>) -> Outcome {
+    let lease = stage.setup.lease_seconds;
+    stage.record().takeover_wanted = lease;
+    sleep(2.0).await;
+    freeze_once(&mut stage, lease).await;
+    stage.finish().await.0
+}
+
+async fn freeze_once(stage: &mut Stage<'_>, lease: f64) {
+    let leader = stage.healthy().await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.event(format!("freeze {}", ["a", "b"][leader]));
+    stage.adapter(leader).process().pause();
+    stage.takeover(1 - leader, mark, deed).await;
+    sleep((lease * 1.5 - deed.elapsed().as_secs_f64()).max(1.0)).await;
+    stage.event("thaw");
+    stage.adapter(leader).process().resume();
+    stage.healthy().await;
+}
+
+/// A lock on the samples holds a COPY up; the adapter is frozen behind it, and only then the lock goes.
+async fn freeze_writing(mut stage: Stage<'_>) -> Outcome {
+    let lease = stage.setup.lease_seconds;
+    stage.record().takeover_wanted = lease;
+    sleep(2.0).await;
+    let leader = stage.healthy().await;
+    let (locker, looker) = (stage.client().await, stage.client().await);
+    locker.batch_execute("BEGIN; LOCK TABLE metrics_samples IN ACCESS EXCLUSIVE MODE").await.expect("cannot lock");
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'metrics_samples'::regclass";
+    let waiting = async || (looker.query_one(waits, &[]).await.ok()?.get::<_, i64>(0) > 0).then_some(());
+    stage.adapter(leader).process().wait_until("a COPY is held up", Duration::from_secs(10), waiting).await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.event(format!("freeze {} in a COPY", ["a", "b"][leader]));
+    stage.adapter(leader).process().pause();
+    locker.batch_execute("ROLLBACK").await.expect("cannot unlock");
+    stage.takeover(1 - leader, mark, deed).await;
+    sleep(2.0).await;
+    stage.event("thaw");
+    stage.adapter(leader).process().resume();
+    stage.healthy().await;
+    stage.finish().await.0
+}
+
+const KILL_LOCK: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
+    AND granted AND mode = 'ExclusiveLock' AND classid = 0 AND objid = 7";
+
+async fn lock_killed(mut stage: Stage<'_>) -> Outcome {
+    for _ in 0..4 {
+        let pause = stage.random.seconds(0.5, 2.0);
+        sleep(pause).await;
+        lock_killed_once(&mut stage).await;
+    }
+    stage.finish().await.0
+}
+
+async fn lock_killed_once(stage: &mut Stage<'_>) {
+    stage.healthy().await;
+    let marks = [stage.mark(0), stage.mark(1)];
+    let deed = Instant::now();
+    stage.event("lock session killed");
+    stage.sql(KILL_LOCK).await;
+    // Either may be the next.
+    let led = |host: usize| {
+        stage.adapter(host).process().wait_for_log_after(marks[host], "became leader of", Duration::from_secs(20))
+    };
+    tokio::select! {
+        _ = led(0) => {}
+        _ = led(1) => {}
+    }
+    stage.record().takeovers.push(deed.elapsed().as_secs_f64());
+    stage.healthy().await;
+}
+
+const KILL_WRITERS: &str =
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity a WHERE backend_type = 'client backend'
+    AND pid <> pg_backend_pid() AND application_name NOT LIKE '%lock 7%'";
+
+async fn writers_killed(mut stage: Stage<'_>) -> Outcome {
+    sleep(1.0).await;
+    let leader = stage.healthy().await;
+    let mark = stage.mark(1 - leader);
+    for _ in 0..20 {
+        let pause = stage.random.seconds(0.05, 0.4);
+        sleep(pause).await;
+        stage.event("kill");
+        stage.sql(KILL_WRITERS).await;
+    }
+    if stage.adapter(1 - leader).process().log().lines()[mark..].iter().any(|line| line.contains("became leader")) {
+        stage.record().broken.push("the lead changed".to_owned());
+    }
+    stage.finish().await.0
+}
+
+async fn leader_cut(mut stage: Stage<'_>) -> Outcome {
+    let lease = stage.setup.lease_seconds;
+    stage.record().takeover_wanted = lease;
+    sleep(2.0).await;
+    cut_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+async fn cut_once(stage: &mut Stage<'_>) {
+    let leader = stage.healthy().await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.event(format!("cut {}", ["a", "b"][leader]));
+    stage.cut(leader, true);
+    stage.takeover(1 - leader, mark, deed).await;
+    sleep(4.0).await;
+    stage.event("heal");
+    stage.cut(leader, false);
+    stage.healthy().await;
+}
+
+async fn standby_cut(mut stage: Stage<'_>) -> Outcome {
+    sleep(1.0).await;
+    let leader = stage.healthy().await;
+    stage.event(format!("cut {}", ["a", "b"][1 - leader]));
+    stage.cut(1 - leader, true);
+    sleep(7.0).await;
+    stage.event("heal");
+    stage.cut(1 - leader, false);
+    if stage.healthy().await != leader {
+        stage.record().broken.push("the lead changed".to_owned());
+    }
+    crash_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+async fn flapping(mut stage: Stage<'_>) -> Outcome {
+    let leader = stage.healthy().await;
+    for _ in 0..6 {
+        for cut in [true, false] {
+            stage.event(if cut { "down" } else { "up" });
+            stage.cut(leader, cut);
+            let pause = stage.random.seconds(0.5, 2.0);
+            sleep(pause).await;
+        }
+    }
+    stage.healthy().await;
+    stage.finish().await.0
+}
+
+async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
+    for _ in 0..2 {
+        sleep(2.0).await;
+        pg_restart_once(&mut stage, how).await;
+    }
+    stage.finish().await.0
+}
+
+async fn pg_restart_once(stage: &mut Stage<'_>, how: Stop) {
+    stage.healthy().await;
+    stage.event(format!("PostgreSQL: {how:?} stop"));
+    stage.postgres.stop(how).await;
+    let pause = stage.random.seconds(0.2, 3.0);
+    sleep(pause).await;
+    stage.postgres.start_again().await;
+    stage.event("PostgreSQL is back");
+    stage.healthy().await;
+}
+
+async fn pg_backend(mut stage: Stage<'_>) -> Outcome {
+    for _ in 0..2 {
+        sleep(2.0).await;
+        stage.healthy().await;
+        let client = stage.client().await;
+        let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a session has a process").get(0);
+        stage.event("kill -9 of a backend");
+        rig::process::signal(pid, Signal::KILL);
+        sleep(1.0).await;
+        stage.healthy().await;
+    }
+    stage.finish().await.0
+}
+
+async fn pg_frozen(mut stage: Stage<'_>) -> Outcome {
+    sleep(2.0).await;
+    stage.event("PostgreSQL frozen");
+    stage.postgres.pause();
+    sleep(8.0).await;
+    stage.event("PostgreSQL thawed");
+    stage.postgres.resume();
+    stage.healthy().await;
+    stage.finish().await.0
+}
+
+async fn pg_full(context: &Context<'_>) -> Outcome {
+    let disk = disk::Disk::new(96);
+    let mut stage = context.set(Setup::default()).await;
+    // What the adapters make from now on, their next partition too, stays where it is; what is there moves.
+    let place = format!("CREATE TABLESPACE small LOCATION '{}'", disk.path());
+    stage.sql(&place).await;
+    let partitions = "SELECT c.oid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                      WHERE i.inhparent = 'metrics_samples'::regclass";
+    let client = stage.client().await;
+    for row in client.query(partitions, &[]).await.expect("cannot list the partitions") {
+        stage.sql(&format!("ALTER TABLE {} SET TABLESPACE small", row.get::<_, String>(0))).await;
+    }
+    sleep(1.0).await;
+    stage.event("disk full");
+    let fill = "CREATE TABLE filler (a text) TABLESPACE small";
+    stage.sql(fill).await;
+    let mut rows = 1_000_000;
+    while rows > 0 {
+        // Halves as it fails: to the last page.
+        let more = format!("INSERT INTO filler SELECT repeat('x', 100) FROM generate_series(1, {rows})");
+        if client.batch_execute(&more).await.is_err() {
+            rows /= 2;
+        }
+    }
+    let errors = stage.hosts.each_ref().map(|host| host.counts().retried).iter().sum::<usize>();
+    sleep(5.0).await;
+    let after = stage.hosts.each_ref().map(|host| host.counts().retried).iter().sum::<usize>();
+    if after == errors {
+        stage.record().notes.push("nothing was refused: the disk was not full".to_owned());
+    }
+    stage.sql("DROP TABLE filler").await;
+    stage.event("disk has room");
+    stage.healthy().await;
+    let outcome = stage.finish().await.0;
+    drop(disk);
+    outcome
+}
+
+async fn pg_read_only(mut stage: Stage<'_>) -> Outcome {
+    sleep(2.0).await;
+    stage.event("read-only");
+    stage.sql("ALTER SYSTEM SET default_transaction_read_only = on").await;
+    stage.sql("SELECT pg_reload_conf()").await;
+    sleep(5.0).await;
+    stage.event("writable");
+    stage.sql("ALTER SYSTEM RESET default_transaction_read_only").await;
+    stage.sql("SELECT pg_reload_conf()").await;
+    stage.healthy().await;
+    stage.finish().await.0
+}
+
+async fn pg_promoted(context: &Context<'_>) -> Outcome {
+    let uri = "postgres://postgres@HOST:PORT,HOST:SECOND/postgres?sslmode=disable&target_session_attrs=read-write";
+    let mut stage = context.set(Setup { uri: uri.to_owned(), replica: true, ..Setup::default() }).await;
+    sleep(3.0).await;
+    stage.event("primary crashes");
+    stage.postgres.stop(Stop::Immediate).await;
+    let replica = stage.replica.take().expect("this case has a replica");
+    sleep(1.0).await;
+    stage.event("replica promoted");
+    let client = replica.connect("postgres").await;
+    client.batch_execute("SELECT pg_promote()").await.expect("cannot promote");
+    stage.postgres = replica;
+    stage.healthy().await;
+    stage.record().notes.push("asynchronous: up to the replica's lag may be lost with the primary".to_owned());
+    stage.finish().await.0
+}
+
+async fn prometheus_killed(mut stage: Stage<'_>) -> Outcome {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
+    let interval = stage.setup.shape.interval_ms as f64 / 1_000.0;
+    // Shards and rules send in between, so the automatic timeout may be shorter than this.
+    stage.record().takeover_wanted = 3.0 * interval;
+    sleep(4.0).await;
+    prometheus_killed_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+async fn prometheus_killed_once(stage: &mut Stage<'_>) {
+    let leader = stage.healthy().await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.event(format!("Prometheus {} killed", ["a", "b"][leader]));
+    stage.hosts[leader].kill();
+    stage.takeover(1 - leader, mark, deed).await;
+    sleep(5.0).await;
+    stage.event("it is back");
+    stage.hosts[leader].start();
+    stage.healthy().await;
+}
+
+async fn prometheus_restarted(mut stage: Stage<'_>) -> Outcome {
+    sleep(3.0).await;
+    for seconds in [0.3, 0.8, 1.5] {
+        let leader = stage.healthy().await;
+        stage.event(format!("Prometheus {} down for {seconds} s", ["a", "b"][leader]));
+        stage.hosts[leader].kill();
+        sleep(seconds).await;
+        stage.hosts[leader].start();
+        sleep(3.0).await;
+    }
+    stage.finish().await.0
+}
+
+async fn both_silent(mut stage: Stage<'_>) -> Outcome {
+    sleep(3.0).await;
+    stage.event("both frozen");
+    for host in &stage.hosts {
+        host.freeze(true);
+    }
+    sleep(6.0).await;
+    stage.event("both thawed");
+    for host in &stage.hosts {
+        host.freeze(false);
+    }
+    stage.healthy().await;
+    crash_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+async fn slow_commits(context: &Context<'_>) -> Outcome {
+    let usual = Setup::default();
+    let shape = Shape { timeout: Duration::from_secs(1), ..usual.shape };
+    let mut stage = context.set(Setup { shape, ..usual }).await;
+    sleep(2.0).await;
+    stage.event("commits take 0 to 3 s");
+    stage
+        .sql(
+            "CREATE FUNCTION chaos_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 PERFORM pg_sleep(random() * 3); RETURN NULL; END $$;
+             CREATE TRIGGER chaos_slow AFTER INSERT ON metrics_requests FOR EACH STATEMENT EXECUTE FUNCTION chaos_slow()",
+        )
+        .await;
+    sleep(8.0).await;
+    let leader = stage.healthy().await;
+    let (mark, deed) = (stage.mark(1 - leader), Instant::now());
+    stage.record().takeover_wanted = 10.0;
+    stage.event(format!("kill -9 {}", ["a", "b"][leader]));
+    stage.kill(leader).await;
+    stage.takeover(1 - leader, mark, deed).await;
+    stage.start(leader).await;
+    sleep(4.0).await;
+    stage.event("commits are quick again");
+    stage.sql("DROP TRIGGER chaos_slow ON metrics_requests").await;
+    stage.healthy().await;
+    stage.finish().await.0
+}
+
+async fn pooled(mut stage: Stage<'_>) -> Outcome {
+    sleep(2.0).await;
+    crash_once(&mut stage).await;
+    sleep(1.0).await;
+    stop_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+async fn poison(mut stage: Stage<'_>) -> Outcome {
+    sleep(1.0).await;
+    stage.event("poison");
+    stage.hosts.iter().for_each(|host| host.poison(true));
+    sleep(4.0).await;
+    crash_once(&mut stage).await;
+    sleep(2.0).await;
+    stage.event("no poison");
+    stage.hosts.iter().for_each(|host| host.poison(false));
+    let poisoned: usize = stage.hosts.iter().map(|host| host.counts().poisoned).sum();
+    stage.record().notes.push(format!("{poisoned} requests with poison answered 4xx, the rest of them stored"));
+    if poisoned == 0 {
+        stage.record().broken.push("poison was not refused".to_owned());
+    }
+    stage.finish().await.0
+}
+
+/// The second host's clock is wrong, its adapter's and its Prometheus'. It is made the leader, crashes, and is made
+/// the leader again.
+async fn skewed(context: &Context<'_>, skew_ms: i64) -> Outcome {
+    let library = libfaketime().expect("looked for before");
+    let environment = [
+        ("LD_PRELOAD", library.as_str()),
+        ("FAKETIME", &format!("{:+}", skew_ms / 1_000)),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut stage = context.set(Setup { environment, senders: false, ..Setup::default() }).await;
+    stage.hosts[1].skew(skew_ms);
+    stage.hosts[1].start();
+    sleep(0.5).await;
+    stage.hosts[0].start();
+    stage.healthy().await;
+    for _ in 0..3 {
+        sleep(5.0).await;
+        crash_once(&mut stage).await;
+    }
+    // What a clock ahead has stored is caught up with before anything more is stored.
+    sleep(32.0).await;
+    stage.finish().await.0
+}
+
+async fn backlog(context: &Context<'_>) -> Outcome {
+    let usual = Setup::default();
+    let shape = Shape { rules: 0, interval_ms: 3_600, shards: 8, batch: 2_000, ..usual.shape };
+    let setup = Setup { shape, lease_seconds: 10.0, senders: false, ..usual };
+    let mut stage = context.set(setup).await;
+    let mut seconds = Vec::new();
+    for host in [0, 1] {
+        stage.event(format!("an hour comes to {}", ["a", "b"][host]));
+        stage.hosts[host].remember(1_000);
+        let began = Instant::now();
+        stage.hosts[host].start();
+        while stage.hosts[host].waiting() > 0 {
+            assert!(began.elapsed() < Duration::from_secs(120), "the backlog is not answered for\n{}", stage.logs());
+            sleep(0.02).await;
+        }
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    stage.healthy().await;
+    stage
+        .record()
+        .notes
+        .push(format!("1,000,000 samples: by the leader {:.1} s, by the standby {:.1} s", seconds[0], seconds[1]));
+    if seconds[1] >= 10.0 {
+        stage.record().broken.push(format!("backlog acknowledged in {:.1} s, wanted 10 s", seconds[1]));
+    }
+    stage.record().takeover_wanted = 10.0;
+    crash_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+async fn mixture(context: &Context<'_>) -> Outcome {
+    let mut stage = context.set(Setup::default()).await;
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
+    let began = Instant::now();
+    let mut played = 0;
+    while began.elapsed() < context.mixture {
+        stage.healthy().await;
+        let pause = stage.random.seconds(0.0, 4.0);
+        sleep(pause).await;
+        let kinds = if context.network.is_some() { 9 } else { 8 };
+        match stage.random.below(kinds) {
+            0 => crash_once(&mut stage).await,
+            1 => stop_once(&mut stage).await,
+            2 => freeze_once(&mut stage, 3.0).await,
+            3 => lock_killed_once(&mut stage).await,
+            4 => stage.sql(KILL_WRITERS).await,
+            5 => pg_restart_once(&mut stage, Stop::Fast).await,
+            6 => pg_restart_once(&mut stage, Stop::Immediate).await,
+            7 => prometheus_killed_once(&mut stage).await,
+            _ => cut_once(&mut stage).await,
+        }
+        played += 1;
+    }
+    stage.record().notes.push(format!("{played} failures"));
+    stage.finish().await.0
+}

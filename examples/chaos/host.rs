@@ -1,0 +1,478 @@
+//! One host of the pair: a thread inside the host's namespace that is its Prometheus, as Prometheus sends, and that
+//! watches its adapter.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rig::exposition;
+use rig::http::{Client, WRITE_HEADERS};
+use rig::network;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+
+use crate::message;
+
+/// How often an adapter is asked what it is and has.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Prometheus' `min_backoff` and `max_backoff`.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(5)];
+
+/// What a Prometheus scrapes and how it sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Scraped series; a quarter of them constant, the others the time of the scrape.
+    pub(crate) series: usize,
+    /// Series of recording rules, evaluated at the same times on both sides, with other values.
+    pub(crate) rules: usize,
+    /// Milliseconds between scrapes.
+    pub(crate) interval_ms: i64,
+    /// Shards; each sends one batch at a time, in order.
+    pub(crate) shards: usize,
+    /// `max_samples_per_send`.
+    pub(crate) batch: usize,
+    /// `batch_send_deadline`.
+    pub(crate) deadline: Duration,
+    /// `remote_timeout`.
+    pub(crate) timeout: Duration,
+}
+
+/// Samples of one instant: those of a shard's series from one place to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// The samples' timestamp.
+    pub(crate) time_ms: i64,
+    /// The time it really was.
+    pub(crate) true_ms: i64,
+    /// Which shard.
+    pub(crate) shard: usize,
+    /// First place in the shard's list of series.
+    pub(crate) from: usize,
+    /// Place behind the last.
+    pub(crate) to: usize,
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        self.to - self.from
+    }
+}
+
+/// What a Prometheus counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Samples scraped.
+    pub(crate) produced: usize,
+    /// Samples answered 2xx.
+    pub(crate) acknowledged: usize,
+    /// Samples of batches answered 4xx, those with poison in them apart.
+    pub(crate) failed: usize,
+    /// Samples of batches answered 4xx that had poison in them.
+    pub(crate) poisoned: usize,
+    /// Samples sent again.
+    pub(crate) retried: usize,
+}
+
+/// What an adapter said of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Observation {
+    /// When.
+    pub(crate) at: Instant,
+    /// Its role; none while it does not answer.
+    pub(crate) role: Option<&'static str>,
+    /// Samples committed.
+    pub(crate) stored: f64,
+    /// Samples held as standby.
+    pub(crate) held_samples: f64,
+    /// Memory of these.
+    pub(crate) held_bytes: f64,
+}
+
+/// A host; ends with its owner.
+pub(crate) struct Host {
+    state: Arc<State>,
+    orders: Option<mpsc::UnboundedSender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Order {
+    /// Start Prometheus.
+    Start,
+    /// Kill it: what it has not sent is gone.
+    Kill,
+}
+
+struct State {
+    index: usize,
+    shape: Shape,
+    url: String,
+    /// Labels of each series, as they stand in a message.
+    labels: Vec<Vec<u8>>,
+    /// The series of each shard: scraped ones, then rules.
+    own: Vec<Vec<usize>>,
+    /// How many of these are scraped.
+    scraped: Vec<usize>,
+    queues: Vec<Queue>,
+    waiting: AtomicUsize,
+    scraping: AtomicBool,
+    frozen: AtomicBool,
+    poison: AtomicBool,
+    skew_ms: AtomicI64,
+    acknowledged: Mutex<Vec<Part>>,
+    counts: Mutex<Counts>,
+    observations: Mutex<Vec<Observation>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    parts: Mutex<VecDeque<Part>>,
+    more: Notify,
+}
+
+impl Host {
+    /// Host `index`, whose adapter listens on `port` of the namespace's loopback. Its Prometheus is not started.
+    pub(crate) fn new(index: usize, namespace: Option<String>, port: u16, shape: Shape) -> Self {
+        let all = shape.series + shape.rules;
+        let replica = ["a", "b"][index];
+        let own: Vec<Vec<usize>> =
+            (0..shape.shards).map(|shard| (shard..all).step_by(shape.shards).collect()).collect();
+        let scraped = own.iter().map(|list| list.partition_point(|series| *series < shape.series)).collect();
+        let state = Arc::new(State {
+            index,
+            shape,
+            url: format!("http://127.0.0.1:{port}"),
+            labels: (0..all).map(|series| message::labels(&shape, series, replica)).collect(),
+            queues: (0..shape.shards).map(|_| Queue::default()).collect(),
+            own,
+            scraped,
+            waiting: AtomicUsize::new(0),
+            scraping: AtomicBool::new(true),
+            frozen: AtomicBool::new(false),
+            poison: AtomicBool::new(false),
+            skew_ms: AtomicI64::new(0),
+            acknowledged: Mutex::default(),
+            counts: Mutex::default(),
+            observations: Mutex::default(),
+        });
+        let (orders, received) = mpsc::unbounded_channel();
+        let of_thread = Arc::clone(&state);
+        let work = move || {
+            if let Some(namespace) = namespace {
+                network::enter(&namespace).expect("cannot enter the host's namespace");
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("cannot start tokio").block_on(live(of_thread, received));
+        };
+        let thread = std::thread::Builder::new().name(format!("host {replica}")).spawn(work);
+        Self { state, orders: Some(orders), thread: Some(thread.expect("cannot start a thread")) }
+    }
+
+    /// Starts its Prometheus.
+    pub(crate) fn start(&self) {
+        self.state.scraping.store(true, Ordering::Relaxed);
+        self.order(Order::Start);
+    }
+
+    /// Kills its Prometheus.
+    pub(crate) fn kill(&self) {
+        self.order(Order::Kill);
+    }
+
+    /// Freezes its Prometheus, or lets it go on.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.state.frozen.store(frozen, Ordering::Relaxed);
+    }
+
+    /// Ends scraping; what is waiting is sent still.
+    pub(crate) fn stop_scraping(&self) {
+        self.state.scraping.store(false, Ordering::Relaxed);
+    }
+
+    /// Sets its clock wrong from the next scrape on.
+    pub(crate) fn skew(&self, skew_ms: i64) {
+        self.state.skew_ms.store(skew_ms, Ordering::Relaxed);
+    }
+
+    /// How wrong its clock is.
+    pub(crate) fn skew_ms(&self) -> i64 {
+        self.state.skew_ms.load(Ordering::Relaxed)
+    }
+
+    /// Lets every batch from now on have a series in it that can never be stored.
+    pub(crate) fn poison(&self, poison: bool) {
+        self.state.poison.store(poison, Ordering::Relaxed);
+    }
+
+    /// Adds what it scraped before, as if it had been read from its log just now.
+    pub(crate) fn remember(&self, scrapes: i64) {
+        let interval_ms = self.state.shape.interval_ms;
+        let next = next_ms(interval_ms, self.state.phase_ms());
+        for scrape in (1..=scrapes).rev() {
+            self.state.scrape(next - scrape * interval_ms, true);
+        }
+    }
+
+    /// Samples not yet answered.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.waiting.load(Ordering::Relaxed)
+    }
+
+    /// What it counted.
+    pub(crate) fn counts(&self) -> Counts {
+        *lock(&self.state.counts)
+    }
+
+    /// Every acknowledged sample: times by series, ascending.
+    pub(crate) fn journal(&self) -> Vec<Vec<i64>> {
+        let mut times = vec![Vec::new(); self.state.labels.len()];
+        for part in lock(&self.state.acknowledged).iter() {
+            for series in &self.state.own[part.shard][part.from..part.to] {
+                times[*series].push(part.time_ms);
+            }
+        }
+        for series in &mut times {
+            series.sort_unstable();
+        }
+        times
+    }
+
+    /// What its adapter said so far.
+    pub(crate) fn observations(&self) -> Vec<Observation> {
+        lock(&self.state.observations).clone()
+    }
+
+    /// What its adapter said last.
+    pub(crate) fn role(&self) -> Option<&'static str> {
+        lock(&self.state.observations).last().and_then(|last| last.role)
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl State {
+    /// Where in the interval this host scrapes.
+    fn phase_ms(&self) -> i64 {
+        phase_ms(&self.shape, self.index)
+    }
+
+    /// Takes one sample of each series, rules or scraped ones, into the queues.
+    fn scrape(&self, true_ms: i64, of_targets: bool) {
+        let time_ms = true_ms + self.skew_ms.load(Ordering::Relaxed);
+        for (shard, queue) in self.queues.iter().enumerate() {
+            let (scraped, all) = (self.scraped[shard], self.own[shard].len());
+            let (from, to) = if of_targets { (0, scraped) } else { (scraped, all) };
+            let part = Part { time_ms, true_ms, shard, from, to };
+            if part.len() == 0 {
+                continue;
+            }
+            self.waiting.fetch_add(part.len(), Ordering::Relaxed);
+            lock(&self.counts).produced += part.len();
+            lock(&queue.parts).push_back(part);
+            queue.more.notify_one();
+        }
+    }
+
+    /// The next batch of a shard: full, or what there is once `deadline` is over.
+    async fn next_batch(&self, shard: usize) -> Vec<Part> {
+        let queue = &self.queues[shard];
+        let ready_at = tokio::time::Instant::now() + self.shape.deadline;
+        loop {
+            let (waiting, late) = {
+                let parts = lock(&queue.parts);
+                (parts.iter().map(Part::len).sum::<usize>(), tokio::time::Instant::now() >= ready_at)
+            };
+            if waiting >= self.shape.batch || (late && waiting > 0) {
+                return self.take(shard);
+            }
+            // Nothing waiting and the deadline over: the next sample goes at once, as a ticker's would within one.
+            if late {
+                queue.more.notified().await;
+            } else {
+                let _ = tokio::time::timeout_at(ready_at, queue.more.notified()).await;
+            }
+        }
+    }
+
+    fn take(&self, shard: usize) -> Vec<Part> {
+        let mut parts = lock(&self.queues[shard].parts);
+        let (mut batch, mut room) = (Vec::new(), self.shape.batch);
+        while let Some(first) = parts.front_mut().filter(|_| room > 0) {
+            let taken = Part { to: first.to.min(first.from + room), ..*first };
+            room -= taken.len();
+            first.from = taken.to;
+            if first.len() == 0 {
+                parts.pop_front();
+            }
+            batch.push(taken);
+        }
+        batch
+    }
+
+    fn encode(&self, batch: &[Part], poison: bool) -> Vec<u8> {
+        let samples = batch.iter().flat_map(|part| {
+            self.own[part.shard][part.from..part.to].iter().map(|series| {
+                let value = message::value(&self.shape, *series, part.true_ms, self.index);
+                (self.labels[*series].as_slice(), part.time_ms, value)
+            })
+        });
+        message::request(samples, poison.then_some(self.index))
+    }
+
+    fn ended(&self, batch: &[Part], acknowledged: bool) {
+        self.waiting.fetch_sub(batch.iter().map(Part::len).sum(), Ordering::Relaxed);
+        if acknowledged {
+            lock(&self.acknowledged).extend_from_slice(batch);
+        }
+    }
+
+    async fn thaw(&self) {
+        while self.frozen.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Where in the interval host `index` scrapes; rules are evaluated at its very beginning, on both.
+pub(crate) fn phase_ms(shape: &Shape, index: usize) -> i64 {
+    shape.interval_ms * [130, 570][index] / 1000
+}
+
+/// By this machine's clock.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is before 1970");
+    i64::try_from(since.as_millis()).expect("the clock is far ahead")
+}
+
+/// The next aligned time.
+fn next_ms(interval_ms: i64, phase_ms: i64) -> i64 {
+    (now_ms() - phase_ms).div_euclid(interval_ms) * interval_ms + phase_ms + interval_ms
+}
+
+/// The host's thread: follows orders until its owner is gone.
+async fn live(state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>) {
+    let mut prometheus = JoinSet::new();
+    let mut watch = JoinSet::new();
+    watch.spawn(watch_adapter(Arc::clone(&state)));
+    while let Some(order) = orders.recv().await {
+        prometheus.shutdown().await;
+        for queue in &state.queues {
+            // After a restart nothing old is sent; what was remembered before the first start is.
+            if matches!(order, Order::Kill) {
+                lock(&queue.parts).clear();
+            }
+        }
+        match order {
+            Order::Kill => state.waiting.store(0, Ordering::Relaxed),
+            Order::Start => {
+                let client = Client::new(state.shape.timeout);
+                prometheus.spawn(scrape(Arc::clone(&state), true));
+                prometheus.spawn(scrape(Arc::clone(&state), false));
+                for shard in 0..state.shape.shards {
+                    prometheus.spawn(send(Arc::clone(&state), shard, client.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// Scrapes, or evaluates rules, at aligned times; late ones are made up for, unless it was frozen.
+async fn scrape(state: Arc<State>, of_targets: bool) {
+    let interval_ms = state.shape.interval_ms;
+    let phase_ms = if of_targets { state.phase_ms() } else { 0 };
+    let mut next = next_ms(interval_ms, phase_ms);
+    loop {
+        let wait_ms = u64::try_from(next - now_ms()).unwrap_or(0);
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        if state.frozen.load(Ordering::Relaxed) {
+            state.thaw().await;
+            next = next_ms(interval_ms, phase_ms);
+        } else {
+            if state.scraping.load(Ordering::Relaxed) {
+                state.scrape(next, of_targets);
+            }
+            next += interval_ms;
+        }
+    }
+}
+
+/// One shard: its batches in order, each until it is answered for good.
+async fn send(state: Arc<State>, shard: usize, client: Client) {
+    let url = format!("{}/write", state.url);
+    loop {
+        let batch = state.next_batch(shard).await;
+        let samples: usize = batch.iter().map(Part::len).sum();
+        let poison = state.poison.load(Ordering::Relaxed);
+        let body = bytes::Bytes::from(state.encode(&batch, poison));
+        let mut backoff = BACKOFF[0];
+        loop {
+            state.thaw().await;
+            let answer = client.post(&url, &WRITE_HEADERS, body.clone()).await;
+            state.thaw().await;
+            let status = answer.as_ref().map_or(0, |answer| answer.status);
+            match status {
+                200..=299 => {
+                    lock(&state.counts).acknowledged += samples;
+                    break state.ended(&batch, true);
+                }
+                0 | 429 | 500..=599 => {
+                    lock(&state.counts).retried += samples;
+                    let asked = answer.ok().and_then(|answer| answer.header("retry-after")?.parse().ok());
+                    let asked = asked.map(Duration::from_secs).filter(|asked| !asked.is_zero());
+                    tokio::time::sleep(asked.unwrap_or(backoff).min(BACKOFF[1])).await;
+                    backoff = (backoff * 2).min(BACKOFF[1]);
+                }
+                _ if poison => {
+                    // All but the poison must be stored for it.
+                    lock(&state.counts).poisoned += 1;
+                    break state.ended(&batch, true);
+                }
+                _ => {
+                    lock(&state.counts).failed += samples;
+                    break state.ended(&batch, false);
+                }
+            }
+        }
+    }
+}
+
+async fn watch_adapter(state: Arc<State>) {
+    let client = Client::new(Duration::from_millis(250));
+    let url = format!("{}/metrics", state.url);
+    let roles = ["leader", "standby", "unknown", "taking_over", "resigned"];
+    loop {
+        let text = client.get(&url).await.map(|answer| answer.text()).unwrap_or_default();
+        let metric = |name: &str, label: &str| {
+            exposition::sum(&text, &format!("prometheus_postgresql_adapter_{name}"), label).unwrap_or(0.0)
+        };
+        let role = roles.into_iter().find(|role| metric("role", &format!("role=\"{role}\"")) > 0.0);
+        let observation = Observation {
+            at: Instant::now(),
+            role,
+            stored: metric("samples_stored_total", ""),
+            held_samples: metric("standby_held_samples", ""),
+            held_bytes: metric("standby_held_bytes", ""),
+        };
+        lock(&state.observations).push(observation);
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,88 @@
+//! The bytes of a remote-write 1.0 request, and what is in it: as of a Prometheus, and by no code of the adapter's.
+
+use crate::host::Shape;
+
+/// Labels of `series`, as the fields of a `TimeSeries`.
+pub(crate) fn labels(shape: &Shape, series: usize, replica: &str) -> Vec<u8> {
+    let name = match series {
+        _ if series >= shape.series => "chaos:rule",
+        _ if is_constant(shape, series) => "chaos_constant",
+        _ => "chaos_time_total",
+    };
+    let number = series.to_string();
+    let instance = format!("10.0.0.{}:9090", series / 200);
+    let labels = [
+        ("__name__", name),
+        ("__replica__", replica),
+        ("cluster", "chaos"),
+        ("instance", &instance),
+        ("job", "chaos"),
+        ("series", &number),
+    ];
+    labels.into_iter().flat_map(|(name, value)| label(name.as_bytes(), value.as_bytes())).collect()
+}
+
+/// Whether a series never changes.
+pub(crate) fn is_constant(shape: &Shape, series: usize) -> bool {
+    series < shape.series && series.is_multiple_of(4)
+}
+
+/// What host `index` sees of `series` at a time: a counter is the time itself, so that going back shows.
+#[expect(clippy::cast_precision_loss, reason = "times in ms are far below 2^53")]
+pub(crate) fn value(shape: &Shape, series: usize, true_ms: i64, index: usize) -> f64 {
+    match series {
+        _ if series >= shape.series => (true_ms % 1_000_000) as f64 + index as f64 / 2.0,
+        _ if is_constant(shape, series) => series as f64,
+        _ => true_ms as f64,
+    }
+}
+
+/// A request, compressed; with a series that can never be stored if `poison` says whose.
+pub(crate) fn request<'a>(samples: impl Iterator<Item = (&'a [u8], i64, f64)>, poison: Option<usize>) -> Vec<u8> {
+    let mut plain = Vec::new();
+    let mut push = |labels: &[u8], time_ms: i64, value: f64| {
+        let mut sample = vec![0x09];
+        sample.extend_from_slice(&value.to_le_bytes());
+        sample.push(0x10);
+        varint(&mut sample, u64::from_ne_bytes(time_ms.to_ne_bytes()));
+        let mut series = labels.to_vec();
+        field(&mut series, 2, &sample);
+        field(&mut plain, 1, &series);
+    };
+    for (labels, time_ms, value) in samples {
+        push(labels, time_ms, value);
+    }
+    if poison.is_some() {
+        // U+0000, which no text of PostgreSQL's takes; a byte that is no UTF-8; no name; a time beyond all ages.
+        let nul = [label(b"__name__", b"chaos_poison"), label(b"series", b"\0")].concat();
+        let bytes = [label(b"__name__", b"chaos_poison"), label(b"series", b"\xff")].concat();
+        push(&nul, 1, 1.0);
+        push(&bytes, 1, 1.0);
+        push(&label(b"series", b"nameless"), 1, 1.0);
+        push(&label(b"__name__", b"chaos_poison"), i64::MAX, 1.0);
+    }
+    snap::raw::Encoder::new().compress_vec(&plain).expect("a request is far below 4 GiB")
+}
+
+fn label(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let (mut inner, mut outer) = (Vec::new(), Vec::new());
+    field(&mut inner, 1, name);
+    field(&mut inner, 2, value);
+    field(&mut outer, 1, &inner);
+    outer
+}
+
+/// A length-delimited field.
+fn field(into: &mut Vec<u8>, number: u8, content: &[u8]) {
+    into.push(number << 3 | 2);
+    varint(into, content.len() as u64);
+    into.extend_from_slice(content);
+}
+
+fn varint(into: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        into.push(number.to_le_bytes()[0] | 0x80);
+        number >>= 7;
+    }
+    into.push(number.to_le_bytes()[0]);
+}

@@ -1,0 +1,50 @@
+//! pgbouncer in transaction mode.
+
+use std::process::Command;
+
+use rig::guard::Directory;
+use rig::port;
+use rig::process::Process;
+
+/// A running pgbouncer.
+pub(crate) struct Pooler {
+    // Ends before its directory goes.
+    _process: Process,
+    _directory: Directory,
+    port: u16,
+}
+
+impl Pooler {
+    /// Whether there is one to run.
+    pub(crate) fn is_installed() -> bool {
+        Command::new("pgbouncer").arg("--version").output().is_ok()
+    }
+
+    /// Starts one before the server at `address` and `server_port`.
+    pub(crate) fn start(address: &str, server_port: u16) -> Self {
+        let (directory, port) = (Directory::new("pgbouncer"), port::free());
+        let config = format!(
+            "[databases]\n* = host=127.0.0.1 port={server_port}\n[pgbouncer]\nlisten_addr={address}\nlisten_port={port}\n\
+             unix_socket_dir=\nauth_type=any\npool_mode=transaction\ndefault_pool_size=8\nmax_client_conn=200\n\
+             server_login_retry=1\nignore_startup_parameters=extra_float_digits\n"
+        );
+        // auth_type=any logs everybody in as the user of the connection string.
+        let config = config.replace("* = host", "postgres = user=postgres dbname=postgres host");
+        let file = directory.path().join("pgbouncer.ini");
+        std::fs::write(&file, config).expect("cannot write pgbouncer's settings");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open).expect("cannot open pgbouncer's directory");
+        let mut command = Command::new("pgbouncer");
+        if rig::network::is_root() {
+            // It refuses to run as root.
+            command.args(["-u", "postgres"]);
+        }
+        command.arg(&file);
+        Self { _process: Process::spawn("pgbouncer", command), _directory: directory, port }
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+}
