@@ -3,7 +3,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo chaos bench fmt lint doc install-deps
+.PHONY: help build test demo chaos chaos-short bench fmt lint doc install-deps
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,9 +19,14 @@ demo: install-deps ## Show two take-overs of a real pair, and judge what was sto
 	$(CARGO) build --bin prometheus-postgresql-adapter --example demo
 	@$(CARGO) run --quiet --example demo
 
-chaos: install-deps ## Inject every failure and count samples lost and doubled; CHAOS="--seed 1 --minutes 10 --cases a,b" or "--list"
+chaos: install-deps ## Inject every failure and count samples lost and doubled; CHAOS="--seed 1 --minutes 15 --cases a,b" or "--list"
+	$(CARGO) build --release --bin prometheus-postgresql-adapter
+	$(CARGO) build --example chaos
+	@$(CARGO) run --quiet --example chaos -- --binary target/release/prometheus-postgresql-adapter $(CHAOS)
+
+chaos-short: install-deps ## The most telling failures only, in under two minutes
 	$(CARGO) build --bin prometheus-postgresql-adapter --example chaos
-	@$(CARGO) run --quiet --example chaos -- $(CHAOS)
+	@$(CARGO) run --quiet --example chaos -- --short
 
 bench: install-deps ## Measure ingest beside bare COPY and Prometheus' receiver; BENCH="--seconds 60" sets options
 	$(CARGO) build --release --bin prometheus-postgresql-adapter --example bench
