@@ -3,7 +3,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench fmt lint doc install-deps
+.PHONY: help build test demo demo-docker bench fmt lint doc install-deps
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: install-deps ## Run every test, real PostgreSQL and Prometheus included
 demo: install-deps ## Show two take-overs of a real pair, and judge what was stored (under two minutes)
 	$(CARGO) build --bin prometheus-postgresql-adapter --example demo
 	@$(CARGO) run --quiet --example demo
+
+demo-docker: ## Show the take-overs of a pair in containers; makes the images where none can be pulled
+	@examples/docker-compose/demo.sh
 
 bench: install-deps ## Measure ingest beside bare COPY and Prometheus' receiver; BENCH="--seconds 60" sets options
 	$(CARGO) build --release --bin prometheus-postgresql-adapter --example bench

@@ -19,20 +19,9 @@ say() { printf '%s\n' "$*" >&2; }
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo)
 
-install_debootstrap() {
-    command -v debootstrap >/dev/null || [ -x /usr/sbin/debootstrap ] && return 0
-    command -v apt-get >/dev/null || { say "Missing: debootstrap. Install it by your system's own means."; return 1; }
-    say "Installing debootstrap (no service is started) ..."
-    local install=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet)
-    "${install[@]}" install --yes --no-install-recommends debootstrap </dev/null >&2 && return 0
-    say "The package lists may be old or missing: updating them ..."
-    "${install[@]}" update </dev/null >&2
-    "${install[@]}" install --yes --no-install-recommends debootstrap </dev/null >&2
-}
-
 make_base() {
     docker image inspect "$base" >/dev/null 2>&1 && return 0
-    install_debootstrap
+    "$top/.ci/install-deps" debootstrap >&2
     say "Making $base by debootstrap (a minute or two, once) ..."
     # On disk: a /tmp of memory may forbid device files.
     local root
