@@ -3,7 +3,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo chaos chaos-short bench fmt lint doc install-deps
+.PHONY: help build test demo demo-docker chaos chaos-short bench fmt lint doc install-deps
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ chaos: install-deps ## Inject every failure and count samples lost and doubled; 
 chaos-short: install-deps ## The most telling failures only, in under two minutes
 	$(CARGO) build --bin prometheus-postgresql-adapter --example chaos
 	@$(CARGO) run --quiet --example chaos -- --short
+
+demo-docker: ## Show the take-overs of a pair in containers; makes the images where none can be pulled
+	@examples/docker-compose/demo.sh
 
 bench: install-deps ## Measure ingest beside bare COPY and Prometheus' receiver; BENCH="--seconds 60" sets options
 	$(CARGO) build --release --bin prometheus-postgresql-adapter --example bench
