@@ -1,18 +1,18 @@
 //! What passes from one leader to the next: what a standby holds, and where a new leader begins.
 //!
 //! [`held`] is a standby's memory, [`watermark`] what a leader lets it forget, [`cut`] where a term begins in each
-//! series: three pure parts, and here what ties them to the store.
+//! series, [`ledger`] the rules between them: four pure parts, and here what ties them to the store.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use uuid::Uuid;
 
 use crate::clock::now_ms;
-use crate::election::advisory_lock::{Succession, Takeover};
+use crate::election::advisory_lock::{Published, Succession, Takeover};
 use crate::handover::cut::Cut;
 use crate::handover::held::{Held, Refusal};
-use crate::handover::watermark::Watermark;
+use crate::handover::ledger::Ledger;
 use crate::postgres::error::Error;
 use crate::storage::Store;
 use crate::storage::row::Row;
@@ -20,6 +20,7 @@ use crate::telemetry::metrics::Metrics;
 
 pub mod cut;
 pub mod held;
+pub mod ledger;
 pub mod watermark;
 
 /// What a standby may hold.
@@ -29,9 +30,6 @@ pub struct Config {
     pub memory_bytes_max: usize,
 }
 
-/// Clocks of the two hosts may differ by so much: the last leader's samples may lie that far ahead.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
-
 /// Rows of one transaction of a replay.
 const REPLAY_ROWS: usize = 50_000;
 
@@ -39,12 +37,7 @@ const REPLAY_ROWS: usize = 50_000;
 pub struct Handover {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
-    /// What this adapter has acknowledged as a standby.
-    held: Mutex<Held>,
-    /// What this adapter has committed as a leader.
-    watermark: Mutex<Watermark>,
-    /// Where the present term began; none before the first.
-    cut: RwLock<Option<Arc<Cut>>>,
+    ledger: Mutex<Ledger>,
 }
 
 /// A request that is not stored yet; dropped before [`Storing::done`] it counts as failed, to come again.
@@ -59,13 +52,7 @@ impl Handover {
     /// Before the first term.
     #[must_use]
     pub fn new(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            store,
-            metrics,
-            held: Mutex::new(Held::new(config.memory_bytes_max)),
-            watermark: Mutex::default(),
-            cut: RwLock::new(None),
-        }
+        Self { store, metrics, ledger: Mutex::new(Ledger::new(config.memory_bytes_max)) }
     }
 
     /// Takes what a standby is sent.
@@ -74,10 +61,10 @@ impl Handover {
     ///
     /// When it can hold no more, or a take-over has begun.
     pub fn hold(&self, rows: &[Row]) -> Result<(), Refusal> {
-        let mut held = lock(&self.held);
-        held.hold(rows, Instant::now())?;
+        let mut ledger = self.ledger();
+        ledger.hold(rows, Instant::now())?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
-        self.show(&held);
+        self.show(ledger.held());
         Ok(())
     }
 
@@ -88,7 +75,7 @@ impl Handover {
     ///
     /// What the server said; `rows` is as it was.
     pub async fn cut(&self, rows: &mut Vec<Row>) -> Result<usize, Error> {
-        let cut = self.cut.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let cut = self.ledger().cut();
         match cut {
             Some(cut) => self.apply(&cut, rows).await,
             None => Ok(0),
@@ -98,7 +85,7 @@ impl Handover {
     async fn apply(&self, cut: &Cut, rows: &mut Vec<Row>) -> Result<usize, Error> {
         if let Some(unknown) = cut.unknown(rows) {
             let found = self.store.last_times(&unknown.series, unknown.from_ms, cut.until_ms()).await?;
-            cut.learn(&unknown.series, &found);
+            cut.learn(&unknown, &found);
         }
         Ok(cut.apply(rows))
     }
@@ -109,16 +96,15 @@ impl Handover {
         let span = times_ms.fold(None, |span: Option<(i64, i64)>, time_ms| {
             Some(span.map_or((time_ms, time_ms), |(earliest, latest)| (earliest.min(time_ms), latest.max(time_ms))))
         });
-        if let Some((earliest_ms, latest_ms)) = span {
-            lock(&self.watermark).begin(key, earliest_ms, latest_ms, now_ms());
+        if let Some(span) = span {
+            self.ledger().storing(key, span, now_ms());
         }
         Storing { handover: self, key, latest_ms: span.map(|(_, latest_ms)| latest_ms), done: false }
     }
 
     /// Stores what was held and is newer than what the last leader stored, whole series at a time, so that whatever
     /// of it fails is found missing by the next attempt.
-    async fn replay(&self, cut: &Cut, takeover: &Takeover) -> Result<(), Error> {
-        let mut rows = lock(&self.held).rows();
+    async fn replay(&self, mut rows: Vec<Row>, cut: &Cut, takeover: &Takeover) -> Result<(), Error> {
         let held = rows.len();
         if held == 0 {
             return Ok(());
@@ -139,10 +125,11 @@ impl Handover {
         }
         self.metrics.samples_replayed_total.inc_by(stored as u64);
         log::info!("replayed {stored} of {held} samples held; the last leader had stored the others");
-        let mut held = lock(&self.held);
-        held.clear();
-        self.show(&held);
         Ok(())
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self, held: &Held) {
@@ -167,44 +154,31 @@ impl Storing<'_> {
 impl Drop for Storing<'_> {
     fn drop(&mut self) {
         let Some(latest_ms) = self.latest_ms else { return };
-        let mut watermark = lock(&self.handover.watermark);
-        if self.done {
-            watermark.committed(self.key, latest_ms, now_ms());
-        } else {
-            watermark.failed(self.key, now_ms());
-        }
+        self.handover.ledger().stored(self.key, self.done.then_some(latest_ms), now_ms());
     }
 }
 
 impl Succession for Handover {
     async fn prepare(&self, takeover: Takeover) -> Result<(), Error> {
-        // From here on nothing is held: it would come too late for the replay.
-        lock(&self.held).close();
         // After a fail-over of PostgreSQL, what is cached may never have reached the new primary.
         self.store.forget();
-        let skew_ms = i64::try_from(CLOCK_SKEW_MAX.as_millis()).unwrap_or(i64::MAX);
-        let ahead_ms = takeover.last_leader_behind_ms.min(0).saturating_neg();
-        let now_ms = now_ms();
-        let until_ms = now_ms.saturating_add(skew_ms).saturating_add(ahead_ms);
-        let cut = Arc::new(Cut::new(now_ms, until_ms, takeover.last_leader_behind_ms));
-        self.replay(&cut, &takeover).await?;
-        if !takeover.follows_itself {
-            *self.cut.write().unwrap_or_else(PoisonError::into_inner) = Some(cut);
-        }
+        let (cut, held) = self.ledger().take_over(now_ms(), takeover.last_leader_behind_ms);
+        self.replay(held, &cut, &takeover).await?;
+        let mut ledger = self.ledger();
+        ledger.replayed(cut, takeover.follows_itself);
+        self.show(ledger.held());
         Ok(())
     }
 
-    fn watermark(&self) -> Option<i64> {
-        lock(&self.watermark).at(now_ms())
+    fn published(&self) -> Published {
+        let (mut ledger, now_ms) = (self.ledger(), now_ms());
+        Published { watermark_ms: ledger.watermark(now_ms), behind_ms: ledger.published_behind_ms(now_ms) }
     }
 
     fn observed(&self, watermark_ms: Option<i64>) {
-        let mut held = lock(&self.held);
-        held.open();
-        if let Some(watermark_ms) = watermark_ms {
-            held.forget(watermark_ms, Instant::now());
-            self.show(&held);
-        }
+        let mut ledger = self.ledger();
+        ledger.observed(watermark_ms, Instant::now());
+        self.show(ledger.held());
     }
 }
 
@@ -213,8 +187,4 @@ fn series_end(rows: &[Row], count: usize) -> usize {
     let Some(last) = rows.get(count) else { return rows.len() };
     let first_of_series = rows.partition_point(|row| row.series_id < last.series_id);
     if first_of_series > 0 { first_of_series } else { rows.partition_point(|row| row.series_id <= last.series_id) }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

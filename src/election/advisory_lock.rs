@@ -24,10 +24,19 @@ use uuid::Uuid;
 pub trait Succession: Send + Sync + 'static {
     /// Finishes what the last leader left, under the new fence. Called once a term; may be dropped half-way.
     fn prepare(&self, takeover: Takeover) -> impl Future<Output = Result<(), Error>> + Send;
-    /// The time in ms since 1970 up to which everything this leader will be sent is committed.
-    fn watermark(&self) -> Option<i64>;
-    /// What another leader's [`Succession::watermark`] is, as a standby reads it.
+    /// What goes with a leader's heartbeat.
+    fn published(&self) -> Published;
+    /// What another leader's [`Published::watermark_ms`] is, as a standby reads it.
     fn observed(&self, watermark_ms: Option<i64>);
+}
+
+/// What a leader tells the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The time in ms since 1970 up to which everything this leader will be sent is committed.
+    pub watermark_ms: Option<i64>,
+    /// How far, in ms, behind this leader's the clock is by which the next one has to read what is stored.
+    pub behind_ms: i64,
 }
 
 /// A new term.
@@ -166,7 +175,7 @@ impl<S: Succession> Election<S> {
                 Action::Observe => machine.on_observed(self.observe(opened).await?, sent_at),
                 _ => {
                     let Some(fence) = machine.fence() else { return Ok(()) };
-                    if opened.heartbeat(&self.names, fence, self.succession.watermark()).await? {
+                    if opened.heartbeat(&self.names, fence, self.succession.published()).await? {
                         machine.on_heartbeat(sent_at);
                     } else {
                         machine.on_lost(Reason::Fenced, Instant::now());

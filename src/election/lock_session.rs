@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::election::Config;
+use crate::election::advisory_lock::Published;
 use crate::election::machine::Observed;
 use crate::election::role::Leader;
 use crate::postgres::error::Error;
@@ -129,7 +130,7 @@ impl LockSession {
         let proven_at = Instant::now();
         let statement = names.fill(
             "UPDATE {leader} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
-             heartbeat = clock_timestamp(), watermark = NULL, clock_offset_ms = $3 \
+             heartbeat = clock_timestamp(), watermark = NULL, clock_offset_ms = least(old.clock_offset_ms, $3) \
              FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
              RETURNING new.term, new.token, old.token, old.clock_offset_ms",
         );
@@ -191,18 +192,13 @@ impl LockSession {
     }
 
     /// Publishes that the leader of `fence` lives. `false` if that term is over.
-    pub(super) async fn heartbeat(
-        &self,
-        names: &Names,
-        fence: Fence,
-        watermark_ms: Option<i64>,
-    ) -> Result<bool, Error> {
+    pub(super) async fn heartbeat(&self, names: &Names, fence: Fence, published: Published) -> Result<bool, Error> {
         let statement = names.fill(
             "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, clock_offset_ms = $4 \
              WHERE group_no = $1 AND token = $2 RETURNING clock_timestamp()",
         );
-        let watermark = watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
-        let clock_offset_ms = self.clock_offset_ms();
+        let watermark = published.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
+        let clock_offset_ms = self.clock_offset_ms().saturating_sub(published.behind_ms);
         let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
             (&self.group_no, Type::INT4),
             (&fence.token, Type::UUID),

@@ -18,7 +18,7 @@ pub struct Cut {
     /// The last leader's clock when the term began: what has a later time was stored by an earlier leader, whose clock
     /// was no such amount behind.
     shifted_until_ms: i64,
-    /// By series id, the last time stored before this term; `i64::MIN` if there is none near.
+    /// By series id, the time up to which nothing is to be stored any more.
     last: RwLock<HashMap<i64, i64>>,
 }
 
@@ -66,11 +66,28 @@ impl Cut {
         (!unknown.series.is_empty()).then_some(unknown)
     }
 
-    /// Remembers what a look-up found. The first answer stays: a later one would count this term's own rows.
-    pub fn learn(&self, series: &[i64], found: &HashMap<i64, i64>) {
+    /// Remembers what a look-up found. The first answer stays: a later one would count this term's own rows. Where
+    /// nothing was found, the term begins with the row that asked: a sender keeps the order of a series, so what comes
+    /// with an earlier time is a delivery that was overtaken by its own retry.
+    pub fn learn(&self, unknown: &Unknown, found: &HashMap<i64, i64>) {
         let mut last = self.last.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for id in series {
-            last.entry(*id).or_insert_with(|| found.get(id).copied().unwrap_or(i64::MIN));
+        for id in &unknown.series {
+            let at_ms = match found.get(id) {
+                Some(at_ms) if *at_ms > self.shifted_until_ms => *at_ms,
+                Some(at_ms) => at_ms.saturating_add(self.shift_ms),
+                None => unknown.from_ms.saturating_add(self.shift_ms).saturating_sub(1),
+            };
+            last.entry(*id).or_insert(at_ms);
+        }
+    }
+
+    /// These rows were held and are now stored. A sender that never heard that they were acknowledged sends them again,
+    /// under a key that no transaction of the replay has claimed.
+    pub fn replayed(&self, rows: &[Row]) {
+        let mut last = self.last.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for row in rows {
+            let at_ms = last.entry(row.series_id).or_insert(i64::MIN);
+            *at_ms = row.time_ms.max(*at_ms);
         }
     }
 
@@ -82,8 +99,7 @@ impl Cut {
         let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = rows.len();
         let is_new = |row: &Row| match last.get(&row.series_id) {
-            Some(at_ms) if *at_ms > self.shifted_until_ms => row.time_ms > *at_ms,
-            Some(at_ms) => row.time_ms > at_ms.saturating_add(self.shift_ms),
+            Some(at_ms) => row.time_ms > *at_ms,
             None => true,
         };
         rows.retain(|row| row.time_ms > self.until_ms || is_new(row));
@@ -105,7 +121,7 @@ mod tests {
         let mut rows = vec![row(1, 10), row(1, 20), row(2, 15), row(3, 101)];
         let unknown = cut.unknown(&rows).unwrap();
         assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
-        cut.learn(&unknown.series, &HashMap::from([(1, 10)]));
+        cut.learn(&unknown, &HashMap::from([(1, 10)]));
         assert_eq!(cut.apply(&mut rows), 1);
         assert_eq!(
             rows.iter().map(|row| (row.series_id, row.time_ms)).collect::<Vec<_>>(),
@@ -117,7 +133,7 @@ mod tests {
     #[test]
     fn a_clock_that_was_behind_makes_no_counter_run_backwards() {
         let cut = Cut::new(1_000, 1_000, 30);
-        cut.learn(&[1], &HashMap::from([(1, 100)]));
+        cut.learn(&Unknown { series: vec![1], from_ms: 100 }, &HashMap::from([(1, 100)]));
         let mut rows = vec![row(1, 101), row(1, 130), row(1, 131)];
         assert_eq!(cut.apply(&mut rows), 2);
         assert_eq!(rows[0].time_ms, 131);
@@ -133,15 +149,26 @@ mod tests {
     fn a_clock_that_was_behind_and_stored_nothing_shifts_nothing() {
         let cut = Cut::new(100_000, 400_000, 30_000);
         // Two leaders ago, by a clock like ours; by the last leader's it was 70,000 at most.
-        cut.learn(&[1], &HashMap::from([(1, 95_000)]));
+        cut.learn(&Unknown { series: vec![1], from_ms: 65_000 }, &HashMap::from([(1, 95_000)]));
         assert_eq!(cut.apply(&mut vec![row(1, 95_000), row(1, 96_000)]), 1);
     }
 
     #[test]
     fn own_rows_do_not_move_the_cut() {
         let cut = Cut::new(100, 100, 0);
-        cut.learn(&[1], &HashMap::new());
-        cut.learn(&[1], &HashMap::from([(1, 50)]));
+        let unknown = Unknown { series: vec![1], from_ms: 40 };
+        cut.learn(&unknown, &HashMap::new());
+        cut.learn(&unknown, &HashMap::from([(1, 50)]));
         assert_eq!(cut.apply(&mut vec![row(1, 40)]), 0);
+        assert_eq!(cut.apply(&mut vec![row(1, 39)]), 1, "overtaken by its own retry");
+    }
+
+    #[test]
+    fn what_was_replayed_is_not_stored_again() {
+        let cut = Cut::new(1_000, 1_000, 30);
+        cut.learn(&Unknown { series: vec![1], from_ms: 100 }, &HashMap::from([(1, 100)]));
+        cut.replayed(&[row(1, 140), row(1, 150), row(2, 7)]);
+        let mut rows = vec![row(1, 140), row(1, 150), row(1, 151), row(2, 7), row(2, 8)];
+        assert_eq!(cut.apply(&mut rows), 3);
     }
 }
