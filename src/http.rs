@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::election::liveness::Heard;
+use crate::election::liveness::{Heard, Line};
 use crate::election::role::Role;
 use crate::receiver::Receiver;
 use crate::storage::Store;
@@ -101,9 +101,10 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
         let Some((stream, permit)) = accepted else { continue };
         let service = Arc::clone(&service);
         let tracker = service.tracker.clone();
+        let line = Arc::new(service.heard.line());
         let handler = service_fn(move |request| {
-            let service = Arc::clone(&service);
-            async move { Ok::<_, Infallible>(service.answer(request).await) }
+            let (service, line) = (Arc::clone(&service), Arc::clone(&line));
+            async move { Ok::<_, Infallible>(service.answer(request, &line).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -146,10 +147,11 @@ async fn accept(
 }
 
 impl Service {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, line: &Line) -> Answer {
         let path = request.uri().path().to_owned();
         match path.as_str() {
             "/write" | "/api/v1/write" => {
+                line.wrote();
                 let started = Instant::now();
                 let metrics = Arc::clone(&self.metrics);
                 let answer = write::answer(self, request).await;

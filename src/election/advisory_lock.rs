@@ -79,12 +79,18 @@ impl<S: Succession> Election<S> {
         let mut session: Option<LockSession> = None;
         let mut proven = false;
         let mut last_token = None;
+        let mut awake_at = Instant::now();
         let mut trouble = Trouble::default();
         while !machine.is_stopped() {
             if stop.is_cancelled() {
                 machine.on_shutdown();
             }
             let now = Instant::now();
+            if now.saturating_duration_since(awake_at) > self.config.heartbeat_interval() * 3 {
+                // Frozen, or held up by the server: what was not heard meanwhile proves nothing.
+                self.heard.excuse(awake_at, now);
+            }
+            awake_at = now;
             machine.on_liveness(self.heard.read().silent_at(now), now);
             let action = machine.next(now);
             self.publish(&machine, now);
@@ -146,6 +152,7 @@ impl<S: Succession> Election<S> {
             () = tokio::time::sleep_until(until.into()) => {}
             () = ended => machine.on_lost(Reason::SessionLost, Instant::now()),
             () = self.heard.begun(), if candidate => {}
+            () = self.heard.gone() => {}
             () = self.fenced.notified(), if machine.fence().is_some() => machine.on_lost(Reason::Fenced, Instant::now()),
             () = stop.cancelled(), if !machine.is_stopped() => machine.on_shutdown(),
         }

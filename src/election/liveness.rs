@@ -1,5 +1,6 @@
 //! Whether the own Prometheus sends.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const LEARNING: Duration = Duration::from_secs(15);
 const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
+/// A sender that only changes connections has opened the next by then.
+const RECONNECT_TIME: Duration = Duration::from_millis(250);
+
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
 #[derive(Clone, Debug)]
 pub struct Liveness {
@@ -35,13 +39,15 @@ pub struct Liveness {
     /// requests make up a scrape.
     gap: Option<Duration>,
     in_flight: usize,
+    /// The sender's last connection was closed then, and it has not been heard of since.
+    gone: Option<Instant>,
 }
 
 impl Liveness {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
-        Self { timeout, last: None, excused_until: None, first: None, gap: None, in_flight: 0 }
+        Self { timeout, last: None, excused_until: None, first: None, gap: None, in_flight: 0, gone: None }
     }
 
     /// A write request arrived.
@@ -53,6 +59,7 @@ impl Liveness {
         }
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
         self.first = self.first.or(Some(now));
+        self.gone = None;
     }
 
     /// A write request was answered; `refused` means by a 5xx, after which the sender pauses.
@@ -69,10 +76,29 @@ impl Liveness {
     pub fn silent_at(&self, now: Instant) -> Option<Instant> {
         let timeout = self.timeout()?;
         let Some(last) = self.last else { return Some(now) };
+        if let Some(gone) = self.gone {
+            return Some(gone + RECONNECT_TIME);
+        }
         if self.in_flight > 0 {
             return Some(now + timeout);
         }
         Some(last.max(self.excused_until.unwrap_or(last)) + timeout)
+    }
+
+    /// The sender's last connection was closed. One that keeps connections open between requests has died or restarted,
+    /// and what it had not sent it never will: the sooner its twin takes over, which has all of it, the better.
+    pub fn gone(&mut self, now: Instant) {
+        if self.in_flight == 0 {
+            self.gone = Some(now);
+        }
+    }
+
+    /// This process itself did not run from `since` until `now`: nobody can have been heard. One that was silent before
+    /// is so still.
+    pub fn excuse(&mut self, since: Instant, now: Instant) {
+        if self.silent_at(since).is_some_and(|at| at > since) {
+            self.excused_until = Some(self.excused_until.map_or(now, |until| until.max(now)));
+        }
     }
 
     /// The timeout in force; `None` is never.
@@ -102,6 +128,16 @@ impl Liveness {
 pub struct Heard {
     liveness: Mutex<Liveness>,
     begun: Notify,
+    gone: Notify,
+    /// Connections open that have carried a write request.
+    connections: AtomicUsize,
+}
+
+/// A connection that may carry write requests.
+#[derive(Debug)]
+pub struct Line {
+    heard: Arc<Heard>,
+    requests: AtomicUsize,
 }
 
 /// A request under way; tells when it is over, also when it is dropped.
@@ -115,7 +151,12 @@ impl Heard {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
-        Self { liveness: Mutex::new(Liveness::new(timeout)), begun: Notify::new() }
+        Self {
+            liveness: Mutex::new(Liveness::new(timeout)),
+            begun: Notify::new(),
+            gone: Notify::new(),
+            connections: AtomicUsize::new(0),
+        }
     }
 
     /// Notes a write request.
@@ -131,6 +172,22 @@ impl Heard {
         self.begun.notified().await;
     }
 
+    /// A connection is open; dropped when it is closed.
+    #[must_use]
+    pub fn line(self: &Arc<Self>) -> Line {
+        Line { heard: Arc::clone(self), requests: AtomicUsize::new(0) }
+    }
+
+    /// Waits for the last connection to be closed, one that was since the last wait included.
+    pub async fn gone(&self) {
+        self.gone.notified().await;
+    }
+
+    /// See [`Liveness::excuse`].
+    pub fn excuse(&self, since: Instant, now: Instant) {
+        self.with(|liveness| liveness.excuse(since, now));
+    }
+
     /// A copy to decide by.
     #[must_use]
     pub fn read(&self) -> Liveness {
@@ -139,6 +196,27 @@ impl Heard {
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {
         work(&mut self.liveness.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+impl Line {
+    /// It has carried a write request.
+    pub fn wrote(&self) {
+        if self.requests.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.heard.connections.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let requests = *self.requests.get_mut();
+        let is_last = requests > 0 && self.heard.connections.fetch_sub(1, Ordering::AcqRel) == 1;
+        // A sender that opens a connection for each request says nothing by closing it.
+        if is_last && requests > 1 {
+            self.heard.with(|liveness| liveness.gone(Instant::now()));
+            self.heard.gone.notify_one();
+        }
     }
 }
 
@@ -257,6 +335,38 @@ mod tests {
         assert_eq!(liveness.silent_at(at(start, 60_000)), Some(at(start, 63_000)), "one is still under way");
         liveness.end(at(start, 61_000), false);
         assert_eq!(liveness.silent_at(at(start, 62_000)), Some(at(start, 64_000)));
+    }
+
+    #[test]
+    fn a_sender_whose_connections_close_is_gone() {
+        let heard = Arc::new(Heard::new(PrometheusTimeout::After(Duration::from_secs(60))));
+        let silent_in = || heard.read().silent_at(Instant::now()).unwrap().saturating_duration_since(Instant::now());
+        let (first, second) = (heard.line(), heard.line());
+        for line in [&first, &first, &second, &second] {
+            drop(heard.begin());
+            line.wrote();
+        }
+        drop(heard.line());
+        drop(first);
+        assert!(silent_in() > Duration::from_secs(50), "one is still open");
+        drop(second);
+        assert!(silent_in() <= RECONNECT_TIME);
+        drop(heard.begin());
+        assert!(silent_in() > Duration::from_secs(50), "it is back");
+        heard.line().wrote();
+        assert!(silent_in() > Duration::from_secs(50), "one request a connection is a habit, not an end");
+    }
+
+    #[test]
+    fn an_own_freeze_is_nobodys_silence() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(PrometheusTimeout::After(Duration::from_secs(3)));
+        liveness.begin(start);
+        liveness.end(start, false);
+        liveness.excuse(at(start, 1_000), at(start, 10_000));
+        assert_eq!(liveness.silent_at(at(start, 10_000)), Some(at(start, 13_000)));
+        liveness.excuse(at(start, 14_000), at(start, 20_000));
+        assert_eq!(liveness.silent_at(at(start, 20_000)), Some(at(start, 13_000)), "silent before, silent after");
     }
 
     #[test]
