@@ -267,6 +267,9 @@ impl<S: Succession> Election<S> {
     async fn close(&self, session: Option<LockSession>, reason: Reason) {
         let Some(opened) = session else { return };
         match reason {
+            Reason::PrometheusTimeout if self.heard.read().is_gone() => {
+                log::warn!("own Prometheus closed its connections; resigned from {}", group_name(self.config.lock_id))
+            }
             Reason::PrometheusTimeout => log::warn!(
                 "Prometheus timeout exceeded: no write request for {:?}; resigned from {}",
                 self.heard.read().timeout().unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Whether the own Prometheus sends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -23,7 +23,7 @@ const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
 /// A sender that only changes connections has opened the next by then.
-const RECONNECT_TIME: Duration = Duration::from_millis(250);
+const RECONNECT_TIME: Duration = Duration::from_millis(100);
 
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
 #[derive(Clone, Debug)]
@@ -116,6 +116,12 @@ impl Liveness {
         }
     }
 
+    /// Whether the sender's connections are closed, rather than silent.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.is_some()
+    }
+
     /// The last sign of life.
     #[must_use]
     pub fn last(&self) -> Option<Instant> {
@@ -129,8 +135,15 @@ pub struct Heard {
     liveness: Mutex<Liveness>,
     begun: Notify,
     gone: Notify,
-    /// Connections open that have carried a write request.
-    connections: AtomicUsize,
+    lines: Mutex<Lines>,
+}
+
+/// The connections that have carried a write request and are open.
+#[derive(Debug, Default)]
+struct Lines {
+    open: usize,
+    /// One of them has carried several: its sender keeps connections between requests.
+    kept: bool,
 }
 
 /// A connection that may carry write requests.
@@ -155,7 +168,7 @@ impl Heard {
             liveness: Mutex::new(Liveness::new(timeout)),
             begun: Notify::new(),
             gone: Notify::new(),
-            connections: AtomicUsize::new(0),
+            lines: Mutex::default(),
         }
     }
 
@@ -194,26 +207,34 @@ impl Heard {
         self.with(|liveness| liveness.clone())
     }
 
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {
-        work(&mut self.liveness.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        work(&mut self.liveness.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Line {
     /// It has carried a write request.
     pub fn wrote(&self) {
-        if self.requests.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.heard.connections.fetch_add(1, Ordering::AcqRel);
-        }
+        let before = self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut lines = self.heard.lines();
+        lines.open += usize::from(before == 0);
+        lines.kept |= before > 0;
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let requests = *self.requests.get_mut();
-        let is_last = requests > 0 && self.heard.connections.fetch_sub(1, Ordering::AcqRel) == 1;
+        if *self.requests.get_mut() == 0 {
+            return;
+        }
+        let mut lines = self.heard.lines();
+        lines.open -= 1;
         // A sender that opens a connection for each request says nothing by closing it.
-        if is_last && requests > 1 {
+        if lines.open == 0 && std::mem::take(&mut lines.kept) {
             self.heard.with(|liveness| liveness.gone(Instant::now()));
             self.heard.gone.notify_one();
         }
@@ -349,8 +370,13 @@ mod tests {
         drop(heard.line());
         drop(first);
         assert!(silent_in() > Duration::from_secs(50), "one is still open");
+        let third = heard.line();
+        drop(heard.begin());
+        third.wrote();
         drop(second);
-        assert!(silent_in() <= RECONNECT_TIME);
+        assert!(silent_in() > Duration::from_secs(50), "one is still open");
+        drop(third);
+        assert!(silent_in() <= RECONNECT_TIME, "though the last of them carried only one");
         drop(heard.begin());
         assert!(silent_in() > Duration::from_secs(50), "it is back");
         heard.line().wrote();
