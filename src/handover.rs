@@ -162,7 +162,7 @@ impl Succession for Handover {
     async fn prepare(&self, takeover: Takeover) -> Result<(), Error> {
         // After a fail-over of PostgreSQL, what is cached may never have reached the new primary.
         self.store.forget();
-        let (cut, held) = self.ledger().take_over(now_ms(), takeover.last_leader_behind_ms);
+        let (cut, held) = self.ledger().take_over(now_ms(), &takeover.behind_ms);
         self.replay(held, &cut, &takeover).await?;
         let mut ledger = self.ledger();
         ledger.replayed(cut, takeover.follows_itself);
@@ -172,7 +172,7 @@ impl Succession for Handover {
 
     fn published(&self) -> Published {
         let (mut ledger, now_ms) = (self.ledger(), now_ms());
-        Published { watermark_ms: ledger.watermark(now_ms), behind_ms: ledger.published_behind_ms(now_ms) }
+        Published { watermark_ms: ledger.watermark(now_ms), is_settled: ledger.is_settled(now_ms) }
     }
 
     fn observed(&self, watermark_ms: Option<i64>) {

@@ -35,17 +35,17 @@ pub trait Succession: Send + Sync + 'static {
 pub struct Published {
     /// The time in ms since 1970 up to which everything this leader will be sent is committed.
     pub watermark_ms: Option<i64>,
-    /// How far, in ms, behind this leader's the clock is by which the next one has to read what is stored.
-    pub behind_ms: i64,
+    /// Every series goes on under this leader: what the ones before it stored is no series' end any more.
+    pub is_settled: bool,
 }
 
 /// A new term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Takeover {
     /// The right to write.
     pub fence: Fence,
-    /// How far the last leader's clock was behind ours, in ms; negative if it was ahead, 0 if unknown.
-    pub last_leader_behind_ms: i64,
+    /// How far the clocks of those were behind ours, in ms, who may have stored what is stored last; negative if ahead.
+    pub behind_ms: Vec<i64>,
     /// This adapter led before, and nobody between.
     pub follows_itself: bool,
 }
@@ -218,11 +218,12 @@ impl<S: Succession> Election<S> {
         machine.on_term(raised.fence, raised.proven_at);
         let takeover = Takeover {
             fence: raised.fence,
-            last_leader_behind_ms: raised.last_leader_behind_ms,
+            behind_ms: raised.behind_ms,
             follows_itself: raised.last_token.is_some() && raised.last_token == *last_token,
         };
         // What was said of an earlier term is over.
         let _ = self.fenced.notified().now_or_never();
+        let fence = takeover.fence;
         let preparing = self.succession.prepare(takeover);
         tokio::pin!(preparing);
         loop {
@@ -235,11 +236,11 @@ impl<S: Succession> Election<S> {
                         prepared = &mut preparing => {
                             match prepared {
                                 Ok(()) => {
-                                    *last_token = Some(takeover.fence.token);
+                                    *last_token = Some(fence.token);
                                     machine.on_prepared();
                                     log::info!(
                                         "became leader of {} (term {}), {} ms after obtaining the lock",
-                                        group_name(self.config.lock_id), takeover.fence.term, sent_at.elapsed().as_millis()
+                                        group_name(self.config.lock_id), fence.term, sent_at.elapsed().as_millis()
                                     );
                                 }
                                 Err(error) => self.lost(&error, machine),

@@ -31,8 +31,8 @@ pub(super) struct Raised {
     pub(super) fence: Fence,
     /// The token of the term before.
     pub(super) last_token: Option<Uuid>,
-    /// How far the last leader's clock was behind ours, in ms.
-    pub(super) last_leader_behind_ms: i64,
+    /// How far the clocks of the last leaders were behind ours, in ms.
+    pub(super) behind_ms: Vec<i64>,
     /// From before the server was asked for the term.
     pub(super) proven_at: Instant,
 }
@@ -130,9 +130,9 @@ impl LockSession {
         let proven_at = Instant::now();
         let statement = names.fill(
             "UPDATE {leader} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
-             heartbeat = clock_timestamp(), watermark = NULL, clock_offset_ms = least(old.clock_offset_ms, $3) \
+             heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = (coalesce(old.clock_offsets_ms, '{}'))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3 \
              FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
-             RETURNING new.term, new.token, old.token, old.clock_offset_ms",
+             RETURNING new.term, new.token, old.token, old.clock_offsets_ms",
         );
         let clock_offset_ms = self.clock_offset_ms();
         let client = self.session.client();
@@ -140,11 +140,15 @@ impl LockSession {
             [(&self.group_no, Type::INT4), (&holder, Type::TEXT), (&clock_offset_ms, Type::INT8)];
         let row = client.query_typed_one(&statement, &parameters).await?;
         client.batch_execute("COMMIT").await?;
-        let last_offset_ms: Option<i64> = row.try_get(3)?;
+        let last_offsets_ms: Option<Vec<i64>> = row.try_get(3)?;
         Ok(Raised {
             fence: Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? },
             last_token: row.try_get(2)?,
-            last_leader_behind_ms: last_offset_ms.map_or(0, |last_ms| clock_offset_ms.saturating_sub(last_ms)),
+            behind_ms: last_offsets_ms
+                .unwrap_or_default()
+                .into_iter()
+                .map(|last_ms| clock_offset_ms.saturating_sub(last_ms))
+                .collect(),
             proven_at,
         })
     }
@@ -194,16 +198,18 @@ impl LockSession {
     /// Publishes that the leader of `fence` lives. `false` if that term is over.
     pub(super) async fn heartbeat(&self, names: &Names, fence: Fence, published: Published) -> Result<bool, Error> {
         let statement = names.fill(
-            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, clock_offset_ms = $4 \
+            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, \
+             clock_offsets_ms = CASE WHEN $5 THEN ARRAY[$4] ELSE clock_offsets_ms END \
              WHERE group_no = $1 AND token = $2 RETURNING clock_timestamp()",
         );
         let watermark = published.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
-        let clock_offset_ms = self.clock_offset_ms().saturating_sub(published.behind_ms);
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+        let clock_offset_ms = self.clock_offset_ms();
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
             (&self.group_no, Type::INT4),
             (&fence.token, Type::UUID),
             (&watermark, Type::TIMESTAMPTZ),
             (&clock_offset_ms, Type::INT8),
+            (&published.is_settled, Type::BOOL),
         ];
         let asked_ms = now_ms();
         let row = self.session.client().query_typed_opt(&statement, &parameters).await?;

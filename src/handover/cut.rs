@@ -12,12 +12,11 @@ use crate::storage::row::Row;
 #[derive(Debug)]
 pub struct Cut {
     until_ms: i64,
-    /// The last leader's clock was so far behind ours: what it stored with an earlier time is as new as this much later
-    /// a time of ours. 0 if it was ahead.
-    shift_ms: i64,
-    /// The last leader's clock when the term began: what has a later time was stored by an earlier leader, whose clock
-    /// was no such amount behind.
-    shifted_until_ms: i64,
+    /// When the term began, by our clock.
+    now_ms: i64,
+    /// How far the clocks of the last leaders were behind ours; each may have stored a series' last sample. What a clock
+    /// that is behind stored with an earlier time is as new as that much later a time of ours.
+    behind_ms: Vec<i64>,
     /// By series id, the time up to which nothing is to be stored any more.
     last: RwLock<HashMap<i64, i64>>,
 }
@@ -36,13 +35,19 @@ const OFFSET_ERROR_MS: i64 = 100;
 
 impl Cut {
     /// A term that began at `now_ms` (ms since 1970) by our clock, when no sample later than `until_ms` can have been
-    /// stored, after a leader whose clock was `shift_ms` behind ours. Without the shift a counter of ours, scraped before the last one it stored,
-    /// would follow with a later time and a smaller value.
+    /// stored, after leaders whose clocks were `behind_ms` behind ours. Without regard to them a counter of ours, scraped
+    /// before the last one stored, would follow with a later time and a smaller value.
     #[must_use]
-    pub fn new(now_ms: i64, until_ms: i64, shift_ms: i64) -> Self {
-        let shift_ms = shift_ms.max(0);
-        let shifted_until_ms = now_ms.saturating_sub(shift_ms).saturating_add(OFFSET_ERROR_MS);
-        Self { until_ms, shift_ms, shifted_until_ms, last: RwLock::default() }
+    pub fn new(now_ms: i64, until_ms: i64, behind_ms: &[i64]) -> Self {
+        Self { until_ms, now_ms, behind_ms: behind_ms.to_vec(), last: RwLock::default() }
+    }
+
+    /// By our clock, when a sample stored with the time `at_ms` was taken, at the latest. A leader whose clock had not
+    /// reached that time when this term began cannot have stored it.
+    fn taken_ms(&self, at_ms: i64) -> i64 {
+        let latest_ms = self.now_ms.saturating_add(OFFSET_ERROR_MS);
+        let possible = self.behind_ms.iter().map(|behind_ms| at_ms.saturating_add(*behind_ms));
+        possible.filter(|taken_ms| *taken_ms <= latest_ms).max().unwrap_or(at_ms).max(at_ms)
     }
 
     /// The latest time the last leader can have stored.
@@ -62,7 +67,8 @@ impl Cut {
             }
             unknown.from_ms = unknown.from_ms.min(row.time_ms);
         }
-        unknown.from_ms = unknown.from_ms.saturating_sub(self.shift_ms);
+        let behind_ms = self.behind_ms.iter().copied().max().unwrap_or(0).max(0);
+        unknown.from_ms = unknown.from_ms.saturating_sub(behind_ms);
         (!unknown.series.is_empty()).then_some(unknown)
     }
 
@@ -71,11 +77,11 @@ impl Cut {
     /// with an earlier time is a delivery that was overtaken by its own retry.
     pub fn learn(&self, unknown: &Unknown, found: &HashMap<i64, i64>) {
         let mut last = self.last.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let behind_ms = self.behind_ms.iter().copied().max().unwrap_or(0).max(0);
         for id in &unknown.series {
             let at_ms = match found.get(id) {
-                Some(at_ms) if *at_ms > self.shifted_until_ms => *at_ms,
-                Some(at_ms) => at_ms.saturating_add(self.shift_ms),
-                None => unknown.from_ms.saturating_add(self.shift_ms).saturating_sub(1),
+                Some(at_ms) => self.taken_ms(*at_ms),
+                None => unknown.from_ms.saturating_add(behind_ms).saturating_sub(1),
             };
             last.entry(*id).or_insert(at_ms);
         }
@@ -88,6 +94,16 @@ impl Cut {
         for row in rows {
             let at_ms = last.entry(row.series_id).or_insert(i64::MIN);
             *at_ms = row.time_ms.max(*at_ms);
+        }
+    }
+
+    /// Takes over what `later` knows of series, where that is more.
+    pub fn adopt(&self, later: &Cut) {
+        let later = later.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.last.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (id, at_ms) in later.iter() {
+            let known_ms = last.entry(*id).or_insert(i64::MIN);
+            *known_ms = (*known_ms).max(*at_ms);
         }
     }
 
@@ -117,7 +133,7 @@ mod tests {
 
     #[test]
     fn each_series_begins_where_it_was_left() {
-        let cut = Cut::new(100, 100, 0);
+        let cut = Cut::new(100, 100, &[]);
         let mut rows = vec![row(1, 10), row(1, 20), row(2, 15), row(3, 101)];
         let unknown = cut.unknown(&rows).unwrap();
         assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
@@ -132,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_behind_makes_no_counter_run_backwards() {
-        let cut = Cut::new(1_000, 1_000, 30);
+        let cut = Cut::new(1_000, 1_000, &[30]);
         cut.learn(&Unknown { series: vec![1], from_ms: 100 }, &HashMap::from([(1, 100)]));
         let mut rows = vec![row(1, 101), row(1, 130), row(1, 131)];
         assert_eq!(cut.apply(&mut rows), 2);
@@ -141,21 +157,31 @@ mod tests {
 
     #[test]
     fn what_a_clock_that_was_behind_stored_is_looked_for_behind() {
-        let unknown = Cut::new(100_000, 400_000, 30_000).unknown(&[row(1, 99_000)]).unwrap();
+        let unknown = Cut::new(100_000, 400_000, &[30_000]).unknown(&[row(1, 99_000)]).unwrap();
         assert_eq!(unknown.from_ms, 69_000);
     }
 
     #[test]
     fn a_clock_that_was_behind_and_stored_nothing_shifts_nothing() {
-        let cut = Cut::new(100_000, 400_000, 30_000);
+        let cut = Cut::new(100_000, 400_000, &[30_000]);
         // Two leaders ago, by a clock like ours; by the last leader's it was 70,000 at most.
         cut.learn(&Unknown { series: vec![1], from_ms: 65_000 }, &HashMap::from([(1, 95_000)]));
         assert_eq!(cut.apply(&mut vec![row(1, 95_000), row(1, 96_000)]), 1);
     }
 
     #[test]
+    fn of_several_clocks_the_furthest_behind_that_is_possible_counts() {
+        let cut = Cut::new(31_500, 400_000, &[700, 5_500]);
+        let looked = Unknown { series: vec![1, 2], from_ms: 0 };
+        cut.learn(&looked, &HashMap::from([(1, 28_830), (2, 20_000)]));
+        let mut rows = vec![row(1, 29_530), row(1, 29_531), row(2, 25_500), row(2, 25_501)];
+        assert_eq!(cut.apply(&mut rows), 2);
+        assert_eq!(rows.iter().map(|row| row.time_ms).collect::<Vec<_>>(), [29_531, 25_501]);
+    }
+
+    #[test]
     fn own_rows_do_not_move_the_cut() {
-        let cut = Cut::new(100, 100, 0);
+        let cut = Cut::new(100, 100, &[]);
         let unknown = Unknown { series: vec![1], from_ms: 40 };
         cut.learn(&unknown, &HashMap::new());
         cut.learn(&unknown, &HashMap::from([(1, 50)]));
@@ -165,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_was_replayed_is_not_stored_again() {
-        let cut = Cut::new(1_000, 1_000, 30);
+        let cut = Cut::new(1_000, 1_000, &[30]);
         cut.learn(&Unknown { series: vec![1], from_ms: 100 }, &HashMap::from([(1, 100)]));
         cut.replayed(&[row(1, 140), row(1, 150), row(2, 7)]);
         let mut rows = vec![row(1, 140), row(1, 150), row(1, 151), row(2, 7), row(2, 8)];

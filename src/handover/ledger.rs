@@ -25,15 +25,15 @@ pub struct Ledger {
     watermark: Watermark,
     /// Where the present term began; none before the first.
     cut: Option<Arc<Cut>>,
-    /// When the present term began, ms since 1970, and how far the last leader's clock was behind; none before the first.
-    began: Option<(i64, i64)>,
+    /// When the present term began, ms since 1970; none before the first.
+    began_ms: Option<i64>,
 }
 
 impl Ledger {
     /// Before the first term; holds at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { held: Held::new(bytes_max), watermark: Watermark::default(), cut: None, began: None }
+        Self { held: Held::new(bytes_max), watermark: Watermark::default(), cut: None, began_ms: None }
     }
 
     /// Takes what a standby is sent.
@@ -53,23 +53,29 @@ impl Ledger {
         }
     }
 
-    /// A term begins at `now_ms`, after a leader whose clock was `last_leader_behind_ms` behind ours: what is held is to
-    /// be stored as far as the cut leaves it, and then [`Ledger::replayed`] to be called. From here on nothing is held:
-    /// it would come too late for the replay.
+    /// A term begins at `now_ms`, after leaders whose clocks were `behind_ms` behind ours: what is held is to be stored as
+    /// far as the cut leaves it, and then [`Ledger::replayed`] to be called. From here on nothing is held: it would come
+    /// too late for the replay.
     #[must_use]
-    pub fn take_over(&mut self, now_ms: i64, last_leader_behind_ms: i64) -> (Arc<Cut>, Vec<Row>) {
+    pub fn take_over(&mut self, now_ms: i64, behind_ms: &[i64]) -> (Arc<Cut>, Vec<Row>) {
         self.held.close();
-        self.began = Some((now_ms, last_leader_behind_ms));
-        let ahead_ms = last_leader_behind_ms.min(0).saturating_neg();
+        self.began_ms = Some(now_ms);
+        let ahead_ms = behind_ms.iter().copied().min().unwrap_or(0).min(0).saturating_neg();
         let until_ms = now_ms.saturating_add(CLOCK_SKEW_MAX_MS).saturating_add(ahead_ms);
-        (Arc::new(Cut::new(now_ms, until_ms, last_leader_behind_ms)), self.held.rows())
+        (Arc::new(Cut::new(now_ms, until_ms, behind_ms)), self.held.rows())
     }
 
-    /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had:
-    /// nobody has stored between.
+    /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had, but
+    /// for the series replayed: nobody else has stored between.
     pub fn replayed(&mut self, cut: Arc<Cut>, follows_itself: bool) {
-        let cut = self.cut.take().filter(|_| follows_itself).unwrap_or(cut);
         cut.replayed(&self.held.rows());
+        let cut = match self.cut.take().filter(|_| follows_itself) {
+            Some(before) => {
+                before.adopt(&cut);
+                before
+            }
+            None => cut,
+        };
         self.held.clear();
         self.cut = Some(cut);
     }
@@ -98,13 +104,9 @@ impl Ledger {
         self.watermark.at(now_ms)
     }
 
-    /// How far, in ms, behind ours the clock is by which the next leader has to read what is stored: as long as a series
-    /// may still end with what the last leader stored, that one's, if it was behind. To be subtracted from what is
-    /// published of ours. Guessing too much makes a gap no longer than that; too little, a counter that runs backwards.
-    pub fn published_behind_ms(&mut self, now_ms: i64) -> i64 {
-        let Some((began_ms, behind_ms)) = self.began else { return 0 };
-        let is_past = self.watermark.at(now_ms).is_some_and(|watermark_ms| watermark_ms > began_ms);
-        if is_past { 0 } else { behind_ms.max(0) }
+    /// Whether every series goes on under this term, so that what was stored before it is no series' end any more.
+    pub fn is_settled(&mut self, now_ms: i64) -> bool {
+        self.began_ms.is_some_and(|began_ms| self.watermark.at(now_ms).is_some_and(|at_ms| at_ms > began_ms))
     }
 
     /// What is held.

@@ -44,8 +44,9 @@ CREATE TABLE {leader} (
     heartbeat timestamptz,
     -- Every sample up to here is committed; a standby may forget it.
     watermark timestamptz,
-    -- How far the leader's clock is ahead of the server's.
-    clock_offset_ms bigint
+    -- How far the clocks of those are ahead of the server's by which what is stored last may have been stored: of the
+    -- leader alone once every series goes on under it, until then of those before it too.
+    clock_offsets_ms bigint[]
 ) WITH (fillfactor = 50);
 
 -- The fence. The lock waits for a new leader that is raising the term; the comparison is a statement of its own, so

@@ -1,0 +1,186 @@
+//! A whole group in virtual time, driven through random schedules of failures: the real election machine, liveness and
+//! ledger of two or three adapters, and models of everything around them.
+//!
+//! A broken promise prints its seed. `SIMULATION_SEED=<seed> cargo test --test simulation` runs that one alone and shows
+//! its last steps; `SIMULATION_SCHEDULES` sets how many are run.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a test that reports, on small numbers"
+)]
+
+mod adapter;
+mod judge;
+mod postgres;
+mod prometheus;
+mod random;
+mod settings;
+mod world;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::world::World;
+
+/// What is broken on purpose, to see that the simulation notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// A standby forgets up to now, at once, instead of up to the watermark and after a while.
+    ForgetEarly,
+    /// A take-over stores all that is held, whatever the last leader stored.
+    ReplayUncut,
+    /// A take-over does not wait for writers of the old term.
+    SkipDrain,
+    /// A stale heartbeat counts as fresh.
+    StaleIsStandby,
+    /// A standby acknowledges and holds nothing.
+    HoldNothing,
+    /// A heartbeat takes the lock again, and resigning gives it back once.
+    LockTwice,
+    /// A role is believed beyond its time, and transactions do not compare the token.
+    WriteUnfenced,
+}
+
+/// Schedules of one run.
+const SCHEDULES: u64 = 100_000;
+
+/// Last steps shown of a failure.
+const TRACE_STEPS: usize = 120;
+
+#[derive(Debug, Default)]
+struct Totals {
+    schedules: u64,
+    events: u64,
+    terms: u64,
+    stored: u64,
+    excused: u64,
+    passed_over: u64,
+    /// Of those, how many by a single fault.
+    passed_over_by_one: u64,
+    broken: Vec<(u64, String)>,
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Runs schedules on every core, up to `broken_max` failures.
+fn run(schedules: u64, bug: Option<Bug>, broken_max: usize) -> Totals {
+    let next = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let work = || {
+        let mut totals = Totals::default();
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= schedules {
+                break;
+            }
+            let mut world = World::new(seed, bug, false);
+            world.run();
+            totals.schedules += 1;
+            totals.events += world.events;
+            totals.terms += world.verdict.terms as u64;
+            totals.stored += world.verdict.stored as u64;
+            totals.excused += u64::from(world.verdict.excused > 0);
+            totals.passed_over += u64::from(world.verdict.passed_over > 0);
+            let is_single = world.settings.faults.len() == 1 && world.settings.lossy == 0;
+            totals.passed_over_by_one += u64::from(world.verdict.passed_over > 0 && is_single);
+            if let Some(broken) = world.verdict.broken {
+                totals.broken.push((seed, broken));
+                if totals.broken.len() >= broken_max {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        totals
+    };
+    let parts: Vec<Totals> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a worker panicked")).collect()
+    });
+    parts.into_iter().fold(Totals::default(), |mut all, part| {
+        all.schedules += part.schedules;
+        all.events += part.events;
+        all.terms += part.terms;
+        all.stored += part.stored;
+        all.excused += part.excused;
+        all.passed_over += part.passed_over;
+        all.passed_over_by_one += part.passed_over_by_one;
+        all.broken.extend(part.broken);
+        all.broken.sort();
+        all
+    })
+}
+
+fn show(seed: u64) -> Option<String> {
+    let mut world = World::new(seed, None, true);
+    world.run();
+    println!("seed {seed}: {:#?}", world.settings);
+    let trace = world.trace();
+    let steps = usize::try_from(variable("SIMULATION_STEPS").unwrap_or(TRACE_STEPS as u64)).unwrap_or(TRACE_STEPS);
+    for line in &trace[trace.len().saturating_sub(steps)..] {
+        println!("{line}");
+    }
+    world.verdict.broken
+}
+
+#[test]
+fn no_schedule_breaks_the_promise() {
+    if let Some(seed) = variable("SIMULATION_SEED") {
+        assert_eq!(show(seed), None, "seed {seed}");
+        return;
+    }
+    let started = Instant::now();
+    let schedules = variable("SIMULATION_SCHEDULES").unwrap_or(SCHEDULES);
+    let broken_max = usize::try_from(variable("SIMULATION_BROKEN").unwrap_or(1)).unwrap_or(1);
+    let totals = run(schedules, None, broken_max);
+    eprintln!(
+        "{} schedules, {} events, {} terms, {} rows in {:.1} s; a double failure lost something in {}, a leader passed over a gap of its own in {} ({} by a single fault)",
+        totals.schedules,
+        totals.events,
+        totals.terms,
+        totals.stored,
+        started.elapsed().as_secs_f64(),
+        totals.excused,
+        totals.passed_over,
+        totals.passed_over_by_one
+    );
+    for (seed, broken) in &totals.broken {
+        eprintln!("seed {seed}: {broken}");
+    }
+    if let Some((seed, broken)) = totals.broken.first() {
+        if broken_max == 1 {
+            show(*seed);
+        }
+        panic!("seed {seed}: {broken}; run it alone: SIMULATION_SEED={seed} cargo test --test simulation");
+    }
+    // What the promise excuses, and what the watermark is known not to see, must stay as rare as it is.
+    assert!(totals.excused * 33 < totals.schedules, "double failures lose something too often");
+    assert!(totals.passed_over * 10 < totals.schedules, "leaders pass over gaps of their own too often");
+}
+
+#[test]
+fn every_injected_bug_is_found() {
+    if variable("SIMULATION_SEED").is_some() {
+        return;
+    }
+    for (bug, sentence) in [
+        (Bug::ForgetEarly, 3),
+        (Bug::ReplayUncut, 3),
+        (Bug::SkipDrain, 2),
+        (Bug::StaleIsStandby, 4),
+        (Bug::HoldNothing, 3),
+        (Bug::LockTwice, 3),
+        (Bug::WriteUnfenced, 2),
+    ] {
+        let totals = run(SCHEDULES, Some(bug), 1);
+        let first = totals.broken.first();
+        eprintln!("{bug:?}: found after {} schedules: {first:?}", totals.schedules);
+        let is_found = first.is_some_and(|(_, broken)| broken.starts_with(&format!("sentence {sentence}")));
+        assert!(is_found, "{bug:?} breaks sentence {sentence}; in {} schedules: {first:?}", totals.schedules);
+    }
+}

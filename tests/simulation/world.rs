@@ -1,0 +1,797 @@
+//! A group in virtual time: what happens, in order, and what each part does about it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fmt::Arguments;
+use std::time::{Duration, Instant};
+
+use prometheus_postgresql_adapter::storage::fence::Fence;
+use prometheus_postgresql_adapter::storage::row::Row;
+use uuid::Uuid;
+
+use crate::Bug;
+use crate::adapter::{Adapter, Local, Reply};
+use crate::judge::Verdict;
+use crate::postgres::{LockSession, Server, Stage, Stored, Told, Transaction};
+use crate::prometheus::{Batch, Prometheus, Scraped, series_index};
+use crate::random::Random;
+use crate::settings::{Fault, Settings};
+
+/// Virtual time, ms since the beginning.
+pub(crate) type Ms = i64;
+
+/// What the wall clock of a host without offset shows at the beginning.
+pub(crate) const EPOCH_MS: i64 = 1_700_000_000_000;
+
+/// One life of an adapter: what was meant for an earlier one does not reach a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) adapter: usize,
+    pub(crate) life: u32,
+}
+
+#[derive(Debug)]
+pub(crate) enum Event {
+    Local(Address, Local),
+    Remote(Address, Remote),
+    Sender { replica: usize, life: u32, what: Sender },
+    Scrape { replica: usize, series: usize },
+    SessionIdle(u64),
+    TransactionIdle(u64),
+    Copied(u64),
+    DrainOverdue(u64),
+    ServerUp,
+    AdapterUp(usize),
+    PrometheusUp(usize),
+    Fault(usize),
+}
+
+/// A statement on its way to the server.
+#[derive(Clone, Debug)]
+pub(crate) enum Remote {
+    Open {
+        op: u64,
+    },
+    Close {
+        session: u64,
+    },
+    /// The way of the old adapter; only an injected bug sends it.
+    Unlock {
+        session: u64,
+    },
+    TryLock {
+        session: u64,
+        op: u64,
+    },
+    Observe {
+        session: u64,
+        op: u64,
+    },
+    Drain {
+        session: u64,
+        op: u64,
+    },
+    Raise {
+        session: u64,
+        op: u64,
+        clock_offset_ms: i64,
+    },
+    Heartbeat {
+        session: u64,
+        op: u64,
+        token: Uuid,
+        watermark: Option<i64>,
+        clock_offset_ms: i64,
+        is_settled: bool,
+    },
+    LastTimes {
+        op: u64,
+        series: Vec<i64>,
+        from_ms: i64,
+        to_ms: i64,
+    },
+    Begin {
+        op: u64,
+        key: Uuid,
+        rows: Vec<Row>,
+        fence: Fence,
+    },
+    Commit {
+        op: u64,
+    },
+    /// The connection of a transaction is closed.
+    Abandon {
+        op: u64,
+    },
+    /// A process is gone, and its host says so.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(crate) enum Sender {
+    Send { shard: usize },
+    Answer { shard: usize, attempt: u64, accepted: bool },
+    Timeout { shard: usize, attempt: u64 },
+}
+
+struct Due {
+    at: Ms,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) now: Ms,
+    pub(crate) start: Instant,
+    pub(crate) settings: Settings,
+    pub(crate) random: Random,
+    pub(crate) adapters: Vec<Adapter>,
+    pub(crate) prometheis: Vec<Prometheus>,
+    pub(crate) server: Server,
+    pub(crate) verdict: Verdict,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) events: u64,
+    /// The most that any adapter has measured its clock wrong by.
+    pub(crate) clock_error_ms: i64,
+    queue: BinaryHeap<Reverse<Due>>,
+    next_id: u64,
+    slow_until: Ms,
+    trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, bug: Option<Bug>, with_trace: bool) -> Self {
+        let mut random = Random::new(seed);
+        let settings = Settings::draw(&mut random);
+        let start = Instant::now();
+        let adapters = (0..settings.replicas).map(|index| Adapter::new(index, 0, &settings, start)).collect();
+        let prometheis = (0..settings.replicas).map(|_| Prometheus::new(settings.shards, settings.series())).collect();
+        let server = Server { is_up: true, series: vec![Vec::new(); settings.series()], bug, ..Server::default() };
+        let mut world = Self {
+            now: 0,
+            start,
+            settings,
+            random,
+            adapters,
+            prometheis,
+            server,
+            verdict: Verdict::default(),
+            bug,
+            events: 0,
+            clock_error_ms: 0,
+            queue: BinaryHeap::new(),
+            next_id: 1,
+            slow_until: 0,
+            trace: with_trace.then(Vec::new),
+        };
+        for replica in 0..world.settings.replicas {
+            let begin = world.settings.begins_at[replica];
+            world.adapters[replica].is_up = false;
+            world.at(begin, Event::AdapterUp(replica));
+            for series in 0..world.settings.series() {
+                let phase = world.settings.phase(replica, series);
+                world.at(phase, Event::Scrape { replica, series });
+            }
+        }
+        for index in 0..world.settings.faults.len() {
+            let at = world.settings.faults[index].0;
+            world.at(at, Event::Fault(index));
+        }
+        world
+    }
+
+    /// Runs to the end, or to the first broken promise.
+    pub(crate) fn run(&mut self) {
+        while let Some(Reverse(due)) = self.queue.pop() {
+            if due.at > self.settings.end_at || self.verdict.broken.is_some() {
+                break;
+            }
+            self.now = due.at;
+            self.events += 1;
+            self.handle(due.event);
+        }
+        if self.verdict.broken.is_none() {
+            self.judge_end();
+        }
+    }
+
+    pub(crate) fn trace(&self) -> &[String] {
+        self.trace.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn say(&mut self, text: Arguments<'_>) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>9.3} {text}", std::time::Duration::from_millis(self.now as u64).as_secs_f64()));
+        }
+    }
+
+    pub(crate) fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(crate) fn instant(&self) -> Instant {
+        self.start + Duration::from_millis(u64::try_from(self.now).unwrap_or(0))
+    }
+
+    /// When an instant is, rounded up.
+    pub(crate) fn time_of(&self, instant: Instant) -> Ms {
+        let micros = instant.saturating_duration_since(self.start).as_micros();
+        Ms::try_from(micros.div_ceil(1000)).unwrap_or(Ms::MAX)
+    }
+
+    /// What the clock of an adapter's host shows.
+    pub(crate) fn wall(&self, adapter: usize) -> i64 {
+        EPOCH_MS + self.now + self.settings.offsets[adapter]
+    }
+
+    pub(crate) fn at(&mut self, at: Ms, event: Event) {
+        let order = self.id();
+        self.queue.push(Reverse(Due { at: at.max(self.now), order, event }));
+    }
+
+    pub(crate) fn local(&mut self, adapter: usize, after: Ms, local: Local) {
+        let address = self.adapters[adapter].address();
+        self.at(self.now + after, Event::Local(address, local));
+    }
+
+    /// Sends a statement; the link may delay or lose it.
+    pub(crate) fn send_server(&mut self, adapter: usize, remote: Remote) {
+        let address = self.adapters[adapter].address();
+        if let Some(after) = self.link(adapter) {
+            self.at(self.now + after, Event::Remote(address, remote));
+        }
+    }
+
+    fn tell_adapter(&mut self, to: Address, op: u64, reply: Reply) {
+        if let Some(after) = self.link(to.adapter) {
+            self.at(self.now + after, Event::Local(to, Local::Reply(op, reply)));
+        }
+    }
+
+    /// How long a message between an adapter and the server takes; `None` if it is lost.
+    fn link(&mut self, adapter: usize) -> Option<Ms> {
+        let base = if self.now < self.settings.calm_at && self.random.chance(3) {
+            self.random.spread(1, 800)
+        } else {
+            self.random.between(0, 2)
+        };
+        let cut_until = self.adapters[adapter].cut_until;
+        if self.now >= cut_until {
+            return Some(base);
+        }
+        self.random.chance(50).then_some(cut_until - self.now + base)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Local(to, local) => {
+                let adapter = &self.adapters[to.adapter];
+                if adapter.address() != to || !adapter.is_up {
+                    return;
+                }
+                if adapter.frozen_until > self.now {
+                    let later = adapter.frozen_until + self.random.between(0, 20);
+                    return self.at(later, Event::Local(to, local));
+                }
+                self.on_local(to.adapter, local);
+            }
+            Event::Remote(from, remote) => self.on_remote(from, remote),
+            Event::Sender { replica, life, what } => {
+                if self.prometheis[replica].life == life && self.prometheis[replica].is_up {
+                    self.on_sender(replica, what);
+                }
+            }
+            Event::Scrape { replica, series } => self.on_scrape(replica, series),
+            Event::SessionIdle(session) => self.on_session_idle(session),
+            Event::TransactionIdle(id) => {
+                if self.server.transaction(id).is_some_and(|transaction| transaction.stage == Stage::Idle) {
+                    self.fail_transaction(id);
+                }
+            }
+            Event::Copied(id) => {
+                let Some(transaction) = self.server.transaction(id) else { return };
+                transaction.stage = Stage::Idle;
+                let (who, op) = (transaction.who, transaction.op);
+                self.tell_adapter(who, op, Reply::Copied);
+                self.at(self.now + 5_000, Event::TransactionIdle(id));
+            }
+            Event::DrainOverdue(session) => {
+                if self.server.waiting == Some(session) {
+                    self.say(format_args!("server: terminates writers that hold the fence"));
+                    let told = self.server.terminate_writers();
+                    self.tell(told);
+                    self.settle();
+                }
+            }
+            Event::ServerUp => {
+                self.server.is_up = true;
+                self.say(format_args!("server: up"));
+            }
+            Event::AdapterUp(index) => self.start_adapter(index),
+            Event::PrometheusUp(index) => {
+                self.prometheis[index].is_up = true;
+                self.say(format_args!("prometheus {index}: up"));
+            }
+            Event::Fault(index) => {
+                let fault = self.settings.faults[index].1;
+                self.say(format_args!("FAULT {fault:?}"));
+                self.on_fault(fault);
+            }
+        }
+    }
+
+    // ---- the server
+
+    fn on_remote(&mut self, from: Address, remote: Remote) {
+        if !self.server.is_up {
+            if let Some(op) = remote.op() {
+                self.tell_adapter(from, op, Reply::Failed);
+            }
+            return;
+        }
+        if let Some(session) = remote.session() {
+            let Some(open) = self.server.sessions.get_mut(&session) else {
+                if let Some(op) = remote.op() {
+                    self.tell_adapter(from, op, Reply::Failed);
+                }
+                return;
+            };
+            open.last_active = self.now;
+        }
+        let server_ms = EPOCH_MS + self.now;
+        match remote {
+            Remote::Open { op } => {
+                if self.adapters[from.adapter].address() != from {
+                    return;
+                }
+                let session = self.id();
+                let open = LockSession { who: from, last_active: self.now, is_waiting: false };
+                self.server.sessions.insert(session, open);
+                let timeout = self.settings.session_timeout_ms();
+                self.at(self.now + timeout, Event::SessionIdle(session));
+                self.tell_adapter(from, op, Reply::Connected { session, server_ms });
+            }
+            Remote::Close { session } => {
+                self.server.end_session(session);
+                self.settle();
+            }
+            Remote::Unlock { session } => self.server.unlock_once(session),
+            Remote::TryLock { session, op } => {
+                let obtained = self.server.try_lock(session);
+                if obtained {
+                    self.say(format_args!("server: adapter {} has the lock", from.adapter));
+                }
+                let group = self.observed();
+                self.tell_adapter(from, op, Reply::Tried { obtained, group });
+            }
+            Remote::Observe { op, .. } => {
+                let group = self.observed();
+                self.tell_adapter(from, op, Reply::Tried { obtained: false, group });
+            }
+            Remote::Drain { session, op } => {
+                if let Some(open) = self.server.sessions.get_mut(&session) {
+                    open.is_waiting = true;
+                }
+                self.server.waiting = Some(session);
+                self.adapters[from.adapter].drain_op = op;
+                self.at(self.now + 500, Event::DrainOverdue(session));
+                self.settle();
+            }
+            Remote::Raise { session, op, clock_offset_ms } => {
+                let group = &mut self.server.group;
+                let (last_offsets_ms, last_token) = (group.clock_offsets_ms.clone(), group.token);
+                group.watermark = None;
+                group.term += 1;
+                group.token = Uuid::from_u128(u128::from(op) << 64 | 1);
+                group.holder = from.adapter;
+                group.heartbeat = Some(self.now);
+                group.clock_offsets_ms.push(clock_offset_ms);
+                let fence = Fence { group_no: 1, term: group.term, token: group.token };
+                let behind_ms = last_offsets_ms.iter().map(|last_ms| clock_offset_ms - last_ms).collect();
+                if self.server.exclusive == Some(session) {
+                    self.server.exclusive = None;
+                }
+                self.say(format_args!("server: term {} of adapter {}", fence.term, from.adapter));
+                self.tell_adapter(from, op, Reply::Raised { fence, behind_ms, last_token });
+                self.settle();
+            }
+            Remote::Heartbeat { session, op, token, watermark, clock_offset_ms, is_settled } => {
+                if self.bug == Some(Bug::LockTwice) {
+                    self.server.try_lock(session);
+                }
+                let group = &mut self.server.group;
+                let is_ours = group.token == token;
+                if is_ours {
+                    group.heartbeat = Some(self.now);
+                    group.watermark = watermark;
+                    if is_settled {
+                        group.clock_offsets_ms = vec![clock_offset_ms];
+                    }
+                }
+                self.tell_adapter(from, op, Reply::Beat { is_ours, server_ms });
+            }
+            Remote::LastTimes { op, series, from_ms, to_ms } => {
+                let found = series
+                    .iter()
+                    .filter_map(|id| {
+                        let index = usize::try_from(*id).ok()?;
+                        Some((*id, self.server.last_time(index, from_ms, to_ms)?))
+                    })
+                    .collect();
+                self.tell_adapter(from, op, Reply::LastTimes(found));
+            }
+            Remote::Begin { op, key, rows, fence } => {
+                if self.adapters[from.adapter].address() != from {
+                    return;
+                }
+                let transaction = Transaction { id: op, who: from, op, key, rows, fence, stage: Stage::Fence };
+                self.server.transactions.push_back(transaction);
+                self.settle();
+            }
+            Remote::Commit { op } => self.commit(from, op),
+            Remote::Abandon { op } => {
+                self.server.end(op);
+                self.settle();
+            }
+            Remote::Gone => self.end_of(from),
+        }
+    }
+
+    /// The group's row, and how old its heartbeat is.
+    fn observed(&self) -> Option<(crate::postgres::Group, Ms)> {
+        let heartbeat = self.server.group.heartbeat?;
+        Some((self.server.group.clone(), self.now - heartbeat))
+    }
+
+    fn settle(&mut self) {
+        let told = self.server.settle();
+        self.tell(told);
+    }
+
+    fn tell(&mut self, told: Vec<Told>) {
+        for one in told {
+            match one {
+                Told::Drained(session) => {
+                    let Some(open) = self.server.sessions.get_mut(&session) else { continue };
+                    open.is_waiting = false;
+                    open.last_active = self.now;
+                    let who = open.who;
+                    let op = self.adapters[who.adapter].drain_op;
+                    self.tell_adapter(who, op, Reply::Drained);
+                }
+                Told::Copy(id) => {
+                    let slow = self.now < self.slow_until || self.random.chance(1);
+                    let takes = if slow { self.random.spread(1, 6_000) } else { self.random.between(0, 4) };
+                    self.at(self.now + takes, Event::Copied(id));
+                }
+                Told::AlreadyThere(who, op) => self.tell_adapter(who, op, Reply::AlreadyThere),
+                Told::Failed(who, op) => self.tell_adapter(who, op, Reply::Failed),
+            }
+        }
+    }
+
+    fn fail_transaction(&mut self, id: u64) {
+        if let Some(transaction) = self.server.end(id) {
+            self.tell_adapter(transaction.who, transaction.op, Reply::Failed);
+            self.settle();
+        }
+    }
+
+    fn commit(&mut self, from: Address, op: u64) {
+        if self.server.transaction(op).is_none_or(|transaction| transaction.stage != Stage::Idle) {
+            return self.tell_adapter(from, op, Reply::Failed);
+        }
+        let Some(transaction) = self.server.end(op) else { return };
+        if transaction.fence.token != self.server.group.token {
+            let term = transaction.fence.term;
+            self.broken(format!("sentence 2: a row of term {term} commits in term {}", self.server.group.term));
+        }
+        self.server.keys.insert(transaction.key);
+        for row in &transaction.rows {
+            let stored =
+                Stored { time_ms: row.time_ms, value: row.value, replica: from.adapter, term: transaction.fence.term };
+            self.judge_row(series_index(row), stored);
+        }
+        self.say(format_args!(
+            "server: commits {} rows of adapter {}: {}",
+            transaction.rows.len(),
+            from.adapter,
+            show(&transaction.rows)
+        ));
+        self.tell_adapter(from, op, Reply::Committed);
+        self.settle();
+    }
+
+    fn on_session_idle(&mut self, session: u64) {
+        let Some(open) = self.server.sessions.get(&session) else { return };
+        let timeout = self.settings.session_timeout_ms();
+        // The old adapter's session is never idle.
+        let is_used = open.is_waiting || self.bug == Some(Bug::LockTwice);
+        let ends_at = if is_used { self.now + timeout } else { open.last_active + timeout };
+        if ends_at > self.now {
+            return self.at(ends_at, Event::SessionIdle(session));
+        }
+        let index = open.who.adapter;
+        self.say(format_args!("server: ends the idle session of adapter {index}"));
+        self.kill_session(session);
+    }
+
+    fn kill_session(&mut self, session: u64) {
+        if let Some(ended) = self.server.end_session(session) {
+            if let Some(after) = self.link(ended.who.adapter) {
+                self.at(self.now + after, Event::Local(ended.who, Local::SessionEnded(session)));
+            }
+            self.settle();
+        }
+    }
+
+    /// The server notices that a process is gone.
+    fn end_of(&mut self, who: Address) {
+        let sessions: Vec<u64> =
+            self.server.sessions.iter().filter(|(_, open)| open.who == who).map(|(id, _)| *id).collect();
+        for session in sessions {
+            self.server.end_session(session);
+        }
+        self.server.transactions.retain(|transaction| transaction.who != who);
+        self.settle();
+    }
+
+    // ---- Prometheus
+
+    fn on_scrape(&mut self, replica: usize, series: usize) {
+        let interval = self.settings.scrape_ms;
+        if self.now + interval < self.settings.scrape_until {
+            self.at(self.now + interval, Event::Scrape { replica, series });
+        }
+        let time_ms = self.wall(replica);
+        let prometheus = &mut self.prometheis[replica];
+        if !prometheus.is_up {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let row = Row { series_id: series as i64, time_ms, value: self.now as f64 };
+        prometheus.scraped[series].push(Scraped { time_ms, is_destroyed: false });
+        let shard = series % prometheus.shards.len();
+        prometheus.shards[shard].queue.push_back(row);
+        self.schedule_send(replica, shard);
+    }
+
+    fn schedule_send(&mut self, replica: usize, shard: usize) {
+        let batch_max = self.settings.batch_max;
+        let deadline = self.settings.send_deadline_ms;
+        let prometheus = &mut self.prometheis[replica];
+        let queue = &mut prometheus.shards[shard];
+        if queue.is_scheduled || queue.batch.is_some() || queue.queue.is_empty() {
+            return;
+        }
+        queue.is_scheduled = true;
+        let life = prometheus.life;
+        let after = if queue.queue.len() >= batch_max { 1 } else { deadline };
+        self.at(self.now + after, Event::Sender { replica, life, what: Sender::Send { shard } });
+    }
+
+    fn on_sender(&mut self, replica: usize, what: Sender) {
+        match what {
+            Sender::Send { shard } => self.send(replica, shard),
+            Sender::Answer { shard, attempt, accepted } => {
+                let state = &mut self.prometheis[replica].shards[shard];
+                if state.attempt != attempt || state.batch.is_none() {
+                    return;
+                }
+                if accepted {
+                    state.batch = None;
+                    state.backoff_ms = 30;
+                    self.schedule_send(replica, shard);
+                } else {
+                    self.retry(replica, shard);
+                }
+            }
+            Sender::Timeout { shard, attempt } => {
+                let state = &self.prometheis[replica].shards[shard];
+                if state.attempt == attempt && state.batch.is_some() {
+                    self.retry(replica, shard);
+                }
+            }
+        }
+    }
+
+    fn retry(&mut self, replica: usize, shard: usize) {
+        let life = self.prometheis[replica].life;
+        let state = &mut self.prometheis[replica].shards[shard];
+        state.attempt += 1;
+        state.is_scheduled = true;
+        let after = state.backoff_ms.max(30);
+        state.backoff_ms = (after * 2).min(5_000);
+        self.at(self.now + after, Event::Sender { replica, life, what: Sender::Send { shard } });
+    }
+
+    fn send(&mut self, replica: usize, shard: usize) {
+        let key = Uuid::from_u128(u128::from(self.id()));
+        let batch_max = self.settings.batch_max;
+        let prometheus = &mut self.prometheis[replica];
+        let life = prometheus.life;
+        let state = &mut prometheus.shards[shard];
+        state.is_scheduled = false;
+        if state.batch.is_none() {
+            let count = state.queue.len().min(batch_max);
+            if count == 0 {
+                return;
+            }
+            let mut rows: Vec<Row> = state.queue.drain(..count).collect();
+            prometheus_postgresql_adapter::storage::row::sort_and_dedup(&mut rows);
+            state.batch = Some(Batch { key, rows });
+        }
+        state.attempt += 1;
+        let attempt = state.attempt;
+        let Some(batch) = state.batch.clone() else { return };
+        let lossy = if self.now < self.settings.calm_at { self.settings.lossy } else { 0 };
+        let is_silent = prometheus.silent_until > self.now;
+        let timeout = self.settings.remote_timeout_ms;
+        self.at(self.now + timeout, Event::Sender { replica, life, what: Sender::Timeout { shard, attempt } });
+        if is_silent || self.random.chance(lossy) {
+            return;
+        }
+        if !self.adapters[replica].is_up {
+            let what = Sender::Answer { shard, attempt, accepted: false };
+            return self.at(self.now + 1, Event::Sender { replica, life, what });
+        }
+        if self.random.chance(lossy) {
+            let again = self.random.spread(1, timeout);
+            self.local(replica, again, Local::Deliver { shard, attempt: 0, batch: batch.clone() });
+        }
+        let slow = self.random.chance(lossy);
+        let after = if slow { self.random.spread(1, timeout + 2_000) } else { self.random.between(0, 2) };
+        self.local(replica, after, Local::Deliver { shard, attempt, batch });
+    }
+
+    // ---- faults
+
+    fn start_adapter(&mut self, index: usize) {
+        if self.adapters[index].is_up {
+            return;
+        }
+        let life = self.adapters[index].life + 1;
+        let cut_until = self.adapters[index].cut_until;
+        self.adapters[index] = Adapter::new(index, life, &self.settings, self.instant());
+        self.adapters[index].cut_until = cut_until;
+        self.say(format_args!("adapter {index}: starts"));
+        self.local(index, 0, Local::Step(0));
+    }
+
+    /// An adapter's process dies, and its memory with it.
+    pub(crate) fn kill_adapter(&mut self, index: usize, host_too: bool, down_ms: Ms) {
+        if !self.adapters[index].is_up {
+            return;
+        }
+        for row in self.adapters[index].ledger.held().rows() {
+            self.prometheis[index].destroy(&row);
+        }
+        let address = self.adapters[index].address();
+        if !host_too && let Some(after) = self.link(index) {
+            self.at(self.now + after + 5, Event::Remote(address, Remote::Gone));
+        }
+        // What waited for an answer is told at once that nobody is there.
+        let life = self.prometheis[index].life;
+        for shard in 0..self.settings.shards {
+            let attempt = self.prometheis[index].shards[shard].attempt;
+            let what = Sender::Answer { shard, attempt, accepted: false };
+            self.at(self.now + 1, Event::Sender { replica: index, life, what });
+        }
+        self.adapters[index].is_up = false;
+        self.adapters[index].life += 1;
+        self.at(self.now + down_ms, Event::AdapterUp(index));
+    }
+
+    fn kill_prometheus(&mut self, index: usize, down_ms: Ms) {
+        if self.prometheis[index].is_up {
+            self.prometheis[index].die();
+            self.at(self.now + down_ms, Event::PrometheusUp(index));
+        }
+    }
+
+    fn on_fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::KillAdapter { adapter, down_ms } => self.kill_adapter(adapter, false, down_ms),
+            Fault::KillHost { adapter, down_ms } => {
+                self.kill_adapter(adapter, true, down_ms);
+                self.kill_prometheus(adapter, down_ms);
+            }
+            Fault::StopAdapter { adapter, down_ms } => {
+                self.adapters[adapter].down_ms = down_ms;
+                self.adapters[adapter].machine.on_shutdown();
+                self.local(adapter, 0, Local::Wake);
+            }
+            Fault::Freeze { adapter, for_ms } => {
+                self.adapters[adapter].frozen_until = self.now + for_ms;
+            }
+            Fault::FreezeInWrite { adapter, for_ms } => self.adapters[adapter].freeze_in_write_ms = for_ms,
+            Fault::Cut { adapter, for_ms } => {
+                self.adapters[adapter].cut_until = self.now + for_ms;
+            }
+            Fault::CutAll { for_ms } => {
+                for adapter in &mut self.adapters {
+                    adapter.cut_until = self.now + for_ms;
+                }
+            }
+            Fault::KillPrometheus { replica, down_ms } => self.kill_prometheus(replica, down_ms),
+            Fault::Silence { replica, for_ms } => {
+                self.prometheis[replica].silent_until = self.now + for_ms;
+            }
+            Fault::ServerCrash { down_ms } => {
+                let sessions: Vec<u64> = self.server.sessions.keys().copied().collect();
+                for session in sessions {
+                    self.kill_session(session);
+                }
+                self.fail_all_transactions();
+                self.server.is_up = false;
+                self.at(self.now + down_ms, Event::ServerUp);
+            }
+            Fault::KillLockSession => {
+                if let Some((session, _)) = self.server.lock {
+                    self.kill_session(session);
+                }
+            }
+            Fault::KillWrites => self.fail_all_transactions(),
+            Fault::SlowServer { for_ms } => self.slow_until = self.now + for_ms,
+        }
+    }
+
+    fn fail_all_transactions(&mut self) {
+        for transaction in std::mem::take(&mut self.server.transactions) {
+            self.tell_adapter(transaction.who, transaction.op, Reply::Failed);
+        }
+        self.settle();
+    }
+}
+
+impl Remote {
+    fn op(&self) -> Option<u64> {
+        match self {
+            Remote::Open { op }
+            | Remote::TryLock { op, .. }
+            | Remote::Observe { op, .. }
+            | Remote::Drain { op, .. }
+            | Remote::Raise { op, .. }
+            | Remote::Heartbeat { op, .. }
+            | Remote::LastTimes { op, .. }
+            | Remote::Begin { op, .. }
+            | Remote::Commit { op } => Some(*op),
+            Remote::Close { .. } | Remote::Unlock { .. } | Remote::Abandon { .. } | Remote::Gone => None,
+        }
+    }
+
+    fn session(&self) -> Option<u64> {
+        match self {
+            Remote::TryLock { session, .. }
+            | Remote::Observe { session, .. }
+            | Remote::Drain { session, .. }
+            | Remote::Raise { session, .. }
+            | Remote::Heartbeat { session, .. } => Some(*session),
+            _ => None,
+        }
+    }
+}
+
+/// Rows for a trace: series@seconds.
+pub(crate) fn show(rows: &[Row]) -> String {
+    let one = |row: &Row| format!("{}@{:.3}", row.series_id, (row.time_ms - EPOCH_MS) as f64 / 1e3);
+    rows.iter().map(one).collect::<Vec<_>>().join(" ")
+}
