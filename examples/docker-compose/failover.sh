@@ -33,11 +33,11 @@ fi
 
 # ---- time and words
 
-now() { printf '%s' "$EPOCHREALTIME" | tr , .; }
-since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.2f", b - a }'; }
+export LC_ALL=C   # a point before the decimals
+since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f", b - a }'; }
 at_most() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a <= b) }'; }
 
-began=$(now)
+began=$EPOCHREALTIME
 say() { printf '[%5.1f s] %s\n' "$(since "$began")" "$*"; }
 
 wrong=()
@@ -128,7 +128,7 @@ peace() {
 
 # deed DOCKER'S COMMAND...: sets `at`, when it was ordered, and `docker_took`, the seconds until it was done.
 deed() {
-    at=$(now)
+    at=$EPOCHREALTIME
     timeout 60 docker "$@" >/dev/null
     docker_took=$(since "$at")
 }
