@@ -130,7 +130,8 @@ impl LockSession {
         let proven_at = Instant::now();
         let statement = names.fill(
             "UPDATE {leader} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
-             heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = (coalesce(old.clock_offsets_ms, '{}'))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3 \
+             heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = \
+             (coalesce(old.clock_offsets_ms, ARRAY[]::bigint[]))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3 \
              FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
              RETURNING new.term, new.token, old.token, old.clock_offsets_ms",
         );
