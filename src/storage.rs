@@ -417,7 +417,7 @@ impl Store {
     async fn counted<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let result = work.await;
         if let Err(error) = &result {
-            self.metrics.postgres_errors_total.with_label_values(&[error.class_label()]).inc();
+            self.metrics.postgres_error(error.sqlstate());
             if error.class() == Class::ReadOnly {
                 self.drop_connections();
             }

@@ -320,7 +320,7 @@ impl<S: Succession> Election<S> {
     }
 
     fn count(&self, error: &Error) {
-        self.metrics.postgres_errors_total.with_label_values(&[error.class_label()]).inc();
+        self.metrics.postgres_error(error.sqlstate());
     }
 }
 

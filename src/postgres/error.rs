@@ -65,12 +65,12 @@ impl Error {
         }
     }
 
-    /// The two characters of the SQLSTATE's class, or `connection`: the label to count it under.
+    /// What the server called it; `None` where it did not get to say.
     #[must_use]
-    pub fn class_label(&self) -> &str {
+    pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            Self::Server(error) => error.code().map_or("connection", |state| &state.code()[..2]),
-            _ => "connection",
+            Self::Server(error) => error.code().map(SqlState::code),
+            _ => None,
         }
     }
 

@@ -183,7 +183,7 @@ impl Writer {
         })
         .await;
         if let Err(error) = &result {
-            self.metrics.postgres_errors_total.with_label_values(&[error.class_label()]).inc();
+            self.metrics.postgres_error(error.sqlstate());
         }
         result
     }
