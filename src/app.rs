@@ -59,6 +59,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Pause between rounds of upkeep.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Pause between looks at how much is hot.
+const SEAL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause after a round of sealing that failed.
+const SEAL_RETRY: Duration = Duration::from_secs(10);
+
 /// A leader of so long has seen every retry that an outage held up.
 const LED_LONG: Duration = Duration::from_secs(600);
 
@@ -138,6 +144,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let parts =
         Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard, fenced };
     let electing = connections.spawn(parts.elect(handover, role_sender, election_stop.clone()));
+    let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
 
     tokio::pin!(electing, server);
@@ -150,6 +157,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     log::info!("stopping: finishing what is in flight");
     stopping.cancel();
     upkeep.abort();
+    sealing.abort();
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
@@ -268,6 +276,39 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
             log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
             // After an outage the first retries are still to come.
             led_since = None;
+        }
+    }
+}
+
+/// Seals hot samples as they become many, or old; by the leader alone.
+async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
+    let mut sealed_at = Instant::now();
+    let mut pause = SEAL_INTERVAL;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        pause = SEAL_INTERVAL;
+        if !matches!(role.borrow().at(Instant::now()), Role::Leader { .. }) {
+            continue;
+        }
+        let sealed = match store.hot().await {
+            Ok((samples, _)) if store.is_seal_due(samples, sealed_at.elapsed()) => store.seal(false).await,
+            Ok(_) => continue,
+            Err(error) => Err(error),
+        };
+        match sealed {
+            Ok(outcome) => {
+                sealed_at = Instant::now();
+                if let Some(outcome) = outcome {
+                    log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
+                }
+            }
+            Err(error) => {
+                log::warn!("sealing failed, to be tried again in {SEAL_RETRY:?}: {error}");
+                pause = SEAL_RETRY;
+            }
         }
     }
 }

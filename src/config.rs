@@ -254,6 +254,8 @@ impl Given {
             schema: Some(storage.pg_schema.clone()).filter(|schema| !schema.is_empty()),
             table: storage.pg_table.clone(),
             chunk_interval,
+            seal_samples: storage.pg_seal_samples,
+            seal_after: storage.pg_seal_after,
             retention,
             write_connections: writers.min(most),
             log_samples: storage.pg_prometheus_log_samples,

@@ -25,6 +25,7 @@ use crate::receiver::Receiver;
 use crate::storage::Store;
 use crate::telemetry::metrics::{self, Metrics};
 
+mod admin;
 mod body;
 mod read;
 mod status;
@@ -99,12 +100,13 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
             () = stop.cancelled() => break,
         };
         let Some((stream, permit)) = accepted else { continue };
+        let is_local = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
         let service = Arc::clone(&service);
         let tracker = service.tracker.clone();
         let line = Arc::new(service.heard.line());
         let handler = service_fn(move |request| {
             let (service, line) = (Arc::clone(&service), Arc::clone(&line));
-            async move { Ok::<_, Infallible>(service.answer(request, &line).await) }
+            async move { Ok::<_, Infallible>(service.answer(request, &line, is_local).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -147,7 +149,7 @@ async fn accept(
 }
 
 impl Service {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, line: &Line) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, line: &Line, is_local: bool) -> Answer {
         let path = request.uri().path().to_owned();
         match path.as_str() {
             "/write" | "/api/v1/write" => {
@@ -167,6 +169,7 @@ impl Service {
                 metrics.read_duration_seconds.observe(started.elapsed().as_secs_f64());
                 answer
             }
+            "/admin/storage/seal" => admin::seal(&self, &request, is_local).await,
             _ if request.method() != Method::GET && request.method() != Method::HEAD => method_not_allowed("GET, HEAD"),
             path if path == self.config.telemetry_path => {
                 status::refresh(&self);

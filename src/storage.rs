@@ -1,16 +1,16 @@
-//! The store: schema, series, ingest, query, upkeep.
+//! The store: schema, series, ingest, sealing, query, upkeep.
 //!
 //! [`Store`] is the only thing other rooms use. It knows nothing of who leads: a write shows a fence, and the database
 //! decides.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::Pool;
 use sha2::{Digest, Sha256};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -23,16 +23,20 @@ use crate::storage::fence::Fence;
 use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
+use crate::storage::seal::{Outcome, Sealer};
 use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
 
+pub mod chunk;
 pub mod fence;
+pub mod hot;
 pub mod ingest;
 pub mod names;
 pub mod query;
 pub mod row;
 pub mod schema;
+pub mod seal;
 pub mod segments;
 pub mod series;
 pub mod upkeep;
@@ -44,8 +48,12 @@ pub struct Config {
     pub schema: Option<String>,
     /// `-pg-table`: the name of the view, and the first part of the name of everything else.
     pub table: String,
-    /// `-pg-prometheus-chunk-interval`: the span of time of one segment of samples.
+    /// `-pg-prometheus-chunk-interval`: the span of time of one segment of sealed samples.
     pub chunk_interval: Duration,
+    /// `-pg-seal-samples`: hot samples are sealed when they are so many.
+    pub seal_samples: u64,
+    /// `-pg-seal-after`: and after so long, if they are fewer.
+    pub seal_after: Duration,
     /// `-pg-retention`: samples older than this are dropped, segment by segment; `None` keeps them.
     pub retention: Option<Duration>,
     /// `-pg-write-connections`: writers, each committing many requests in one transaction; 1 to 64.
@@ -67,7 +75,6 @@ pub struct Store {
     connector: Connector,
     pool: Pool,
     cache: series::Cache,
-    segments: segments::Known,
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -104,10 +111,10 @@ const CACHED_SERIES_MAX: usize = 1_000_000;
 /// A sample so far ahead of this host's clock is a mistake: stored, it would make a segment that lasts for ever.
 const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
 
-/// Segments are made so long before they begin, or one interval.
-const PREPARED_AHEAD: Duration = Duration::from_secs(600);
+/// Buckets whose small chunks one round puts together.
+const MERGED_BUCKETS_MAX: usize = 1024;
 
-/// A round of [`Store::upkeep`] may take this long: an index over a segment is built in one statement.
+/// A round of [`Store::upkeep`] or [`Store::seal`] may take this long.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Store {
@@ -149,8 +156,7 @@ impl Store {
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
-        let segments = segments::Known::default();
-        Ok((Self { config, names, connector, pool, cache, segments, ingest, metrics, tracker }, writers))
+        Ok((Self { config, names, connector, pool, cache, ingest, metrics, tracker }, writers))
     }
 
     /// The names of everything in it.
@@ -287,30 +293,7 @@ impl Store {
     ///
     /// What the server said. Whether it was stored may be unknown then: try again with the same key.
     pub async fn commit(&self, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<Stored, Arc<Error>> {
-        while let Some(time_ms) = self.segments.missing(&rows) {
-            self.make_segment(time_ms).await.map_err(Arc::new)?;
-        }
-        let stored = self.ingest.store(Batch { key, rows, fence }).await;
-        if let Err(error) = &stored
-            && error.is(&SqlState::CHECK_VIOLATION)
-        {
-            // No partition takes the row: another adapter dropped it. The retry makes it anew.
-            self.segments.forget();
-        }
-        stored
-    }
-
-    async fn make_segment(&self, time_ms: i64) -> Result<(), Error> {
-        let interval = self.config.chunk_interval;
-        self.counted(within(self.config.send_timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            segments::ensure(&client, &self.names, &self.segments, time_ms, now_ms(), interval).await?;
-            client.give_back();
-            Ok(())
-        }))
-        .await?;
-        self.metrics.segments.set(i64::try_from(self.segments.len()).unwrap_or(i64::MAX));
-        Ok(())
+        self.ingest.store(Batch { key, rows, fence }).await
     }
 
     /// The last stored time, in ms since 1970, of each of these series that has samples from `from_ms` to `to_ms`.
@@ -320,19 +303,24 @@ impl Store {
     /// What the server said.
     pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
         let statement = self.names.fill(
-            "SELECT series_id, max(\"time\") FROM {samples} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3 AND series_id = ANY($1) GROUP BY series_id",
+            "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::smallint AS place FROM unnest($1::bigint[]) AS u (id)) \
+             SELECT id, max(last) FROM ( \
+             SELECT w.id, CASE WHEN c.last <= $3 THEN c.last ELSE (SELECT max(d.\"time\") FROM \
+             {decode}(c.times, c.places, c.starts, c.data, c.floats, w.place) d WHERE d.\"time\" <= $3) END AS last \
+             FROM w JOIN {sealed} c ON c.bucket = w.bucket AND w.place = ANY (c.places) \
+             WHERE c.last >= $2 AND c.first <= $3 \
+             AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) \
+             UNION ALL \
+             SELECT w.id, h.\"time\" FROM (SELECT \"time\", unnest(series) AS id FROM {hot} \
+             WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN w ON w.id = h.id) f WHERE last >= $2 GROUP BY id",
         );
         let ids = ids.to_vec();
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
             let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
-            let rows = client
-                .query_typed(
-                    &statement,
-                    &[(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)],
-                )
-                .await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+                [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];
+            let rows = client.query_typed(&statement, &parameters).await?;
             client.give_back();
             rows.iter()
                 .map(|row| {
@@ -353,8 +341,94 @@ impl Store {
         self.counted(Reading::begin(&self.pool, &self.names, &self.connector, &self.tracker)).await
     }
 
-    /// One round of retention and indexes, by a session of its own; the keys of old requests too, if this adapter has
-    /// led for minutes.
+    /// Hot samples, and what their rows take in bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn hot(&self) -> Result<(u64, u64), Error> {
+        let statement = self.names.fill(
+            "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
+             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
+        );
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let row = client.query_typed_one(&statement, &[]).await?;
+            client.give_back();
+            let (samples, bytes): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+            self.metrics.hot_samples.set(samples);
+            self.metrics.hot_bytes.set(bytes);
+            self.metrics.hot_oldest_seconds.set(row.try_get(2)?);
+            Ok((samples.unsigned_abs(), bytes.unsigned_abs()))
+        }))
+        .await
+    }
+
+    /// Whether so many samples are to be sealed, `since` the last time.
+    #[must_use]
+    pub fn is_seal_due(&self, samples: u64, since: Duration) -> bool {
+        samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
+    }
+
+    /// Seals everything that is hot when it begins, and puts small chunks together; by sessions of its own. `shrink`
+    /// gives the room that hot rows took back to the system too. `None`: another adapter is at it.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; what is sealed already stays so, and the next round goes on from there.
+    pub async fn seal(&self, shrink: bool) -> Result<Option<Outcome>, Error> {
+        let started = Instant::now();
+        let sealed = self
+            .counted(within(UPKEEP_TIMEOUT, async {
+                let session = self.connector.write_session().await?;
+                let making = self.connector.write_session().await?;
+                let sealed = self.seal_by(session.client(), making.client(), shrink).await;
+                session.close().await;
+                making.close().await;
+                sealed
+            }))
+            .await;
+        match &sealed {
+            Ok(Some(outcome)) => {
+                self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64());
+                self.metrics.sealed_samples_total.inc_by(outcome.samples as u64);
+                self.metrics.samples_duplicate_total.with_label_values(&["sealed"]).inc_by(outcome.dropped as u64);
+            }
+            Ok(None) => {}
+            Err(_) => self.metrics.seal_failures_total.inc(),
+        }
+        sealed
+    }
+
+    async fn seal_by(&self, client: &Client, making: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
+        let now_ms = now_ms();
+        let sealer = Sealer {
+            client,
+            segments: making,
+            names: &self.names,
+            interval: self.config.chunk_interval,
+            now_ms,
+            expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
+        };
+        let statement = "SELECT (pg_relation_size({hot:literal}::regclass) / current_setting('block_size')::bigint)::bigint";
+        let pages: i64 = client.query_typed_one(&self.names.fill(statement), &[]).await?.try_get(0)?;
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        let mut total = Outcome::default();
+        for first in (0..pages).step_by(seal::PAGES as usize) {
+            let Some(outcome) = sealer.seal(first..first.saturating_add(seal::PAGES)).await? else { return Ok(None) };
+            total += outcome;
+        }
+        if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
+            total += outcome;
+        }
+        // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
+        let shrink = shrink || pages > 4 * seal::PAGES;
+        client.batch_execute(&self.names.fill(&format!("VACUUM (TRUNCATE {shrink}) {{hot}}"))).await?;
+        Ok(Some(total))
+    }
+
+    /// One round of retention, by a session of its own; the keys of old requests too, if this adapter has led for
+    /// minutes.
     ///
     /// # Errors
     ///
@@ -364,34 +438,28 @@ impl Store {
             let session = self.connector.write_session().await?;
             let client = session.client();
             client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
-            // The next segment is there before its time comes, when whatever holds the table would hold writes up.
-            let (now_ms, interval) = (now_ms(), self.config.chunk_interval);
-            let next_ms = now_ms.saturating_add(millis(interval.min(PREPARED_AHEAD)));
-            segments::ensure(client, &self.names, &self.segments, next_ms, now_ms, interval).await?;
             if let Some(retention) = self.config.retention {
-                let dropped = upkeep::drop_expired(client, &self.names, retention).await;
-                self.segments.forget();
-                let dropped = dropped?;
+                let dropped = upkeep::drop_expired(client, &self.names, retention).await?;
                 if !dropped.is_empty() {
                     log::info!("retention: dropped {}", dropped.join(", "));
                 }
             }
-            for relation in upkeep::index_full(client, &self.names).await? {
-                log::info!("indexed {relation} by series");
-            }
             if led_long {
                 upkeep::forget_requests(client, &self.names).await?;
             }
+            let sizes = upkeep::sizes(client, &self.names).await?;
+            self.metrics.segments.set(sizes.segments);
+            self.metrics.sealed_samples.set(sizes.samples);
+            self.metrics.sealed_bytes.set(sizes.bytes);
             session.close().await;
             Ok(())
         }))
         .await
     }
 
-    /// Forgets what is known of series and segments: the server may be another one, with less in it.
+    /// Forgets what is known of series: the server may be another one, with less in it.
     pub fn forget(&self) {
         self.cache.clear();
-        self.segments.forget();
     }
 
     /// Samples committed since the start.

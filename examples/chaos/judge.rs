@@ -218,12 +218,23 @@ impl OneSeries<'_> {
 /// Spoils what is stored in four ways, one after the other, and says which of them the judge did not see.
 pub(crate) async fn prove(postgres: &Postgres, promised: &Promised) -> Vec<String> {
     let client = postgres.connect("postgres").await;
-    let one = "(SELECT s.ctid FROM metrics_samples s JOIN metrics_series l ON l.id = s.series_id
-                WHERE l.name = 'chaos_time_total' ORDER BY s.series_id, s.time OFFSET 3 LIMIT 1)";
+    // A row for each sample, where it is easily spoiled.
+    let laid_bare = "BEGIN; CREATE TEMPORARY TABLE kept ON COMMIT DROP AS SELECT * FROM metrics_values;
+                     TRUNCATE metrics_hot, metrics_sealed;
+                     INSERT INTO metrics_hot (time, series, value) SELECT time, ARRAY[labels_id], ARRAY[value] FROM kept; COMMIT";
+    client.batch_execute(laid_bare).await.expect("cannot lay the samples bare");
+    let one = "(SELECT s.ctid FROM metrics_hot s JOIN metrics_series l ON l.id = s.series[1]
+                WHERE l.name = 'chaos_time_total' ORDER BY s.series, s.time OFFSET 3 LIMIT 1)";
     let deeds = [
-        ("a sample taken away", format!("DELETE FROM metrics_samples WHERE ctid = {one}"), "lost"),
-        ("a sample added again", format!("INSERT INTO metrics_samples SELECT * FROM metrics_samples WHERE ctid = {one}"), "doubled"),
-        ("a counter set back", format!("UPDATE metrics_samples SET value = 1 WHERE ctid = {one}"), "backwards"),
+        ("a sample taken away", format!("DELETE FROM metrics_hot WHERE ctid = {one}"), "lost"),
+        (
+            "a sample added again",
+            format!(
+                "INSERT INTO metrics_hot (time, series, value) SELECT time, series, value FROM metrics_hot WHERE ctid = {one}"
+            ),
+            "doubled",
+        ),
+        ("a counter set back", format!("UPDATE metrics_hot SET value = ARRAY[1] WHERE ctid = {one}"), "backwards"),
         (
             "a transaction of an old term",
             "INSERT INTO chaos_writes SELECT term - 1, inet_client_addr(), pg_current_xact_id() FROM metrics_leader".to_owned(),
@@ -231,8 +242,9 @@ pub(crate) async fn prove(postgres: &Postgres, promised: &Promised) -> Vec<Strin
         ),
         (
             "both sides stored",
-            "INSERT INTO metrics_samples SELECT time + interval '440 ms' * CASE WHEN extract(milliseconds FROM time)::bigint % 1000 = 130
-             THEN 1 ELSE -1 END, series_id, value FROM metrics_samples".to_owned(),
+            "INSERT INTO metrics_hot (time, series, value)
+             SELECT time + interval '440 ms' * CASE WHEN extract(milliseconds FROM time)::bigint % 1000 = 130
+             THEN 1 ELSE -1 END, series, value FROM metrics_hot".to_owned(),
             "doubled",
         ),
     ];

@@ -141,6 +141,12 @@ pub(super) struct Storage {
     /// Span of time of one segment of samples, at least 1s. Old samples are dropped by whole segments.
     #[structopt(long, value_name = "DURATION", default_value = "12h", parse(try_from_str = value::chunk_interval))]
     pub(super) pg_prometheus_chunk_interval: Duration,
+    /// Hot samples that are sealed into chunks at once, 1000 to 100000000: fewer are found sooner, more are smaller.
+    #[structopt(long, value_name = "NUMBER", default_value = "2000000", parse(try_from_str = value::seal_samples))]
+    pub(super) pg_seal_samples: u64,
+    /// Longest time that fewer hot samples wait to be sealed, at least 1s.
+    #[structopt(long, value_name = "DURATION", default_value = "1h", parse(try_from_str = value::chunk_interval))]
+    pub(super) pg_seal_after: Duration,
     /// Age at which samples are dropped, no less than one segment. 0 keeps them for ever.
     #[structopt(long, value_name = "DURATION", default_value = "0", parse(try_from_str = duration::parse))]
     pub(super) pg_retention: Duration,

@@ -62,6 +62,8 @@ fn defaults_are_those_of_0_6_0() {
             schema: None,
             table: "metrics".to_owned(),
             chunk_interval: Duration::from_secs(12 * 3_600),
+            seal_samples: 2_000_000,
+            seal_after: Duration::from_secs(3_600),
             retention: None,
             write_connections: 4,
             log_samples: false,

@@ -133,6 +133,13 @@ pub(super) fn chunk_interval(value: &str) -> Result<Duration, String> {
     span(value, Duration::from_secs(1), YEAR)
 }
 
+pub(super) fn seal_samples(value: &str) -> Result<u64, String> {
+    match value.parse() {
+        Ok(number @ 1_000..=100_000_000) => Ok(number),
+        _ => Err("must be a number from 1000 to 100000000".to_owned()),
+    }
+}
+
 pub(super) fn prometheus_timeout(value: &str) -> Result<PrometheusTimeout, String> {
     match value {
         // What unset looked like in 0.6.0: a duration of -1.

@@ -256,17 +256,17 @@ async fn send(pieces: &mpsc::Sender<Piece>, out: &mut BytesMut) -> Result<(), Fa
 
 /// The series of a query, each with its samples. Series without a sample in the range are passed over, unless only
 /// labels are asked for.
-struct Walk {
+struct Walk<'a> {
     series: Vec<(Labels, i64)>,
-    samples: Option<Samples>,
+    samples: Option<Samples<'a>>,
     /// The place of the series being walked; without samples, of the next.
     place: usize,
     /// A sample that belongs to a later series.
     ahead: Option<(usize, Sample)>,
 }
 
-impl Walk {
-    async fn begin(reading: &Reading, query: &Query) -> Result<Self, Failure> {
+impl<'a> Walk<'a> {
+    async fn begin(reading: &'a Reading, query: &Query) -> Result<Self, Failure> {
         let series = reading.series(&query.matchers).await?;
         let mut walk = Self { series, samples: None, place: 0, ahead: None };
         if !query.labels_only && !walk.series.is_empty() {

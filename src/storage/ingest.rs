@@ -15,7 +15,8 @@ use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::{Fence, begin};
 use crate::storage::names::Names;
-use crate::storage::row::{Row, encode_copy};
+use crate::storage::hot::encode_copy;
+use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
 
 /// Rows one transaction takes at most, beyond its first request: bounds its memory (24 bytes a row, 38 more as COPY)
@@ -195,7 +196,7 @@ impl Writer {
         let claim = self
             .names
             .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
-        let copy = self.names.fill("COPY {samples} (\"time\", series_id, value) FROM STDIN BINARY");
+        let copy = self.names.fill("COPY {hot} (\"time\", series, value) FROM STDIN BINARY");
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
         let mut keys: Vec<Uuid> = batches.iter().map(|batch| batch.key).collect();
         keys.sort_unstable();
@@ -218,7 +219,7 @@ impl Writer {
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
         if rows > 0 {
-            let body = encode_copy(fresh().flat_map(|(batch, _)| &batch.rows), rows);
+            let body = encode_copy(fresh().flat_map(|(batch, _)| &batch.rows));
             let sink = client.copy_in(&copy).await?;
             tokio::pin!(sink);
             sink.send(body).await?;

@@ -1,10 +1,11 @@
 //! What remote read asks for: series by matchers, and their samples, streamed.
 
-use std::pin::Pin;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, RowStream};
 use tokio_util::task::TaskTracker;
@@ -15,12 +16,17 @@ use crate::model::sample::Sample;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
+use crate::storage::chunk::{Corrupt, Encoded, SERIES_PER_BUCKET, bucket_of};
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
+use crate::storage::seal::{CHUNK_COLUMNS, read_chunk};
 use crate::storage::series::from_json;
 
 /// Series one query may select: bounds the labels held in memory.
 pub const SERIES_MAX: usize = 1_000_000;
+
+/// Compressed bytes that are fetched at once: bounds a reader's memory, but for a single bucket that is larger.
+const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How long one statement of a read may take: twice what Prometheus waits (1 m), for those who wait longer.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -41,9 +47,25 @@ struct OnLeave {
 }
 
 /// Samples in the order of the series asked for, then of time.
-pub struct Samples {
-    rows: Pin<Box<RowStream>>,
-    last: Option<(usize, i64)>,
+pub struct Samples<'a> {
+    reading: &'a Reading,
+    ids: Vec<i64>,
+    start_ms: i64,
+    end_ms: i64,
+    /// Compressed bytes of each bucket in the range.
+    sizes: HashMap<i64, u64>,
+    /// The place of the series whose samples these are.
+    place: usize,
+    current: std::vec::IntoIter<Sample>,
+    batch: Batch,
+}
+
+/// Some of the series: their chunks as they are stored, and what is hot.
+#[derive(Default)]
+struct Batch {
+    places: Range<usize>,
+    chunks: HashMap<i64, Vec<Encoded>>,
+    hot: HashMap<i64, Vec<Sample>>,
 }
 
 impl Reading {
@@ -106,18 +128,77 @@ impl Reading {
     /// # Errors
     ///
     /// What the server said.
-    pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples, Error> {
+    pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
         let statement = self.names.fill(
-            "SELECT wanted.place, s.\"time\", s.value \
-             FROM unnest($1::bigint[]) WITH ORDINALITY AS wanted (id, place) JOIN {samples} s ON s.series_id = wanted.id \
-             WHERE s.\"time\" >= $2 AND s.\"time\" <= $3 ORDER BY wanted.place, s.\"time\"",
+            "SELECT c.bucket, sum(100 + pg_column_size(c.times) + pg_column_size(c.data) + pg_column_size(c.floats))::bigint \
+             FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.last >= $2 AND c.first <= $3 \
+             AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) GROUP BY c.bucket",
         );
-        let ids: Vec<i64> = ids.to_vec();
+        let rows = self.in_range(&statement, buckets(ids), start_ms, end_ms).await?;
+        tokio::pin!(rows);
+        let mut sizes = HashMap::new();
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            sizes.insert(row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs());
+        }
+        Ok(Samples {
+            reading: self,
+            ids: ids.to_vec(),
+            start_ms,
+            end_ms,
+            sizes,
+            place: 0,
+            current: Vec::new().into_iter(),
+            batch: Batch::default(),
+        })
+    }
+
+    /// The chunks of these series in the range.
+    async fn chunks(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Encoded>>, Error> {
+        let statement = self.names.fill(&format!(
+            "SELECT {CHUNK_COLUMNS} FROM {{sealed}} c WHERE c.bucket = ANY ($1) AND c.last >= $2 AND c.first <= $3 \
+             AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {{segments}} WHERE lower <= $2)"
+        ));
+        let rows = self.in_range(&statement, buckets(ids), start_ms, end_ms).await?;
+        tokio::pin!(rows);
+        let mut chunks: HashMap<i64, Vec<Encoded>> = HashMap::new();
+        while let Some(row) = rows.next().await {
+            let chunk = read_chunk(&row?)?;
+            chunks.entry(chunk.bucket).or_default().push(chunk);
+        }
+        Ok(chunks)
+    }
+
+    /// What is hot of these series in the range, in the order of storing.
+    async fn hot(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Sample>>, Error> {
+        let statement = self.names.fill(
+            "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time\", unnest(series) AS id, unnest(value) AS value, no FROM {hot} \
+             WHERE \"time\" >= $2 AND \"time\" <= $3 AND (cardinality($1) > 8 OR series && $1)) h \
+             JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no",
+        );
+        let rows = self.in_range(&statement, ids.to_vec(), start_ms, end_ms).await?;
+        tokio::pin!(rows);
+        let mut hot: HashMap<i64, Vec<Sample>> = HashMap::new();
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let Timestamp(time_us) = row.try_get(1)?;
+            let sample = Sample { timestamp_ms: from_postgres_us(time_us), value: row.try_get(2)? };
+            hot.entry(row.try_get(0)?).or_default().push(sample);
+        }
+        Ok(hot)
+    }
+
+    async fn in_range(
+        &self,
+        statement: &str,
+        ids: Vec<i64>,
+        start_ms: i64,
+        end_ms: i64,
+    ) -> Result<RowStream, tokio_postgres::Error> {
         let (start, end) = (Timestamp(to_postgres_us(start_ms)), Timestamp(to_postgres_us(end_ms)));
         let parameters: [(&(dyn ToSql + Sync), Type); 3] =
             [(&ids, Type::INT8_ARRAY), (&start, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ)];
-        let rows = self.connection.query_typed_raw(&statement, parameters).await?;
-        Ok(Samples { rows: Box::pin(rows), last: None })
+        self.connection.query_typed_raw(statement, parameters).await
     }
 
     /// Ends the transaction and gives the connection back.
@@ -133,27 +214,87 @@ impl Reading {
     }
 }
 
-impl Samples {
-    /// The next sample, with the place of its series among the ids asked for. Of equal times only one is returned.
+impl Samples<'_> {
+    /// The next sample, with the place of its series among the ids asked for. Of equal times the one stored first is
+    /// returned.
     ///
     /// # Errors
     ///
-    /// What the server said, in the midst of the stream too.
+    /// What the server said, in the midst of the stream too; or that a chunk is corrupt.
     pub async fn next(&mut self) -> Result<Option<(usize, Sample)>, Error> {
         loop {
-            let Some(row) = std::future::poll_fn(|context| self.rows.as_mut().poll_next(context)).await else {
-                return Ok(None);
-            };
-            let row = row?;
-            let place: i64 = row.try_get(0)?;
-            let place = usize::try_from(place - 1).unwrap_or_default();
-            let Timestamp(time_us) = row.try_get(1)?;
-            let timestamp_ms = from_postgres_us(time_us);
-            if self.last.replace((place, timestamp_ms)) != Some((place, timestamp_ms)) {
-                return Ok(Some((place, Sample { timestamp_ms, value: row.try_get(2)? })));
+            if let Some(sample) = self.current.next() {
+                return Ok(Some((self.place, sample)));
+            }
+            match self.batch.places.next() {
+                Some(place) => {
+                    self.place = place;
+                    self.current = self.series(self.ids[place])?.into_iter();
+                }
+                None if self.batch.places.end == self.ids.len() => return Ok(None),
+                None => self.fetch().await?,
             }
         }
     }
+
+    /// As many series more as fit into the bound, one at least.
+    async fn fetch(&mut self) -> Result<(), Error> {
+        let first = self.batch.places.end;
+        self.batch = Batch::default();
+        let mut seen = HashSet::new();
+        let mut bytes = 0;
+        let fits = |id: &&i64| {
+            let bucket = bucket_of(**id);
+            if seen.insert(bucket) {
+                bytes += self.sizes.get(&bucket).copied().unwrap_or_default();
+            }
+            bytes <= BATCH_BYTES || seen.len() == 1
+        };
+        let count = self.ids[first..].iter().take_while(fits).count();
+        let ids = &self.ids[first..first + count];
+        let chunks = self.reading.chunks(ids, self.start_ms, self.end_ms).await?;
+        let hot = self.reading.hot(ids, self.start_ms, self.end_ms).await?;
+        self.batch = Batch { places: first..first + count, chunks, hot };
+        Ok(())
+    }
+
+    /// One series of the batch, in the order of time.
+    fn series(&mut self, id: i64) -> Result<Vec<Sample>, Error> {
+        let bucket = bucket_of(id);
+        let place = i16::try_from(id - bucket * SERIES_PER_BUCKET).unwrap_or_default();
+        let mut samples = Vec::new();
+        for chunk in self.batch.chunks.get(&bucket).into_iter().flatten() {
+            let decode = || -> Result<(), Corrupt> {
+                if !chunk.places.contains(&place) {
+                    return Ok(());
+                }
+                let times = chunk.times()?;
+                let Some(values) = chunk.decode_series(place, &times)? else { return Ok(()) };
+                let from = times.partition_point(|time_ms| *time_ms < self.start_ms);
+                let to = times.partition_point(|time_ms| *time_ms <= self.end_ms);
+                let both = times.iter().zip(values).take(to).skip(from);
+                samples.extend(both.map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value }));
+                Ok(())
+            };
+            let mut decode = decode;
+            decode().map_err(|why| Error::Unfit(format!("a chunk of series {id} is corrupt: {why}")))?;
+        }
+        samples.extend(self.batch.hot.remove(&id).unwrap_or_default());
+        if !samples.is_sorted_by(|one, next| one.timestamp_ms < next.timestamp_ms) {
+            // Stable: what is sealed comes before what is hot, and of that, what was stored first.
+            samples.sort_by_key(|sample| sample.timestamp_ms);
+            samples.dedup_by_key(|sample| sample.timestamp_ms);
+        }
+        Ok(samples)
+    }
+}
+
+/// The buckets of these series, each once.
+fn buckets(ids: &[i64]) -> Vec<i64> {
+    let mut buckets: Vec<i64> = ids.iter().map(|id| bucket_of(*id)).collect();
+    buckets.sort_unstable();
+    buckets.dedup();
+    buckets
 }
 
 impl Drop for OnLeave {

@@ -11,20 +11,41 @@ CREATE TABLE {series} (
 CREATE INDEX ON {series} USING hash (name);
 CREATE INDEX ON {series} USING gin (labels jsonb_path_ops);
 
--- Bare on purpose: a unique index on every sample makes writing four to five times as dear.
-CREATE TABLE {samples} (
+-- Samples as they came: one row for all series scraped at one time, so that a sample costs 16 bytes and no index.
+-- A reader reads all of it, which sealing keeps small. Two full rows fill a page; nothing is compressed or moved out.
+CREATE TABLE {hot} (
     "time" timestamptz NOT NULL,
-    series_id bigint NOT NULL,
-    value double precision NOT NULL
-) PARTITION BY RANGE ("time");
-CREATE INDEX ON {samples} USING brin ("time") WITH (pages_per_range = 64, autosummarize = on);
+    series bigint[] NOT NULL,
+    value double precision[] NOT NULL,
+    -- In the order of storing: of two samples of one series and time the first counts.
+    no bigint GENERATED ALWAYS AS IDENTITY
+) WITH (autovacuum_enabled = off); -- the sealing job does it, whenever it has emptied it
+ALTER TABLE {hot} ALTER series SET STORAGE PLAIN, ALTER value SET STORAGE PLAIN;
 
--- The partitions of {samples}. NULL bounds: everything before upper.
+-- Sealed samples: a row is a chunk, those of up to 32 series (a bucket, id >> 5) that share all their times.
+-- storage/chunk.rs says how they are encoded. No constraint spans buckets: distributable by them.
+CREATE TABLE {sealed} (
+    bucket bigint NOT NULL,
+    first timestamptz NOT NULL,
+    last timestamptz NOT NULL,
+    -- How many times there are.
+    length integer NOT NULL,
+    times bit varying NOT NULL,
+    places smallint[] NOT NULL,
+    starts integer[] NOT NULL,
+    data bit varying NOT NULL,
+    floats double precision[] NOT NULL
+) PARTITION BY RANGE (first);
+ALTER TABLE {sealed} ALTER times SET STORAGE EXTERNAL, ALTER data SET STORAGE EXTERNAL;
+CREATE INDEX ON {sealed} (bucket, last);
+
+-- The partitions of {sealed}: no chunk reaches over their bounds. A NULL bound: everything before upper.
 CREATE TABLE {segments} (
     relation text PRIMARY KEY,
     lower timestamptz,
     upper timestamptz NOT NULL,
-    indexed boolean NOT NULL DEFAULT false
+    -- Samples in its chunks.
+    samples bigint NOT NULL DEFAULT 0
 );
 
 -- Requests that are stored: a retry finds itself here.
@@ -63,15 +84,41 @@ $body$;
 
 -- What SQL users see.
 CREATE VIEW {view} AS
-    SELECT s."time", l.name, s.value, l.labels FROM {samples} s JOIN {series} l ON l.id = s.series_id;
+    SELECT d."time", l.name, d.value, l.labels
+    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND (l.id & 31)::smallint = ANY (c.places)
+    CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, (l.id & 31)::smallint) d
+    UNION ALL
+    SELECT h."time", l.name, h.value, l.labels
+    FROM (SELECT "time", unnest(series) AS series_id, unnest(value) AS value FROM {hot}) h JOIN {series} l ON l.id = h.series_id;
 CREATE VIEW {labels} AS SELECT id, name AS metric_name, labels FROM {series};
-CREATE VIEW {values} AS SELECT "time", value, series_id AS labels_id FROM {samples};
+CREATE VIEW {values} AS
+    SELECT d."time", d.value, l.id AS labels_id
+    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND (l.id & 31)::smallint = ANY (c.places)
+    CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, (l.id & 31)::smallint) d
+    UNION ALL
+    SELECT "time", unnest(value), unnest(series) FROM {hot};
+-- The conditions on first and last leave out segments and chunks beside the range; those on hot rows are cheap for the
+-- few series of a panel, and for many a join is.
 CREATE FUNCTION {range}(metric text, matchers jsonb, start_time timestamptz, end_time timestamptz)
 RETURNS TABLE ("time" timestamptz, value double precision, labels jsonb) LANGUAGE sql STABLE AS $body$
-    SELECT s."time", s.value, l.labels
-    FROM {labels} l JOIN {values} s ON s.labels_id = l.id
-    WHERE l.metric_name = metric AND l.labels @> matchers AND s."time" >= start_time AND s."time" <= end_time
-    ORDER BY l.id, s."time"
+    WITH wanted AS MATERIALIZED (
+        SELECT id, id >> 5 AS bucket, (id & 31)::smallint AS place, l.labels
+        FROM {series} l WHERE name = metric AND l.labels @> matchers
+    ), found AS (
+        SELECT w.id, d."time", d.value, w.labels
+        FROM wanted w JOIN {sealed} c ON c.bucket = w.bucket AND w.place = ANY (c.places)
+        CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, w.place) d
+        WHERE c.last >= start_time AND c.first <= end_time
+        AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= start_time)
+        AND d."time" >= start_time AND d."time" <= end_time
+        UNION ALL
+        SELECT w.id, h."time", h.value, w.labels
+        FROM (SELECT "time", unnest(series) AS id, unnest(value) AS value FROM {hot}
+              WHERE "time" >= start_time AND "time" <= end_time
+              AND ((SELECT count(*) FROM wanted) > 8 OR series && (SELECT array_agg(wanted.id) FROM wanted))) h
+        JOIN wanted w ON w.id = h.id
+    )
+    SELECT found."time", found.value, found.labels FROM found ORDER BY found.id, found."time"
 $body$;
 
 COMMENT ON VIEW {view} IS 'Every sample with its labels (prometheus-postgresql-adapter)';

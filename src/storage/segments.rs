@@ -1,6 +1,6 @@
-//! The partitions of the samples, each a span of time.
+//! The partitions of the sealed samples, each a span of time.
 
-use std::sync::RwLock;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -8,7 +8,6 @@ use tokio_postgres::types::Type;
 
 use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
-use crate::storage::row::Row;
 
 /// Samples older than this when the store was made share one segment, so that a stray ancient timestamp costs no
 /// partition of its own.
@@ -21,13 +20,6 @@ pub struct Span {
     pub lower_ms: i64,
     /// Exclusive.
     pub upper_ms: i64,
-}
-
-/// Which segments exist, as far as this adapter knows.
-#[derive(Debug, Default)]
-pub struct Known {
-    /// In order, without overlap.
-    spans: RwLock<Vec<Span>>,
 }
 
 impl Span {
@@ -58,45 +50,8 @@ pub fn span_for(time_ms: i64, interval: Duration, existing: &[Span]) -> Option<S
     Some(span)
 }
 
-impl Known {
-    /// The first time among `rows` that no known segment holds.
-    #[must_use]
-    pub fn missing(&self, rows: &[Row]) -> Option<i64> {
-        let spans = self.spans.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut last: Option<Span> = None;
-        rows.iter().map(|row| row.time_ms).find(|time_ms| {
-            if last.is_some_and(|span| span.contains(*time_ms)) {
-                return false;
-            }
-            last = spans.iter().rev().find(|span| span.contains(*time_ms)).copied();
-            last.is_none()
-        })
-    }
-
-    /// Forgets everything: another adapter may have dropped a segment.
-    pub fn forget(&self) {
-        self.replace(Vec::new());
-    }
-
-    /// How many are known.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.spans.read().unwrap_or_else(std::sync::PoisonError::into_inner).len()
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn replace(&self, spans: Vec<Span>) {
-        *self.spans.write().unwrap_or_else(std::sync::PoisonError::into_inner) = spans;
-    }
-}
-
-/// Makes the segment for `time_ms` unless there is one, by a transaction of its own, and learns of those that others
-/// have made. `now_ms` decides, for the very first segment only, what counts as ancient.
+/// The segments that hold `times_ms`, in order, and all others; those that are missing are made, by a transaction of its
+/// own. `now_ms` decides, for the very first segment only, what counts as ancient.
 ///
 /// # Errors
 ///
@@ -104,31 +59,34 @@ impl Known {
 pub async fn ensure(
     client: &Client,
     names: &Names,
-    known: &Known,
-    time_ms: i64,
+    times_ms: &BTreeSet<i64>,
     now_ms: i64,
     interval: Duration,
-) -> Result<(), Error> {
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'").await?;
-    let made = ensure_locked(client, names, time_ms, now_ms, interval).await;
-    match made {
-        Ok(spans) => {
-            client.batch_execute("COMMIT").await?;
-            known.replace(spans);
-            Ok(())
-        }
-        Err(error) => {
-            // The first error is the one to report; a session that cannot roll back is closed by its owner.
-            let _ = client.batch_execute("ROLLBACK").await;
-            Err(error)
-        }
+) -> Result<Vec<Span>, Error> {
+    let spans = list(client, names).await?;
+    if times_ms.iter().all(|time_ms| find(&spans, *time_ms).is_some()) {
+        return Ok(spans);
     }
+    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'").await?;
+    let made = ensure_locked(client, names, times_ms, now_ms, interval).await;
+    // The first error is the one to report; a session that cannot roll back is closed by its owner.
+    let ended = client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    let spans = made?;
+    ended?;
+    Ok(spans)
+}
+
+/// The one of `spans` (in order) that holds `time_ms`.
+#[must_use]
+pub fn find(spans: &[Span], time_ms: i64) -> Option<Span> {
+    let after = spans.partition_point(|span| span.upper_ms <= time_ms);
+    spans.get(after).copied().filter(|span| span.contains(time_ms))
 }
 
 async fn ensure_locked(
     client: &Client,
     names: &Names,
-    time_ms: i64,
+    times_ms: &BTreeSet<i64>,
     now_ms: i64,
     interval: Duration,
 ) -> Result<Vec<Span>, Error> {
@@ -142,27 +100,30 @@ async fn ensure_locked(
         make(client, names, ancient).await?;
         spans.push(ancient);
     }
-    if let Some(span) = span_for(time_ms, interval, &spans) {
-        make(client, names, span).await?;
-        spans.push(span);
-        spans.sort_unstable();
+    for time_ms in times_ms {
+        if let Some(span) = span_for(*time_ms, interval, &spans) {
+            make(client, names, span).await?;
+            spans.push(span);
+            spans.sort_unstable();
+        }
     }
     Ok(spans)
 }
 
 /// Attaching takes no lock that a reader of the other segments would wait for, as CREATE TABLE … PARTITION OF would.
 async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
-    let suffix = if span.lower_ms == i64::MIN {
-        "_samples_before".to_owned()
-    } else {
-        format!("_samples_{}", span.lower_ms / 1000)
+    // In milliseconds where seconds do not tell it from its neighbours.
+    let suffix = match span.lower_ms {
+        i64::MIN => "_sealed_before".to_owned(),
+        lower_ms if lower_ms % 1000 == 0 => format!("_sealed_{}", lower_ms / 1000),
+        lower_ms => format!("_sealed_{lower_ms}ms"),
     };
     let relation = names.relation(&suffix);
     let (lower, upper) = (bound(span.lower_ms), bound(span.upper_ms));
     let table = format!("{}.{}", names.schema(), identifier(&relation));
     let statement = names.fill(&format!(
-        "CREATE TABLE {table} (LIKE {{samples}} INCLUDING DEFAULTS); \
-         ALTER TABLE {{samples}} ATTACH PARTITION {table} FOR VALUES FROM ({lower}) TO ({upper})"
+        "CREATE TABLE {table} (LIKE {{sealed}} INCLUDING STORAGE); \
+         ALTER TABLE {{sealed}} ATTACH PARTITION {table} FOR VALUES FROM ({lower}) TO ({upper})"
     ));
     client.batch_execute(&statement).await?;
     let lower = if span.lower_ms == i64::MIN { "NULL".to_owned() } else { lower };

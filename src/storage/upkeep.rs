@@ -1,4 +1,4 @@
-//! What the leader does beside writing: retention, indexes of segments that are full, forgetting old requests.
+//! What the leader does beside writing and sealing: retention, forgetting old requests.
 
 use std::time::Duration;
 
@@ -11,9 +11,6 @@ use crate::storage::names::{Names, identifier};
 /// How long a request's key is kept. A retry comes within seconds of the server being back; that it is back is the
 /// caller's to know ([`forget_requests`]).
 const REQUESTS_KEPT: Duration = Duration::from_secs(3600);
-
-/// A segment is full when its end is this long past: late samples go on into it, but few.
-const FULL_AFTER: Duration = Duration::from_secs(3600);
 
 /// Drops the segments that end before `now - retention`, and deletes what is older from the one without a beginning.
 /// Returns the names of the dropped. Neither ingest nor a reader of other segments waits for it; a reader of the
@@ -39,10 +36,10 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
         let table = format!("{}.{}", names.schema(), identifier(&relation));
         if pending {
             client
-                .batch_execute(&names.fill(&format!("ALTER TABLE {{samples}} DETACH PARTITION {table} FINALIZE")))
+                .batch_execute(&names.fill(&format!("ALTER TABLE {{sealed}} DETACH PARTITION {table} FINALIZE")))
                 .await?;
         } else if attached {
-            let detach = format!("ALTER TABLE {{samples}} DETACH PARTITION {table} CONCURRENTLY");
+            let detach = format!("ALTER TABLE {{sealed}} DETACH PARTITION {table} CONCURRENTLY");
             client.batch_execute(&names.fill(&detach)).await?;
         }
         if exists {
@@ -52,49 +49,15 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
         client.execute_typed(&forget, &[(&relation, Type::TEXT)]).await?;
         dropped.push(relation);
     }
-    let before = names.qualified("_samples_before");
+    let before = names.qualified("_sealed_before");
     let statement = format!(
-        "DELETE FROM {before} WHERE \"time\" < now() - make_interval(secs => $1) AND to_regclass($2) IS NOT NULL"
+        "DELETE FROM {before} WHERE last < now() - make_interval(secs => $1) AND to_regclass($2) IS NOT NULL"
     );
     let exists = client.query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&before, Type::TEXT)]).await?;
     if exists.try_get(0)? {
         client.execute_typed(&statement, &[(&seconds, Type::FLOAT8), (&before, Type::TEXT)]).await?;
     }
     Ok(dropped)
-}
-
-/// Builds the index by series of segments that are full, one after another, without holding writers up. Written bare
-/// and indexed in bulk, a row costs a quarter of what it does with the index there from the beginning.
-///
-/// # Errors
-///
-/// What the server said; an index left invalid is made anew the next time.
-pub async fn index_full(client: &Client, names: &Names) -> Result<Vec<String>, Error> {
-    let statement = names.fill(
-        "SELECT relation FROM {segments} WHERE NOT indexed AND lower IS NOT NULL \
-         AND upper <= now() - make_interval(secs => $1) ORDER BY upper",
-    );
-    let rows = client.query_typed(&statement, &[(&FULL_AFTER.as_secs_f64(), Type::FLOAT8)]).await?;
-    let mut indexed = Vec::new();
-    for row in rows {
-        let relation: String = row.try_get(0)?;
-        match index(client, names, &relation).await {
-            Ok(()) => indexed.push(relation),
-            // The others are not to wait for it.
-            Err(error) => log::warn!("indexing {relation} failed, to be tried again: {error}"),
-        }
-    }
-    Ok(indexed)
-}
-
-async fn index(client: &Client, names: &Names, relation: &str) -> Result<(), Error> {
-    let table = format!("{}.{}", names.schema(), identifier(relation));
-    let name = identifier(&format!("{relation}_series"));
-    client.batch_execute(&format!("DROP INDEX CONCURRENTLY IF EXISTS {}.{name}", names.schema())).await?;
-    client.batch_execute(&format!("CREATE INDEX CONCURRENTLY {name} ON {table} (series_id, \"time\")")).await?;
-    let statement = names.fill("UPDATE {segments} SET indexed = true WHERE relation = $1");
-    client.execute_typed(&statement, &[(&relation, Type::TEXT)]).await?;
-    Ok(())
 }
 
 /// Forgets the keys of requests stored long ago. To be called only by a leader that has led for minutes: after an
@@ -106,4 +69,29 @@ async fn index(client: &Client, names: &Names, relation: &str) -> Result<(), Err
 pub async fn forget_requests(client: &Client, names: &Names) -> Result<u64, Error> {
     let statement = names.fill("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
     Ok(client.execute_typed(&statement, &[(&REQUESTS_KEPT.as_secs_f64(), Type::FLOAT8)]).await?)
+}
+
+/// What the sealed samples take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Segments there are.
+    pub segments: i64,
+    /// Samples in their chunks.
+    pub samples: i64,
+    /// Bytes of their relations, indexes included.
+    pub bytes: i64,
+}
+
+/// Counts what is sealed.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn sizes(client: &Client, names: &Names) -> Result<Sizes, Error> {
+    let statement = names.fill(
+        "SELECT count(*), coalesce(sum(samples), 0)::bigint, coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint \
+         FROM {segments} JOIN pg_class c ON c.relname = relation AND c.relnamespace = $1::text::regnamespace",
+    );
+    let row = client.query_typed_one(&statement, &[(&names.schema(), Type::TEXT)]).await?;
+    Ok(Sizes { segments: row.try_get(0)?, samples: row.try_get(1)?, bytes: row.try_get(2)? })
 }

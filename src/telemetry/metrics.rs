@@ -87,8 +87,24 @@ pub struct Metrics {
     pub series_cached: IntGauge,
     /// Series this adapter added to the database.
     pub series_created_total: IntCounter,
-    /// Segments of hot samples in the database.
+    /// Samples not sealed yet.
+    pub hot_samples: IntGauge,
+    /// Bytes of the hot table.
+    pub hot_bytes: IntGauge,
+    /// Age of the oldest hot sample, in seconds.
+    pub hot_oldest_seconds: Gauge,
+    /// Samples this adapter has sealed.
+    pub sealed_samples_total: IntCounter,
+    /// Seconds a round of sealing took.
+    pub seal_duration_seconds: Histogram,
+    /// Rounds of sealing that failed.
+    pub seal_failures_total: IntCounter,
+    /// Segments of sealed samples in the database.
     pub segments: IntGauge,
+    /// Samples in them.
+    pub sealed_samples: IntGauge,
+    /// Bytes of them, indexes included.
+    pub sealed_bytes: IntGauge,
 }
 
 impl Metrics {
@@ -197,7 +213,15 @@ impl Metrics {
             ),
             series_cached: gauge(r, "series_cached", "Series in the cache of ids."),
             series_created_total: counter(r, "series_created_total", "Series this adapter added to the database."),
-            segments: gauge(r, "segments", "Segments of hot samples in the database."),
+            hot_samples: gauge(r, "hot_samples", "Samples in the database that are not sealed yet, as the leader last saw them."),
+            hot_bytes: gauge(r, "hot_bytes", "Bytes of the table of hot samples."),
+            hot_oldest_seconds: seconds(r, "hot_oldest_seconds", "Age of the oldest sample that is not sealed yet."),
+            sealed_samples_total: counter(r, "sealed_samples_total", "Samples this adapter has sealed."),
+            seal_duration_seconds: histogram(r, "seal_duration_seconds", "Time a round of sealing took.", SECONDS),
+            seal_failures_total: counter(r, "seal_failures_total", "Rounds of sealing that failed."),
+            segments: gauge(r, "segments", "Segments of sealed samples in the database."),
+            sealed_samples: gauge(r, "sealed_samples", "Sealed samples in the database."),
+            sealed_bytes: gauge(r, "sealed_bytes", "Bytes of the segments, indexes included."),
             registry: registry.clone(),
             lock_checked_at: Arc::default(),
         };

@@ -197,7 +197,7 @@ async fn begin_read(adapter: &Adapter, database: &Database, body: &[u8]) -> TcpS
 }
 
 /// The sessions that read.
-const ACTIVE_READS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%wanted.place%' \
+const ACTIVE_READS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%AS wanted (id)%' \
      AND pid <> pg_backend_pid()";
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn a_reader_that_leaves_before_its_answer_cancels_its_query() {
     store_series(&adapter, now, &[&[("id", "1")]]).await;
     for accepted in [0, 1] {
         let blocker = database.session().await;
-        blocker.batch_execute("BEGIN; LOCK metrics_samples").await.unwrap();
+        blocker.batch_execute("BEGIN; LOCK metrics_hot").await.unwrap();
         let body = body(&[query(0, now, &[])], &[accepted]);
         let stream = begin_read(&adapter, &database, &body).await;
         drop(stream);
@@ -224,14 +224,13 @@ async fn a_reader_that_leaves_mid_stream_cancels_its_query() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     let now = now_ms();
-    // The second makes the segment for what is older, should there be a border between.
     store_series(&adapter, now, &[&[("id", "1")]]).await;
-    store_series(&adapter, now - 1_600_000, &[&[("id", "1")]]).await;
     // Too much for the buffers on the way.
     let many = "WITH many AS (INSERT INTO metrics_series (key, name, labels) \
                 SELECT gen_random_uuid(), 'many', jsonb_build_object('n', n::text) FROM generate_series(1, 20) n RETURNING id) \
-                INSERT INTO metrics_samples SELECT now() - make_interval(secs => n / 100.0), id, random() \
-                FROM many, generate_series(1, 40000) n";
+                INSERT INTO metrics_hot (time, series, value) \
+                SELECT now() - make_interval(secs => n / 100.0), array_agg(id), array_agg(random()) \
+                FROM many, generate_series(1, 40000) n GROUP BY n";
     database.run(many).await;
     let mut stream = begin_read(&adapter, &database, &body(&[query(0, now, &[])], &[1])).await;
     let mut first = [0; 1024];

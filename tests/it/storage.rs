@@ -41,6 +41,8 @@ async fn library(database: &Database, retention: Option<Duration>) -> Store {
         schema: None,
         table: "metrics".into(),
         chunk_interval: Duration::from_secs(3600),
+        seal_samples: 1_000_000,
+        seal_after: Duration::from_secs(3600),
         retention,
         write_connections: 1,
         log_samples: false,
@@ -51,11 +53,10 @@ async fn library(database: &Database, retention: Option<Duration>) -> Store {
     Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap().0
 }
 
-/// The segments that have begun, oldest first; upkeep makes the next one before its time.
+/// The segments, oldest first.
 async fn segments(database: &Database) -> Vec<String> {
     let attached = "SELECT c.relname::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN metrics_segments \
-                    ON relation = relname WHERE inhparent = 'metrics_samples'::regclass \
-                    AND (lower IS NULL OR lower <= now()) ORDER BY upper";
+                    ON relation = relname WHERE inhparent = 'metrics_sealed'::regclass ORDER BY upper";
     database.column(attached).await
 }
 
@@ -244,33 +245,6 @@ async fn what_retention_would_drop_at_once_is_not_stored() {
     store(&adapter, body).await;
     assert_eq!(adapter.metric_with("samples_duplicate_total", "expired").await, Some(1.0));
     assert_eq!(database.column::<f64>("SELECT value FROM metrics").await, [2.0]);
-}
-
-#[tokio::test]
-async fn full_segments_are_indexed_and_a_broken_index_is_made_anew() {
-    let database = Database::new().await;
-    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
-    let now = now_ms();
-    for hours in [0, 3, 4] {
-        store(&adapter, Body::new().sample("up", now - hours * HOUR_MS, hours as f64)).await;
-    }
-    // As a crash in the midst of CREATE INDEX CONCURRENTLY leaves it.
-    let broken = segments(&database).await[1].clone();
-    database.run(&format!("CREATE INDEX {broken}_series ON {broken} (value)")).await;
-    database
-        .run(&format!("UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{broken}_series'::regclass"))
-        .await;
-    let store = library(&database, None).await;
-    store.upkeep(true).await.unwrap();
-    store.upkeep(true).await.unwrap();
-    let indexes =
-        "SELECT count(*) FROM pg_index WHERE indisvalid AND pg_get_indexdef(indexrelid) LIKE '%(series_id, \"time\")'";
-    assert_eq!(database.one::<i64>(indexes).await, 2);
-    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_segments WHERE indexed").await, 2);
-    assert_eq!(database.one::<i64>("SELECT count(*) FROM pg_index WHERE NOT indisvalid").await, 0);
-    // Indexed segments take late samples still.
-    crate::setup::store(&adapter, Body::new().sample("up", now - 3 * HOUR_MS + 1, 9.0)).await;
-    assert_eq!(both(&adapter, &[query(0, now, &[])]).await[0][0].1.len(), 4);
 }
 
 #[tokio::test]

@@ -51,9 +51,9 @@ async fn a_transaction_frozen_half_way_never_commits() {
     let (a, b) = pair(&db.server.uri(&db.name), &["-leader-election-lease=3s"]).await;
     a.sender.pause();
     let block = db.session().await;
-    block.batch_execute("BEGIN; LOCK TABLE metrics_samples IN SHARE MODE").await.expect("the table can be locked");
+    block.batch_execute("BEGIN; LOCK TABLE metrics_hot IN SHARE MODE").await.expect("the table can be locked");
     let mut answer = write_in_background(&a.adapter, "half_way");
-    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_samples'::regclass AND NOT granted)";
+    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_hot'::regclass AND NOT granted)";
     wait_true(&db.client, waits).await;
     a.adapter.process().pause();
     let (seen, since) = (b.log_len(), Instant::now());

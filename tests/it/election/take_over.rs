@@ -187,7 +187,7 @@ async fn write_held_up(
     metric: &str,
 ) -> (tokio_postgres::Client, JoinSet<Option<u16>>) {
     let release = db.session().await;
-    release.batch_execute("BEGIN; LOCK TABLE metrics_samples IN SHARE MODE").await.expect("the table can be locked");
+    release.batch_execute("BEGIN; LOCK TABLE metrics_hot IN SHARE MODE").await.expect("the table can be locked");
     let url = adapter.url("/write");
     let body = Body::new().sample(metric, now_ms(), 1.0).compressed();
     let mut answer = JoinSet::new();
@@ -195,7 +195,7 @@ async fn write_held_up(
         let client = rig::http::Client::default();
         client.post(&url, &rig::http::WRITE_HEADERS, body).await.ok().map(|answer| answer.status)
     });
-    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_samples'::regclass AND NOT granted)";
+    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_hot'::regclass AND NOT granted)";
     wait_true(&db.client, waits).await;
     (release, answer)
 }

@@ -1,0 +1,490 @@
+//! Sealing: hot samples become chunks.
+//!
+//! One transaction takes some pages of hot rows, and whatever chunks their samples reach into, stores new chunks in
+//! their stead, and deletes the rows. Every reader sees one or the other, at any isolation level; writers only ever add
+//! hot rows, and wait for nothing. A crash at any point leaves what was there before.
+//!
+//! Late samples of any age, doubles (the first that was stored counts) and chunks that turned out small are all the
+//! same case: a bucket's samples, decoded, put together and encoded anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio_postgres::binary_copy::{BinaryCopyInWriter, BinaryCopyOutStream};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row as Record};
+
+use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::storage::chunk::{self, Encoded, bucket_of};
+use crate::storage::names::Names;
+use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
+use crate::storage::segments::{self, Span};
+
+/// Pages of hot rows that one transaction takes: 2,000,000 samples where rows are full, 16 bytes each in memory.
+pub const PAGES: u32 = 4096;
+
+/// Times in a chunk at most: a query for a moment decodes so many.
+const LENGTH_MAX: usize = 1024;
+
+/// A chunk with fewer times than this is small, and worth being put together with others.
+const SMALL_LENGTH: i32 = 64;
+
+/// So many small chunks of a bucket are put together: each sample is then encoded anew at most once for each factor
+/// of so many.
+const SMALL_COUNT: i64 = 8;
+
+/// Buckets whose chunks are taken apart at a time: bounds the memory of it.
+const BUCKETS_AT_ONCE: usize = 64;
+
+/// How long one statement may take.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A sealer that idles so long within its transaction is frozen, and another takes its place.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What one transaction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Samples that were hot.
+    pub samples: usize,
+    /// Chunks made.
+    pub chunks: usize,
+    /// Chunks taken apart for it.
+    pub replaced: usize,
+    /// Hot samples left out, being there already or older than the retention.
+    pub dropped: usize,
+}
+
+impl std::ops::AddAssign for Outcome {
+    fn add_assign(&mut self, more: Self) {
+        self.samples += more.samples;
+        self.chunks += more.chunks;
+        self.replaced += more.replaced;
+        self.dropped += more.dropped;
+    }
+}
+
+/// One adapter's right to seal, for a round.
+pub struct Sealer<'a> {
+    /// A session of the job's own.
+    pub client: &'a Client,
+    /// Another, by which segments are made.
+    pub segments: &'a Client,
+    /// The store's.
+    pub names: &'a Names,
+    /// The span of a segment to be made.
+    pub interval: Duration,
+    /// Now, in ms since 1970.
+    pub now_ms: i64,
+    /// Samples older than this are dropped, in ms since 1970.
+    pub expired_ms: Option<i64>,
+}
+
+/// A hot sample, its bucket known.
+#[derive(Clone, Copy)]
+struct Pending {
+    value: f64,
+    /// Which of the hot rows it is from.
+    from: u32,
+    place: u8,
+}
+
+/// Hot rows, by bucket.
+#[derive(Default)]
+struct Hot {
+    /// Time in ms since 1970 and order of storing, of each row.
+    rows: Vec<(i64, i64)>,
+    buckets: HashMap<i64, Vec<Pending>>,
+}
+
+/// What is known of a chunk without reading it.
+struct Head {
+    bucket: i64,
+    first_ms: i64,
+    last_ms: i64,
+    places: Vec<i16>,
+}
+
+impl Sealer<'_> {
+    /// Seals the hot rows on `pages`. `None`: another adapter is at it.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; nothing has changed then.
+    pub async fn seal(&self, pages: Range<u32>) -> Result<Option<Outcome>, Error> {
+        self.transaction(self.seal_locked(pages)).await
+    }
+
+    /// Puts small chunks of the last two segments together where a series has many, in so many buckets at most. `None`:
+    /// another adapter is at it.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; nothing has changed then.
+    pub async fn merge(&self, buckets_max: usize) -> Result<Option<Outcome>, Error> {
+        self.transaction(self.merge_locked(buckets_max)).await
+    }
+
+    async fn transaction(&self, work: impl Future<Output = Result<Outcome, Error>>) -> Result<Option<Outcome>, Error> {
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL statement_timeout = {}; \
+             SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
+            STATEMENT_TIMEOUT.as_millis(),
+            IDLE_TIMEOUT.as_millis()
+        );
+        self.client.batch_execute(&begin).await?;
+        let lock = self.names.fill("SELECT pg_try_advisory_xact_lock({hot:literal}::regclass::oid::integer, 0)");
+        let outcome = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
+            true => Some(work.await?),
+            false => None,
+        };
+        self.client.batch_execute("COMMIT").await?;
+        Ok(outcome)
+    }
+
+    async fn seal_locked(&self, pages: Range<u32>) -> Result<Outcome, Error> {
+        let mut hot = self.read(&pages).await?;
+        if hot.rows.is_empty() {
+            return Ok(Outcome::default());
+        }
+        let samples = hot.buckets.values().map(Vec::len).sum();
+        let times: BTreeSet<i64> = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time| !self.is_expired(*time)).collect();
+        let spans = segments::ensure(self.segments, self.names, &times, self.now_ms, self.interval).await?;
+        let heads = self.reached(&hot, &times, &spans).await?;
+        let mut buckets: Vec<i64> = hot.buckets.keys().copied().collect();
+        buckets.sort_unstable();
+        let mut made = Made::new(&spans);
+        for group in buckets.chunks(BUCKETS_AT_ONCE) {
+            let heads: Vec<&Head> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
+            let mut existing = self.take(&heads, &mut made).await?;
+            for bucket in group {
+                let pending = hot.buckets.remove(bucket).unwrap_or_default();
+                let mut rows = existing.remove(bucket).unwrap_or_default();
+                let before = rows.len() + pending.len();
+                rows.extend(hot.in_order(*bucket, pending).into_iter().filter(|row| !self.is_expired(row.time_ms)));
+                // Stable: what was sealed comes before what is hot, and of that, what was stored first.
+                rows.sort_by_key(|row| (row.series_id, row.time_ms));
+                rows.dedup_by_key(|row| (row.series_id, row.time_ms));
+                made.dropped += before - rows.len();
+                made.encode(&rows)?;
+            }
+        }
+        let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
+        self.store(made).await?;
+        let delete = format!("DELETE FROM {{hot}} WHERE {}", on_pages(&pages));
+        let deleted = self.client.execute_typed(&self.names.fill(&delete), &[]).await?;
+        if deleted != hot.rows.len() as u64 {
+            return Err(Error::Unfit(format!("{deleted} hot rows deleted of {} that were sealed", hot.rows.len())));
+        }
+        Ok(outcome)
+    }
+
+    async fn merge_locked(&self, buckets_max: usize) -> Result<Outcome, Error> {
+        let statement = self.names.fill(
+            "SELECT c.bucket, c.first, c.last, c.places FROM {sealed} c JOIN \
+             (SELECT segment, bucket FROM (SELECT tableoid AS segment, bucket, unnest(places) AS place FROM {sealed} \
+              WHERE length < $1 AND first >= $4) p GROUP BY segment, bucket, place HAVING count(*) >= $2 LIMIT $3) s \
+             ON s.bucket = c.bucket AND s.segment = c.tableoid WHERE c.length < $1 AND c.first >= $4",
+        );
+        let limit = i64::try_from(buckets_max).unwrap_or(i64::MAX);
+        let interval_ms = i64::try_from(self.interval.as_millis()).unwrap_or(i64::MAX);
+        let since = Timestamp(to_postgres_us(self.now_ms.saturating_sub(interval_ms.saturating_mul(2))));
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&SMALL_LENGTH, Type::INT4),
+            (&SMALL_COUNT, Type::INT8),
+            (&limit, Type::INT8),
+            (&since, Type::TIMESTAMPTZ),
+        ];
+        let records = self.client.query_typed(&statement, &parameters).await?;
+        let heads: Vec<Head> = records.iter().map(Head::read).collect::<Result<_, _>>()?;
+        let spans = segments::ensure(self.segments, self.names, &BTreeSet::new(), self.now_ms, self.interval).await?;
+        let mut made = Made::new(&spans);
+        let mut by_bucket: HashMap<i64, Vec<&Head>> = HashMap::new();
+        for head in &heads {
+            by_bucket.entry(head.bucket).or_default().push(head);
+        }
+        let buckets: Vec<i64> = by_bucket.keys().copied().collect();
+        for group in buckets.chunks(BUCKETS_AT_ONCE) {
+            let heads: Vec<&Head> = group.iter().filter_map(|bucket| by_bucket.get(bucket)).flatten().copied().collect();
+            for (_, mut rows) in self.take(&heads, &mut made).await? {
+                rows.sort_by_key(|row| (row.series_id, row.time_ms));
+                made.encode(&rows)?;
+            }
+        }
+        let outcome = Outcome { chunks: made.chunks.len(), replaced: made.replaced, ..Outcome::default() };
+        self.store(made).await?;
+        Ok(outcome)
+    }
+
+    fn is_expired(&self, time_ms: i64) -> bool {
+        self.expired_ms.is_some_and(|expired_ms| time_ms < expired_ms)
+    }
+
+    async fn read(&self, pages: &Range<u32>) -> Result<Hot, Error> {
+        let copy = format!(
+            "COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE {}) TO STDOUT BINARY",
+            on_pages(pages)
+        );
+        let stream = self.client.copy_out(&self.names.fill(&copy)).await?;
+        let types = [Type::TIMESTAMPTZ, Type::INT8_ARRAY, Type::FLOAT8_ARRAY, Type::INT8];
+        let stream = BinaryCopyOutStream::new(stream, &types);
+        tokio::pin!(stream);
+        let mut hot = Hot::default();
+        while let Some(row) = stream.next().await {
+            let row = row?;
+            let Timestamp(time_us) = row.try_get(0)?;
+            let from = u32::try_from(hot.rows.len()).map_err(|_| Error::Unfit("too many hot rows at once".into()))?;
+            hot.rows.push((from_postgres_us(time_us), row.try_get(3)?));
+            let (series, values): (Vec<i64>, Vec<f64>) = (row.try_get(1)?, row.try_get(2)?);
+            for (series_id, value) in series.into_iter().zip(values) {
+                let place = u8::try_from(series_id & 31).unwrap_or_default();
+                hot.buckets.entry(bucket_of(series_id)).or_default().push(Pending { value, from, place });
+            }
+        }
+        Ok(hot)
+    }
+
+    /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
+    async fn reached(&self, hot: &Hot, times: &BTreeSet<i64>, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
+        let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
+        let (Some(earliest), Some(latest)) = (times.first(), times.last()) else { return Ok(reached) };
+        let lower_ms = segments::find(spans, *earliest).map_or(i64::MIN, |span| span.lower_ms);
+        let bounds: Vec<(i64, [Option<(i64, i64)>; 32])> =
+            hot.buckets.iter().map(|(bucket, pending)| (*bucket, hot.bounds(pending))).collect();
+        let of = |pick: fn((i64, i64)) -> i64, fold: fn(i64, i64) -> i64| {
+            let ends = bounds.iter().map(|(_, bounds)| bounds.iter().flatten().map(|ends| pick(*ends)).reduce(fold));
+            ends.map(|end| Timestamp(to_postgres_us(end.unwrap_or_default()))).collect::<Vec<_>>()
+        };
+        let ids: Vec<i64> = bounds.iter().map(|(bucket, _)| *bucket).collect();
+        let (firsts, lasts) = (of(|ends| ends.0, i64::min), of(|ends| ends.1, i64::max));
+        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(*latest)));
+        let statement = self.names.fill(
+            "SELECT c.bucket, c.first, c.last, c.places \
+             FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w (bucket, first, last) \
+             JOIN {sealed} c ON c.bucket = w.bucket AND c.last >= w.first AND c.first <= w.last \
+             WHERE c.first >= $4 AND c.first <= $5",
+        );
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&ids, Type::INT8_ARRAY),
+            (&firsts, Type::TIMESTAMPTZ_ARRAY),
+            (&lasts, Type::TIMESTAMPTZ_ARRAY),
+            (&lower, Type::TIMESTAMPTZ),
+            (&upper, Type::TIMESTAMPTZ),
+        ];
+        let bounds: HashMap<i64, [Option<(i64, i64)>; 32]> = bounds.into_iter().collect();
+        for record in self.client.query_typed(&statement, &parameters).await? {
+            let head = Head::read(&record)?;
+            let bounds = bounds.get(&head.bucket).copied().unwrap_or([None; 32]);
+            let reaches = |place: &i16| {
+                let bounds = usize::try_from(*place).ok().and_then(|place| *bounds.get(place)?);
+                bounds.is_some_and(|(first, last)| first <= head.last_ms && last >= head.first_ms)
+            };
+            if head.places.iter().any(reaches) {
+                reached.entry(head.bucket).or_default().push(head);
+            }
+        }
+        Ok(reached)
+    }
+
+    /// Takes chunks out, and returns their samples by bucket. One that cannot be decoded goes back as it was.
+    async fn take(&self, heads: &[&Head], made: &mut Made<'_>) -> Result<HashMap<i64, Vec<Row>>, Error> {
+        let mut rows: HashMap<i64, Vec<Row>> = HashMap::new();
+        if heads.is_empty() {
+            return Ok(rows);
+        }
+        let times = |of: fn(&Head) -> i64| -> Vec<Timestamp> {
+            heads.iter().map(|head| Timestamp(to_postgres_us(of(head)))).collect()
+        };
+        let buckets: Vec<i64> = heads.iter().map(|head| head.bucket).collect();
+        let (firsts, lasts) = (times(|head| head.first_ms), times(|head| head.last_ms));
+        let statement = self.names.fill(&format!(
+            "DELETE FROM {{sealed}} c USING \
+             (SELECT DISTINCT * FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS u (bucket, first, last)) w \
+             WHERE c.bucket = w.bucket AND c.first = w.first AND c.last = w.last RETURNING {CHUNK_COLUMNS}"
+        ));
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&buckets, Type::INT8_ARRAY),
+            (&firsts, Type::TIMESTAMPTZ_ARRAY),
+            (&lasts, Type::TIMESTAMPTZ_ARRAY),
+        ];
+        for record in self.client.query_typed(&statement, &parameters).await? {
+            let encoded = read_chunk(&record)?;
+            made.replaced += 1;
+            match encoded.decode() {
+                Ok(chunk) => {
+                    made.count(chunk.times_ms.first().copied().unwrap_or_default(), &chunk, -1);
+                    let rows = rows.entry(chunk.bucket).or_default();
+                    for (place, values) in &chunk.series {
+                        let series_id = chunk.bucket * chunk::SERIES_PER_BUCKET + i64::from(*place);
+                        let samples = chunk.times_ms.iter().zip(values);
+                        rows.extend(samples.map(|(time_ms, value)| Row { series_id, time_ms: *time_ms, value: *value }));
+                    }
+                }
+                Err(why) => {
+                    log::error!(
+                        "a chunk of series {} to {} is corrupt, and left as it is: {why}",
+                        encoded.bucket * chunk::SERIES_PER_BUCKET,
+                        encoded.bucket * chunk::SERIES_PER_BUCKET + chunk::SERIES_PER_BUCKET - 1
+                    );
+                    made.chunks.push((encoded, record.try_get(3)?));
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn store(&self, made: Made<'_>) -> Result<(), Error> {
+        let copy = self.names.fill(&format!("COPY {{sealed}} ({CHUNK_COLUMNS_BARE}) FROM STDIN BINARY"));
+        let sink = self.client.copy_in(&copy).await?;
+        let types = [
+            Type::INT8,
+            Type::TIMESTAMPTZ,
+            Type::TIMESTAMPTZ,
+            Type::INT4,
+            Type::VARBIT,
+            Type::INT2_ARRAY,
+            Type::INT4_ARRAY,
+            Type::VARBIT,
+            Type::FLOAT8_ARRAY,
+        ];
+        let writer = BinaryCopyInWriter::new(sink, &types);
+        tokio::pin!(writer);
+        for (chunk, length) in &made.chunks {
+            let (first, last) = (Timestamp(to_postgres_us(chunk.first_ms)), Timestamp(to_postgres_us(chunk.last_ms)));
+            let row: [&(dyn ToSql + Sync); 9] = [
+                &chunk.bucket,
+                &first,
+                &last,
+                length,
+                &chunk.times,
+                &chunk.places,
+                &chunk.starts,
+                &chunk.data,
+                &chunk.floats,
+            ];
+            writer.as_mut().write(&row).await?;
+        }
+        writer.finish().await?;
+        let (uppers, counts): (Vec<Timestamp>, Vec<i64>) =
+            made.counts.iter().map(|(upper_ms, count)| (Timestamp(to_postgres_us(*upper_ms)), *count)).unzip();
+        let statement = self.names.fill(
+            "UPDATE {segments} s SET samples = s.samples + w.count \
+             FROM unnest($1::timestamptz[], $2::bigint[]) AS w (upper, count) WHERE s.upper = w.upper",
+        );
+        self.client
+            .execute_typed(&statement, &[(&uppers, Type::TIMESTAMPTZ_ARRAY), (&counts, Type::INT8_ARRAY)])
+            .await?;
+        Ok(())
+    }
+}
+
+/// Chunks to be stored, and what is to be said of them.
+struct Made<'a> {
+    spans: &'a [Span],
+    chunks: Vec<(Encoded, i32)>,
+    replaced: usize,
+    dropped: usize,
+    /// Samples more or less, by the upper bound of the segment.
+    counts: HashMap<i64, i64>,
+}
+
+impl<'a> Made<'a> {
+    fn new(spans: &'a [Span]) -> Self {
+        Self { spans, chunks: Vec::new(), replaced: 0, dropped: 0, counts: HashMap::new() }
+    }
+
+    /// Makes chunks of a bucket's samples, which are in the order of series and time, without doubles.
+    fn encode(&mut self, rows: &[Row]) -> Result<(), Error> {
+        let mut by_span: BTreeMap<Span, Vec<Row>> = BTreeMap::new();
+        let mut rest = rows;
+        while let Some(first) = rest.first() {
+            let span = segments::find(self.spans, first.time_ms)
+                .ok_or_else(|| Error::Unfit(format!("there is no segment for the time {}", first.time_ms)))?;
+            let (run, later) = rest.split_at(rest.iter().take_while(|row| span.contains(row.time_ms)).count());
+            by_span.entry(span).or_default().extend_from_slice(run);
+            rest = later;
+        }
+        for rows in by_span.values() {
+            for chunk in chunk::group(rows, LENGTH_MAX) {
+                self.count(chunk.times_ms[0], &chunk, 1);
+                let length = i32::try_from(chunk.times_ms.len()).unwrap_or(i32::MAX);
+                self.chunks.push((chunk::encode(&chunk), length));
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, time_ms: i64, chunk: &chunk::Chunk, sign: i64) {
+        let samples = i64::try_from(chunk.times_ms.len() * chunk.series.len()).unwrap_or_default();
+        if let Some(span) = segments::find(self.spans, time_ms) {
+            *self.counts.entry(span.upper_ms).or_default() += sign * samples;
+        }
+    }
+}
+
+impl Hot {
+    /// A bucket's samples, in the order in which they were stored.
+    fn in_order(&self, bucket: i64, mut pending: Vec<Pending>) -> Vec<Row> {
+        pending.sort_by_key(|sample| self.rows[sample.from as usize].1);
+        let row = |sample: &Pending| Row {
+            series_id: bucket * chunk::SERIES_PER_BUCKET + i64::from(sample.place),
+            time_ms: self.rows[sample.from as usize].0,
+            value: sample.value,
+        };
+        pending.iter().map(row).collect()
+    }
+
+    /// The first and last time of each place.
+    fn bounds(&self, pending: &[Pending]) -> [Option<(i64, i64)>; 32] {
+        let mut bounds = [None; 32];
+        for sample in pending {
+            let time_ms = self.rows[sample.from as usize].0;
+            let (first, last) = bounds[usize::from(sample.place)].unwrap_or((time_ms, time_ms));
+            bounds[usize::from(sample.place)] = Some((time_ms.min(first), time_ms.max(last)));
+        }
+        bounds
+    }
+}
+
+impl Head {
+    fn read(record: &Record) -> Result<Self, Error> {
+        let (Timestamp(first), Timestamp(last)) = (record.try_get(1)?, record.try_get(2)?);
+        Ok(Self {
+            bucket: record.try_get(0)?,
+            first_ms: from_postgres_us(first),
+            last_ms: from_postgres_us(last),
+            places: record.try_get(3)?,
+        })
+    }
+}
+
+/// What [`read_chunk`] reads, of a table called `c`.
+pub const CHUNK_COLUMNS: &str = "c.bucket, c.first, c.last, c.length, c.times, c.places, c.starts, c.data, c.floats";
+
+const CHUNK_COLUMNS_BARE: &str = "bucket, first, last, length, times, places, starts, data, floats";
+
+/// A chunk as it is stored.
+///
+/// # Errors
+///
+/// When a column is not of its type.
+pub fn read_chunk(record: &Record) -> Result<Encoded, Error> {
+    let (Timestamp(first), Timestamp(last)) = (record.try_get(1)?, record.try_get(2)?);
+    Ok(Encoded {
+        bucket: record.try_get(0)?,
+        first_ms: from_postgres_us(first),
+        last_ms: from_postgres_us(last),
+        times: record.try_get(4)?,
+        places: record.try_get(5)?,
+        starts: record.try_get(6)?,
+        data: record.try_get(7)?,
+        floats: record.try_get(8)?,
+    })
+}
+
+fn on_pages(pages: &Range<u32>) -> String {
+    format!("ctid >= '({},0)'::tid AND ctid < '({},0)'::tid", pages.start, pages.end)
+}
