@@ -7,6 +7,7 @@ mod election;
 mod http;
 mod read;
 mod reader;
+mod seal;
 mod setup;
 mod storage;
 mod write;

@@ -1,0 +1,267 @@
+//! Sealing: the same samples before, during and after, whoever reads, writes or dies meanwhile.
+
+use std::sync::Arc;
+
+use prometheus_postgresql_adapter::model::sample::Sample;
+use rig::adapter::Adapter;
+use rig::process::Signal;
+
+use crate::reader::{both, query};
+use crate::setup::{Body, Database, SOON, at, now_ms, one, start, store};
+
+const STALE_MARKER: u64 = 0x7ff0_0000_0000_0002;
+
+/// Asks for everything hot to be sealed; what is answered.
+pub(crate) async fn seal(adapter: &Adapter) -> serde_json::Value {
+    let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    serde_json::from_str(&answer.text()).unwrap()
+}
+
+/// Everything the view has, every bit of it, in one text.
+const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
+                       ORDER BY name, labels::text, time, value)) || count(*) FROM metrics";
+
+/// Series of every kind: constants, counters, decimals, odd floats, one that ends, one with times of its own.
+fn body(start_ms: i64, scrapes: i64) -> Body {
+    let series = |f: &dyn Fn(i64) -> Option<f64>, offset_ms: i64| -> Vec<Sample> {
+        (0..scrapes).filter_map(|n| Some(at(start_ms + n * 1_000 + offset_ms, f(n)?))).collect()
+    };
+    let odd = [f64::from_bits(STALE_MARKER), f64::NAN, f64::INFINITY, -0.0, f64::MIN_POSITIVE / 3.0, 1e300];
+    let mut body = Body::new()
+        .series(&[("__name__", "constant"), ("job", "a")], &series(&|_| Some(1.0), 0))
+        .series(&[("__name__", "counter"), ("job", "a")], &series(&|n| Some((n * n % 1_000) as f64), 0))
+        .series(&[("__name__", "decimal"), ("job", "b")], &series(&|n| Some(n as f64 * 0.001), 0))
+        .series(&[("__name__", "float"), ("job", "b")], &series(&|n| Some((n as f64).sqrt()), 0))
+        .series(&[("__name__", "odd"), ("job", "c")], &series(&|n| Some(odd[n as usize % odd.len()]), 0))
+        .series(&[("__name__", "phase"), ("job", "c")], &series(&|n| Some(n as f64), 137))
+        .series(&[("__name__", "gaps"), ("job", "c")], &series(&|n| (n % 3 > 0).then_some(n as f64), 0));
+    for n in 0..60 {
+        body = body.series(&[("__name__", "many"), ("n", &n.to_string())], &series(&|m| Some((m * n) as f64), 0));
+    }
+    body
+}
+
+/// Both answers of a remote read of everything, NaN and all.
+async fn read(adapter: &Adapter) -> String {
+    let answers = both(adapter, &[query(0, now_ms() + 3_600_000, &[])]).await;
+    let bits = |sample: &Sample| (sample.timestamp_ms, sample.value.to_bits());
+    let series = |(labels, samples): &(Vec<(String, String)>, Vec<Sample>)| {
+        format!("{labels:?} {:?}", samples.iter().map(bits).collect::<Vec<_>>())
+    };
+    answers[0].iter().map(series).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn readers_see_the_same_before_during_and_after() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1m")).await;
+    let start_ms = now_ms() - 400_000;
+    store(&adapter, body(start_ms, 100)).await;
+    store(&adapter, body(start_ms + 100_000, 100)).await;
+    let (content, answer) = (database.one::<String>(CONTENT).await, read(&adapter).await);
+    // Some that have begun to look before, and look again after.
+    let mut readers = Vec::new();
+    for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
+        let reader = database.session().await;
+        reader.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await.unwrap();
+        one::<i64>(&reader, "SELECT count(*) FROM pg_class").await;
+        readers.push(reader);
+    }
+    // And one that looks all the time.
+    let watcher = database.session().await;
+    let expected = content.clone();
+    let stop = Arc::new(tokio::sync::Notify::new());
+    let watching = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            let mut looks = 0;
+            loop {
+                assert_eq!(one::<String>(&watcher, CONTENT).await, expected);
+                looks += 1;
+                if looks > 3 && tokio::time::timeout(std::time::Duration::ZERO, stop.notified()).await.is_ok() {
+                    return;
+                }
+            }
+        }
+    });
+    let sealed = seal(&adapter).await;
+    assert_eq!(sealed["dropped_samples"], 0);
+    assert_eq!(sealed["samples"].as_i64().unwrap(), database.samples().await);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+    stop.notify_one();
+    watching.await.unwrap();
+    for reader in &readers {
+        assert_eq!(one::<String>(reader, CONTENT).await, content);
+    }
+    assert_eq!(read(&adapter).await, answer);
+    let range = "SELECT count(*) FROM metrics_range('many', '{\"n\": \"7\"}', now() - interval '1 hour', now())";
+    assert_eq!(database.one::<i64>(range).await, 200);
+    let counted = "SELECT (SELECT sum(samples) FROM metrics_segments)::bigint = (SELECT count(*) FROM metrics)";
+    assert!(database.one::<bool>(counted).await);
+    // Sealing again finds nothing to do.
+    assert_eq!(seal(&adapter).await["chunks"], 0);
+}
+
+#[tokio::test]
+async fn late_samples_find_their_place_and_the_first_stored_counts() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1m")).await;
+    let start_ms = now_ms() - 300_000;
+    let sample = |n: i64, value: f64| Body::new().sample("up", start_ms + n * 1_000, value);
+    for n in (0..100).filter(|n| n % 2 == 0) {
+        store(&adapter, sample(n, 1.0)).await;
+    }
+    seal(&adapter).await;
+    // Between, before, behind; and some that are there.
+    for n in (-10..110).filter(|n| n % 2 != 0) {
+        store(&adapter, sample(n, 2.0)).await;
+    }
+    for n in [0, 10, 98] {
+        store(&adapter, sample(n, 3.0)).await;
+    }
+    // Twice while hot, with another value.
+    store(&adapter, sample(200, 4.0)).await;
+    store(&adapter, sample(200, 5.0)).await;
+    let answer = read(&adapter).await;
+    let sealed = seal(&adapter).await;
+    assert_eq!(sealed["dropped_samples"], 4, "{sealed}");
+    assert!(sealed["replaced_chunks"].as_i64().unwrap() > 0, "{sealed}");
+    let values = "SELECT array_agg(value ORDER BY value) FROM (SELECT value, count(*) FROM metrics GROUP BY 1) x";
+    assert_eq!(database.one::<Vec<f64>>(values).await, [1.0, 2.0, 4.0]);
+    assert_eq!(database.samples().await, 50 + 60 + 1);
+    assert_eq!(database.one::<i64>("SELECT count(DISTINCT time) FROM metrics").await, 50 + 60 + 1);
+    assert_eq!(read(&adapter).await, answer, "a reader never saw the doubles");
+}
+
+#[tokio::test]
+async fn a_sealer_that_dies_at_any_point_changes_nothing() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter()).await;
+    store(&adapter, body(now_ms() - 200_000, 100)).await;
+    let content = database.one::<String>(CONTENT).await;
+    // Where it waits for each of these locks it is ended.
+    for (lock, ends) in [
+        ("LOCK metrics_hot IN ACCESS EXCLUSIVE MODE", "session"),
+        ("LOCK metrics_sealed IN SHARE MODE", "session"),
+        ("LOCK metrics_segments IN ACCESS EXCLUSIVE MODE", "session"),
+        ("LOCK metrics_sealed IN SHARE MODE", "adapter"),
+    ] {
+        let adapter = start(&database.adapter()).await;
+        let blocker = database.session().await;
+        blocker.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+        let client = adapter.client().clone();
+        let url = adapter.url("/admin/storage/seal");
+        let sealing = tokio::spawn(async move { client.post(&url, &[], Vec::new()).await });
+        let waits = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        database.wait(&format!("SELECT EXISTS (SELECT {waits})")).await;
+        if ends == "adapter" {
+            adapter.process().signal(Signal::KILL);
+        } else {
+            database.run(&format!("SELECT pg_terminate_backend(pid) {waits}")).await;
+        }
+        blocker.batch_execute("ROLLBACK").await.unwrap();
+        match tokio::time::timeout(SOON, sealing).await.expect("sealing ends").unwrap() {
+            Ok(answer) => assert_eq!((ends, answer.status), ("session", 503), "{lock}: {}", answer.text()),
+            Err(_) => assert_eq!(ends, "adapter"),
+        }
+        assert_eq!(database.one::<String>(CONTENT).await, content, "{lock}");
+    }
+    // A backend whose client died may still be at it for a moment.
+    let sealed = async || {
+        let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
+        (answer.status == 200).then_some(())
+    };
+    adapter.process().wait_until("it seals", SOON, sealed).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+    assert_eq!(database.one::<String>(CONTENT).await, content);
+}
+
+#[tokio::test]
+async fn neither_a_dump_nor_sealing_holds_writers_up() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter()).await;
+    let start_ms = now_ms() - 400_000;
+    store(&adapter, body(start_ms, 50)).await;
+    let dump = database.session().await;
+    dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    let dumped = one::<String>(&dump, CONTENT).await;
+    seal(&adapter).await;
+    store(&adapter, body(start_ms + 100_000, 50)).await;
+    seal(&adapter).await;
+    assert_eq!(one::<String>(&dump, CONTENT).await, dumped, "the dump sees what it saw");
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'constant'").await, 100);
+    dump.batch_execute("COMMIT").await.unwrap();
+    // Sealing waits for somebody's lock: writers do not.
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; LOCK metrics_sealed IN SHARE MODE").await.unwrap();
+    store(&adapter, body(start_ms + 200_000, 50)).await;
+    let client = adapter.client().clone();
+    let url = adapter.url("/admin/storage/seal");
+    let sealing = tokio::spawn(async move { client.post(&url, &[], Vec::new()).await });
+    database.wait("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')").await;
+    store(&adapter, body(start_ms + 300_000, 50)).await;
+    assert!(!sealing.is_finished());
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(tokio::time::timeout(SOON, sealing).await.unwrap().unwrap().unwrap().status, 200);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'constant'").await, 200);
+}
+
+#[tokio::test]
+async fn small_chunks_are_put_together() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter()).await;
+    let start_ms = now_ms() - 400_000;
+    for n in 0..16 {
+        store(&adapter, body(start_ms + n * 10_000, 10)).await;
+        seal(&adapter).await;
+    }
+    let most = "SELECT max(n) FROM (SELECT count(*) AS n FROM (SELECT bucket, unnest(places) AS place FROM metrics_sealed) p \
+                GROUP BY bucket, place) x";
+    assert!(database.one::<i64>(most).await < 12, "{}", database.one::<i64>(most).await);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'constant'").await, 160);
+    assert_eq!(database.one::<i64>("SELECT count(DISTINCT (name, labels, time)) FROM metrics").await, database.samples().await);
+}
+
+#[tokio::test]
+async fn the_leader_seals_by_itself() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-seal-samples=1000").arg("-pg-seal-after=1h")).await;
+    store(&adapter, body(now_ms() - 200_000, 100)).await;
+    database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
+    let by_time = start(&database.adapter().arg("-pg-seal-after=1s")).await;
+    store(&by_time, Body::new().sample("up", now_ms(), 1.0)).await;
+    database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
+}
+
+#[tokio::test]
+async fn a_corrupt_chunk_is_named_and_nothing_else_suffers() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter()).await;
+    let start_ms = now_ms() - 200_000;
+    store(&adapter, Body::new().sample("broken", start_ms, 1.5).sample("broken", start_ms + 10_000, 2.5)).await;
+    seal(&adapter).await;
+    database.run("UPDATE metrics_sealed SET data = B'1'").await;
+    store(&adapter, Body::new().sample("broken", start_ms + 5_000, 2.0).sample("whole", start_ms, 3.0)).await;
+    let answer = crate::reader::ask(&adapter, &[query(0, now_ms(), &[("__name__", "=", "broken")])], &[]).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.text().contains("corrupt"), "{}", answer.text());
+    let error = database.client.query("SELECT * FROM metrics", &[]).await.unwrap_err();
+    assert_eq!(error.code().map(|code| code.code().to_owned()), Some("XX001".to_owned()), "{error:?}");
+    // It is late for the corrupt one, which stays; the rest is sealed.
+    seal(&adapter).await;
+    adapter.process().wait_for_log("corrupt", SOON).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+    assert_eq!(both(&adapter, &[query(0, now_ms(), &[("__name__", "=", "whole")])]).await[0].len(), 1);
+}
+
+#[tokio::test]
+async fn only_this_host_may_ask_and_only_by_post() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    assert_eq!(adapter.get("/admin/storage/seal").await.unwrap().status, 405);
+    let reader = start(&database.adapter().arg("-pg-read-only")).await;
+    let answer = reader.client().post(&reader.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
+    assert_eq!(answer.status, 409, "{}", answer.text());
+}
