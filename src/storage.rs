@@ -381,10 +381,8 @@ impl Store {
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
                 let session = self.connector.write_session().await?;
-                let making = self.connector.write_session().await?;
-                let sealed = self.seal_by(session.client(), making.client(), shrink).await;
+                let sealed = self.seal_by(session.client(), shrink).await;
                 session.close().await;
-                making.close().await;
                 sealed
             }))
             .await;
@@ -400,11 +398,10 @@ impl Store {
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, making: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(&self, client: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
         let now_ms = now_ms();
         let sealer = Sealer {
             client,
-            segments: making,
             names: &self.names,
             interval: self.config.chunk_interval,
             now_ms,

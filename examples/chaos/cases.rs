@@ -427,6 +427,7 @@ async fn pg_full(context: &Context<'_>) -> Outcome {
     let place = format!("CREATE TABLESPACE small LOCATION '{}'", disk.path());
     stage.sql(&place).await;
     stage.sql("ALTER TABLE metrics_hot SET TABLESPACE small").await;
+    let client = stage.client().await;
     sleep(1.0).await;
     stage.event("disk full");
     let fill = "CREATE TABLE filler (a text) TABLESPACE small";

@@ -155,6 +155,10 @@ impl<'a> Stage<'a> {
                 .arg("-leader-election-pg-advisory-lock-id=7")
                 .arg(format!("-leader-election-lease={}ms", setup.lease_seconds * 1000.0))
                 .arg("-log-level=info")
+                // Sealed while it happens, in segments and portions as small as can be.
+                .arg("-pg-seal-samples=5000")
+                .arg("-pg-seal-after=1s")
+                .arg("-pg-prometheus-chunk-interval=10s")
                 .arg(format!("-pg-uri={}", fill(&setup.uri, pooler.as_ref().map_or(postgres.port(), |p| p.port()))));
             if pooler.is_some() {
                 options = options.arg(format!("-pg-lock-uri={}", fill(&setup.uri, postgres.port())));

@@ -39,6 +39,9 @@ const SMALL_COUNT: i64 = 8;
 /// Buckets whose chunks are taken apart at a time: bounds the memory of it.
 const BUCKETS_AT_ONCE: usize = 64;
 
+/// So often new segments are made for what came in since the last look.
+const ATTEMPTS: usize = 10;
+
 /// How long one statement may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -71,8 +74,6 @@ impl std::ops::AddAssign for Outcome {
 pub struct Sealer<'a> {
     /// A session of the job's own.
     pub client: &'a Client,
-    /// Another, by which segments are made.
-    pub segments: &'a Client,
     /// The store's.
     pub names: &'a Names,
     /// The span of a segment to be made.
@@ -81,6 +82,15 @@ pub struct Sealer<'a> {
     pub now_ms: i64,
     /// Samples older than this are dropped, in ms since 1970.
     pub expired_ms: Option<i64>,
+}
+
+/// How a transaction ended.
+enum Ended {
+    Done(Outcome),
+    /// Another adapter is at it.
+    Busy,
+    /// Samples came in for which there is no segment yet.
+    Again,
 }
 
 /// A hot sample, its bucket known.
@@ -100,6 +110,14 @@ struct Hot {
     buckets: HashMap<i64, Vec<Pending>>,
 }
 
+/// The first and last times of a bucket's hot samples.
+struct Reach {
+    first_ms: i64,
+    last_ms: i64,
+    /// Of each place; the last before the first where there are none.
+    places: [(i64, i64); 32],
+}
+
 /// What is known of a chunk without reading it.
 struct Head {
     bucket: i64,
@@ -115,7 +133,24 @@ impl Sealer<'_> {
     ///
     /// What the server said; nothing has changed then.
     pub async fn seal(&self, pages: Range<u32>) -> Result<Option<Outcome>, Error> {
-        self.transaction(self.seal_locked(pages)).await
+        for _ in 0..ATTEMPTS {
+            let statement = format!("SELECT DISTINCT \"time\" FROM {{hot}} WHERE {}", on_pages(&pages));
+            let records = self.client.query_typed(&self.names.fill(&statement), &[]).await?;
+            let mut times = BTreeSet::new();
+            for record in &records {
+                let Timestamp(time_us) = record.try_get(0)?;
+                times.insert(from_postgres_us(time_us));
+            }
+            times.retain(|time_ms| !self.is_expired(*time_ms));
+            // Before the transaction, which would not see them.
+            let spans = segments::ensure(self.client, self.names, &times, self.now_ms, self.interval).await?;
+            match self.transaction(self.seal_locked(pages.clone(), &spans)).await? {
+                Ended::Done(outcome) => return Ok(Some(outcome)),
+                Ended::Busy => return Ok(None),
+                Ended::Again => {}
+            }
+        }
+        Err(Error::Unfit("samples of ever more segments come in while the others are sealed".into()))
     }
 
     /// Puts small chunks of the last two segments together where a series has many, in so many buckets at most. `None`:
@@ -125,10 +160,14 @@ impl Sealer<'_> {
     ///
     /// What the server said; nothing has changed then.
     pub async fn merge(&self, buckets_max: usize) -> Result<Option<Outcome>, Error> {
-        self.transaction(self.merge_locked(buckets_max)).await
+        let spans = segments::list(self.client, self.names).await?;
+        match self.transaction(self.merge_locked(buckets_max, &spans)).await? {
+            Ended::Done(outcome) => Ok(Some(outcome)),
+            Ended::Busy | Ended::Again => Ok(None),
+        }
     }
 
-    async fn transaction(&self, work: impl Future<Output = Result<Outcome, Error>>) -> Result<Option<Outcome>, Error> {
+    async fn transaction(&self, work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Error> {
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL statement_timeout = {}; \
              SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
@@ -137,26 +176,28 @@ impl Sealer<'_> {
         );
         self.client.batch_execute(&begin).await?;
         let lock = self.names.fill("SELECT pg_try_advisory_xact_lock({hot:literal}::regclass::oid::integer, 0)");
-        let outcome = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
-            true => Some(work.await?),
-            false => None,
+        let ended = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
+            true => work.await?,
+            false => Ended::Busy,
         };
-        self.client.batch_execute("COMMIT").await?;
-        Ok(outcome)
+        self.client.batch_execute(if matches!(ended, Ended::Done(_)) { "COMMIT" } else { "ROLLBACK" }).await?;
+        Ok(ended)
     }
 
-    async fn seal_locked(&self, pages: Range<u32>) -> Result<Outcome, Error> {
+    async fn seal_locked(&self, pages: Range<u32>, spans: &[Span]) -> Result<Ended, Error> {
         let mut hot = self.read(&pages).await?;
         if hot.rows.is_empty() {
-            return Ok(Outcome::default());
+            return Ok(Ended::Done(Outcome::default()));
         }
         let samples = hot.buckets.values().map(Vec::len).sum();
         let times: BTreeSet<i64> = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time| !self.is_expired(*time)).collect();
-        let spans = segments::ensure(self.segments, self.names, &times, self.now_ms, self.interval).await?;
-        let heads = self.reached(&hot, &times, &spans).await?;
+        if times.iter().any(|time_ms| segments::find(spans, *time_ms).is_none()) {
+            return Ok(Ended::Again);
+        }
+        let heads = self.reached(&hot, &times, spans).await?;
         let mut buckets: Vec<i64> = hot.buckets.keys().copied().collect();
         buckets.sort_unstable();
-        let mut made = Made::new(&spans);
+        let mut made = Made::new(spans);
         for group in buckets.chunks(BUCKETS_AT_ONCE) {
             let heads: Vec<&Head> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
             let mut existing = self.take(&heads, &mut made).await?;
@@ -179,10 +220,10 @@ impl Sealer<'_> {
         if deleted != hot.rows.len() as u64 {
             return Err(Error::Unfit(format!("{deleted} hot rows deleted of {} that were sealed", hot.rows.len())));
         }
-        Ok(outcome)
+        Ok(Ended::Done(outcome))
     }
 
-    async fn merge_locked(&self, buckets_max: usize) -> Result<Outcome, Error> {
+    async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
         let statement = self.names.fill(
             "SELECT c.bucket, c.first, c.last, c.places FROM {sealed} c JOIN \
              (SELECT segment, bucket FROM (SELECT tableoid AS segment, bucket, unnest(places) AS place FROM {sealed} \
@@ -200,8 +241,7 @@ impl Sealer<'_> {
         ];
         let records = self.client.query_typed(&statement, &parameters).await?;
         let heads: Vec<Head> = records.iter().map(Head::read).collect::<Result<_, _>>()?;
-        let spans = segments::ensure(self.segments, self.names, &BTreeSet::new(), self.now_ms, self.interval).await?;
-        let mut made = Made::new(&spans);
+        let mut made = Made::new(spans);
         let mut by_bucket: HashMap<i64, Vec<&Head>> = HashMap::new();
         for head in &heads {
             by_bucket.entry(head.bucket).or_default().push(head);
@@ -216,7 +256,7 @@ impl Sealer<'_> {
         }
         let outcome = Outcome { chunks: made.chunks.len(), replaced: made.replaced, ..Outcome::default() };
         self.store(made).await?;
-        Ok(outcome)
+        Ok(Ended::Done(outcome))
     }
 
     fn is_expired(&self, time_ms: i64) -> bool {
@@ -252,14 +292,13 @@ impl Sealer<'_> {
         let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
         let (Some(earliest), Some(latest)) = (times.first(), times.last()) else { return Ok(reached) };
         let lower_ms = segments::find(spans, *earliest).map_or(i64::MIN, |span| span.lower_ms);
-        let bounds: Vec<(i64, [Option<(i64, i64)>; 32])> =
-            hot.buckets.iter().map(|(bucket, pending)| (*bucket, hot.bounds(pending))).collect();
-        let of = |pick: fn((i64, i64)) -> i64, fold: fn(i64, i64) -> i64| {
-            let ends = bounds.iter().map(|(_, bounds)| bounds.iter().flatten().map(|ends| pick(*ends)).reduce(fold));
-            ends.map(|end| Timestamp(to_postgres_us(end.unwrap_or_default()))).collect::<Vec<_>>()
+        let reaches: HashMap<i64, Reach> =
+            hot.buckets.iter().map(|(bucket, pending)| (*bucket, hot.reach(pending))).collect();
+        let ids: Vec<i64> = reaches.keys().copied().collect();
+        let ends = |of: fn(&Reach) -> i64| -> Vec<Timestamp> {
+            ids.iter().map(|bucket| Timestamp(to_postgres_us(of(&reaches[bucket])))).collect()
         };
-        let ids: Vec<i64> = bounds.iter().map(|(bucket, _)| *bucket).collect();
-        let (firsts, lasts) = (of(|ends| ends.0, i64::min), of(|ends| ends.1, i64::max));
+        let (firsts, lasts) = (ends(|reach| reach.first_ms), ends(|reach| reach.last_ms));
         let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(*latest)));
         let statement = self.names.fill(
             "SELECT c.bucket, c.first, c.last, c.places \
@@ -274,15 +313,9 @@ impl Sealer<'_> {
             (&lower, Type::TIMESTAMPTZ),
             (&upper, Type::TIMESTAMPTZ),
         ];
-        let bounds: HashMap<i64, [Option<(i64, i64)>; 32]> = bounds.into_iter().collect();
         for record in self.client.query_typed(&statement, &parameters).await? {
             let head = Head::read(&record)?;
-            let bounds = bounds.get(&head.bucket).copied().unwrap_or([None; 32]);
-            let reaches = |place: &i16| {
-                let bounds = usize::try_from(*place).ok().and_then(|place| *bounds.get(place)?);
-                bounds.is_some_and(|(first, last)| first <= head.last_ms && last >= head.first_ms)
-            };
-            if head.places.iter().any(reaches) {
+            if reaches.get(&head.bucket).is_some_and(|reach| reach.is_into(&head)) {
                 reached.entry(head.bucket).or_default().push(head);
             }
         }
@@ -437,15 +470,23 @@ impl Hot {
         pending.iter().map(row).collect()
     }
 
-    /// The first and last time of each place.
-    fn bounds(&self, pending: &[Pending]) -> [Option<(i64, i64)>; 32] {
-        let mut bounds = [None; 32];
+    fn reach(&self, pending: &[Pending]) -> Reach {
+        let mut reach = Reach { first_ms: i64::MAX, last_ms: i64::MIN, places: [(i64::MAX, i64::MIN); 32] };
         for sample in pending {
             let time_ms = self.rows[sample.from as usize].0;
-            let (first, last) = bounds[usize::from(sample.place)].unwrap_or((time_ms, time_ms));
-            bounds[usize::from(sample.place)] = Some((time_ms.min(first), time_ms.max(last)));
+            let (first_ms, last_ms) = &mut reach.places[usize::from(sample.place)];
+            (*first_ms, *last_ms) = (time_ms.min(*first_ms), time_ms.max(*last_ms));
+            (reach.first_ms, reach.last_ms) = (time_ms.min(reach.first_ms), time_ms.max(reach.last_ms));
         }
-        bounds
+        reach
+    }
+}
+
+impl Reach {
+    /// Whether a series of the chunk has hot samples between its first and last time.
+    fn is_into(&self, chunk: &Head) -> bool {
+        let places = chunk.places.iter().filter_map(|place| self.places.get(usize::try_from(*place).ok()?));
+        places.into_iter().any(|(first_ms, last_ms)| *first_ms <= chunk.last_ms && *last_ms >= chunk.first_ms)
     }
 }
 

@@ -135,7 +135,11 @@ async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
 }
 
 /// All segments, in order.
-async fn list(client: &Client, names: &Names) -> Result<Vec<Span>, Error> {
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn list(client: &Client, names: &Names) -> Result<Vec<Span>, Error> {
     let statement = names.fill(
         "SELECT (extract(epoch FROM lower) * 1000)::int8, (extract(epoch FROM upper) * 1000)::int8 \
          FROM {segments} ORDER BY upper",
