@@ -123,8 +123,8 @@ impl Cache {
 }
 
 /// Looks label sets up and makes those that are new, all in the transaction that `client` has open. The answer is by
-/// identity, with the number of new ones. Rows are inserted in the order of their keys, so that two adapters that make
-/// the same series wait for each other and never deadlock.
+/// identity, with the number of new ones. Rows are inserted in the order of their labels, so that
+/// two adapters that make the same series wait for each other and never deadlock, and that series alike are neighbours.
 ///
 /// # Errors
 ///
@@ -140,7 +140,7 @@ pub async fn resolve(
     if missing.is_empty() {
         return Ok((known, 0));
     }
-    missing.sort_by_key(|(key, _)| **key);
+    missing.sort_unstable_by_key(|(_, labels)| *labels);
     let keys: Vec<Uuid> = missing.iter().map(|(key, _)| **key).collect();
     let metric_names: Vec<&str> = missing.iter().map(|(_, labels)| labels.metric_name()).collect();
     let labels: Vec<String> = missing.iter().map(|(_, labels)| to_json(labels)).collect();
