@@ -1,7 +1,7 @@
 //! Builds every part, owns every task, stops them in order.
 
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -133,6 +133,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
             role: role.clone(),
             fenced: Arc::clone(&fenced),
             metrics: Arc::clone(&metrics),
+            trouble: Mutex::default(),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }

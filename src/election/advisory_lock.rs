@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
@@ -18,6 +18,7 @@ use crate::postgres::{Connector, within};
 use crate::storage::fence::Fence;
 use crate::storage::names::Names;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trouble::Trouble;
 use uuid::Uuid;
 
 /// The hand-over's side of an election: what a leader-to-be does before it serves, and what a leader publishes.
@@ -110,12 +111,17 @@ impl<S: Succession> Election<S> {
                     };
                     match connected {
                         Ok(opened) => {
-                            trouble.over();
+                            if trouble.over() {
+                                log::info!("the lock session is open again");
+                            }
                             session = Some(opened);
                             machine.on_connected(Instant::now());
                         }
                         Err(error) => {
-                            trouble.report(&format!("no lock session: {error}"));
+                            let why = error.to_string();
+                            if trouble.is_news(&why, Instant::now()) {
+                                log::error!("no lock session: {why}");
+                            }
                             self.count(&error);
                             machine.on_lost(Reason::SessionLost, Instant::now());
                         }
@@ -359,26 +365,4 @@ impl<S: Succession> Election<S> {
 /// The lock is held elsewhere, and no fresh heartbeat says by whom.
 fn is_held_in_silence(machine: &Machine, now: Instant) -> bool {
     matches!((machine.role(now), machine.reason(now)), (Role::Unknown, Reason::LeaderStale))
-}
-
-/// Says a lasting trouble once, and again each half minute.
-#[derive(Default)]
-struct Trouble {
-    said: Option<(String, Instant)>,
-}
-
-impl Trouble {
-    fn report(&mut self, text: &str) {
-        let again = Duration::from_secs(30);
-        if !matches!(&self.said, Some((said, at)) if said == text && at.elapsed() < again) {
-            log::error!("{text}");
-            self.said = Some((text.to_owned(), Instant::now()));
-        }
-    }
-
-    fn over(&mut self) {
-        if self.said.take().is_some() {
-            log::info!("the lock session is open again");
-        }
-    }
 }
