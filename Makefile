@@ -45,5 +45,5 @@ lint: ## Check format and lints, warnings are errors
 doc: ## Build the documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
-install-deps: ## Install what tests and demo run: PostgreSQL, Prometheus, node_exporter, a C compiler
+install-deps: ## Install what tests, demo and chaos run: PostgreSQL, Prometheus, pgbouncer and their like
 	@.ci/install-deps

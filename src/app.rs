@@ -1,7 +1,7 @@
 //! Builds every part, owns every task, stops them in order.
 
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
@@ -15,7 +15,7 @@ use crate::election::PrometheusTimeout;
 use crate::election::advisory_lock::Election;
 use crate::election::liveness::Heard;
 use crate::election::lock_session::group_name;
-use crate::election::role::Role;
+use crate::election::role::{LockHolder, Role};
 use crate::handover::Handover;
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
@@ -92,6 +92,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let timeout = config.election.as_ref().map_or(PrometheusTimeout::Never, |election| election.prometheus_timeout);
     let heard = Arc::new(Heard::new(timeout));
     let (role_sender, role) = watch::channel(Role::Unknown);
+    let (lock_holder_sender, lock_holder) = watch::channel(None);
     let stopping = CancellationToken::new();
     let requests = TaskTracker::new();
     let service = Arc::new(Service {
@@ -100,6 +101,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         metrics: Arc::clone(&metrics),
         heard: Arc::clone(&heard),
         role: role.clone(),
+        lock_holder,
         group: config.election.as_ref().map(|election| group_name(election.lock_id)),
         receiver: OnceLock::new(),
         store: OnceLock::new(),
@@ -137,13 +139,14 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
             role: role.clone(),
             fenced: Arc::clone(&fenced),
             metrics: Arc::clone(&metrics),
+            trouble: Mutex::default(),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }
     let election_stop = CancellationToken::new();
     let parts =
         Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard, fenced };
-    let electing = connections.spawn(parts.elect(handover, role_sender, election_stop.clone()));
+    let electing = connections.spawn(parts.elect(handover, role_sender, lock_holder_sender, election_stop.clone()));
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
 
@@ -218,6 +221,7 @@ impl Parts<'_> {
         &self,
         handover: Arc<Handover>,
         role: watch::Sender<Role>,
+        lock_holder: watch::Sender<Option<LockHolder>>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let election = self.config.election.clone().map(|config| Election {
@@ -229,6 +233,7 @@ impl Parts<'_> {
             succession: handover,
             fenced: Arc::clone(&self.fenced),
             role: role.clone(),
+            lock_holder,
             metrics: Arc::clone(self.metrics),
         });
         let (metrics, read_only) = (Arc::clone(self.metrics), self.config.storage.read_only);

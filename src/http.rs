@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::election::liveness::{Heard, Line};
-use crate::election::role::Role;
+use crate::election::role::{LockHolder, Role};
 use crate::receiver::Receiver;
 use crate::storage::Store;
 use crate::telemetry::metrics::{self, Metrics};
@@ -56,6 +56,8 @@ pub struct Service {
     pub heard: Arc<Heard>,
     /// Who we are at the moment.
     pub role: watch::Receiver<Role>,
+    /// Who holds the lock while nobody can be seen to lead.
+    pub lock_holder: watch::Receiver<Option<LockHolder>>,
     /// What the group is called; `None` without an election.
     pub group: Option<String>,
     /// Takes write requests, once the store is open; never with `-pg-read-only`.

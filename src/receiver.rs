@@ -1,6 +1,6 @@
 //! What becomes of a write request, by role.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -14,6 +14,7 @@ use crate::storage::fence::Fence;
 use crate::storage::ingest::Stored;
 use crate::storage::{Rejected, Resolved, Store, request_key};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trouble::Trouble;
 use crate::wire::write::Request;
 
 /// Takes write requests; reads the role and never asks the database for it.
@@ -28,6 +29,8 @@ pub struct Receiver {
     pub fenced: Arc<Notify>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What was said of a database that refuses.
+    pub trouble: Mutex<Trouble>,
 }
 
 /// A request was taken: every sample stored or held, but for those that never can be.
@@ -138,6 +141,13 @@ impl Receiver {
         if error.class() == Class::Fenced && in_force {
             self.fenced.notify_one();
         }
-        Refused::Database(error.to_string())
+        let why = error.to_string();
+        // The election tells of a term that is over.
+        let is_news = error.class() != Class::Fenced
+            && self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&why, Instant::now());
+        if is_news {
+            log::warn!("write requests are answered 503: {why}");
+        }
+        Refused::Database(why)
     }
 }

@@ -1,4 +1,5 @@
-//! Log, and metrics as a value.
+//! Log, what is worth a line of it again, and metrics as a value.
 
 pub mod log;
 pub mod metrics;
+pub mod trouble;

@@ -220,6 +220,14 @@ impl Host {
         self.state.waiting.load(Ordering::Relaxed)
     }
 
+    /// Ends when it has just been answered for all it has.
+    pub(crate) async fn sent(&self) {
+        let begun = self.counts().acknowledged;
+        while self.counts().acknowledged == begun || self.waiting() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// What it counted.
     pub(crate) fn counts(&self) -> Counts {
         *lock(&self.state.counts)

@@ -17,7 +17,7 @@ pub(crate) struct Pooler {
 impl Pooler {
     /// Whether there is one to run.
     pub(crate) fn is_installed() -> bool {
-        Command::new("pgbouncer").arg("--version").output().is_ok()
+        program().is_some()
     }
 
     /// Starts one before the server at `address` and `server_port`.
@@ -34,7 +34,7 @@ impl Pooler {
         std::fs::write(&file, config).expect("cannot write pgbouncer's settings");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).expect("cannot open pgbouncer's directory");
-        let mut command = Command::new("pgbouncer");
+        let mut command = Command::new(program().expect("looked for before"));
         if rig::network::is_root() {
             // It refuses to run as root.
             command.args(["-u", "postgres"]);
@@ -47,4 +47,10 @@ impl Pooler {
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
+}
+
+/// Debian's place for it is not in every user's PATH.
+fn program() -> Option<&'static str> {
+    let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();
+    ["pgbouncer", "/usr/sbin/pgbouncer"].into_iter().find(runs)
 }

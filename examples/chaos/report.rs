@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::cases::Case;
-use crate::stage::{Outcome, problems};
+use crate::stage::{Outcome, median, problems};
 
 /// A case and how it ended; in words if it has no outcome.
 pub(crate) struct Row<'a> {
@@ -106,7 +106,7 @@ fn takeovers(outcome: &Outcome) -> String {
         [] => String::new(),
         [one] => format!("{one:.2} s"),
         // The 99th of a hundred is the slowest of fewer.
-        [.., slowest] => format!("p50 {:.2} s, p99 {slowest:.2} s, of {}", seconds[seconds.len() / 2], seconds.len()),
+        [.., slowest] => format!("p50 {:.2} s, p99 {slowest:.2} s, of {}", median(&seconds), seconds.len()),
     }
 }
 

@@ -412,6 +412,13 @@ pub(crate) fn problems(outcome: &Outcome) -> Vec<String> {
     problems
 }
 
+/// The one in the middle; none of none is 0.
+pub(crate) fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
 /// Seconds in which neither adapter said that it leads.
 fn leaderless(bands: &[Vec<Band>; 2]) -> f64 {
     let mut edges: Vec<f64> = bands.iter().flatten().flat_map(|band| [band.from, band.to]).collect();

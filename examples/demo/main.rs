@@ -4,6 +4,7 @@
 //! Nothing it starts outlives it, whether it ends well or by Ctrl-C.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program that tells a story")]
 
+mod judge;
 mod pair;
 mod verdict;
 
@@ -84,7 +85,8 @@ async fn story() -> bool {
     verdict
         .check(&format!("take-over after {silence:.2} s when a Prometheus dies, at most {bound} s"), silence <= bound);
     verdict.check(&format!("take-over after {crash:.2} s when an adapter dies, at most 1 s"), crash <= 1.0);
-    let stored = verdict::by_sql(&mut verdict, &pair.postgres, silence.max(crash)).await;
+    let sides = pair.sides.each_ref().map(|side| &side.prometheus);
+    let found = verdict::by_the_pair(&mut verdict, &pair.postgres, sides, began.elapsed()).await;
     verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader).await;
     for side in &pair.sides {
         senders.push((format!("Prometheus {}", side.name), side.prometheus.sender().await));
@@ -95,8 +97,8 @@ async fn story() -> bool {
     let leaders = leaders(&pair).await.len();
     verdict.check(&format!("{leaders} of two adapters leads"), leaders == 1);
     verdict.conclude(&format!(
-        "{} samples stored once, {} doubled; take-overs in {silence:.2} s and {crash:.2} s; longest hole {:.1} s",
-        stored.samples, stored.doubled, stored.longest_hole,
+        "{} samples stored once: {} lost, {} doubled; take-overs in {silence:.2} s and {crash:.2} s",
+        found.samples, found.lost, found.doubled,
     ))
 }
 

@@ -1,15 +1,13 @@
-//! What is stored, judged by SQL and through a Prometheus that reads it.
+//! What is said of what is stored: by the pair's own databases, by SQL, and by a Prometheus that reads it.
+
+use std::time::Duration;
 
 use rig::postgres::Postgres;
 use rig::prometheus::Prometheus;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-/// Seconds between scrapes in `prometheus-configs/`.
-const SCRAPE_SECONDS: f64 = 1.0;
-
-/// Seconds a Prometheus keeps samples at most before it sends them, by the same files.
-const SEND_SECONDS: f64 = 1.0;
+use crate::judge::{Findings, judge};
 
 /// What was measured, and whether all of it is as it must be.
 #[derive(Default)]
@@ -37,60 +35,25 @@ impl Verdict {
     }
 }
 
-/// What the database says of the whole run.
-pub(crate) struct Stored {
-    /// Samples.
-    pub(crate) samples: i64,
-    /// Samples that share series and time with another one.
-    pub(crate) doubled: i64,
-    /// Seconds of the longest time between two samples of a target's `up`.
-    pub(crate) longest_hole: f64,
-}
-
-/// Looks at all that is stored by SQL. `take_over` is the longest in seconds.
-pub(crate) async fn by_sql(verdict: &mut Verdict, postgres: &Postgres, take_over: f64) -> Stored {
-    let client = postgres.connect("postgres").await;
-    let samples = number(&client, "SELECT count(*) FROM metrics").await;
-    let series = number(&client, "SELECT count(*) FROM (SELECT DISTINCT name, labels FROM metrics) s").await;
+/// Says what of a pair's samples is stored, and how often.
+pub(crate) async fn by_the_pair(
+    verdict: &mut Verdict,
+    postgres: &Postgres,
+    sides: [&Prometheus; 2],
+    ran_for: Duration,
+) -> Findings {
+    let findings = judge(postgres, sides, ran_for).await;
+    let Findings { samples, series, lost, doubled, .. } = findings;
     verdict.check(&format!("{samples} samples of {series} series are stored"), samples > 0);
-
-    let doubled = number(
-        &client,
-        "SELECT coalesce(sum(n - 1), 0)::bigint
-         FROM (SELECT count(*) AS n FROM metrics GROUP BY name, labels, time HAVING count(*) > 1) d",
-    )
-    .await;
-    verdict.check(&format!("{doubled} are doubled (same series, same time)"), doubled == 0);
-
-    // A window of five scrapes holds five samples, one more where scrapes jitter over its rim or at a switch. Where
-    // both adapters had stored, there would be ten.
-    let overlaps = number(
-        &client,
-        "SELECT count(*) FROM (
-             SELECT 1 FROM metrics WHERE name = 'up'
-             GROUP BY labels, floor(extract(epoch FROM time) / 5) HAVING count(*) > 6) o",
-    )
-    .await;
-    verdict.check(&format!("{overlaps} times both sides of the pair were stored side by side"), overlaps == 0);
-
+    verdict.check(&format!("{lost} lost (a Prometheus has it, and nothing of that scrape is stored)"), lost == 0);
+    verdict.check(&format!("{doubled} doubled (at the time of another, or both sides stored)"), doubled == 0);
+    if let Some(example) = &findings.example {
+        println!("        the first: {example}");
+    }
+    let client = postgres.connect("postgres").await;
     let replicas = number(&client, "SELECT count(*) FROM metrics WHERE labels ? '__replica__'").await;
     verdict.check(&format!("{replicas} carry the label that tells the replicas apart"), replicas == 0);
-
-    let hole = client
-        .query_one(
-            "SELECT coalesce(max(extract(epoch FROM lag))::float8, 0) FROM (
-                 SELECT time - lag(time) OVER (PARTITION BY labels ORDER BY time) AS lag
-                 FROM metrics WHERE name = 'up') l",
-            &[],
-        )
-        .await
-        .expect("cannot look for holes");
-    let longest_hole: f64 = hole.get(0);
-    // The dead Prometheus had not sent its last scrapes; the new leader's next scrape is the first one stored.
-    let bound = take_over + 2.0 * SCRAPE_SECONDS + 2.0 * SEND_SECONDS;
-    let what = format!("the longest hole in a series is {longest_hole:.1} s, at most {bound:.1} s allowed");
-    verdict.check(&what, longest_hole <= bound);
-    Stored { samples, doubled, longest_hole }
+    findings
 }
 
 /// Shows the newest samples of a target as any SQL client would.

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
@@ -12,12 +12,13 @@ use crate::election::Config;
 use crate::election::liveness::Heard;
 use crate::election::lock_session::{LockSession, group_name, prove_exclusion};
 use crate::election::machine::{Action, Machine, Observed, Reason};
-use crate::election::role::Role;
+use crate::election::role::{LockHolder, Role};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Connector, within};
 use crate::storage::fence::Fence;
 use crate::storage::names::Names;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trouble::Trouble;
 use uuid::Uuid;
 
 /// The hand-over's side of an election: what a leader-to-be does before it serves, and what a leader publishes.
@@ -68,6 +69,8 @@ pub struct Election<S> {
     pub fenced: Arc<Notify>,
     /// Where the role is published.
     pub role: watch::Sender<Role>,
+    /// Where it is published who holds the lock while nobody can be seen to lead.
+    pub lock_holder: watch::Sender<Option<LockHolder>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -81,6 +84,7 @@ impl<S: Succession> Election<S> {
         let mut last_token = None;
         let mut awake_at = Instant::now();
         let mut trouble = Trouble::default();
+        let mut look_at = awake_at;
         while !machine.is_stopped() {
             if stop.is_cancelled() {
                 machine.on_shutdown();
@@ -107,12 +111,17 @@ impl<S: Succession> Election<S> {
                     };
                     match connected {
                         Ok(opened) => {
-                            trouble.over();
+                            if trouble.over() {
+                                log::info!("the lock session is open again");
+                            }
                             session = Some(opened);
                             machine.on_connected(Instant::now());
                         }
                         Err(error) => {
-                            trouble.report(&format!("no lock session: {error}"));
+                            let why = error.to_string();
+                            if trouble.is_news(&why, Instant::now()) {
+                                log::error!("no lock session: {why}");
+                            }
                             self.count(&error);
                             machine.on_lost(Reason::SessionLost, Instant::now());
                         }
@@ -124,6 +133,11 @@ impl<S: Succession> Election<S> {
                 },
                 (Action::TryLock | Action::Observe | Action::Heartbeat, Some(opened)) => {
                     self.ask(action, opened, &mut machine).await;
+                    let now = Instant::now();
+                    if now >= look_at && is_held_in_silence(&machine, now) {
+                        look_at = now + self.config.heartbeat_interval();
+                        self.name_holder(opened, &mut machine).await;
+                    }
                 }
                 (Action::RaiseTerm | Action::TryLock | Action::Observe | Action::Heartbeat, None) => {
                     machine.on_lost(Reason::SessionLost, now);
@@ -196,6 +210,27 @@ impl<S: Succession> Election<S> {
             Ok(()) => self.metrics.lock_checked(sent_at),
             Err(error) => self.lost(&error, machine),
         }
+    }
+
+    /// Finds out whose session holds the lock, and says so when that is news.
+    async fn name_holder(&self, opened: &LockSession, machine: &mut Machine) {
+        let holder = match within(self.config.stale_after(), opened.holder(self.config.lock_id)).await {
+            Ok(holder) => holder,
+            // The server may keep it from us; the session is as good as before.
+            Err(error) if error.sqlstate().is_some() => {
+                log::debug!("who holds the lock cannot be told: {error}");
+                None
+            }
+            Err(error) => return self.lost(&error, machine),
+        };
+        if let Some(holder) = holder.as_ref().filter(|holder| self.lock_holder.borrow().as_ref() != Some(*holder)) {
+            log::warn!(
+                "{} is held by a session that shows no heartbeat, of a frozen adapter or another program: {holder}; end \
+                 that session, or give the pair another -leader-election-pg-advisory-lock-id",
+                group_name(self.config.lock_id)
+            );
+        }
+        self.lock_holder.send_replace(holder);
     }
 
     /// Looks at the leader's row, and passes its watermark on.
@@ -291,6 +326,9 @@ impl<S: Succession> Election<S> {
         let role = machine.role(now);
         let before = self.role.send_replace(role.clone());
         let is_news = before.word() != role.word();
+        if !is_held_in_silence(machine, now) {
+            self.lock_holder.send_if_modified(|holder| holder.take().is_some());
+        }
         match &role {
             Role::Leader { fence: Some(fence), .. } => self.metrics.term.set(fence.term),
             Role::Standby { leader, .. } => {
@@ -324,24 +362,7 @@ impl<S: Succession> Election<S> {
     }
 }
 
-/// Says a lasting trouble once, and again each half minute.
-#[derive(Default)]
-struct Trouble {
-    said: Option<(String, Instant)>,
-}
-
-impl Trouble {
-    fn report(&mut self, text: &str) {
-        let again = Duration::from_secs(30);
-        if !matches!(&self.said, Some((said, at)) if said == text && at.elapsed() < again) {
-            log::error!("{text}");
-            self.said = Some((text.to_owned(), Instant::now()));
-        }
-    }
-
-    fn over(&mut self) {
-        if self.said.take().is_some() {
-            log::info!("the lock session is open again");
-        }
-    }
+/// The lock is held elsewhere, and no fresh heartbeat says by whom.
+fn is_held_in_silence(machine: &Machine, now: Instant) -> bool {
+    matches!((machine.role(now), machine.reason(now)), (Role::Unknown, Reason::LeaderStale))
 }

@@ -11,7 +11,7 @@ use crate::clock::now_ms;
 use crate::election::Config;
 use crate::election::advisory_lock::Published;
 use crate::election::machine::Observed;
-use crate::election::role::Leader;
+use crate::election::role::{Leader, LockHolder};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Session, within};
@@ -97,6 +97,25 @@ impl LockSession {
         let statement = "SELECT pg_try_advisory_lock($1)";
         let row = self.session.client().query_typed_one(statement, &[(&lock_id, Type::INT8)]).await?;
         Ok(row.try_get(0)?)
+    }
+
+    /// The session that holds the lock; `None` if it was given free meanwhile.
+    pub(super) async fn holder(&self, lock_id: i64) -> Result<Option<LockHolder>, Error> {
+        let statement = "SELECT l.pid, a.application_name, host(a.client_addr) \
+             FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+             WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+             AND l.classid = (($1 >> 32) & 4294967295)::oid AND l.objid = ($1 & 4294967295)::oid \
+             ORDER BY l.pid LIMIT 1";
+        let row = self.session.client().query_typed_opt(statement, &[(&lock_id, Type::INT8)]).await?;
+        row.map(|row| {
+            Ok(LockHolder {
+                pid: row.try_get(0)?,
+                application_name: row.try_get::<_, Option<String>>(1)?.unwrap_or_default(),
+                client_address: row.try_get(2)?,
+            })
+        })
+        .transpose()
     }
 
     /// The leader's row, with its watermark in ms since 1970. One that lies ahead of the server's clock was made by a

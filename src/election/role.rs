@@ -13,6 +13,18 @@ pub struct Leader {
     pub term: i64,
 }
 
+/// The session that holds the group's lock while no heartbeat tells of a leader: another program's, or a frozen
+/// adapter's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockHolder {
+    /// Its server process.
+    pub pid: i32,
+    /// What it calls itself; empty if nothing.
+    pub application_name: String,
+    /// Where it comes from; `None` by a Unix socket, or where the server does not tell an ordinary user.
+    pub client_address: Option<String>,
+}
+
 /// What this adapter may do now. Roles that rest on an answer of the server expire by themselves, so that a reader is
 /// right even while the task that renews them is stuck: read it by [`Role::at`].
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +49,16 @@ pub enum Role {
     },
     /// The own Prometheus is silent: not a candidate until it sends.
     Resigned,
+}
+
+impl std::fmt::Display for LockHolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "pid {}, application_name {:?}", self.pid, self.application_name)?;
+        match &self.client_address {
+            Some(address) => write!(f, ", client {address}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Role {

@@ -42,6 +42,13 @@ pub(super) fn json(service: &Service) -> String {
         Role::Standby { leader, .. } => (Some(leader.term), Some(leader.holder.clone())),
         _ => (None, None),
     };
+    let lock_holder = service.lock_holder.borrow().as_ref().map(|holder| {
+        serde_json::json!({
+            "pid": holder.pid,
+            "application_name": holder.application_name,
+            "client_address": holder.client_address,
+        })
+    });
     serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "role": role.word(),
@@ -49,6 +56,7 @@ pub(super) fn json(service: &Service) -> String {
         "group": service.group,
         "term": term,
         "leader": leader,
+        "lock_holder": lock_holder,
         "read_only": service.read_only,
         "prometheus_timeout_seconds": heard.timeout().map(|timeout| timeout.as_secs_f64()),
         "seconds_since_write_request": heard.last().map(|last| last.elapsed().as_secs_f64()),
@@ -62,6 +70,9 @@ pub(super) fn page(service: &Service) -> String {
     let who = match &role {
         Role::Standby { leader, .. } => format!("; {} leads (term {})", escape(&leader.holder), leader.term),
         Role::Leader { fence: Some(fence), .. } => format!(" (term {})", fence.term),
+        Role::Unknown => service.lock_holder.borrow().as_ref().map_or(String::new(), |holder| {
+            format!("; the lock is held by a session without a heartbeat: {}", escape(&holder.to_string()))
+        }),
         _ => String::new(),
     };
     let group = service.group.as_deref().map_or("no election".to_owned(), escape);

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::{HOLDER, candidate, pair, report, wait_true};
-use crate::setup::{Body, Database, SOON, now_ms, start};
+use super::{HOLDER, Member, candidate, pair, report, wait_true};
+use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, start};
 
 /// The shortest there is.
 const LEASE: Duration = Duration::from_secs(3);
@@ -97,7 +97,9 @@ async fn a_lock_in_strange_hands_is_nobodys_lead() {
     let db = Database::new().await;
     // An adapter of before, for one: the same lock, and no heartbeat.
     let stranger = db.session().await;
-    stranger.batch_execute("SELECT pg_try_advisory_lock(1)").await.expect("the lock is free");
+    let take = "SET application_name = 'intruder <1>'; SELECT pg_try_advisory_lock(1)";
+    stranger.batch_execute(take).await.expect("the lock is free");
+    let pid: i32 = one(&stranger, "SELECT pg_backend_pid()").await;
     let adapter = candidate(&db.server.uri(&db.name), "adapter").start().await;
     adapter
         .process()
@@ -111,12 +113,61 @@ async fn a_lock_in_strange_hands_is_nobodys_lead() {
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert_eq!(adapter.role().await.as_deref(), Some("unknown"));
     assert_eq!(db.samples().await, 0);
+    // It is named, once.
+    let named = format!("pid {pid}, application_name \"intruder <1>\", client 127.0.0.1");
+    let line = adapter.process().wait_for_log("is held by a session", SOON).await;
+    assert!(line.replace('\\', "").contains(&named), "{line}");
+    let status: serde_json::Value = serde_json::from_str(&adapter.status().await.expect("it answers")).unwrap();
+    let expected = serde_json::json!({
+        "pid": pid, "application_name": "intruder <1>", "client_address": "127.0.0.1"
+    });
+    assert_eq!(status["lock_holder"], expected);
+    let page = adapter.get("/").await.expect("it answers").text();
+    assert!(page.contains(&format!("pid {pid}")) && page.contains("intruder &lt;1&gt;"), "{page}");
     stranger.batch_execute("SELECT pg_advisory_unlock(1)").await.expect("the lock is held");
     adapter.wait_role("leader", SOON).await;
     let answer = adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await;
     assert_eq!(answer.status, 204, "{}", answer.text());
+    let status: serde_json::Value = serde_json::from_str(&adapter.status().await.expect("it answers")).unwrap();
+    assert!(status["lock_holder"].is_null(), "{status}");
+    let lines = adapter.process().log().lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("is held by a session")).count(), 1);
     // And the other way round.
     let row = stranger.query_one("SELECT pg_try_advisory_lock(1)", &[]).await.expect("the lock can be tried");
     assert!(!row.get::<_, bool>(0), "an adapter of before would lead, too");
     drop(start(&db.adapter()).await);
+}
+
+#[tokio::test]
+async fn who_holds_the_lock_is_told_to_an_ordinary_user_but_for_its_address() {
+    let db = Database::new().await;
+    let role = format!("ordinary_{}", db.name);
+    db.run(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}")).await;
+    // A key of more than 32 bits, and one that differs from it in the upper half alone.
+    let (key, other_key) = (7 * (1_i64 << 32) + 3_000_000_000, 8 * (1_i64 << 32) + 3_000_000_000);
+    let (other, first, second) = (db.session().await, db.session().await, db.session().await);
+    let take = |name, key| format!("SET application_name = '{name}'; SELECT pg_advisory_lock({key})");
+    other.batch_execute(&take("other", other_key)).await.expect("the lock is free");
+    first.batch_execute(&take("intruder", key)).await.expect("the lock is free");
+    let [first_pid, second_pid] =
+        [one::<i32>(&first, "SELECT pg_backend_pid()").await, one::<i32>(&second, "SELECT pg_backend_pid()").await];
+    let options = adapter_at(&db.server.uri_as(&role, &db.name));
+    let member = Member::start(&options.arg(format!("-leader-election-pg-advisory-lock-id={key}")), "a").await;
+    let process = member.adapter.process();
+    let line = process.wait_for_log("is held by a session", SOON).await;
+    assert!(line.contains(&format!("pid {first_pid}, ")) && line.contains("intruder"), "{line}");
+    assert!(!line.contains("client"), "the server does not tell it an ordinary user: {line}");
+    // The next holder is news. It waits for the lock, so that the adapter does not get it between.
+    let seen = member.log_len();
+    let (waiting, ended) = (take("successor", key), format!("SELECT pg_terminate_backend({first_pid})"));
+    let deed = async {
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+        wait_true(&db.client, waits).await;
+        db.run(&ended).await;
+    };
+    let (taken, ()) = futures_util::future::join(second.batch_execute(&waiting), deed).await;
+    taken.expect("the lock is given on");
+    let line = process.wait_for_log_after(seen, "is held by a session", SOON).await;
+    assert!(line.contains(&format!("pid {second_pid}, ")) && line.contains("successor"), "{line}");
 }

@@ -39,7 +39,7 @@ async fn pooler(server: &Postgres) -> Option<(Process, Directory, u16)> {
 async fn a_pooler_in_transaction_mode_is_no_place_for_a_lock() {
     let db = Database::new().await;
     let Some((_pooler, _directory, port)) = pooler(db.server).await else {
-        super::report("skipped: no pgbouncer", std::time::Duration::ZERO);
+        println!("skipped: no pgbouncer: run make install-deps");
         return;
     };
     let pooled = format!("postgres://postgres@127.0.0.1:{port}/{}", db.name);
@@ -55,7 +55,7 @@ async fn a_pooler_in_transaction_mode_is_no_place_for_a_lock() {
 async fn writes_may_go_through_a_pooler_where_the_lock_does_not() {
     let db = Database::new().await;
     let Some((_pooler, _directory, port)) = pooler(db.server).await else {
-        super::report("skipped: no pgbouncer", std::time::Duration::ZERO);
+        println!("skipped: no pgbouncer: run make install-deps");
         return;
     };
     let pooled = format!("postgres://postgres@127.0.0.1:{port}/{}", db.name);
@@ -118,6 +118,78 @@ async fn what_a_role_is_set_to_does_not_end_the_session() {
     let term: i64 = crate::setup::one(&client, "SELECT term FROM metrics_leader").await;
     assert_eq!(term, 1, "the lead changed hands");
     assert!(!b.adapter.process().log().contains("closing the lock session"));
+    check_stored(&client, &a, "a").await;
+}
+
+#[tokio::test]
+async fn where_no_connection_is_left_the_leader_leads_on_and_says_so() {
+    let db = Database::new().await;
+    let role = format!("limited_{}", db.name);
+    db.run(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}")).await;
+    let uri = db.server.uri_as(&role, &db.name);
+    let a = Member::start(&candidate(&uri, "adapter a"), "a").await;
+    a.wait("leader").await;
+    a.takes().await;
+    let lock: Vec<i32> = db.column(HOLDER).await;
+    // No more are let in, and then the lock session is all that is left.
+    db.run(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await;
+    let others = format!("FROM pg_stat_activity WHERE usename = '{role}' AND pid <> {}", lock[0]);
+    db.run(&format!("SELECT pg_terminate_backend(pid) {others}")).await;
+    let line = a.adapter.process().wait_for_log("write requests are answered 503: too many connections", SOON).await;
+    assert!(line.contains("WARN") && line.contains("53300"), "{line}");
+    let answer = a.adapter.write(Body::new().sample("refused", now_ms(), 1.0).compressed()).await;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.text().contains("too many connections") && answer.header("retry-after").is_some(),
+        "{}",
+        answer.text()
+    );
+    let b = Member::start(&candidate(&uri, "adapter b"), "b").await;
+    let line = b.adapter.process().wait_for_log("the store cannot be opened", SOON).await;
+    assert!(line.contains("53300"), "{line}");
+    assert_eq!(b.adapter.role().await.as_deref(), Some("unknown"));
+    assert_eq!(a.adapter.role().await.as_deref(), Some("leader"));
+    db.run(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await;
+    let (stored, since) = (a.sender.acknowledged().all, db.one::<i64>("SELECT count(*) FROM metrics").await);
+    b.wait("standby").await;
+    wait_true(&db.client, &format!("SELECT count(*) > {since} FROM metrics")).await;
+    let more = async || (a.sender.acknowledged().all > stored).then_some(());
+    a.adapter.process().wait_until("it stores again", SOON, more).await;
+    assert_eq!(db.column::<i32>(HOLDER).await, lock, "the lock session was lost");
+    assert_eq!(db.one::<i64>("SELECT term FROM metrics_leader").await, 1);
+    check_stored(&db.client, &a, "a").await;
+}
+
+#[tokio::test]
+async fn a_promoted_replica_is_found_by_the_uri_that_names_both() {
+    let (mut primary, client) = own_server(postgres::Options::default()).await;
+    let replica = primary.follow().await;
+    // What is acknowledged is on both, so that nothing may be lost with the primary.
+    client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = '*'").await.expect("a superuser's setting");
+    client.batch_execute("SELECT pg_reload_conf()").await.expect("a superuser may");
+    wait_true(&client, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')").await;
+    let uri = format!(
+        "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?sslmode=disable&target_session_attrs=read-write",
+        primary.port(),
+        replica.port()
+    );
+    let (a, b) = super::pair(&uri, &[]).await;
+    primary.stop(Stop::Immediate).await;
+    a.wait("unknown").await;
+    let client = replica.connect("postgres").await;
+    client.batch_execute("SELECT pg_promote()").await.expect("a replica can be promoted");
+    wait_settled(&a, &b).await;
+    wait_true(
+        &client,
+        "SELECT count(*) > 0 FROM metrics WHERE time > (SELECT heartbeat - interval '1 s' FROM metrics_leader)",
+    )
+    .await;
+    // The old primary comes back as a replica: first of the two, and passed over.
+    std::fs::write(primary.data_directory().join("standby.signal"), "").expect("cannot make a replica");
+    primary.start_again().await;
+    let c = Member::start(&candidate(&uri, "adapter c"), "c").await;
+    c.wait("standby").await;
+    wait_settled(&a, &b).await;
     check_stored(&client, &a, "a").await;
 }
 
