@@ -27,6 +27,7 @@ use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
 
+pub mod chunk;
 pub mod fence;
 pub mod ingest;
 pub mod names;

@@ -1,0 +1,268 @@
+//! A list of integers in few bits: the cheapest of a handful of shapes.
+//!
+//! Every list begins with its shape in three bits, and what the shape needs; how many integers there are is known
+//! elsewhere. A *block* is up to [`BLOCK`] integers: their width (six bits), the least of them, and what each is above it.
+
+use super::Corrupt;
+use super::bits::{Reader, Writer, signed_width};
+
+/// Integers that share a width.
+pub(super) const BLOCK: usize = 128;
+
+/// The largest magnitude of an integer in a list: differences of differences of such fit 62 bits and a sign.
+pub(super) const MAGNITUDE_MAX: i64 = 1 << 59;
+
+const SHAPE_BITS: u32 = 3;
+const WIDTH_BITS: u32 = 6;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// The first, and all others the same.
+    Constant,
+    /// The first and the step to each next.
+    Line,
+    /// Blocks of the integers themselves.
+    Plain,
+    /// The first; blocks of the differences.
+    Deltas,
+    /// The first, the first difference; blocks of the differences of the differences.
+    Deltas2,
+    /// The first, the usual step; how many steps differ; blocks of their positions (from 1, each as the distance from
+    /// the one before); blocks of what they are above the usual step.
+    Steps,
+}
+
+const SHAPES: [Shape; 6] = [Shape::Constant, Shape::Line, Shape::Plain, Shape::Deltas, Shape::Deltas2, Shape::Steps];
+
+/// Writes lists. Keeps the memory it needs from one to the next.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    deltas: Vec<i64>,
+    deltas2: Vec<i64>,
+    distances: Vec<i64>,
+    changes: Vec<i64>,
+}
+
+impl Lists {
+    /// How many bits [`Lists::write`] takes.
+    pub(super) fn cost(&mut self, integers: &[i64]) -> usize {
+        self.plan(integers).1
+    }
+
+    /// Writes a list of one or more, each within [`MAGNITUDE_MAX`].
+    pub(super) fn write(&mut self, integers: &[i64], out: &mut Writer) {
+        let (shape, _) = self.plan(integers);
+        out.put(shape as u64, SHAPE_BITS);
+        match shape {
+            Shape::Constant => out.put_signed(integers[0]),
+            Shape::Line => {
+                out.put_signed(integers[0]);
+                out.put_signed(self.deltas[0]);
+            }
+            Shape::Plain => write_blocks(integers, out),
+            Shape::Deltas => {
+                out.put_signed(integers[0]);
+                write_blocks(&self.deltas, out);
+            }
+            Shape::Deltas2 => {
+                out.put_signed(integers[0]);
+                out.put_signed(self.deltas[0]);
+                write_blocks(&self.deltas2, out);
+            }
+            Shape::Steps => {
+                out.put_signed(integers[0]);
+                out.put_signed(majority(&self.deltas));
+                out.put_unsigned(self.changes.len() as u32);
+                write_blocks(&self.distances, out);
+                write_blocks(&self.changes, out);
+            }
+        }
+    }
+
+    /// The cheapest shape and its bits. Leaves what it needs in `self`.
+    fn plan(&mut self, integers: &[i64]) -> (Shape, usize) {
+        debug_assert!(integers.iter().all(|integer| integer.abs() <= MAGNITUDE_MAX));
+        let first = integers[0];
+        let constant = SHAPE_BITS as usize + signed_cost(first);
+        if integers.iter().all(|integer| *integer == first) {
+            return (Shape::Constant, constant);
+        }
+        self.deltas.clear();
+        self.deltas.extend(integers.windows(2).map(|pair| pair[1] - pair[0]));
+        let line = constant + signed_cost(self.deltas[0]);
+        if self.deltas.iter().all(|delta| *delta == self.deltas[0]) {
+            return (Shape::Line, line);
+        }
+        self.deltas2.clear();
+        self.deltas2.extend(self.deltas.windows(2).map(|pair| pair[1] - pair[0]));
+        let usual = majority(&self.deltas);
+        self.distances.clear();
+        self.changes.clear();
+        let mut last = 0;
+        for (position, delta) in (1..).zip(&self.deltas) {
+            if *delta != usual {
+                self.distances.push(position - last);
+                self.changes.push(*delta - usual);
+                last = position;
+            }
+        }
+        let steps = constant + signed_cost(usual) + unsigned_cost(self.changes.len());
+        let costs = [
+            (Shape::Plain, SHAPE_BITS as usize + blocks_cost(integers)),
+            (Shape::Deltas, constant + blocks_cost(&self.deltas)),
+            (Shape::Deltas2, line + blocks_cost(&self.deltas2)),
+            (Shape::Steps, steps + blocks_cost(&self.distances) + blocks_cost(&self.changes)),
+        ];
+        costs.into_iter().min_by_key(|(_, cost)| *cost).unwrap_or((Shape::Plain, usize::MAX))
+    }
+}
+
+/// Reads what [`Lists::write`] wrote, `count` integers, one or more, into `out`.
+pub(super) fn read(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64>) -> Result<(), Corrupt> {
+    out.clear();
+    let number = from.get(SHAPE_BITS)?;
+    let Some(shape) = SHAPES.get(number as usize) else {
+        return Err(Corrupt(format!("there is no shape {number}")));
+    };
+    if *shape == Shape::Plain {
+        return read_blocks(from, count, out);
+    }
+    let first = from.get_signed()?;
+    out.reserve(count);
+    out.push(first);
+    match shape {
+        Shape::Constant | Shape::Plain => out.resize(count, first),
+        Shape::Line => {
+            let step = from.get_signed()?;
+            out.resize(count, step);
+            sum(&mut out[..]);
+        }
+        Shape::Deltas => {
+            read_blocks(from, count - 1, out)?;
+            sum(&mut out[..]);
+        }
+        Shape::Deltas2 => {
+            out.push(from.get_signed()?);
+            if count < 2 {
+                return Err(Corrupt(format!("differences of differences for {count} integers")));
+            }
+            read_blocks(from, count - 2, out)?;
+            sum(&mut out[1..]);
+            sum(&mut out[..]);
+        }
+        Shape::Steps => {
+            let usual = from.get_signed()?;
+            out.resize(count, usual);
+            let (mut positions, mut changes) = (Vec::new(), Vec::new());
+            read_positions(from, count - 1, &mut positions)?;
+            read_blocks(from, positions.len(), &mut changes)?;
+            for (position, change) in positions.iter().zip(&changes) {
+                out[*position] = out[*position].wrapping_add(*change);
+            }
+            sum(&mut out[..]);
+        }
+    }
+    Ok(())
+}
+
+/// Reads a count and then so many positions from 1 to `last`, ascending.
+pub(super) fn read_positions(from: &mut Reader<'_>, last: usize, out: &mut Vec<usize>) -> Result<(), Corrupt> {
+    let count = from.get_unsigned()? as usize;
+    if count > last {
+        return Err(Corrupt(format!("{count} positions in {last}")));
+    }
+    let mut distances = Vec::new();
+    read_blocks(from, count, &mut distances)?;
+    out.clear();
+    let mut position = 0_usize;
+    for distance in distances {
+        match usize::try_from(distance) {
+            Ok(distance) if distance > 0 && distance <= last - position => position += distance,
+            _ => return Err(Corrupt(format!("{distance} after position {position} of {last}"))),
+        }
+        out.push(position);
+    }
+    Ok(())
+}
+
+/// Writes integers in blocks; there may be none.
+pub(super) fn write_blocks(integers: &[i64], out: &mut Writer) {
+    for block in integers.chunks(BLOCK) {
+        let (least, width) = extent(block);
+        out.put(u64::from(width), WIDTH_BITS);
+        out.put_signed(least);
+        if width > 0 {
+            for integer in block {
+                out.put((integer - least) as u64, width);
+            }
+        }
+    }
+}
+
+/// Reads `count` integers in blocks, to the end of `out`.
+pub(super) fn read_blocks(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64>) -> Result<(), Corrupt> {
+    let mut left = count;
+    while left > 0 {
+        let block = left.min(BLOCK);
+        let width = from.get(WIDTH_BITS)? as u32;
+        let least = from.get_signed()?;
+        from.require(block * width as usize)?;
+        if width == 0 {
+            out.resize(out.len() + block, least);
+        } else {
+            out.extend((0..block).map(|_| least.wrapping_add(from.take(width) as i64)));
+        }
+        left -= block;
+    }
+    Ok(())
+}
+
+/// The bits of [`write_blocks`].
+pub(super) fn blocks_cost(integers: &[i64]) -> usize {
+    let cost = |block: &[i64]| {
+        let (least, width) = extent(block);
+        WIDTH_BITS as usize + signed_cost(least) + width as usize * block.len()
+    };
+    integers.chunks(BLOCK).map(cost).sum()
+}
+
+/// The least, and the bits that the others need above it.
+fn extent(block: &[i64]) -> (i64, u32) {
+    let (least, most) = block.iter().fold((i64::MAX, i64::MIN), |(least, most), integer| {
+        (if *integer < least { *integer } else { least }, if *integer > most { *integer } else { most })
+    });
+    (least, 64 - (most - least).leading_zeros())
+}
+
+fn signed_cost(integer: i64) -> usize {
+    6 + signed_width(integer) as usize
+}
+
+/// The bits of a count with its length.
+pub(super) fn unsigned_cost(count: usize) -> usize {
+    5 + (usize::BITS - count.leading_zeros()) as usize
+}
+
+/// The integer that most are, if there is one; else any of them. Source: Boyer and Moore, MJRTY, 1981.
+fn majority(integers: &[i64]) -> i64 {
+    let (mut found, mut votes) = (0, 0_usize);
+    for integer in integers {
+        if *integer == found {
+            votes += 1;
+        } else if votes == 0 {
+            (found, votes) = (*integer, 1);
+        } else {
+            votes -= 1;
+        }
+    }
+    found
+}
+
+/// Each becomes the sum of all up to it. What was not corrupt does not wrap.
+fn sum(integers: &mut [i64]) {
+    let mut sum = 0_i64;
+    for integer in integers {
+        sum = sum.wrapping_add(*integer);
+        *integer = sum;
+    }
+}

@@ -1,0 +1,364 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::storage::row::sort_and_dedup;
+use crate::wire::{snappy, write::v1};
+
+const STALE: u64 = 0x7ff0_0000_0000_0002;
+
+/// Bits of every value, for NaN is not equal to itself.
+fn bits(values: &[f64]) -> Vec<u64> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[track_caller]
+fn check_round_trip(chunk: &Chunk) -> Encoded {
+    let encoded = encode(chunk);
+    let decoded = encoded.decode().unwrap();
+    assert_eq!((decoded.bucket, &decoded.times_ms), (chunk.bucket, &chunk.times_ms));
+    assert_eq!(decoded.series.len(), chunk.series.len());
+    for ((place, values), (expected_place, expected)) in decoded.series.iter().zip(&chunk.series) {
+        assert_eq!((place, bits(values)), (expected_place, bits(expected)));
+        let alone = encoded.decode_series(*place, &chunk.times_ms).unwrap().unwrap();
+        assert_eq!(bits(&alone), bits(expected));
+    }
+    assert_eq!((encoded.first_ms, Some(&encoded.last_ms)), (chunk.times_ms[0], chunk.times_ms.last()));
+    encoded
+}
+
+/// A chunk of one series, a sample every 15 s.
+fn chunk_of(values: Vec<f64>) -> Chunk {
+    let times_ms = (0..values.len() as i64).map(|n| 1_700_000_000_000 + n * 15_000).collect();
+    Chunk { bucket: 7, times_ms, series: vec![(3, values)] }
+}
+
+/// The bits of a series' stream.
+#[track_caller]
+fn cost_of(values: Vec<f64>) -> usize {
+    let encoded = check_round_trip(&chunk_of(values));
+    encoded.data.len + encoded.floats.len() * 64
+}
+
+fn any_bits() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        any::<u64>().prop_map(f64::from_bits),
+        prop::sample::select(vec![
+            STALE,
+            0x7ff8_0000_0000_0001,
+            0xfff0_dead_beef_0001,
+            f64::INFINITY.to_bits(),
+            f64::NEG_INFINITY.to_bits(),
+            (-0.0_f64).to_bits(),
+            0,
+            1,
+            f64::MIN_POSITIVE.to_bits(),
+            f64::MAX.to_bits(),
+            f64::MIN.to_bits(),
+            9_007_199_254_740_991_f64.to_bits(),
+            9_007_199_254_740_992_f64.to_bits(),
+            9_007_199_254_740_994_f64.to_bits(),
+        ])
+        .prop_map(f64::from_bits),
+    ]
+}
+
+/// What exporters do: `count` values.
+fn any_values(count: usize) -> impl Strategy<Value = Vec<f64>> {
+    let list = move |strategy: BoxedStrategy<f64>| prop::collection::vec(strategy, count).boxed();
+    let steps = move |strategy: BoxedStrategy<f64>| {
+        list(strategy).prop_map(|steps| {
+            steps
+                .iter()
+                .scan(0.0, |sum, step| {
+                    Some({
+                        *sum += step;
+                        *sum
+                    })
+                })
+                .collect()
+        })
+    };
+    let kinds = prop_oneof![
+        any_bits().prop_map(move |value| vec![value; count]),
+        list(any_bits().boxed()),
+        list((0..1000_u32).prop_map(f64::from).boxed()),
+        list((any::<i32>(), 0..12).prop_map(|(n, e)| f64::from(n) / 10_f64.powi(e)).boxed()),
+        (1..10)
+            .prop_flat_map(move |e: i32| list(any::<i32>().prop_map(move |n| f64::from(n) / 10_f64.powi(e)).boxed())),
+        (1..10)
+            .prop_flat_map(move |e: i32| list((0..1 << 20).prop_map(move |n| f64::from(n) * 10_f64.powi(-e)).boxed())),
+        (any_bits(), any_bits()).prop_flat_map(move |(a, b)| list(prop::sample::select(vec![a, b]).boxed())),
+        steps((0..100_u32).prop_map(f64::from).boxed()),
+        steps(prop_oneof![9 => Just(0.0), 1 => (0..5_u32).prop_map(f64::from)].boxed()),
+        steps((0.0..0.1).boxed()),
+        steps((0.0..1e19).boxed()),
+    ];
+    let odd = prop::collection::vec((0..count, any_bits()), 0..4);
+    let reset = prop::option::of(0..count);
+    (kinds, odd, reset).prop_map(|(mut values, odd, reset): (Vec<f64>, _, _)| {
+        if let Some(at) = reset {
+            let lost = values[at];
+            for value in values[at..].iter_mut().filter(|value| value.is_finite()) {
+                *value -= lost;
+            }
+        }
+        for (at, value) in odd {
+            values[at] = value;
+        }
+        values
+    })
+}
+
+fn any_times(count: usize) -> impl Strategy<Value = Vec<i64>> {
+    let span = TIME_MAX_MS - TIME_MIN_MS;
+    let step = move || prop_oneof![4 => Just(15_000), 2 => 14_990_i64..15_010, 1 => 1..100_000_000_i64, 1 => 1..=span / count as i64];
+    let steps = prop_oneof![prop::collection::vec(step(), count), step().prop_map(move |step| vec![step; count]),];
+    (steps, any::<prop::sample::Index>()).prop_map(move |(steps, begin)| {
+        let mut times: Vec<i64> = steps
+            .iter()
+            .scan(0, |sum, step| {
+                Some({
+                    *sum += step;
+                    *sum
+                })
+            })
+            .collect();
+        let room = span - (times[times.len() - 1] - times[0]);
+        let offset = TIME_MIN_MS - times[0] + (begin.index(usize::MAX) as i64).rem_euclid(room.max(1));
+        times.iter_mut().for_each(|time| *time += offset);
+        times
+    })
+}
+
+fn any_chunk() -> impl Strategy<Value = Chunk> {
+    let count = prop_oneof![1..6_usize, 1..400_usize, 125..132_usize];
+    let places = prop::sample::subsequence((0..32).collect::<Vec<i16>>(), 1..=6);
+    (any::<i32>(), count, places).prop_flat_map(|(bucket, count, places)| {
+        let series = places.into_iter().map(|place| (Just(place), any_values(count))).collect::<Vec<_>>();
+        (any_times(count), series).prop_map(move |(times_ms, series)| Chunk {
+            bucket: i64::from(bucket),
+            times_ms,
+            series,
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_bit_comes_back(chunk in any_chunk()) {
+        check_round_trip(&chunk);
+    }
+
+    #[test]
+    fn any_single_flipped_bit_is_found(chunk in any_chunk(), at in any::<prop::sample::Index>(), in_times: bool) {
+        let mut encoded = encode(&chunk);
+        let bits = if in_times { &mut encoded.times } else { &mut encoded.data };
+        let at = at.index(bits.len);
+        bits.bytes[at / 8] ^= 0x80 >> (at % 8);
+        prop_assert!(encoded.decode().is_err());
+    }
+
+    #[test]
+    fn a_truncated_stream_is_found(chunk in any_chunk(), at in any::<prop::sample::Index>(), in_times: bool) {
+        let mut encoded = encode(&chunk);
+        let bits = if in_times { &mut encoded.times } else { &mut encoded.data };
+        bits.len = at.index(bits.len);
+        bits.bytes.truncate(bits.len.div_ceil(8));
+        // The check is of eight bits and may agree by chance; the counts then do not.
+        if let Ok(decoded) = encoded.decode() {
+            prop_assert_ne!(decoded, chunk);
+        }
+    }
+
+    #[test]
+    fn garbage_is_no_panic(
+        times in any::<Vec<u8>>(),
+        data in any::<Vec<u8>>(),
+        cut in 0..8_usize,
+        places in prop::collection::vec(-1..33_i16, 0..5),
+        starts in prop::collection::vec(prop_oneof![0..100_i32, any::<i32>()], 0..5),
+        floats in prop::collection::vec(any_bits(), 0..3),
+    ) {
+        let bits = |bytes: Vec<u8>| Bits { len: (bytes.len() * 8).saturating_sub(cut), bytes };
+        let encoded = Encoded { times: bits(times), data: bits(data), places, starts, floats, ..Encoded::default() };
+        let _ = encoded.decode();
+        let _ = encoded.times();
+        for place in &encoded.places {
+            let _ = encoded.decode_series(*place, &[1, 2, 3]);
+        }
+    }
+
+    /// Garbage behind a good check gets further.
+    #[test]
+    fn garbage_behind_a_check_is_no_panic(
+        words in prop::collection::vec(any::<(u64, bool)>(), 0..40),
+        head in 0..64_u64,
+        count in 1..400_usize,
+    ) {
+        let mut stream = Writer::default();
+        stream.put(head, 6);
+        words.iter().for_each(|(word, sparse)| stream.put(if *sparse { word & word >> 7 & word >> 13 } else { *word } >> 1, 63));
+        put_check(&mut stream, 0, 0);
+        let encoded = Encoded { data: stream.finish(), places: vec![0], starts: vec![0], ..Encoded::default() };
+        let _ = encoded.decode_series(0, &vec![0; count]);
+    }
+
+    #[test]
+    fn every_row_is_in_one_chunk(
+        rows in prop::collection::vec((-70..70_i64, prop_oneof![0..6_i64, 0..1000_i64]), 0..300),
+        common in prop::collection::vec(-70..70_i64, 0..40),
+        samples_max in 1..20_usize,
+    ) {
+        let mut rows: Vec<_> = rows
+            .into_iter()
+            .chain(common.iter().flat_map(|id| (0..30).map(|n| (*id, 2000 + n))))
+            .map(|(series_id, time_ms)| Row { series_id, time_ms, value: (series_id * 7919 + time_ms) as f64 })
+            .collect();
+        sort_and_dedup(&mut rows);
+        let mut found = Vec::new();
+        for chunk in group(&rows, samples_max) {
+            prop_assert!((1..=samples_max).contains(&chunk.times_ms.len()));
+            prop_assert!(chunk.series.is_sorted_by_key(|(place, _)| *place));
+            for (place, values) in &chunk.series {
+                prop_assert_eq!(values.len(), chunk.times_ms.len());
+                let series_id = chunk.bucket * SERIES_PER_BUCKET + i64::from(*place);
+                found.extend(chunk.times_ms.iter().zip(values).map(|(time_ms, value)| (series_id, *time_ms, *value)));
+            }
+        }
+        found.sort_by_key(|(series_id, time_ms, _)| (*series_id, *time_ms));
+        let expected: Vec<_> = rows.iter().map(|row| (row.series_id, row.time_ms, row.value)).collect();
+        prop_assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn series_scraped_together_share_a_chunk() {
+    let rows: Vec<_> = (0..100_i64)
+        .flat_map(|series_id| (0..50).map(move |n| Row { series_id, time_ms: n * 1000, value: 1.0 }))
+        .filter(|row| row.series_id != 40 || row.time_ms != 9000)
+        .collect();
+    let shapes: Vec<_> =
+        group(&rows, 30).map(|chunk| (chunk.bucket, chunk.times_ms.len(), chunk.series.len())).collect();
+    let expected = [
+        (0, 25, 32),
+        (0, 25, 32),
+        (1, 25, 31),
+        (1, 25, 31),
+        (1, 24, 1),
+        (1, 25, 1),
+        (2, 25, 32),
+        (2, 25, 32),
+        (3, 25, 4),
+        (3, 25, 4),
+    ];
+    assert_eq!(shapes, expected);
+}
+
+#[test]
+fn what_exporters_send_is_small() {
+    let n = || 0..480_u32;
+    let noise = |n: u32| u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+    assert_eq!(cost_of(vec![1.0; 480]), 26);
+    assert_eq!(cost_of(n().map(f64::from).collect()), 32);
+    // A flag that flips twice.
+    assert!(cost_of(n().map(|n| f64::from(u8::from((100..300).contains(&n)))).collect()) < 90);
+    // A counter of 0 to 15 more each time: 4 bits.
+    let counter = |n: u32| (0..n).map(|n| noise(n) % 16).sum::<u64>() as f64;
+    assert!(cost_of(n().map(counter).collect()) < 480 * 4 + 120);
+    // Decimals of three digits: 10 bits.
+    let decimal = |n: u32| (noise(n) % 1000) as f64 / 1000.0;
+    assert!(cost_of(n().map(decimal).collect()) < 480 * 10 + 120);
+    // The same as an exporter makes them that multiplies.
+    let product = |n: u32| (noise(n) % 1000 + 8000) as f64 * 0.001;
+    assert!(cost_of(n().map(product).collect()) < 480 * 10 + 120);
+    // And with a stale marker at the end, and NaNs at the beginning and within.
+    let mut values: Vec<_> = n().map(decimal).collect();
+    values[479] = f64::from_bits(STALE);
+    (values[0], values[1], values[200]) = (f64::NAN, f64::NAN, f64::NAN);
+    assert!(cost_of(values) < 480 * 10 + 400);
+    // A sum of durations that grows by a nanosecond or so: 53 bits of which few change.
+    let mut sum = 123.456;
+    let sums: Vec<_> = n()
+        .map(|n| {
+            sum += (noise(n) % 1000) as f64 * 1.1e-12;
+            sum
+        })
+        .collect();
+    assert!(cost_of(sums) < 480 * 20);
+    // Anything else in few values.
+    let flip = |n: u32| f64::from_bits(if noise(n) % 2 == 0 { STALE } else { 0x7ff8_dead_beef_0001 });
+    assert!(cost_of(n().map(flip).collect()) < 480 + 300);
+    // Noise in every bit is not made larger by much.
+    let any = |n: u32| f64::from_bits(u64::from(n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    assert!(cost_of(n().map(any).collect()) < 480 * 64 + 100);
+}
+
+#[test]
+fn the_longest_chunk_comes_back() {
+    let noise = |n: u64| f64::from_bits(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    check_round_trip(&chunk_of((0..SAMPLES_MAX as u64).map(noise).collect()));
+}
+
+#[test]
+fn a_damaged_frame_is_told() {
+    let good = encode(&chunk_of(vec![1.0, f64::NAN, 2.5]));
+    let check = |damage: fn(&mut Encoded), why: &str| {
+        let mut encoded = good.clone();
+        damage(&mut encoded);
+        let error = encoded.decode().unwrap_err().to_string();
+        assert!(error.contains(why), "{error} is not about {why:?}");
+    };
+    check(|encoded| encoded.first_ms -= 1, "its times are not from");
+    check(|encoded| encoded.last_ms += 1, "its times are not from");
+    check(|encoded| encoded.places = vec![32], "its places are");
+    check(|encoded| encoded.places = vec![-1], "its places are");
+    check(|encoded| encoded.places = vec![4], "check");
+    check(|encoded| encoded.starts = vec![1], "begin at");
+    check(|encoded| encoded.starts = vec![], "begin at");
+    check(|encoded| (encoded.places, encoded.starts) = (vec![3, 4], vec![0, -1]), "a stream at -1");
+    check(|encoded| (encoded.places, encoded.starts) = (vec![3, 4], vec![0, i32::MAX]), "bits 0 to");
+    check(|encoded| encoded.floats.clear(), "float 0 of 0");
+    check(|encoded| encoded.data.bytes.push(0), "in 11 bytes");
+}
+
+/// Only where the captures are at hand; they are too large for the repository.
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so, and a figure is of use")]
+fn what_a_real_pair_sent_is_small() {
+    let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/captures/prometheus-2.42-pair/a");
+    let Ok(entries) = captures.read_dir() else {
+        eprintln!("skipped: no captures in {}", captures.display());
+        return;
+    };
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let (mut ids, mut rows) = (BTreeMap::new(), Vec::new());
+    for file in &files {
+        let body = snappy::decompress(&std::fs::read(file).unwrap(), 32 << 20).unwrap();
+        let request = v1::decode(&body).unwrap();
+        for series in &request.series {
+            let next = ids.len() as i64;
+            let series_id = *ids.entry(series.labels.to_vec()).or_insert(next);
+            rows.extend(request.samples_of(series).iter().map(|sample| Row {
+                series_id,
+                time_ms: sample.timestamp_ms,
+                value: sample.value,
+            }));
+        }
+    }
+    sort_and_dedup(&mut rows);
+    let (mut samples, mut bytes) = (0, 0);
+    for chunk in group(&rows, 480) {
+        let encoded = check_round_trip(&chunk);
+        samples += chunk.times_ms.len() * chunk.series.len();
+        bytes += encoded.times.bytes.len() + encoded.data.bytes.len() + 8 * encoded.floats.len();
+        bytes += 3 * 8 + 6 * encoded.places.len();
+    }
+    assert_eq!(samples, rows.len());
+    let each = bytes as f64 / samples as f64;
+    eprintln!("{each:.3} bytes/sample, {samples} samples of {} series", ids.len());
+    assert!(each < 0.6, "{each} bytes/sample");
+}
