@@ -13,10 +13,10 @@
 //! | `floats` | floats that no scale fits, as they are |
 //!
 //! A *check* is eight bits: how many of the bits before it in the stream are set, plus the place, modulo 256. It finds
-//! any one flipped bit and nearly all other damage, and SQL has it at the cost of a single `bit_count`.
+//! any one flipped bit and most other damage, and SQL has it at the cost of a single `bit_count`.
 //!
-//! The times and the values are lists of integers ([`integers`]); what a value's integer means is said by its scale
-//! ([`values`]). `chunk.sql` decodes the same in the database.
+//! The times and the values are lists of integers (`integers`); what a value's integer means is said by its scale
+//! (`values`). [`SQL`] decodes the same in the database.
 
 use std::fmt;
 
@@ -42,6 +42,10 @@ pub const SAMPLES_MAX: usize = 65_536;
 
 const COUNT_BITS: u32 = 16;
 const CHECK_BITS: u32 = 8;
+
+/// Makes the functions that decode chunks in the database, with names to fill in: `{decode}` gives the samples of one
+/// series of a row.
+pub const SQL: &str = include_str!("chunk.sql");
 
 /// The bucket of a series.
 #[must_use]

@@ -3,6 +3,7 @@
 // A test that is skipped says so.
 #![allow(clippy::print_stdout)]
 
+mod chunks;
 mod election;
 mod http;
 mod read;

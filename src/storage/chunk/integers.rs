@@ -30,9 +30,13 @@ enum Shape {
     /// The first, the usual step; how many steps differ; blocks of their positions (from 1, each as the distance from
     /// the one before); blocks of what they are above the usual step.
     Steps,
+    /// An offset, a factor, and a list of another shape: each integer is the offset and so many times the factor. Sizes
+    /// come in pages, packets in words.
+    Multiples,
 }
 
-const SHAPES: [Shape; 6] = [Shape::Constant, Shape::Line, Shape::Plain, Shape::Deltas, Shape::Deltas2, Shape::Steps];
+const SHAPES: [Shape; 7] =
+    [Shape::Constant, Shape::Line, Shape::Plain, Shape::Deltas, Shape::Deltas2, Shape::Steps, Shape::Multiples];
 
 /// Writes lists. Keeps the memory it needs from one to the next.
 #[derive(Debug, Default)]
@@ -41,16 +45,53 @@ pub(super) struct Lists {
     deltas2: Vec<i64>,
     distances: Vec<i64>,
     changes: Vec<i64>,
+    reduced: Vec<i64>,
 }
 
 impl Lists {
     /// How many bits [`Lists::write`] takes.
     pub(super) fn cost(&mut self, integers: &[i64]) -> usize {
-        self.plan(integers).1
+        let flat = self.plan(integers).1;
+        self.reduce(integers).map_or(flat, |(_, cost)| flat.min(cost))
     }
 
     /// Writes a list of one or more, each within [`MAGNITUDE_MAX`].
     pub(super) fn write(&mut self, integers: &[i64], out: &mut Writer) {
+        if let Some((factor, cost)) = self.reduce(integers)
+            && cost < self.plan(integers).1
+        {
+            out.put(Shape::Multiples as u64, SHAPE_BITS);
+            out.put_signed(integers[0]);
+            out.put_signed(factor);
+            let reduced = std::mem::take(&mut self.reduced);
+            self.write_flat(&reduced, out);
+            self.reduced = reduced;
+        } else {
+            self.write_flat(integers, out);
+        }
+    }
+
+    /// The factor that all differences share, if there is one, and the bits of the list as its multiples, which are left
+    /// in `self`.
+    fn reduce(&mut self, integers: &[i64]) -> Option<(i64, usize)> {
+        let mut factor = 0;
+        for pair in integers.windows(2) {
+            factor = greatest_common_divisor(factor, pair[0].abs_diff(pair[1]));
+            if factor == 1 {
+                return None;
+            }
+        }
+        let factor = i64::try_from(factor).ok().filter(|factor| *factor > 1)?;
+        let first = integers[0];
+        let mut reduced = std::mem::take(&mut self.reduced);
+        reduced.clear();
+        reduced.extend(integers.iter().map(|integer| (integer - first) / factor));
+        let cost = SHAPE_BITS as usize + signed_cost(first) + signed_cost(factor) + self.plan(&reduced).1;
+        self.reduced = reduced;
+        Some((factor, cost))
+    }
+
+    fn write_flat(&mut self, integers: &[i64], out: &mut Writer) {
         let (shape, _) = self.plan(integers);
         out.put(shape as u64, SHAPE_BITS);
         match shape {
@@ -59,7 +100,7 @@ impl Lists {
                 out.put_signed(integers[0]);
                 out.put_signed(self.deltas[0]);
             }
-            Shape::Plain => write_blocks(integers, out),
+            Shape::Plain | Shape::Multiples => write_blocks(integers, out),
             Shape::Deltas => {
                 out.put_signed(integers[0]);
                 write_blocks(&self.deltas, out);
@@ -120,18 +161,35 @@ impl Lists {
 /// Reads what [`Lists::write`] wrote, `count` integers, one or more, into `out`.
 pub(super) fn read(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64>) -> Result<(), Corrupt> {
     out.clear();
+    let shape = read_shape(from)?;
+    if shape != Shape::Multiples {
+        return read_flat(from, shape, count, out);
+    }
+    let (offset, factor) = (from.get_signed()?, from.get_signed()?);
+    let shape = read_shape(from)?;
+    read_flat(from, shape, count, out)?;
+    for integer in out {
+        *integer = offset.wrapping_add(integer.wrapping_mul(factor));
+    }
+    Ok(())
+}
+
+fn read_shape(from: &mut Reader<'_>) -> Result<Shape, Corrupt> {
     let number = from.get(SHAPE_BITS)?;
-    let Some(shape) = SHAPES.get(number as usize) else {
-        return Err(Corrupt(format!("there is no shape {number}")));
-    };
-    if *shape == Shape::Plain {
-        return read_blocks(from, count, out);
+    SHAPES.get(number as usize).copied().ok_or_else(|| Corrupt(format!("there is no shape {number}")))
+}
+
+fn read_flat(from: &mut Reader<'_>, shape: Shape, count: usize, out: &mut Vec<i64>) -> Result<(), Corrupt> {
+    match shape {
+        Shape::Plain => return read_blocks(from, count, out),
+        Shape::Multiples => return Err(Corrupt("multiples of multiples".into())),
+        _ => {}
     }
     let first = from.get_signed()?;
     out.reserve(count);
     out.push(first);
     match shape {
-        Shape::Constant | Shape::Plain => out.resize(count, first),
+        Shape::Constant | Shape::Plain | Shape::Multiples => out.resize(count, first),
         Shape::Line => {
             let step = from.get_signed()?;
             out.resize(count, step);
@@ -241,6 +299,14 @@ fn signed_cost(integer: i64) -> usize {
 /// The bits of a count with its length.
 pub(super) fn unsigned_cost(count: usize) -> usize {
     5 + (usize::BITS - count.leading_zeros()) as usize
+}
+
+/// Source: Euclid, Elements, VII.2. Of zero and another, the other.
+fn greatest_common_divisor(mut one: u64, mut other: u64) -> u64 {
+    while other != 0 {
+        (one, other) = (other, one % other);
+    }
+    one
 }
 
 /// The integer that most are, if there is one; else any of them. Source: Boyer and Moore, MJRTY, 1981.

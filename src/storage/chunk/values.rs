@@ -206,8 +206,9 @@ fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
     for fit in candidates.into_iter().flatten() {
         let mut cost = lists.cost(&fit.integers);
         if !fit.odd.is_empty() {
-            // The indices are not known yet; they are few, and near each other.
-            cost += unsigned_cost(fit.odd.len()) + blocks_cost(&distances(&fit.odd)) + 2 * 12 + 4 * fit.odd.len();
+            // The indices are not known yet; they are near each other.
+            cost += unsigned_cost(fit.odd.len()) + blocks_cost(&distances(&fit.odd));
+            cost += fit.odd.len() * unsigned_cost(fit.odd.len());
             cost += floats.cost(fit.odd.iter().map(|position| values[*position]));
         }
         if cost < best.0 {

@@ -1,0 +1,290 @@
+//! PostgreSQL decodes chunks as Rust encoded them, bit for bit, and says so when it cannot.
+
+use std::time::Duration;
+
+use prometheus_postgresql_adapter::postgres::timestamp::Timestamp;
+use prometheus_postgresql_adapter::storage::chunk::{self, Bits, Chunk, Encoded, SAMPLES_MAX, encode};
+use prometheus_postgresql_adapter::storage::names::Names;
+use prometheus_postgresql_adapter::storage::row::{TIME_MAX_MS, TIME_MIN_MS, to_postgres_us};
+use tokio_postgres::Error;
+
+use crate::setup::Database;
+
+const STALE: u64 = 0x7ff0_0000_0000_0002;
+
+/// A database with nothing but the functions, and settings that must not matter.
+async fn decoder() -> Database {
+    let database = Database::new().await;
+    database.run(&names().fill(chunk::SQL)).await;
+    database
+        .run("SET TimeZone = 'Europe/Berlin'; SET extra_float_digits = 0; SET search_path = ''; SET statement_timeout = '60s'")
+        .await;
+    database
+}
+
+fn names() -> Names {
+    Names::new("public", "metrics")
+}
+
+/// The samples that the server finds for a series: microseconds since 2000, and bits.
+async fn decoded(database: &Database, row: &Encoded, place: i16) -> Result<Vec<(i64, u64)>, Error> {
+    let statement = names().fill("SELECT \"time\", float8send(value) FROM {decode}($1, $2, $3, $4, $5, $6)");
+    let rows = database
+        .client
+        .query(&statement, &[&row.times, &row.places, &row.starts, &row.data, &row.floats, &place])
+        .await?;
+    let sample = |row: &tokio_postgres::Row| {
+        let Timestamp(time_us) = row.get(0);
+        (time_us, u64::from_be_bytes(row.get::<_, &[u8]>(1).try_into().unwrap()))
+    };
+    Ok(rows.iter().map(sample).collect())
+}
+
+#[track_caller]
+fn assert_corrupt(result: Result<Vec<(i64, u64)>, Error>, what: &str) {
+    let error = result.expect_err(what);
+    let error = error.as_db_error().unwrap_or_else(|| panic!("{what}: {error}"));
+    assert_eq!(error.code().code(), "XX001", "{what}: {error}");
+    assert!(error.message().starts_with("corrupt chunk: "), "{what}: {error}");
+}
+
+/// Numbers that look random and are the same each time. Source: Steele and others, SplitMix64, 2014.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// Any float: of any bits, or one that is hard.
+    fn float(&mut self) -> f64 {
+        const HARD: [u64; 8] =
+            [STALE, 0x7ff8_0000_0000_0001, 0xfff0_dead_beef_0001, 0x7ff0 << 48, 0xfff0 << 48, 1 << 63, 1, 0x7fef << 48];
+        let which = self.below(16) as usize;
+        f64::from_bits(HARD.get(which).copied().unwrap_or_else(|| self.next()))
+    }
+
+    /// Values of a kind, 0 to [`KINDS`].
+    fn values(&mut self, kind: u64, count: usize) -> Vec<f64> {
+        let exponent = self.below(16) as i32;
+        let (tenth, ten): (f64, f64) =
+            (format!("1e-{exponent}").parse().unwrap(), format!("1e{exponent}").parse().unwrap());
+        let size = 1 << self.below(50);
+        let power = self.below(200) as i32 - 70;
+        let (one, other) = (self.float(), self.float());
+        let mut sum = 0;
+        let mut value = || match kind {
+            0 => one,
+            1 => self.below(size) as f64,
+            2 => self.below(size) as f64 / ten,
+            3 => self.below(size) as f64 * tenth,
+            4 => -(self.below(size) as f64) * 2_f64.powi(power),
+            5 => {
+                sum += self.below(1000);
+                sum as f64
+            }
+            6 => {
+                sum += self.below(20) / 19;
+                sum as f64
+            }
+            7 => {
+                sum += 1_000_000 + self.below(20) / 19;
+                sum as f64 / ten
+            }
+            8 => {
+                sum += self.below(1 << 33);
+                (sum + (1 << 51)) as f64 * 2_f64.powi(power)
+            }
+            9 => {
+                if self.below(2) == 0 {
+                    one
+                } else {
+                    other
+                }
+            }
+            10 => {
+                sum += self.below(16);
+                (1_u64 << 30).wrapping_add(sum * sum) as f64
+            }
+            11 => (self.below(1000) * (size % 5000 + 2) + 77) as f64,
+            _ => self.float(),
+        };
+        let mut values: Vec<_> = (0..count).map(|_| value()).collect();
+        // A stale marker at the end, a NaN in the midst, something odd at the beginning.
+        for (at, odd) in [(count - 1, f64::from_bits(STALE)), (count / 2, f64::NAN), (0, other)] {
+            if self.below(4) == 0 {
+                values[at] = odd;
+            }
+        }
+        values
+    }
+
+    fn times(&mut self, count: usize) -> Vec<i64> {
+        let jitter = [1, 3, 1000, 86_400_000][self.below(4) as usize];
+        let rare = self.below(2) == 0;
+        let mut steps: Vec<_> = (0..count as i64)
+            .map(|_| 15_000 + if rare && self.below(20) > 0 { 0 } else { self.below(jitter) as i64 })
+            .collect();
+        steps[0] = match self.below(8) {
+            0 => TIME_MIN_MS,
+            1 => TIME_MAX_MS - count as i64 * 100_000_000,
+            2 => -1_000_000,
+            3 => 4_294_967_295_999 - 15_000 * count as i64 / 2,
+            _ => 1_700_000_000_000 + self.below(1_000_000) as i64,
+        };
+        steps
+            .iter()
+            .scan(0, |sum, step| {
+                Some({
+                    *sum += step;
+                    *sum
+                })
+            })
+            .collect()
+    }
+
+    fn chunk(&mut self, count: usize) -> Chunk {
+        let places = (0..32).filter(|_| self.below(3) == 0).chain([32]).collect::<Vec<_>>();
+        let places = if places.len() > 1 { &places[..places.len() - 1] } else { &[31][..] };
+        let series = places
+            .iter()
+            .map(|place| {
+                let kind = self.below(KINDS);
+                (*place, self.values(kind, count))
+            })
+            .collect();
+        Chunk { bucket: 0, times_ms: self.times(count), series }
+    }
+}
+
+const KINDS: u64 = 13;
+
+async fn check(database: &Database, chunk: &Chunk) {
+    let encoded = encode(chunk);
+    for (place, values) in &chunk.series {
+        let expected: Vec<_> = chunk
+            .times_ms
+            .iter()
+            .zip(values)
+            .map(|(time_ms, value)| (to_postgres_us(*time_ms), value.to_bits()))
+            .collect();
+        let found = decoded(database, &encoded, *place).await.unwrap_or_else(|error| panic!("{error:?} of {chunk:?}"));
+        if let Some(at) = (0..expected.len()).find(|at| found.get(*at) != expected.get(*at)) {
+            panic!("sample {at} of place {place} is {:x?} and not {:x?}: {values:?}", found.get(at), expected[at]);
+        }
+        assert_eq!(found.len(), expected.len());
+    }
+}
+
+#[tokio::test]
+async fn postgresql_decodes_every_bit() {
+    let database = decoder().await;
+    for seed in 0..120 {
+        let mut noise = Noise(seed);
+        let count = match seed % 6 {
+            0 => 1 + noise.below(5) as usize,
+            1 => 126 + noise.below(6) as usize,
+            _ => 1 + noise.below(600) as usize,
+        };
+        check(&database, &noise.chunk(count)).await;
+    }
+    let absent = encode(&Chunk { bucket: 0, times_ms: vec![1], series: vec![(3, vec![1.0])] });
+    assert_eq!(decoded(&database, &absent, 4).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn postgresql_decodes_the_longest_chunk() {
+    let database = decoder().await;
+    let mut noise = Noise(1);
+    let series = (0..6).map(|place| (place, noise.values([5, 6, 8, 2, 11, 12][place as usize], SAMPLES_MAX))).collect();
+    check(&database, &Chunk { bucket: 0, times_ms: noise.times(SAMPLES_MAX), series }).await;
+}
+
+#[tokio::test]
+async fn every_scale_is_decoded() {
+    let database = decoder().await;
+    let values: Vec<Vec<f64>> = (0..16)
+        .map(|e| (0..40).map(|n| f64::from(n * n) / format!("1e{e}").parse::<f64>().unwrap()).collect())
+        .chain((1..10).map(|e| (0..40).map(|n| f64::from(n * n) * format!("1e-{e}").parse::<f64>().unwrap()).collect()))
+        .chain(
+            (-62..=124)
+                .map(|k| (0..5).map(|n| (9_007_199_254_740_991_f64 - f64::from(2 * n)) * 2_f64.powi(-k)).collect()),
+        )
+        .collect();
+    let mut scales = std::collections::BTreeSet::new();
+    for values in values {
+        let chunk = Chunk { bucket: 0, times_ms: (0..values.len() as i64).collect(), series: vec![(0, values)] };
+        // The scale and its parameter are in the first ten bits.
+        let encoded = encode(&chunk);
+        scales.insert(
+            u16::from_be_bytes([encoded.data.bytes[0], encoded.data.bytes[1]])
+                >> if encoded.data.bytes[0] >> 6 == 2 { 6 } else { 10 },
+        );
+        check(&database, &chunk).await;
+    }
+    println!("{} scales", scales.len());
+    assert!(scales.len() > 190, "{scales:?}");
+}
+
+#[tokio::test]
+async fn postgresql_tells_what_is_corrupt() {
+    let database = decoder().await;
+    let mut noise = Noise(7);
+    let mut values = noise.values(2, 20);
+    values[7] = f64::NAN;
+    let chunk = Chunk { bucket: 0, times_ms: noise.times(20), series: vec![(2, values), (9, noise.values(12, 20))] };
+    let good = encode(&chunk);
+    check(&database, &chunk).await;
+    let flip = |bits: &Bits, at: usize| {
+        let mut flipped = bits.clone();
+        flipped.bytes[at / 8] ^= 0x80 >> (at % 8);
+        flipped
+    };
+    for at in 0..good.times.len {
+        let bad = Encoded { times: flip(&good.times, at), ..good.clone() };
+        assert_corrupt(decoded(&database, &bad, 2).await, &format!("bit {at} of the times"));
+    }
+    for at in 0..good.data.len {
+        let bad = Encoded { data: flip(&good.data, at), ..good.clone() };
+        let place = if at < good.starts[1] as usize { 2 } else { 9 };
+        assert_corrupt(decoded(&database, &bad, place).await, &format!("bit {at} of the data"));
+    }
+    let cut = |len: usize| Bits { len, bytes: good.data.bytes[..len.div_ceil(8)].to_vec() };
+    for (what, bad) in [
+        ("cut data", Encoded { data: cut(good.starts[1] as usize + 7), ..good.clone() }),
+        ("no data", Encoded { data: Bits::default(), ..good.clone() }),
+        ("no times", Encoded { times: Bits::default(), ..good.clone() }),
+        ("no floats", Encoded { floats: vec![], ..good.clone() }),
+        ("a start missing", Encoded { starts: vec![0], ..good.clone() }),
+        ("a start too far", Encoded { starts: vec![0, i32::MAX], ..good.clone() }),
+        ("a start below zero", Encoded { starts: vec![0, -1], ..good.clone() }),
+        ("another place", Encoded { places: vec![2, 10], ..good.clone() }),
+    ] {
+        let place = bad.places[1];
+        assert_corrupt(decoded(&database, &bad, place).await, what);
+    }
+}
+
+/// What has a good check and makes no sense ends, and soon.
+#[tokio::test]
+async fn garbage_behind_a_check_ends() {
+    let database = decoder().await;
+    let mut noise = Noise(3);
+    let good = encode(&noise.chunk(50));
+    for _ in 0..300 {
+        let mut data: Vec<u8> = (0..1 + noise.below(60)).map(|_| (noise.next() & noise.next()) as u8).collect();
+        let ones: u32 = data.iter().map(|byte| byte.count_ones()).sum();
+        data.push(ones as u8);
+        let data = Bits { len: data.len() * 8, bytes: data };
+        let row = Encoded { times: good.times.clone(), places: vec![0], starts: vec![0], data, ..Encoded::default() };
+        let decoding = tokio::time::timeout(Duration::from_secs(20), decoded(&database, &row, 0));
+        let _ = decoding.await.expect("decoding does not end");
+    }
+}
