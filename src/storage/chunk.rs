@@ -13,10 +13,10 @@
 //! | `floats` | floats that no scale fits, as they are |
 //!
 //! A *check* is eight bits: how many of the bits before it in the stream are set, plus the place, modulo 256. It finds
-//! any one flipped bit and nearly all other damage, and SQL has it at the cost of a single `bit_count`.
+//! any one flipped bit and most other damage, and SQL has it at the cost of a single `bit_count`.
 //!
-//! The times and the values are lists of integers ([`integers`]); what a value's integer means is said by its scale
-//! ([`values`]). [`SQL`] decodes the same in the database.
+//! The times and the values are lists of integers (`integers`); what a value's integer means is said by its scale
+//! (`values`). [`SQL`] decodes the same in the database.
 
 use std::fmt;
 
