@@ -103,13 +103,17 @@ impl<'a> Scanner<'a> {
         Ok(Some(Field { number, value, offset }))
     }
 
-    /// Tags and lengths have one byte as a rule, which is worth a shortcut that the compiler can inline.
+    /// Tags and lengths have one byte as a rule, or two, which is worth a shortcut that the compiler can inline.
     #[inline(always)]
     fn varint(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         match self.rest {
             [byte @ ..0x80, rest @ ..] => {
                 self.rest = rest;
                 Ok(u64::from(*byte))
+            }
+            [low, high @ ..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok(u64::from(low & 0x7f) | u64::from(*high) << 7)
             }
             _ => self.long_varint(what),
         }
