@@ -151,9 +151,19 @@ impl Cache {
     }
 }
 
+/// A label set whose id is asked for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Where in its request it comes first.
+    pub place: usize,
+    /// Itself.
+    pub labels: Labels,
+}
+
 /// Looks label sets up and makes those that are new, all in the transaction that `client` has open. The answer is by
 /// identity, with the number of new ones. Rows are inserted in the order of their keys, so that two adapters that make
-/// the same series wait for each other and never deadlock.
+/// the same series wait for each other and never deadlock. Ids are given in the order of the request: that is the order
+/// in which a sender goes on to name its series, so that samples come sorted as a rule.
 ///
 /// # Errors
 ///
@@ -161,7 +171,7 @@ impl Cache {
 pub async fn resolve(
     client: &Client,
     names: &Names,
-    wanted: &HashMap<Uuid, Labels>,
+    wanted: &HashMap<Uuid, Wanted>,
 ) -> Result<(HashMap<Uuid, i64>, u64), Error> {
     let mut known = HashMap::with_capacity(wanted.len());
     look_up(client, names, wanted, &mut known).await?;
@@ -169,19 +179,28 @@ pub async fn resolve(
     if missing.is_empty() {
         return Ok((known, 0));
     }
-    missing.sort_by_key(|(key, _)| **key);
-    let keys: Vec<Uuid> = missing.iter().map(|(key, _)| **key).collect();
-    let metric_names: Vec<&str> = missing.iter().map(|(_, labels)| labels.metric_name()).collect();
-    let labels: Vec<String> = missing.iter().map(|(_, labels)| to_json(labels)).collect();
+    missing.sort_by_key(|(_, series)| series.place);
+    let ids = new_ids(client, names, missing.len()).await?;
+    let mut new: Vec<_> = missing.into_iter().zip(ids).collect();
+    new.sort_by_key(|((key, _), _)| **key);
+    let keys: Vec<Uuid> = new.iter().map(|((key, _), _)| **key).collect();
+    let metric_names: Vec<&str> = new.iter().map(|((_, series), _)| series.labels.metric_name()).collect();
+    let labels: Vec<String> = new.iter().map(|((_, series), _)| to_json(&series.labels)).collect();
+    let ids: Vec<i64> = new.iter().map(|(_, id)| *id).collect();
     let statement = names.fill(
-        "INSERT INTO {series} (key, name, labels) SELECT key, name, labels::jsonb \
-         FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (key, name, labels) \
+        "INSERT INTO {series} (id, key, name, labels) OVERRIDING SYSTEM VALUE SELECT id, key, name, labels::jsonb \
+         FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) AS new (id, key, name, labels) \
          ON CONFLICT (key) DO NOTHING RETURNING key, id",
     );
     let rows = client
         .query_typed(
             &statement,
-            &[(&keys, Type::UUID_ARRAY), (&metric_names, Type::TEXT_ARRAY), (&labels, Type::TEXT_ARRAY)],
+            &[
+                (&ids, Type::INT8_ARRAY),
+                (&keys, Type::UUID_ARRAY),
+                (&metric_names, Type::TEXT_ARRAY),
+                (&labels, Type::TEXT_ARRAY),
+            ],
         )
         .await?;
     for row in &rows {
@@ -201,10 +220,20 @@ pub async fn resolve(
     Ok((known, rows.len() as u64))
 }
 
+/// The next ids of the table, ascending.
+async fn new_ids(client: &Client, names: &Names, count: usize) -> Result<Vec<i64>, Error> {
+    let statement = names.fill(
+        "SELECT nextval(pg_get_serial_sequence({series:literal}, 'id')) AS id FROM generate_series(1, $1) ORDER BY id",
+    );
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let rows = client.query_typed(&statement, &[(&count, Type::INT8)]).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
 async fn look_up(
     client: &Client,
     names: &Names,
-    wanted: &HashMap<Uuid, Labels>,
+    wanted: &HashMap<Uuid, Wanted>,
     known: &mut HashMap<Uuid, i64>,
 ) -> Result<(), Error> {
     let keys: Vec<Uuid> = wanted.keys().filter(|key| !known.contains_key(*key)).copied().collect();
