@@ -223,7 +223,7 @@ impl Store {
                 Ok(labels) => {
                     let key = Uuid::from_bytes(labels.identity());
                     places.push((place, key));
-                    wanted.insert(key, labels);
+                    wanted.entry(key).or_insert(series::Wanted { place, labels });
                 }
                 Err(why) => rejected.add(series.samples.len(), || format!("{why} in {}", show(series))),
             }
@@ -244,7 +244,7 @@ impl Store {
     /// down by halves, so that one series never sinks its neighbours.
     async fn find_series(
         &self,
-        wanted: HashMap<Uuid, Labels>,
+        wanted: HashMap<Uuid, series::Wanted>,
         fence: Option<Fence>,
     ) -> Result<(HashMap<Uuid, i64>, HashMap<Uuid, String>), Error> {
         let (mut found, mut refused) = (HashMap::new(), HashMap::new());
@@ -271,7 +271,7 @@ impl Store {
 
     async fn find_part(
         &self,
-        wanted: &HashMap<Uuid, Labels>,
+        wanted: &HashMap<Uuid, series::Wanted>,
         fence: Option<Fence>,
     ) -> Result<HashMap<Uuid, i64>, Error> {
         let timeout = self.config.send_timeout;

@@ -1,9 +1,10 @@
 //! Series ids: a cache in front of the series table.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Mutex;
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -18,43 +19,58 @@ use crate::storage::names::Names;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireHash([u64; 2]);
 
-/// From wire hash to series id. Bounded: two generations of at most `generation_max` entries; what is not asked for
-/// during a whole generation is forgotten.
+/// From wire hash to series id. Bounded: two generations of about `generation_max` entries; what is not asked for during
+/// a whole generation is forgotten.
 pub struct Cache {
     seed: u64,
     generation_max: usize,
     generations: Mutex<Generations>,
 }
 
-type Map = HashMap<WireHash, i64, BuildHasherDefault<AlreadyHashed>>;
-
 #[derive(Default)]
 struct Generations {
-    current: Map,
-    previous: Map,
+    current: Generation,
+    previous: Generation,
+    /// Entries of `previous` that are in `current` too.
+    promoted: usize,
 }
 
-/// Takes the half of a [`WireHash`] as it is.
+/// Series in the order they were first asked for: a sender names them in much the same order each time, so that the
+/// next one is found beside the last, without a look into the index.
 #[derive(Default)]
-struct AlreadyHashed(u64);
-
-impl Hasher for AlreadyHashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a wire hash hashes as one u64");
-    }
-
-    fn write_u64(&mut self, half: u64) {
-        self.0 = half;
-    }
+struct Generation {
+    entries: Vec<(WireHash, i64)>,
+    /// Places in `entries`, by hash.
+    index: HashTable<u32>,
 }
 
-impl std::hash::Hash for WireHash {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0[0]);
+impl Generation {
+    /// Where `hash` is; tried first at `guess`.
+    fn find(&self, hash: WireHash, guess: usize) -> Option<usize> {
+        if self.entries.get(guess).is_some_and(|(known, _)| *known == hash) {
+            return Some(guess);
+        }
+        self.index.find(hash.0[0], |at| self.entries[*at as usize].0 == hash).map(|at| *at as usize)
+    }
+
+    /// Adds or replaces; says where.
+    fn insert(&mut self, hash: WireHash, id: i64) -> usize {
+        let Self { entries, index } = self;
+        let place = entries.len();
+        let new = u32::try_from(place).expect("a generation is bounded far below 4 billion");
+        let equal = |at: &u32| entries[*at as usize].0 == hash;
+        match index.entry(hash.0[0], equal, |at| entries[*at as usize].0.0[0]) {
+            Entry::Occupied(known) => {
+                let at = *known.get() as usize;
+                entries[at].1 = id;
+                at
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(new);
+                entries.push((hash, id));
+                place
+            }
+        }
     }
 }
 
@@ -77,25 +93,38 @@ impl Cache {
     /// The ids of `hashes`, in their order; `None` where unknown.
     pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<i64>> {
         let mut generations = self.lock();
-        let Generations { current, previous } = &mut *generations;
-        hashes
+        let Generations { current, previous, promoted } = &mut *generations;
+        let (mut next, mut next_previous) = (0, 0);
+        let ids = hashes
             .map(|hash| {
-                if let Some(id) = current.get(&hash) {
-                    return Some(*id);
+                if let Some(at) = current.find(hash, next) {
+                    next = at + 1;
+                    return Some(current.entries[at].1);
                 }
-                let id = previous.remove(&hash)?;
-                current.insert(hash, id);
+                let at = previous.find(hash, next_previous)?;
+                next_previous = at + 1;
+                let id = previous.entries[at].1;
+                next = current.insert(hash, id) + 1;
+                *promoted += 1;
                 Some(id)
             })
-            .collect()
+            .collect();
+        if *promoted > 0 && *promoted == previous.entries.len() {
+            *previous = Generation::default();
+            *promoted = 0;
+        }
+        ids
     }
 
     /// Remembers ids.
     pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, i64)>) {
         let mut generations = self.lock();
-        generations.current.extend(entries);
-        if generations.current.len() >= self.generation_max {
+        for (hash, id) in entries {
+            generations.current.insert(hash, id);
+        }
+        if generations.current.entries.len() >= self.generation_max {
             generations.previous = std::mem::take(&mut generations.current);
+            generations.promoted = 0;
         }
     }
 
@@ -108,7 +137,7 @@ impl Cache {
     #[must_use]
     pub fn len(&self) -> usize {
         let generations = self.lock();
-        generations.current.len() + generations.previous.len()
+        generations.current.entries.len() + generations.previous.entries.len() - generations.promoted
     }
 
     /// Whether none is.
@@ -122,9 +151,19 @@ impl Cache {
     }
 }
 
+/// A label set whose id is asked for.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Where in its request it comes first.
+    pub place: usize,
+    /// Itself.
+    pub labels: Labels,
+}
+
 /// Looks label sets up and makes those that are new, all in the transaction that `client` has open. The answer is by
-/// identity, with the number of new ones. Rows are inserted in the order of their labels, so that
-/// two adapters that make the same series wait for each other and never deadlock, and that series alike are neighbours.
+/// identity, with the number of new ones. Rows are inserted in the order of their keys, so that two adapters that make
+/// the same series wait for each other and never deadlock. Ids are given in the order of the request: that is the order
+/// in which a sender goes on to name its series, so that samples come sorted as a rule.
 ///
 /// # Errors
 ///
@@ -132,7 +171,7 @@ impl Cache {
 pub async fn resolve(
     client: &Client,
     names: &Names,
-    wanted: &HashMap<Uuid, Labels>,
+    wanted: &HashMap<Uuid, Wanted>,
 ) -> Result<(HashMap<Uuid, i64>, u64), Error> {
     let mut known = HashMap::with_capacity(wanted.len());
     look_up(client, names, wanted, &mut known).await?;
@@ -140,19 +179,28 @@ pub async fn resolve(
     if missing.is_empty() {
         return Ok((known, 0));
     }
-    missing.sort_unstable_by_key(|(_, labels)| *labels);
-    let keys: Vec<Uuid> = missing.iter().map(|(key, _)| **key).collect();
-    let metric_names: Vec<&str> = missing.iter().map(|(_, labels)| labels.metric_name()).collect();
-    let labels: Vec<String> = missing.iter().map(|(_, labels)| to_json(labels)).collect();
+    missing.sort_by_key(|(_, series)| series.place);
+    let ids = new_ids(client, names, missing.len()).await?;
+    let mut new: Vec<_> = missing.into_iter().zip(ids).collect();
+    new.sort_by_key(|((key, _), _)| **key);
+    let keys: Vec<Uuid> = new.iter().map(|((key, _), _)| **key).collect();
+    let metric_names: Vec<&str> = new.iter().map(|((_, series), _)| series.labels.metric_name()).collect();
+    let labels: Vec<String> = new.iter().map(|((_, series), _)| to_json(&series.labels)).collect();
+    let ids: Vec<i64> = new.iter().map(|(_, id)| *id).collect();
     let statement = names.fill(
-        "INSERT INTO {series} (key, name, labels) SELECT key, name, labels::jsonb \
-         FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (key, name, labels) \
+        "INSERT INTO {series} (id, key, name, labels) OVERRIDING SYSTEM VALUE SELECT id, key, name, labels::jsonb \
+         FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) AS new (id, key, name, labels) \
          ON CONFLICT (key) DO NOTHING RETURNING key, id",
     );
     let rows = client
         .query_typed(
             &statement,
-            &[(&keys, Type::UUID_ARRAY), (&metric_names, Type::TEXT_ARRAY), (&labels, Type::TEXT_ARRAY)],
+            &[
+                (&ids, Type::INT8_ARRAY),
+                (&keys, Type::UUID_ARRAY),
+                (&metric_names, Type::TEXT_ARRAY),
+                (&labels, Type::TEXT_ARRAY),
+            ],
         )
         .await?;
     for row in &rows {
@@ -172,10 +220,20 @@ pub async fn resolve(
     Ok((known, rows.len() as u64))
 }
 
+/// The next ids of the table, ascending.
+async fn new_ids(client: &Client, names: &Names, count: usize) -> Result<Vec<i64>, Error> {
+    let statement = names.fill(
+        "SELECT nextval(pg_get_serial_sequence({series:literal}, 'id')) AS id FROM generate_series(1, $1) ORDER BY id",
+    );
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let rows = client.query_typed(&statement, &[(&count, Type::INT8)]).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}
+
 async fn look_up(
     client: &Client,
     names: &Names,
-    wanted: &HashMap<Uuid, Labels>,
+    wanted: &HashMap<Uuid, Wanted>,
     known: &mut HashMap<Uuid, i64>,
 ) -> Result<(), Error> {
     let keys: Vec<Uuid> = wanted.keys().filter(|key| !known.contains_key(*key)).copied().collect();
@@ -221,5 +279,24 @@ mod tests {
             assert!(cache.len() <= 201);
         }
         assert_eq!(cache.get_all([hash(1), hash(9_999)].into_iter()), [None, Some(9_999)]);
+    }
+
+    #[test]
+    fn the_order_of_series_is_only_a_hint() {
+        let cache = Cache::new(100);
+        let hash = |n: i64| cache.hash(&n.to_le_bytes());
+        let ask = |order: &[i64]| cache.get_all(order.iter().map(|n| hash(*n)));
+        let known = |order: &[i64]| order.iter().map(|n| Some(*n)).collect::<Vec<_>>();
+        let all: Vec<i64> = (0..100).collect();
+        let backwards: Vec<i64> = (0..100).rev().collect();
+        cache.insert_all(all[..99].iter().map(|n| (hash(*n), *n)));
+        assert_eq!(ask(&backwards[1..]), known(&backwards[1..]));
+        assert_eq!(ask(&[5, 6, 99, 7, 7, 5]), [Some(5), Some(6), None, Some(7), Some(7), Some(5)]);
+        cache.insert_all([(hash(99), 99)].into_iter());
+        assert_eq!(ask(&backwards[..50]), known(&backwards[..50]), "from the previous generation");
+        assert_eq!((ask(&all), cache.len()), (known(&all), 100), "each in one generation, half of them in either");
+        assert_eq!((ask(&backwards), cache.len()), (known(&backwards), 100), "and all of them moved");
+        cache.insert_all([(hash(3), -3)].into_iter());
+        assert_eq!(ask(&[2, 3, 4]), [Some(2), Some(-3), Some(4)], "the last word counts");
     }
 }

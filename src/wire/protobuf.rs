@@ -103,13 +103,29 @@ impl<'a> Scanner<'a> {
         Ok(Some(Field { number, value, offset }))
     }
 
-    /// Tags and lengths have one byte as a rule, which is worth a shortcut that the compiler can inline.
+    /// Skips fields that begin with `tag`, of one byte and wire type 2, while they are short: what [`Scanner::next_field`]
+    /// would do, for fields that come in runs and are looked at later, if at all.
+    #[inline(always)]
+    pub(crate) fn skip_run(&mut self, tag: u8) {
+        while let [first, len @ ..0x80, rest @ ..] = self.rest
+            && *first == tag
+            && let Some(rest) = rest.get(usize::from(*len)..)
+        {
+            self.rest = rest;
+        }
+    }
+
+    /// Tags and lengths have one byte as a rule, or two, which is worth a shortcut that the compiler can inline.
     #[inline(always)]
     fn varint(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         match self.rest {
             [byte @ ..0x80, rest @ ..] => {
                 self.rest = rest;
                 Ok(u64::from(*byte))
+            }
+            [low, high @ ..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok(u64::from(low & 0x7f) | u64::from(*high) << 7)
             }
             _ => self.long_varint(what),
         }

@@ -96,6 +96,19 @@ async fn the_order_of_labels_and_empty_labels_make_no_other_series() {
 }
 
 #[tokio::test]
+async fn ids_follow_the_order_of_the_request() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let now = now_ms();
+    let names: Vec<String> = (0..100).map(|n| format!("m{n:03}")).collect();
+    store(&adapter, names[50..60].iter().fold(Body::new(), |body, name| body.sample(name, now, 1.0))).await;
+    store(&adapter, names.iter().fold(Body::new(), |body, name| body.sample(name, now + 1, 2.0))).await;
+    let by_id = database.column::<String>("SELECT metric_name FROM metrics_labels ORDER BY id").await;
+    let known_first: Vec<String> = [&names[50..60], &names[..50], &names[60..]].concat();
+    assert_eq!(by_id, known_first);
+}
+
+#[tokio::test]
 async fn the_replica_label_is_dropped_and_can_be_named() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-replica-labels=replica,prometheus_replica")).await;

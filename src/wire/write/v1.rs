@@ -17,6 +17,9 @@ pub const SERIES_MAX: usize = 500_000;
 /// Samples one request may have, the same.
 pub const SAMPLES_MAX: usize = 2_000_000;
 
+/// How a label begins, in a `TimeSeries`: field 1, length-delimited.
+const LABEL_TAG: u8 = 1 << 3 | 2;
+
 /// Decodes a request. Label messages are left as they are, to be judged series by series; exemplars, histograms and
 /// metadata are counted without a look inside.
 ///
@@ -106,7 +109,8 @@ fn decode_series<'a>(
 ) -> Result<Series<'a>, DecodeError> {
     let base = fields.offset();
     let first_sample = samples.len();
-    let mut labels = LabelFields { message, run: 0..0, copied: Vec::new() };
+    fields.skip_run(LABEL_TAG);
+    let mut labels = LabelFields { message, run: 0..fields.offset() - base, copied: Vec::new() };
     let (mut exemplars, mut histograms) = (0, 0);
     while let Some(field) = fields.next_field()? {
         let payload = match field.number {
