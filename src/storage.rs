@@ -23,8 +23,8 @@ use crate::storage::fence::Fence;
 use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
-use crate::storage::seal::{Outcome, Sealer};
 use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
+use crate::storage::seal::{Outcome, Sealer};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
 
@@ -407,7 +407,8 @@ impl Store {
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
         };
-        let statement = "SELECT (pg_relation_size({hot:literal}::regclass) / current_setting('block_size')::bigint)::bigint";
+        let statement =
+            "SELECT (pg_relation_size({hot:literal}::regclass) / current_setting('block_size')::bigint)::bigint";
         let pages: i64 = client.query_typed_one(&self.names.fill(statement), &[]).await?.try_get(0)?;
         let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         let mut total = Outcome::default();

@@ -237,14 +237,16 @@ pub(crate) async fn prove(postgres: &Postgres, promised: &Promised) -> Vec<Strin
         ("a counter set back", format!("UPDATE metrics_hot SET value = ARRAY[1] WHERE ctid = {one}"), "backwards"),
         (
             "a transaction of an old term",
-            "INSERT INTO chaos_writes SELECT term - 1, inet_client_addr(), pg_current_xact_id() FROM metrics_leader".to_owned(),
+            "INSERT INTO chaos_writes SELECT term - 1, inet_client_addr(), pg_current_xact_id() FROM metrics_leader"
+                .to_owned(),
             "stale",
         ),
         (
             "both sides stored",
             "INSERT INTO metrics_hot (time, series, value)
              SELECT time + interval '440 ms' * CASE WHEN extract(milliseconds FROM time)::bigint % 1000 = 130
-             THEN 1 ELSE -1 END, series, value FROM metrics_hot".to_owned(),
+             THEN 1 ELSE -1 END, series, value FROM metrics_hot"
+                .to_owned(),
             "doubled",
         ),
     ];

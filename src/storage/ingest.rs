@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::{Fence, begin};
-use crate::storage::names::Names;
 use crate::storage::hot::encode_copy;
+use crate::storage::names::Names;
 use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
 

@@ -190,7 +190,8 @@ impl Sealer<'_> {
             return Ok(Ended::Done(Outcome::default()));
         }
         let samples = hot.buckets.values().map(Vec::len).sum();
-        let times: BTreeSet<i64> = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time| !self.is_expired(*time)).collect();
+        let times: BTreeSet<i64> =
+            hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time| !self.is_expired(*time)).collect();
         if times.iter().any(|time_ms| segments::find(spans, *time_ms).is_none()) {
             return Ok(Ended::Again);
         }
@@ -248,7 +249,8 @@ impl Sealer<'_> {
         }
         let buckets: Vec<i64> = by_bucket.keys().copied().collect();
         for group in buckets.chunks(BUCKETS_AT_ONCE) {
-            let heads: Vec<&Head> = group.iter().filter_map(|bucket| by_bucket.get(bucket)).flatten().copied().collect();
+            let heads: Vec<&Head> =
+                group.iter().filter_map(|bucket| by_bucket.get(bucket)).flatten().copied().collect();
             for (_, mut rows) in self.take(&heads, &mut made).await? {
                 rows.sort_by_key(|row| (row.series_id, row.time_ms));
                 made.encode(&rows)?;
@@ -288,7 +290,12 @@ impl Sealer<'_> {
     }
 
     /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
-    async fn reached(&self, hot: &Hot, times: &BTreeSet<i64>, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
+    async fn reached(
+        &self,
+        hot: &Hot,
+        times: &BTreeSet<i64>,
+        spans: &[Span],
+    ) -> Result<HashMap<i64, Vec<Head>>, Error> {
         let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
         let (Some(earliest), Some(latest)) = (times.first(), times.last()) else { return Ok(reached) };
         let lower_ms = segments::find(spans, *earliest).map_or(i64::MIN, |span| span.lower_ms);
@@ -338,11 +345,8 @@ impl Sealer<'_> {
              (SELECT DISTINCT * FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS u (bucket, first, last)) w \
              WHERE c.bucket = w.bucket AND c.first = w.first AND c.last = w.last RETURNING {CHUNK_COLUMNS}"
         ));
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] = [
-            (&buckets, Type::INT8_ARRAY),
-            (&firsts, Type::TIMESTAMPTZ_ARRAY),
-            (&lasts, Type::TIMESTAMPTZ_ARRAY),
-        ];
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&buckets, Type::INT8_ARRAY), (&firsts, Type::TIMESTAMPTZ_ARRAY), (&lasts, Type::TIMESTAMPTZ_ARRAY)];
         for record in self.client.query_typed(&statement, &parameters).await? {
             let encoded = read_chunk(&record)?;
             made.replaced += 1;
@@ -353,7 +357,11 @@ impl Sealer<'_> {
                     for (place, values) in &chunk.series {
                         let series_id = chunk.bucket * chunk::SERIES_PER_BUCKET + i64::from(*place);
                         let samples = chunk.times_ms.iter().zip(values);
-                        rows.extend(samples.map(|(time_ms, value)| Row { series_id, time_ms: *time_ms, value: *value }));
+                        rows.extend(samples.map(|(time_ms, value)| Row {
+                            series_id,
+                            time_ms: *time_ms,
+                            value: *value,
+                        }));
                     }
                 }
                 Err(why) => {

@@ -50,9 +50,8 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
         dropped.push(relation);
     }
     let before = names.qualified("_sealed_before");
-    let statement = format!(
-        "DELETE FROM {before} WHERE last < now() - make_interval(secs => $1) AND to_regclass($2) IS NOT NULL"
-    );
+    let statement =
+        format!("DELETE FROM {before} WHERE last < now() - make_interval(secs => $1) AND to_regclass($2) IS NOT NULL");
     let exists = client.query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&before, Type::TEXT)]).await?;
     if exists.try_get(0)? {
         client.execute_typed(&statement, &[(&seconds, Type::FLOAT8), (&before, Type::TEXT)]).await?;

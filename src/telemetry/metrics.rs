@@ -213,7 +213,11 @@ impl Metrics {
             ),
             series_cached: gauge(r, "series_cached", "Series in the cache of ids."),
             series_created_total: counter(r, "series_created_total", "Series this adapter added to the database."),
-            hot_samples: gauge(r, "hot_samples", "Samples in the database that are not sealed yet, as the leader last saw them."),
+            hot_samples: gauge(
+                r,
+                "hot_samples",
+                "Samples in the database that are not sealed yet, as the leader last saw them.",
+            ),
             hot_bytes: gauge(r, "hot_bytes", "Bytes of the table of hot samples."),
             hot_oldest_seconds: seconds(r, "hot_oldest_seconds", "Age of the oldest sample that is not sealed yet."),
             sealed_samples_total: counter(r, "sealed_samples_total", "Samples this adapter has sealed."),

@@ -221,7 +221,10 @@ async fn small_chunks_are_put_together() {
                 GROUP BY bucket, place) x";
     assert!(database.one::<i64>(most).await < 12, "{}", database.one::<i64>(most).await);
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'constant'").await, 160);
-    assert_eq!(database.one::<i64>("SELECT count(DISTINCT (name, labels, time)) FROM metrics").await, database.samples().await);
+    assert_eq!(
+        database.one::<i64>("SELECT count(DISTINCT (name, labels, time)) FROM metrics").await,
+        database.samples().await
+    );
 }
 
 #[tokio::test]
