@@ -172,6 +172,7 @@ impl Store {
     /// What the server said; nothing is wrong with the request then.
     pub async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Error> {
         let mut resolved = Resolved { rows: Vec::with_capacity(request.samples.len()), ..Resolved::default() };
+        self.cache.clear_if_old(Instant::now());
         let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
         let mut ids = self.cache.get_all(hashes.iter().copied());
         if ids.contains(&None) {
@@ -440,7 +441,12 @@ impl Store {
                 let dropped = upkeep::drop_expired(client, &self.names, retention).await?;
                 if !dropped.is_empty() {
                     log::info!("retention: dropped {}", dropped.join(", "));
+                    upkeep::mark_ended(client, &self.names).await?;
                 }
+            }
+            let deleted = upkeep::delete_ended(client, &self.names).await?;
+            if deleted > 0 {
+                log::info!("deleted {deleted} series that nothing stored refers to");
             }
             if led_long {
                 upkeep::forget_requests(client, &self.names).await?;

@@ -5,11 +5,14 @@ CREATE TABLE {series} (
     -- The first half of the SHA-256 of the label set: a label set of any size has a small unique key.
     key uuid NOT NULL UNIQUE,
     name text NOT NULL,
-    labels jsonb NOT NULL
+    labels jsonb NOT NULL,
+    -- When nothing stored referred to it any more; NULL again once somebody asks for it.
+    ended_at timestamptz
 );
 -- Hash and jsonb_path_ops indexes take values of any length.
 CREATE INDEX ON {series} USING hash (name);
 CREATE INDEX ON {series} USING gin (labels jsonb_path_ops);
+CREATE INDEX ON {series} (ended_at) WHERE ended_at IS NOT NULL;
 
 -- Samples as they came: one row for all series scraped at one time, so that a sample costs 16 bytes and no index.
 -- A reader reads all of it, which sealing keeps small. Two full rows fill a page; nothing is compressed or moved out.

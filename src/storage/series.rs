@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -19,6 +20,9 @@ use crate::storage::names::Names;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireHash([u64; 2]);
 
+/// How long an id is used without another look at the table.
+pub const TRUSTED: Duration = Duration::from_secs(3600);
+
 /// From wire hash to series id. Bounded: two generations of about `generation_max` entries; what is not asked for during
 /// a whole generation is forgotten.
 pub struct Cache {
@@ -33,6 +37,8 @@ struct Generations {
     previous: Generation,
     /// Entries of `previous` that are in `current` too.
     promoted: usize,
+    /// When everything was last forgotten for its age.
+    since: Option<Instant>,
 }
 
 /// Series in the order they were first asked for: a sender names them in much the same order each time, so that the
@@ -93,7 +99,7 @@ impl Cache {
     /// The ids of `hashes`, in their order; `None` where unknown.
     pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<i64>> {
         let mut generations = self.lock();
-        let Generations { current, previous, promoted } = &mut *generations;
+        let Generations { current, previous, promoted, .. } = &mut *generations;
         let (mut next, mut next_previous) = (0, 0);
         let ids = hashes
             .map(|hash| {
@@ -131,6 +137,15 @@ impl Cache {
     /// Forgets them all.
     pub fn clear(&self) {
         *self.lock() = Generations::default();
+    }
+
+    /// Forgets them all if that was last done [`TRUSTED`] ago: what nothing refers to any more is deleted in time.
+    pub fn clear_if_old(&self, now: Instant) {
+        let mut generations = self.lock();
+        let since = *generations.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= TRUSTED {
+            *generations = Generations { since: Some(now), ..Generations::default() };
+        }
     }
 
     /// How many series are known.
@@ -237,9 +252,25 @@ async fn look_up(
     known: &mut HashMap<Uuid, i64>,
 ) -> Result<(), Error> {
     let keys: Vec<Uuid> = wanted.keys().filter(|key| !known.contains_key(*key)).copied().collect();
-    let statement = names.fill("SELECT key, id FROM {series} WHERE key = ANY($1)");
+    let statement = names.fill("SELECT key, id, ended_at IS NOT NULL FROM {series} WHERE key = ANY($1)");
+    let mut ended: Vec<Uuid> = Vec::new();
     for row in client.query_typed(&statement, &[(&keys, Type::UUID_ARRAY)]).await? {
-        known.insert(row.try_get(0)?, row.try_get(1)?);
+        match row.try_get(2)? {
+            true => ended.push(row.try_get(0)?),
+            false => {
+                known.insert(row.try_get(0)?, row.try_get(1)?);
+            }
+        }
+    }
+    if !ended.is_empty() {
+        // In one order for all. Those that are deleted at this moment are not returned, and made anew.
+        let statement = names.fill(
+            "UPDATE {series} s SET ended_at = NULL FROM \
+             (SELECT id FROM {series} WHERE key = ANY($1) ORDER BY key FOR UPDATE) e WHERE s.id = e.id RETURNING s.key, s.id",
+        );
+        for row in client.query_typed(&statement, &[(&ended, Type::UUID_ARRAY)]).await? {
+            known.insert(row.try_get(0)?, row.try_get(1)?);
+        }
     }
     Ok(())
 }

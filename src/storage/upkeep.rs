@@ -1,12 +1,13 @@
-//! What the leader does beside writing and sealing: retention, forgetting old requests.
+//! What the leader does beside writing and sealing: retention, deleting series that ended, forgetting old requests.
 
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
 use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
+use crate::storage::series::TRUSTED;
 
 /// How long a request's key is kept. A retry comes within seconds of the server being back; that it is back is the
 /// caller's to know ([`forget_requests`]).
@@ -68,6 +69,51 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
 pub async fn forget_requests(client: &Client, names: &Names) -> Result<u64, Error> {
     let statement = names.fill("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
     Ok(client.execute_typed(&statement, &[(&REQUESTS_KEPT.as_secs_f64(), Type::FLOAT8)]).await?)
+}
+
+/// The ids of all series that have samples.
+const STORED: &str = "SELECT DISTINCT bucket * 32 + unnest(places) AS id FROM {sealed} \
+                      UNION SELECT DISTINCT unnest(series) FROM {hot}";
+
+/// A series is deleted so long after it was marked: by then every adapter that had its id in the cache has looked
+/// again, which takes the mark away, and what it stored by an id from before is seen.
+const DELETED_AFTER: Duration = TRUSTED.saturating_mul(3);
+
+/// Marks the series to which nothing stored refers. To be called when segments have been dropped, for nothing else
+/// makes a series end.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn mark_ended(client: &Client, names: &Names) -> Result<u64, Error> {
+    let statement = format!(
+        "WITH stored AS MATERIALIZED ({STORED}) UPDATE {{series}} s SET ended_at = now() \
+         WHERE ended_at IS NULL AND NOT EXISTS (SELECT FROM stored WHERE stored.id = s.id)"
+    );
+    Ok(client.execute_typed(&names.fill(&statement), &[]).await?)
+}
+
+/// Deletes series that were marked long ago and have no samples; those that have some again lose the mark. Returns how
+/// many went.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> {
+    let old = "ended_at < now() - make_interval(secs => $1)";
+    let seconds: [(&(dyn ToSql + Sync), Type); 1] = [(&DELETED_AFTER.as_secs_f64(), Type::FLOAT8)];
+    let any = names.fill(&format!("SELECT EXISTS (SELECT FROM {{series}} WHERE {old})"));
+    if !client.query_typed_one(&any, &seconds).await?.try_get(0)? {
+        return Ok(0);
+    }
+    let delete = format!(
+        "WITH stored AS MATERIALIZED ({STORED}) DELETE FROM {{series}} s \
+         WHERE {old} AND NOT EXISTS (SELECT FROM stored WHERE stored.id = s.id)"
+    );
+    let deleted = client.execute_typed(&names.fill(&delete), &seconds).await?;
+    let unmark = names.fill(&format!("UPDATE {{series}} SET ended_at = NULL WHERE {old}"));
+    client.execute_typed(&unmark, &seconds).await?;
+    Ok(deleted)
 }
 
 /// What the sealed samples take.

@@ -216,6 +216,39 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
 }
 
 #[tokio::test]
+async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let now = now_ms();
+    for name in ["gone", "back", "stored_again"] {
+        store(&adapter, Body::new().sample(name, now - 6 * HOUR_MS, 1.0)).await;
+    }
+    store(&adapter, Body::new().sample("sealed", now - 2 * HOUR_MS, 1.0)).await;
+    seal(&adapter).await;
+    store(&adapter, Body::new().sample("hot", now, 1.0)).await;
+    let library = library(&database, Some(Duration::from_secs(4 * 3600))).await;
+    library.upkeep(true).await.unwrap();
+    let marked = "SELECT name FROM metrics_series WHERE ended_at IS NOT NULL ORDER BY name";
+    assert_eq!(database.column::<String>(marked).await, ["back", "gone", "stored_again"]);
+    // One is looked up anew, one is stored by an adapter that knows its id from before.
+    let other = start(&database.adapter()).await;
+    store(&other, Body::new().sample("back", now, 1.0)).await;
+    store(&adapter, Body::new().sample("stored_again", now, 1.0)).await;
+    assert_eq!(database.column::<String>(marked).await, ["gone", "stored_again"]);
+    library.upkeep(true).await.unwrap();
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_series").await, 5, "not yet");
+    database.run("UPDATE metrics_series SET ended_at = ended_at - interval '3 hours'").await;
+    library.upkeep(true).await.unwrap();
+    let left = "SELECT name FROM metrics_series ORDER BY name";
+    assert_eq!(database.column::<String>(left).await, ["back", "hot", "sealed", "stored_again"]);
+    assert_eq!(database.column::<String>(marked).await, [""; 0]);
+    // It may begin anew, under another id.
+    let third = start(&database.adapter()).await;
+    store(&third, Body::new().sample("gone", now, 1.0)).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'gone'").await, 1);
+}
+
+#[tokio::test]
 async fn what_retention_would_drop_at_once_is_not_stored() {
     let database = Database::new().await;
     let options = database.adapter().arg("-pg-prometheus-chunk-interval=1h").arg("-pg-retention=4h");
