@@ -1,8 +1,12 @@
 //! The load: what a Prometheus with so many series would send, built before any clock starts.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
+use tokio::task::JoinSet;
 
 /// A series of a remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
 ///
@@ -11,8 +15,6 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 struct TimeSeries {
     #[prost(message, repeated, tag = "1")]
     labels: Vec<Label>,
-    #[prost(message, repeated, tag = "2")]
-    samples: Vec<Sample>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -31,6 +33,9 @@ struct Sample {
     timestamp_ms: i64,
 }
 
+/// The number of the field of a series that holds a sample.
+const SAMPLES_TAG: u32 = 2;
+
 /// Series that one target exposes.
 const SERIES_PER_TARGET: usize = 200;
 
@@ -43,12 +48,14 @@ const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// The shape of a load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
+    /// The label `cluster` of its series, which tells loads apart.
+    pub(crate) cluster: &'static str,
     /// Number of series.
     pub(crate) series: usize,
-    /// Scrapes, one sample of each series in each; scrape 0 is the warm-up.
-    pub(crate) scrapes: usize,
     /// Samples in a request.
     pub(crate) batch: usize,
+    /// Samples of a series in a message: 1, as Prometheus writes them, or more where only what is stored counts.
+    pub(crate) run: usize,
     /// Connections; each carries the series whose number modulo this is its own, as Prometheus' shards do.
     pub(crate) connections: usize,
     /// Milliseconds between scrapes.
@@ -66,36 +73,73 @@ pub(crate) struct Batch {
     pub(crate) samples: usize,
 }
 
+/// The requests of every connection.
+pub(crate) type Requests = Arc<Vec<Vec<Batch>>>;
+
+/// Bytes and samples of `requests`, all connections together.
+pub(crate) fn size(requests: &Requests) -> (usize, usize) {
+    let add = |sum: (usize, usize), batch: &Batch| (sum.0 + batch.body.len(), sum.1 + batch.samples);
+    requests.iter().flatten().fold((0, 0), add)
+}
+
+/// Some scrapes in a row of one series.
+type Run = (usize, Range<usize>);
+
 impl Load {
-    /// The requests that connection `connection` sends for `scrapes`, in order: one sample a message, as Prometheus
-    /// writes them.
-    pub(crate) fn requests(&self, connection: usize, scrapes: std::ops::Range<usize>) -> Vec<Batch> {
-        let encode_labels = |series| TimeSeries { labels: labels(series), samples: Vec::new() }.encode_to_vec();
+    /// The requests of `scrapes`, of all connections, built side by side.
+    pub(crate) async fn requests(self, scrapes: Range<usize>) -> Requests {
+        self.build(move |connection| self.requests_of(connection, scrapes.clone())).await
+    }
+
+    /// The same samples as complete binary COPYs of (time, series, value), `batch` rows each.
+    pub(crate) async fn copies(self, scrapes: Range<usize>) -> Requests {
+        self.build(move |connection| self.copies_of(connection, scrapes.clone())).await
+    }
+
+    async fn build(self, one: impl Fn(usize) -> Vec<Batch> + Clone + Send + 'static) -> Requests {
+        let mut built = JoinSet::new();
+        for connection in 0..self.connections {
+            let one = one.clone();
+            built.spawn_blocking(move || (connection, one(connection)));
+        }
+        let mut all = built.join_all().await;
+        all.sort_by_key(|(connection, _)| *connection);
+        Arc::new(all.into_iter().map(|(_, batches)| batches).collect())
+    }
+
+    fn requests_of(&self, connection: usize, scrapes: Range<usize>) -> Vec<Batch> {
+        let encode_labels = |series| TimeSeries { labels: labels(self.cluster, series) }.encode_to_vec();
         // The series of this connection are every so many-th of all.
         let label_bytes: Vec<Vec<u8>> = self.series_of(connection).map(encode_labels).collect();
-        let encode = |rows: &[(usize, usize)]| {
-            let mut request = Vec::new();
-            for &(scrape, series) in rows {
-                let sample = Sample { value: value(series, scrape), timestamp_ms: self.time_ms(series, scrape) };
-                let samples = TimeSeries { labels: Vec::new(), samples: vec![sample] }.encode_to_vec();
+        let mut compressor = snap::raw::Encoder::new();
+        let (mut request, mut samples) = (Vec::new(), Vec::new());
+        let encode = |runs: &[Run]| {
+            request.clear();
+            for (series, scrapes) in runs {
+                samples.clear();
+                for scrape in scrapes.clone() {
+                    let sample = Sample { value: value(*series, scrape), timestamp_ms: self.time_ms(*series, scrape) };
+                    encode_key(SAMPLES_TAG, WireType::LengthDelimited, &mut samples);
+                    sample.encode_length_delimited(&mut samples).expect("a vector grows");
+                }
                 let labels = &label_bytes[series / self.connections];
                 encode_key(1, WireType::LengthDelimited, &mut request);
                 encode_varint((labels.len() + samples.len()) as u64, &mut request);
                 request.extend_from_slice(labels);
                 request.extend_from_slice(&samples);
             }
-            let body = snap::raw::Encoder::new().compress_vec(&request).expect("a request is far below 4 GiB");
-            Batch { body: body.into(), samples: rows.len() }
+            compressor.compress_vec(&request).expect("a request is far below 4 GiB").into()
         };
-        self.rows(connection, scrapes, self.batch, encode)
+        self.batches(connection, scrapes, encode)
     }
 
-    /// The same samples as complete binary COPYs of (time, series, value), `batch` rows each.
-    pub(crate) fn copies(&self, connection: usize, scrapes: std::ops::Range<usize>, batch: usize) -> Vec<Batch> {
-        let encode = |rows: &[(usize, usize)]| {
-            let mut body = BytesMut::with_capacity(COPY_HEADER.len() + rows.len() * 38 + 2);
+    fn copies_of(&self, connection: usize, scrapes: Range<usize>) -> Vec<Batch> {
+        let encode = |runs: &[Run]| {
+            let mut body = BytesMut::with_capacity(COPY_HEADER.len() + self.batch * 38 + 2);
             body.put_slice(COPY_HEADER);
-            for &(scrape, series) in rows {
+            for (series, scrape) in
+                runs.iter().flat_map(|(series, run)| run.clone().map(move |scrape| (*series, scrape)))
+            {
                 let micros = self.time_ms(series, scrape) * 1000 - POSTGRES_EPOCH_SECONDS * 1_000_000;
                 body.put_i16(3);
                 body.put_i32(8);
@@ -106,26 +150,25 @@ impl Load {
                 body.put_f64(value(series, scrape));
             }
             body.put_i16(-1);
-            Batch { body: body.freeze(), samples: rows.len() }
+            body.freeze()
         };
-        self.rows(connection, scrapes, batch, encode)
+        self.batches(connection, scrapes, encode)
     }
 
-    fn rows(
-        &self,
-        connection: usize,
-        scrapes: std::ops::Range<usize>,
-        batch: usize,
-        encode: impl Fn(&[(usize, usize)]) -> Batch,
-    ) -> Vec<Batch> {
-        let own = |scrape| self.series_of(connection).map(move |series| (scrape, series));
-        let mut rows = scrapes.flat_map(own).peekable();
+    /// Scrape by scrape, series by series.
+    fn batches(&self, connection: usize, scrapes: Range<usize>, mut encode: impl FnMut(&[Run]) -> Bytes) -> Vec<Batch> {
+        let end = scrapes.end;
+        let own = |first: usize| {
+            let run = first..end.min(first + self.run);
+            self.series_of(connection).map(move |series| (series, run.clone()))
+        };
+        let mut runs = scrapes.step_by(self.run).flat_map(own).peekable();
         let mut batches = Vec::new();
-        let mut chunk = Vec::with_capacity(batch);
-        while rows.peek().is_some() {
-            chunk.clear();
-            chunk.extend(rows.by_ref().take(batch));
-            batches.push(encode(&chunk));
+        let mut batch = Vec::new();
+        while runs.peek().is_some() {
+            batch.clear();
+            batch.extend(runs.by_ref().take((self.batch / self.run).max(1)));
+            batches.push(Batch { body: encode(&batch), samples: batch.iter().map(|(_, run)| run.len()).sum() });
         }
         batches
     }
@@ -140,19 +183,28 @@ impl Load {
         let phase = index(series / SERIES_PER_TARGET) * 137 % self.interval_ms;
         self.start_ms + index(scrape) * self.interval_ms + phase
     }
+
+    /// The name of the metric of a series, and matchers as JSON that no other series of that name fits.
+    pub(crate) fn selector(&self, series: usize) -> (String, String) {
+        let mut labels = labels(self.cluster, series);
+        labels.retain(|label| !["__replica__", "handler", "job", "namespace", "pod"].contains(&label.name.as_str()));
+        let name = labels.remove(0).value;
+        let pairs: Vec<String> = labels.iter().map(|label| format!("\"{}\":\"{}\"", label.name, label.value)).collect();
+        (name, format!("{{{}}}", pairs.join(",")))
+    }
 }
 
 /// Ten labels, sorted, as of a service behind a replica label.
-fn labels(series: usize) -> Vec<Label> {
+fn labels(cluster: &str, series: usize) -> Vec<Label> {
     let (target, metric) = (series / SERIES_PER_TARGET, series % SERIES_PER_TARGET);
     let label = |name: &str, value: String| Label { name: name.to_owned(), value };
     vec![
         label("__name__", format!("bench_requests_{:02}_total", metric % 20)),
         label("__replica__", "a".to_owned()),
-        label("cluster", "bench".to_owned()),
+        label("cluster", cluster.to_owned()),
         label("code", ["200", "204", "400", "404", "500"][metric / 20 % 5].to_owned()),
         label("handler", "/api/v1/query_range".to_owned()),
-        label("instance", format!("10.0.{}.{}:9090", target / 250, target % 250)),
+        label("instance", format!("10.{}.{}.{}:9090", target / 62_500, target / 250 % 250, target % 250)),
         label("job", format!("service-{}", target % 10)),
         label("method", ["GET", "POST"][metric / 100].to_owned()),
         label("namespace", "production".to_owned()),

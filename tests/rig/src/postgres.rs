@@ -46,22 +46,20 @@ impl Default for Options {
     /// A server for tests: nothing is flushed, so a crash of the *machine* loses all. A crash of the server loses
     /// nothing that was committed, for which `synchronous_commit` has to stay on.
     fn default() -> Self {
-        let access = "local all all trust\nhost all all all trust\nlocal replication all trust\nhost replication all all trust\n";
-        Self { settings: Vec::new(), access: access.to_owned() }
-            .with("fsync", "off")
-            .with("full_page_writes", "off")
-            .with("max_connections", "300")
+        Self::shipped().with("fsync", "off").with("full_page_writes", "off").with("max_connections", "300")
     }
 }
 
 impl Options {
-    /// A server for benchmarks: durable, with the memory and log a server of its size would be given.
+    /// A server for benchmarks: durable, with the memory and log a server of its size would be given, and else as it
+    /// is shipped.
     pub fn durable() -> Self {
-        Self::default()
-            .with("fsync", "on")
-            .with("full_page_writes", "on")
-            .with("shared_buffers", "1GB")
-            .with("max_wal_size", "8GB")
+        Self::shipped().with("shared_buffers", "1GB").with("max_wal_size", "8GB")
+    }
+
+    fn shipped() -> Self {
+        let access = "local all all trust\nhost all all all trust\nlocal replication all trust\nhost replication all all trust\n";
+        Self { settings: Vec::new(), access: access.to_owned() }
     }
 
     /// Sets a parameter of postgresql.conf; the last value of a parameter wins.

@@ -198,15 +198,28 @@ impl Process {
         Duration::from_millis(ticks * 10)
     }
 
+    /// The memory it has resident, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the process is gone.
+    pub fn memory_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
     /// The most memory it has had resident so far, in bytes.
     ///
     /// # Panics
     ///
     /// When the process is gone.
     pub fn peak_memory_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process has ended");
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("the process has ended");
-        line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("VmHWM is a number") * 1024
+        let line = status.lines().find_map(|l| l.strip_prefix(field)).expect("the process has ended");
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("memory is a number") * 1024
     }
 
     /// Panics with the name of the process, `what` went wrong, and its last lines.

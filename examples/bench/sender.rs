@@ -1,0 +1,127 @@
+//! Sending: every connection sends its next request as soon as the previous one is answered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rig::http::{Client, WRITE_HEADERS};
+use rig::process::Process;
+use tokio::task::JoinSet;
+
+use crate::load::{Batch, Requests};
+
+/// How long a receiver may take until it takes its first request: an election included.
+const WARM_UP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What was sent, and answered.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    /// Samples acknowledged.
+    pub(crate) samples: usize,
+    /// From the first request to the last answer.
+    pub(crate) elapsed: Duration,
+    /// From a request to its answer, in no order.
+    pub(crate) latencies: Vec<Duration>,
+    /// Requests sent again after an answer that asks for it.
+    pub(crate) retries: usize,
+}
+
+impl Sent {
+    /// Samples acknowledged a second.
+    #[expect(clippy::cast_precision_loss, reason = "a rate is shown with three digits")]
+    pub(crate) fn rate(&self) -> f64 {
+        self.samples as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// The latency that `share` of the requests did not exceed.
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub(crate) fn latency(&self, share: f64) -> Duration {
+        let mut latencies = self.latencies.clone();
+        latencies.sort_unstable();
+        let index = (latencies.len() as f64 * share) as usize;
+        latencies.get(index.min(latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn note(&mut self, samples: usize, latency: Duration) {
+        self.samples += samples;
+        self.latencies.push(latency);
+    }
+}
+
+impl std::ops::AddAssign for Sent {
+    /// For what was sent one after the other.
+    fn add_assign(&mut self, more: Self) {
+        self.samples += more.samples;
+        self.elapsed += more.elapsed;
+        self.latencies.extend(more.latencies);
+        self.retries += more.retries;
+    }
+}
+
+/// Sends `requests`, each connection its own, until all are answered or `limit` is over.
+pub(crate) async fn send_all(url: &str, requests: &Requests, limit: Duration) -> Sent {
+    let started = Instant::now();
+    let mut connections = JoinSet::new();
+    for connection in 0..requests.len() {
+        let (requests, url) = (Arc::clone(requests), url.to_owned());
+        connections.spawn(async move {
+            let client = Client::default();
+            let mut sent = Sent::default();
+            for batch in &requests[connection] {
+                let began = Instant::now();
+                sent.retries += send(&client, &url, batch, None).await;
+                sent.note(batch.samples, began.elapsed());
+                if started.elapsed() >= limit {
+                    break;
+                }
+            }
+            sent
+        });
+    }
+    together(started, connections.join_all().await)
+}
+
+/// What connections sent side by side since `started`.
+pub(crate) fn together(started: Instant, connections: Vec<Sent>) -> Sent {
+    let elapsed = started.elapsed();
+    let mut all = Sent::default();
+    for sent in connections {
+        all += sent;
+    }
+    Sent { elapsed, ..all }
+}
+
+/// Sends the first scrape, so that the receiver leads and knows every series before the clock starts; returns its
+/// samples.
+pub(crate) async fn warm_up(process: &Process, url: &str, requests: &Requests) -> usize {
+    let client = Client::default();
+    if let Some(first) = requests.iter().flatten().next() {
+        send(&client, url, first, Some((process, Instant::now() + WARM_UP_DEADLINE))).await;
+    }
+    // The first request again is a retry, and stored once.
+    send_all(url, requests, Duration::MAX).await.samples
+}
+
+/// Sends until it is taken, as Prometheus does: again after 5xx, more and more slowly. Returns how often again.
+pub(crate) async fn send(client: &Client, url: &str, batch: &Batch, until: Option<(&Process, Instant)>) -> usize {
+    let mut backoff = Duration::from_millis(30);
+    let mut retries = 0;
+    loop {
+        let answer = client.post(url, &WRITE_HEADERS, batch.body.clone()).await;
+        let why = match answer {
+            Ok(response) if response.status / 100 == 2 => return retries,
+            Ok(response) if response.status / 100 == 4 => {
+                panic!("{url}: {}: {}", response.status, response.text())
+            }
+            Ok(response) => format!("{}: {}", response.status, response.text()),
+            Err(error) => error.to_string(),
+        };
+        if let Some((process, deadline)) = until
+            && Instant::now() >= deadline
+        {
+            process.fail(&format!("takes nothing within {WARM_UP_DEADLINE:?}: {why}"));
+        }
+        retries += 1;
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(Duration::from_secs(5));
+    }
+}
