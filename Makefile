@@ -31,7 +31,7 @@ chaos-short: install-deps ## The most telling failures only, in under two minute
 demo-docker: ## Show the take-overs of a pair in containers; makes the images where none can be pulled
 	@examples/docker-compose/demo.sh
 
-bench: install-deps ## Measure ingest beside bare COPY and Prometheus' receiver; BENCH="--seconds 60" sets options
+bench: install-deps ## Measure speed and room beside their bars (20 minutes); BENCH="--seconds 30 --only ingest,copy" sets options
 	$(CARGO) build --release --bin prometheus-postgresql-adapter --example bench
 	@$(CARGO) run --quiet --release --example bench -- $(BENCH)
 

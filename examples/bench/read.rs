@@ -42,19 +42,29 @@ const STREAMED_XOR_CHUNKS: i32 = 1;
 /// How often it is read.
 const RUNS: usize = 3;
 
+/// How long a read may take.
 const DEADLINE: Duration = Duration::from_secs(300);
+
+/// How long an adapter may take to answer reads.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A cluster that is not stored.
+const NOTHING: &str = "nothing";
 
 /// Reads all `samples` of `store`, by an adapter that has done nothing else.
 pub(crate) async fn streamed(store: &mut Store<'_>, cluster: &str, samples: usize, verdicts: &mut Verdicts) {
     println!("\nremote read ...");
     store.restart().await;
-    let matcher = Matcher { name: "cluster".to_owned(), value: cluster.to_owned() };
-    let query = Query { start_timestamp_ms: 0, end_timestamp_ms: i64::MAX / 2, matchers: vec![matcher] };
-    let request = ReadRequest { queries: vec![query], accepted_response_types: vec![STREAMED_XOR_CHUNKS] };
-    let body = snap::raw::Encoder::new().compress_vec(&request.encode_to_vec()).expect("a request is small");
     let client = Client::new(DEADLINE);
     let url = store.adapter.url("/read");
     let process = store.adapter.process();
+    // It reaches the database in its own time.
+    let ready = async || {
+        let answer = client.post(&url, &READ_HEADERS, request(NOTHING)).await;
+        answer.is_ok_and(|answer| answer.status == 200).then_some(())
+    };
+    process.wait_until("it answers reads", READY_DEADLINE, ready).await;
+    let body = request(cluster);
     let mut rates = Vec::new();
     for _ in 0..RUNS {
         let (cpu_before, started) = (process.cpu(), Instant::now());
@@ -78,4 +88,12 @@ pub(crate) async fn streamed(store: &mut Store<'_>, cluster: &str, samples: usiz
     rates.sort_by(f64::total_cmp);
     verdicts.at_least(&format!("samples/s by remote read, {} sealed", number(samples as f64)), 5e6, rates[RUNS / 2]);
     verdicts.below("... adapter's memory at most, MiB", 100.0, mebibytes(process.peak_memory_bytes()));
+}
+
+/// All samples of all series of `cluster`.
+fn request(cluster: &str) -> Vec<u8> {
+    let matcher = Matcher { name: "cluster".to_owned(), value: cluster.to_owned() };
+    let query = Query { start_timestamp_ms: 0, end_timestamp_ms: i64::MAX / 2, matchers: vec![matcher] };
+    let request = ReadRequest { queries: vec![query], accepted_response_types: vec![STREAMED_XOR_CHUNKS] };
+    snap::raw::Encoder::new().compress_vec(&request.encode_to_vec()).expect("a request is small")
 }

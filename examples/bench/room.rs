@@ -31,7 +31,10 @@ pub(crate) async fn capture(setup: &Setup, archive: &Path, verdicts: &mut Verdic
     send_all(&store.write_url(), &requests, Duration::MAX).await;
     let sealing = store.seal().await;
     let (samples, hot) = store.counts().await;
-    assert_eq!(hot, 0, "all is sealed");
+    let metric = async |name, label| store.adapter.metric_with(name, label).await.unwrap_or_default();
+    let twice = metric("samples_duplicate_total", "reason=\"sealed\"").await;
+    let stored = metric("samples_stored_total", "").await - twice;
+    assert_eq!((samples as f64, hot), (stored, 0), "samples sealed, and what was stored");
     println!("  {count} requests with {} samples, sealed in {:.1} s", number(samples as f64), sealing.as_secs_f64());
     let relations = store.sizes().await;
     table(&relations, samples);

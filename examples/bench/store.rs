@@ -132,7 +132,7 @@ impl Store<'_> {
     /// Samples that are sealed, and samples that are hot.
     pub(crate) async fn counts(&self) -> (usize, usize) {
         let client = self.setup.postgres.connect(&self.database).await;
-        let statement = "SELECT (SELECT coalesce(sum(samples), 0)::bigint FROM metrics_segments), \
+        let statement = "SELECT (SELECT coalesce(sum(length::bigint * cardinality(places)), 0)::bigint FROM metrics_sealed), \
                          (SELECT coalesce(sum(cardinality(series)), 0)::bigint FROM metrics_hot)";
         let row = client.query_one(statement, &[]).await.expect("cannot count what is stored");
         let count = |column| usize::try_from(row.get::<_, i64>(column)).expect("a count is not negative");
