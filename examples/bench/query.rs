@@ -160,5 +160,7 @@ fn time(ms: i64) -> String {
 /// Statistics, as autovacuum would have made them by the time there is a month of data.
 async fn vacuum_analyze(postgres: &Postgres, database: &str) {
     let client = postgres.connect(database).await;
-    client.batch_execute("VACUUM (ANALYZE); CHECKPOINT").await.expect("cannot vacuum");
+    for statement in ["VACUUM (ANALYZE)", "CHECKPOINT"] {
+        client.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
 }

@@ -38,6 +38,7 @@ pub(crate) async fn capture(setup: &Setup, archive: &Path, verdicts: &mut Verdic
     println!("  {count} requests with {} samples, sealed in {:.1} s", number(samples as f64), sealing.as_secs_f64());
     let relations = store.sizes().await;
     table(&relations, samples);
+    println!("  {}", store.columns().await);
     let per_sample = |bytes: i64| bytes as f64 / samples as f64;
     verdicts.at_most(what, 0.6, per_sample(sum(&relations, |_| true)));
     let without = sum(&relations, |table| table != "metrics_requests");
@@ -57,6 +58,7 @@ pub(crate) async fn generated<'a>(setup: &'a Setup, load: Load, scrapes: usize, 
     assert_eq!((samples, hot), (load.series * scrapes, 0), "all is sealed");
     let relations = store.sizes().await;
     table(&relations, samples);
+    println!("  {}", store.columns().await);
     let per_sample = |bytes: i64| bytes as f64 / samples as f64;
     verdicts.at_most(&format!("{what}, of samples alone"), 1.5, per_sample(sum(&relations, is_samples)));
     verdicts.note("... with series, their indexes and all else", per_sample(sum(&relations, |_| true)));

@@ -8,6 +8,8 @@ use rig::exposition;
 use rig::http::Client;
 use rig::postgres::Postgres;
 
+use crate::verdict::number;
+
 /// How long sealing what is hot may take.
 const SEAL_DEADLINE: Duration = Duration::from_secs(900);
 
@@ -163,6 +165,22 @@ impl Store<'_> {
             indexes: row.get(3),
         };
         rows.iter().map(relation).collect()
+    }
+
+    /// What the columns of sealed samples take, in words.
+    pub(crate) async fn columns(&self) -> String {
+        let client = self.setup.postgres.connect(&self.database).await;
+        let columns = ["times", "places", "starts", "data", "floats"];
+        let sums = columns.map(|column| format!(", sum(pg_column_size({column}))::bigint"));
+        let statement = format!(
+            "SELECT count(*), sum(cardinality(places))::float8 / count(*), avg(length)::float8{} FROM metrics_sealed",
+            sums.concat()
+        );
+        let row = client.query_one(&statement, &[]).await.expect("cannot measure the chunks");
+        let (chunks, series, length): (i64, f64, f64) = (row.get(0), row.get(1), row.get(2));
+        let bytes = |place: usize| format!("{} {}", columns[place], number(row.get::<_, i64>(place + 3) as f64));
+        let bytes = [0, 1, 2, 3, 4].map(bytes).join(", ");
+        format!("{} chunks of {series:.1} series by {length:.1} samples; bytes: {bytes}", number(chunks as f64))
     }
 
     /// Ends the adapter, gives the room back, and leaves no work to what is measured next.
