@@ -9,7 +9,7 @@ use rig::prometheus::{self, Prometheus};
 use tokio::task::JoinSet;
 
 use crate::load::{Load, Requests, size};
-use crate::sender::{Sent, send_all, together, warm_up};
+use crate::sender::{Sender, Sent, together};
 use crate::store::{Hot, Setup, Store, drop_database};
 use crate::verdict::{Verdicts, mebibytes, number};
 
@@ -102,13 +102,13 @@ pub(crate) async fn many_series(
 async fn adapter(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verdicts) -> (Outcome, Lag) {
     println!("\nadapter, {} series ...", number_of(load.series));
     let store = setup.store(&[]).await;
-    let (process, url) = (store.adapter.process(), store.write_url());
+    let (process, sender) = (store.adapter.process(), store.sender(load.connections));
     // It leads then, and has its connections.
     let first = load.requests(0..1).await;
-    let mut stored = warm_up(process, &url, &Arc::new(vec![first[0][..1].to_vec()])).await;
+    let mut stored = sender.warm_up(process, &Arc::new(vec![first[0][..1].to_vec()])).await;
     let before = process.memory_bytes();
     let started = Instant::now();
-    stored += warm_up(process, &url, &first).await - first[0][0].samples;
+    stored += sender.warm_up(process, &first).await - first[0][0].samples;
     let (bytes, samples) = size(&first);
     println!(
         "  {:.1} s for the first scrape, which makes the series; a sample takes {:.1} bytes of a request",
@@ -137,7 +137,7 @@ async fn adapter(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verd
         next += scrapes;
         // The lag of a round is its own: sealing catches up while the next one is built.
         sent += tokio::select! {
-            sent = send_all(&url, &requests, left) => sent,
+            sent = sender.send_all(&requests, left) => sent,
             never = lag.watch(&store) => match never {},
         };
     }
@@ -149,6 +149,9 @@ async fn adapter(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verd
     let metrics = [("seal rounds", "seal_duration_seconds_count"), ("seconds sealing", "seal_duration_seconds_sum")];
     for (what, name) in metrics {
         println!("  {what}: {}", number(store.adapter.metric(name).await.unwrap_or_default()));
+    }
+    for line in store.adapter.process().log().lines() {
+        println!("  it said: {line}");
     }
     store.drop().await;
     let outcome = Outcome { name: "adapter".to_owned(), sent, cpu: Some(cpu), memory_bytes: Some(memory) };
@@ -205,11 +208,12 @@ async fn prometheus(load: Load, limit: Duration) -> Outcome {
     println!("\nPrometheus ...");
     let options = prometheus::Options::new("global: {scrape_interval: 1h}\n").arg("--web.enable-remote-write-receiver");
     let prometheus = Prometheus::start(options).await;
-    let (process, url) = (prometheus.process(), prometheus.url("/api/v1/write"));
-    warm_up(process, &url, &load.requests(0..1).await).await;
+    let process = prometheus.process();
+    let sender = Sender::new(prometheus.url("/api/v1/write"), load.connections);
+    sender.warm_up(process, &load.requests(0..1).await).await;
     let requests = load.requests(1..scrapes(load, limit.as_secs_f64() * RATE_GUESS / 2.0).min(SCRAPES) + 1).await;
     let cpu_before = process.cpu();
-    let sent = send_all(&url, &requests, limit).await;
+    let sent = sender.send_all(&requests, limit).await;
     let (cpu, memory) = (process.cpu().saturating_sub(cpu_before), process.peak_memory_bytes());
     Outcome { name: "Prometheus as receiver".to_owned(), sent, cpu: Some(cpu), memory_bytes: Some(memory) }
 }

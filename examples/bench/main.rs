@@ -122,10 +122,10 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
         room::capture(&setup, &flags.capture, &mut verdicts).await;
     }
     if takes_part("generated") {
-        let mut store = room::generated(&setup, load, flags.scrapes, &mut verdicts).await;
+        let (mut store, sender) = room::generated(&setup, load, flags.scrapes, &mut verdicts).await;
         if takes_part("read") {
             let scrapes = (flags.read_samples / load.series).max(flags.scrapes + 1);
-            room::add(&store, load, flags.scrapes..scrapes).await;
+            room::add(&store, &sender, load, flags.scrapes..scrapes).await;
             read::streamed(&mut store, load.cluster, load.series * scrapes, &mut verdicts).await;
         }
         store.drop().await;

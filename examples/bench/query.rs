@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::load::Load;
-use crate::sender::{Sent, send_all, warm_up};
+use crate::sender::Sent;
 use crate::store::Setup;
 use crate::verdict::{Verdicts, number};
 
@@ -61,13 +61,13 @@ pub(crate) async fn under_ingest(setup: &Setup, shape: Shape, ingest: Load, now_
         start_ms: now_ms - span,
         ..ingest
     };
-    let (process, url) = (store.adapter.process(), store.write_url());
-    warm_up(process, &url, &stored.requests(0..1).await).await;
+    let (process, sender) = (store.adapter.process(), store.sender(ingest.connections));
+    sender.warm_up(process, &stored.requests(0..1).await).await;
     let mut sent = Sent::default();
     let part = (PART / shape.series).max(RUN);
     for first in (1..scrapes).step_by(part) {
         let requests = stored.requests(first..scrapes.min(first + part)).await;
-        sent += send_all(&url, &requests, Duration::MAX).await;
+        sent += sender.send_all(&requests, Duration::MAX).await;
     }
     let sealing = store.seal().await;
     println!(
@@ -80,13 +80,13 @@ pub(crate) async fn under_ingest(setup: &Setup, shape: Shape, ingest: Load, now_
     store.check(scrapes * shape.series).await;
     vacuum_analyze(&setup.postgres, &store.database).await;
 
-    warm_up(process, &url, &ingest.requests(0..1).await).await;
+    sender.warm_up(process, &ingest.requests(0..1).await).await;
     let seconds = usize::try_from(shape.seconds).expect("seconds are few");
     let requests = ingest.requests(1..(seconds * RATE_GUESS / ingest.series).max(1) + 1).await;
     let client = setup.postgres.connect(&store.database).await;
     let mut sending = JoinSet::new();
     let limit = Duration::from_secs(shape.seconds);
-    sending.spawn(async move { send_all(&url, &requests, limit).await });
+    sending.spawn(async move { sender.send_all(&requests, limit).await });
     // Under way, with some samples hot.
     tokio::time::sleep(limit.min(Duration::from_secs(3))).await;
     let mut took: [Vec<Duration>; QUERIES.len()] = Default::default();

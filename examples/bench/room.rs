@@ -7,7 +7,7 @@ use std::time::Duration;
 use rig::guard::Directory;
 
 use crate::load::{Batch, Load};
-use crate::sender::{send_all, warm_up};
+use crate::sender::Sender;
 use crate::store::{Relation, Setup, Store};
 use crate::verdict::{Verdicts, number};
 
@@ -27,8 +27,8 @@ pub(crate) async fn capture(setup: &Setup, archive: &Path, verdicts: &mut Verdic
     };
     let store = setup.store(&SEAL_WHEN_ASKED).await;
     let count = requests[0].len();
-    warm_up(store.adapter.process(), &store.write_url(), &std::sync::Arc::new(vec![requests[0][..1].to_vec()])).await;
-    send_all(&store.write_url(), &requests, Duration::MAX).await;
+    // As one shard would: in the order of arrival.
+    store.sender(1).warm_up(store.adapter.process(), &requests).await;
     let sealing = store.seal().await;
     let (samples, hot) = store.counts().await;
     let metric = async |name, label| store.adapter.metric_with(name, label).await.unwrap_or_default();
@@ -48,12 +48,18 @@ pub(crate) async fn capture(setup: &Setup, archive: &Path, verdicts: &mut Verdic
 }
 
 /// Measures what the generator's values take, after so many scrapes.
-pub(crate) async fn generated<'a>(setup: &'a Setup, load: Load, scrapes: usize, verdicts: &mut Verdicts) -> Store<'a> {
+pub(crate) async fn generated<'a>(
+    setup: &'a Setup,
+    load: Load,
+    scrapes: usize,
+    verdicts: &mut Verdicts,
+) -> (Store<'a>, Sender) {
     let what = format!("bytes/sample, the generator's, {scrapes} samples a series");
     println!("\n{what} ...");
     let store = setup.store(&SEAL_WHEN_ASKED).await;
-    warm_up(store.adapter.process(), &store.write_url(), &load.requests(0..1).await).await;
-    add(&store, load, 1..scrapes).await;
+    let sender = store.sender(load.connections);
+    sender.warm_up(store.adapter.process(), &load.requests(0..1).await).await;
+    add(&store, &sender, load, 1..scrapes).await;
     let (samples, hot) = store.counts().await;
     assert_eq!((samples, hot), (load.series * scrapes, 0), "all is sealed");
     let relations = store.sizes().await;
@@ -64,13 +70,13 @@ pub(crate) async fn generated<'a>(setup: &'a Setup, load: Load, scrapes: usize, 
     verdicts.note("... with series, their indexes and all else", per_sample(sum(&relations, |_| true)));
     let without = sum(&relations, |table| table != "metrics_requests");
     verdicts.note("... without the keys of requests, which are forgotten in an hour", per_sample(without));
-    store
+    (store, sender)
 }
 
 /// Stores more scrapes, and seals them.
-pub(crate) async fn add(store: &Store<'_>, load: Load, scrapes: std::ops::Range<usize>) {
+pub(crate) async fn add(store: &Store<'_>, sender: &Sender, load: Load, scrapes: std::ops::Range<usize>) {
     let requests = load.requests(scrapes).await;
-    let sent = send_all(&store.write_url(), &requests, Duration::MAX).await;
+    let sent = sender.send_all(&requests, Duration::MAX).await;
     let sealing = store.seal().await;
     println!(
         "  {} samples stored at {}/s and sealed in {:.1} s",

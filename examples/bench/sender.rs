@@ -57,27 +57,51 @@ impl std::ops::AddAssign for Sent {
     }
 }
 
-/// Sends `requests`, each connection its own, until all are answered or `limit` is over.
-pub(crate) async fn send_all(url: &str, requests: &Requests, limit: Duration) -> Sent {
-    let started = Instant::now();
-    let mut connections = JoinSet::new();
-    for connection in 0..requests.len() {
-        let (requests, url) = (Arc::clone(requests), url.to_owned());
-        connections.spawn(async move {
-            let client = Client::default();
-            let mut sent = Sent::default();
-            for batch in &requests[connection] {
-                let began = Instant::now();
-                sent.retries += send(&client, &url, batch, None).await;
-                sent.note(batch.samples, began.elapsed());
-                if started.elapsed() >= limit {
-                    break;
-                }
-            }
-            sent
-        });
+/// A sender with connections that stay open between what it sends: an adapter takes it for gone otherwise, and resigns.
+#[derive(Clone, Debug)]
+pub(crate) struct Sender {
+    url: String,
+    clients: Vec<Client>,
+}
+
+impl Sender {
+    /// A sender to `url`.
+    pub(crate) fn new(url: String, connections: usize) -> Self {
+        Self { url, clients: (0..connections).map(|_| Client::default()).collect() }
     }
-    together(started, connections.join_all().await)
+
+    /// Sends the first scrape, so that the receiver leads and knows every series before the clock starts; returns its
+    /// samples.
+    pub(crate) async fn warm_up(&self, process: &Process, requests: &Requests) -> usize {
+        if let Some(first) = requests.iter().flatten().next() {
+            let until = Some((process, Instant::now() + WARM_UP_DEADLINE));
+            send(&self.clients[0], &self.url, first, until).await;
+        }
+        // The first request again is a retry, and stored once.
+        self.send_all(requests, Duration::MAX).await.samples
+    }
+
+    /// Sends `requests`, each connection its own, until all are answered or `limit` is over.
+    pub(crate) async fn send_all(&self, requests: &Requests, limit: Duration) -> Sent {
+        let started = Instant::now();
+        let mut connections = JoinSet::new();
+        for (connection, client) in self.clients.iter().cloned().enumerate().take(requests.len()) {
+            let (requests, url) = (Arc::clone(requests), self.url.clone());
+            connections.spawn(async move {
+                let mut sent = Sent::default();
+                for batch in &requests[connection] {
+                    let began = Instant::now();
+                    sent.retries += send(&client, &url, batch, None).await;
+                    sent.note(batch.samples, began.elapsed());
+                    if started.elapsed() >= limit {
+                        break;
+                    }
+                }
+                sent
+            });
+        }
+        together(started, connections.join_all().await)
+    }
 }
 
 /// What connections sent side by side since `started`.
@@ -90,19 +114,8 @@ pub(crate) fn together(started: Instant, connections: Vec<Sent>) -> Sent {
     Sent { elapsed, ..all }
 }
 
-/// Sends the first scrape, so that the receiver leads and knows every series before the clock starts; returns its
-/// samples.
-pub(crate) async fn warm_up(process: &Process, url: &str, requests: &Requests) -> usize {
-    let client = Client::default();
-    if let Some(first) = requests.iter().flatten().next() {
-        send(&client, url, first, Some((process, Instant::now() + WARM_UP_DEADLINE))).await;
-    }
-    // The first request again is a retry, and stored once.
-    send_all(url, requests, Duration::MAX).await.samples
-}
-
 /// Sends until it is taken, as Prometheus does: again after 5xx, more and more slowly. Returns how often again.
-pub(crate) async fn send(client: &Client, url: &str, batch: &Batch, until: Option<(&Process, Instant)>) -> usize {
+async fn send(client: &Client, url: &str, batch: &Batch, until: Option<(&Process, Instant)>) -> usize {
     let mut backoff = Duration::from_millis(30);
     let mut retries = 0;
     loop {

@@ -8,6 +8,7 @@ use rig::exposition;
 use rig::http::Client;
 use rig::postgres::Postgres;
 
+use crate::sender::Sender;
 use crate::verdict::number;
 
 /// How long sealing what is hot may take.
@@ -90,9 +91,9 @@ impl Setup {
 }
 
 impl Store<'_> {
-    /// Where it takes writes.
-    pub(crate) fn write_url(&self) -> String {
-        self.adapter.url("/write")
+    /// A sender to it.
+    pub(crate) fn sender(&self, connections: usize) -> Sender {
+        Sender::new(self.adapter.url("/write"), connections)
     }
 
     /// Replaces the adapter by a new one, whose memory is its own.
