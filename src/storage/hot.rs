@@ -24,7 +24,8 @@ const ARRAY_HEAD_BYTES: usize = 20;
 /// An element of an array: its length, and eight bytes.
 const ELEMENT_BYTES: usize = 4 + 8;
 
-/// The body of `COPY … ("time", series, value) FROM STDIN BINARY`: the rows of one transaction, gathered by time.
+/// The body of `COPY … ("time", series, value) FROM STDIN BINARY`: the rows of one transaction, gathered by time, the
+/// series of each ascending.
 #[must_use]
 pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>) -> Bytes {
     // Rows come by series, so neighbours differ in time; few times occur.
@@ -47,7 +48,11 @@ pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>) -> Bytes {
     let count = blocks.iter().map(|(_, block)| block.len().div_ceil(ROW_SAMPLES_MAX)).sum::<usize>();
     let mut out = BytesMut::with_capacity(HEADER.len() + count * ROW_BYTES + samples * 2 * ELEMENT_BYTES + 2);
     out.put_slice(HEADER);
-    for (time_ms, block) in &blocks {
+    for (time_ms, block) in &mut blocks {
+        // Readers leave out rows by their first and last series.
+        if !block.is_sorted_by_key(|(series_id, _)| *series_id) {
+            block.sort_by_key(|(series_id, _)| *series_id);
+        }
         for part in block.chunks(ROW_SAMPLES_MAX) {
             out.put_i16(3);
             out.put_i32(8);
@@ -101,6 +106,14 @@ mod tests {
         assert_eq!(values[12..16], 701_u32.to_be_bytes());
         assert_eq!(values[28..36], value.to_bits().to_be_bytes());
         assert_eq!(bytes[bytes.len() - 2..], [0xff, 0xff]);
+    }
+
+    #[test]
+    fn series_ascend_in_a_row_whatever_request_they_are_from() {
+        let row = |series_id| Row { series_id, time_ms: 1, value: 0.0 };
+        let bytes = encode_copy([row(5), row(7), row(1), row(6)].iter());
+        let at = |n: usize| i64::from_be_bytes(bytes[HEADER.len() + 14 + 28 + n * 12..][..8].try_into().unwrap());
+        assert_eq!([at(0), at(1), at(2), at(3)], [1, 5, 6, 7]);
     }
 
     #[test]

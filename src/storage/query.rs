@@ -173,7 +173,9 @@ impl Reading {
     async fn hot(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Sample>>, Error> {
         let statement = self.names.fill(
             "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time\", unnest(series) AS id, unnest(value) AS value, no FROM {hot} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3 AND (cardinality($1) > 8 OR series && $1)) h \
+             WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] <= (SELECT max(id) FROM unnest($1) AS u (id)) \
+             AND series[cardinality(series)] >= (SELECT min(id) FROM unnest($1) AS u (id)) \
+             AND (cardinality($1) > 8 OR series && $1)) h \
              JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no",
         );
         let rows = self.in_range(&statement, ids.to_vec(), start_ms, end_ms).await?;

@@ -18,6 +18,7 @@ CREATE INDEX ON {series} (ended_at) WHERE ended_at IS NOT NULL;
 -- A reader reads all of it, which sealing keeps small. Two full rows fill a page; nothing is compressed or moved out.
 CREATE TABLE {hot} (
     "time" timestamptz NOT NULL,
+    -- Ascending.
     series bigint[] NOT NULL,
     value double precision[] NOT NULL,
     -- In the order of storing: of two samples of one series and time the first counts.
@@ -114,8 +115,8 @@ CREATE VIEW {values} AS
     CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, (l.id & 31)::smallint) d
     UNION ALL
     SELECT "time", unnest(value), unnest(series) FROM {hot};
--- The conditions on first and last leave out segments and chunks beside the range; those on hot rows are cheap for the
--- few series of a panel, and for many a join is.
+-- The conditions on first and last leave out segments and chunks beside the range. Those on hot rows leave out rows
+-- beside the series by a glance; looking into the others is cheap for the few series of a panel, and for many a join is.
 CREATE FUNCTION {range}(metric text, matchers jsonb, start_time timestamptz, end_time timestamptz)
 RETURNS TABLE ("time" timestamptz, value double precision, labels jsonb) LANGUAGE sql STABLE AS $body$
     WITH wanted AS MATERIALIZED (
@@ -132,6 +133,8 @@ RETURNS TABLE ("time" timestamptz, value double precision, labels jsonb) LANGUAG
         SELECT w.id, h."time", h.value, w.labels
         FROM (SELECT "time", unnest(series) AS id, unnest(value) AS value FROM {hot}
               WHERE "time" >= start_time AND "time" <= end_time
+              AND series[1] <= (SELECT max(wanted.id) FROM wanted)
+              AND series[cardinality(series)] >= (SELECT min(wanted.id) FROM wanted)
               AND ((SELECT count(*) FROM wanted) > 8 OR series && (SELECT array_agg(wanted.id) FROM wanted))) h
         JOIN wanted w ON w.id = h.id
     )

@@ -105,7 +105,7 @@ struct Pending {
 /// Hot rows, by bucket.
 #[derive(Default)]
 struct Hot {
-    /// Time in ms since 1970 and order of storing, of each row.
+    /// Time in ms since 1970 and order of storing, of each row; in order.
     rows: Vec<(i64, i64)>,
     buckets: HashMap<i64, Vec<Pending>>,
 }
@@ -208,7 +208,9 @@ impl Sealer<'_> {
                 let before = rows.len() + pending.len();
                 rows.extend(hot.in_order(*bucket, pending).into_iter().filter(|row| !self.is_expired(row.time_ms)));
                 // Stable: what was sealed comes before what is hot, and of that, what was stored first.
-                rows.sort_by_key(|row| (row.series_id, row.time_ms));
+                if !rows.is_sorted_by_key(|row| (row.series_id, row.time_ms)) {
+                    rows.sort_by_key(|row| (row.series_id, row.time_ms));
+                }
                 rows.dedup_by_key(|row| (row.series_id, row.time_ms));
                 made.dropped += before - rows.len();
                 made.encode(&rows)?;
@@ -281,11 +283,17 @@ impl Sealer<'_> {
             let from = u32::try_from(hot.rows.len()).map_err(|_| Error::Unfit("too many hot rows at once".into()))?;
             hot.rows.push((from_postgres_us(time_us), row.try_get(3)?));
             let (series, values): (Vec<i64>, Vec<f64>) = (row.try_get(1)?, row.try_get(2)?);
-            for (series_id, value) in series.into_iter().zip(values) {
-                let place = u8::try_from(series_id & 31).unwrap_or_default();
-                hot.buckets.entry(bucket_of(series_id)).or_default().push(Pending { value, from, place });
+            let mut values = values.into_iter();
+            // The series of a row ascend, so those of a bucket stand together.
+            for of_bucket in series.chunk_by(|one, next| bucket_of(*one) == bucket_of(*next)) {
+                let bucket = hot.buckets.entry(bucket_of(of_bucket[0])).or_default();
+                bucket.extend(of_bucket.iter().zip(&mut values).map(|(series_id, value)| {
+                    let place = u8::try_from(series_id & 31).unwrap_or_default();
+                    Pending { value, from, place }
+                }));
             }
         }
+        hot.rank();
         Ok(hot)
     }
 
@@ -467,9 +475,23 @@ impl<'a> Made<'a> {
 }
 
 impl Hot {
-    /// A bucket's samples, in the order in which they were stored.
+    /// Puts the rows in the order of time, and of storing where that is the same.
+    fn rank(&mut self) {
+        let mut order: Vec<u32> = (0..).take(self.rows.len()).collect();
+        order.sort_unstable_by_key(|from| self.rows[*from as usize]);
+        let mut ranks = vec![0_u32; order.len()];
+        for (rank, from) in (0..).zip(&order) {
+            ranks[*from as usize] = rank;
+        }
+        for sample in self.buckets.values_mut().flatten() {
+            sample.from = ranks[sample.from as usize];
+        }
+        self.rows.sort_unstable();
+    }
+
+    /// A bucket's samples in the order of series, time and storing.
     fn in_order(&self, bucket: i64, mut pending: Vec<Pending>) -> Vec<Row> {
-        pending.sort_by_key(|sample| self.rows[sample.from as usize].1);
+        pending.sort_unstable_by_key(|sample| (u64::from(sample.place) << 32) | u64::from(sample.from));
         let row = |sample: &Pending| Row {
             series_id: bucket * chunk::SERIES_PER_BUCKET + i64::from(sample.place),
             time_ms: self.rows[sample.from as usize].0,
