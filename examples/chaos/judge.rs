@@ -122,8 +122,8 @@ pub(crate) fn judge(promised: &Promised, stored: &Stored) -> Findings {
             *total += *count;
         }
     }
-    // The first leader needs no switch, each later one at most one, and what is filled in between two of them two more.
-    let excess = usize::try_from(switches_max - (3 * stored.terms - 2).max(0)).unwrap_or(0);
+    // The first leader needs no switch, and each later one at most one.
+    let excess = usize::try_from(switches_max - stored.terms).unwrap_or(0);
     if excess > 0 {
         findings.examples.push(format!("{switches_max} switches in one series, {} terms", stored.terms));
     }
