@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 
 mod frozen;
-mod holes;
 mod lock;
 mod take_over;
 
