@@ -422,7 +422,7 @@ impl Store {
         }
         // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
         let shrink = shrink || pages > 4 * seal::PAGES;
-        client.batch_execute(&self.names.fill(&format!("VACUUM (TRUNCATE {shrink}) {{hot}}"))).await?;
+        client.batch_execute(&self.names.fill(&format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}) {{hot}}"))).await?;
         Ok(Some(total))
     }
 
