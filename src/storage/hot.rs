@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{FromSql, Type};
 
 use crate::storage::row::{Row, to_postgres_us};
 
@@ -83,6 +83,38 @@ fn put_array(out: &mut BytesMut, of: &Type, elements: impl ExactSizeIterator<Ite
     }
 }
 
+/// The elements of an array of eight-byte numbers as they come from the server, with nothing copied.
+#[derive(Clone, Copy, Debug)]
+pub struct Elements<'a>(&'a [u8]);
+
+impl<'a> Elements<'a> {
+    /// Each one's bytes.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = [u8; 8]> + 'a {
+        let (elements, _) = self.0.as_chunks::<ELEMENT_BYTES>();
+        elements.iter().map(|[_, _, _, _, a, b, c, d, e, f, g, h]| [*a, *b, *c, *d, *e, *f, *g, *h])
+    }
+}
+
+impl<'a> FromSql<'a> for Elements<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        // One dimension, no NULL, and as many bytes as its length says; an empty array has no dimension.
+        let elements = match raw {
+            [0, 0, 0, 0, ..] => &[][..],
+            [0, 0, 0, 1, 0, 0, 0, 0, _, _, _, _, l0, l1, l2, l3, _, _, _, _, elements @ ..]
+                if elements.len() == u32::from_be_bytes([*l0, *l1, *l2, *l3]) as usize * ELEMENT_BYTES =>
+            {
+                elements
+            }
+            _ => return Err("a hot row's array is not one of whole numbers or floats without NULL".into()),
+        };
+        Ok(Self(elements))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        [Type::INT8_ARRAY, Type::FLOAT8_ARRAY].contains(ty)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +146,20 @@ mod tests {
         let bytes = encode_copy([row(5), row(7), row(1), row(6)].iter());
         let at = |n: usize| i64::from_be_bytes(bytes[HEADER.len() + 14 + 28 + n * 12..][..8].try_into().unwrap());
         assert_eq!([at(0), at(1), at(2), at(3)], [1, 5, 6, 7]);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let rows: Vec<Row> = (0..3).map(|n| Row { series_id: n, time_ms: 1, value: 0.5 }).collect();
+        let bytes = encode_copy(rows.iter());
+        let array = &bytes[HEADER.len() + 18..][..56];
+        let read = |raw: &[u8]| -> Option<Vec<i64>> {
+            Some(Elements::from_sql(&Type::INT8_ARRAY, raw).ok()?.iter().map(i64::from_be_bytes).collect())
+        };
+        assert_eq!(read(array), Some(vec![0, 1, 2]));
+        assert_eq!(read(&[0; 12]), Some(vec![]), "an empty array");
+        assert_eq!(read(&array[..55]), None);
+        assert_eq!(read(&[]), None);
     }
 
     #[test]

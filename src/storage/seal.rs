@@ -19,6 +19,7 @@ use tokio_postgres::{Client, Row as Record};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::chunk::{self, Encoded, bucket_of};
+use crate::storage::hot::Elements;
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 use crate::storage::segments::{self, Span};
@@ -206,7 +207,7 @@ impl Sealer<'_> {
                 let pending = hot.buckets.remove(bucket).unwrap_or_default();
                 let mut rows = existing.remove(bucket).unwrap_or_default();
                 let before = rows.len() + pending.len();
-                rows.extend(hot.in_order(*bucket, pending).into_iter().filter(|row| !self.is_expired(row.time_ms)));
+                rows.extend(hot.in_order(*bucket, &pending).into_iter().filter(|row| !self.is_expired(row.time_ms)));
                 // Stable: what was sealed comes before what is hot, and of that, what was stored first.
                 if !rows.is_sorted_by_key(|row| (row.series_id, row.time_ms)) {
                     rows.sort_by_key(|row| (row.series_id, row.time_ms));
@@ -282,15 +283,17 @@ impl Sealer<'_> {
             let Timestamp(time_us) = row.try_get(0)?;
             let from = u32::try_from(hot.rows.len()).map_err(|_| Error::Unfit("too many hot rows at once".into()))?;
             hot.rows.push((from_postgres_us(time_us), row.try_get(3)?));
-            let (series, values): (Vec<i64>, Vec<f64>) = (row.try_get(1)?, row.try_get(2)?);
-            let mut values = values.into_iter();
+            let (series, values): (Elements<'_>, Elements<'_>) = (row.try_get(1)?, row.try_get(2)?);
+            let mut samples =
+                series.iter().map(i64::from_be_bytes).zip(values.iter().map(f64::from_be_bytes)).peekable();
             // The series of a row ascend, so those of a bucket stand together.
-            for of_bucket in series.chunk_by(|one, next| bucket_of(*one) == bucket_of(*next)) {
-                let bucket = hot.buckets.entry(bucket_of(of_bucket[0])).or_default();
-                bucket.extend(of_bucket.iter().zip(&mut values).map(|(series_id, value)| {
+            while let Some((first, _)) = samples.peek() {
+                let bucket = bucket_of(*first);
+                let pending = hot.buckets.entry(bucket).or_default();
+                while let Some((series_id, value)) = samples.next_if(|(series_id, _)| bucket_of(*series_id) == bucket) {
                     let place = u8::try_from(series_id & 31).unwrap_or_default();
-                    Pending { value, from, place }
-                }));
+                    pending.push(Pending { value, from, place });
+                }
             }
         }
         hot.rank();
@@ -490,14 +493,27 @@ impl Hot {
     }
 
     /// A bucket's samples in the order of series, time and storing.
-    fn in_order(&self, bucket: i64, mut pending: Vec<Pending>) -> Vec<Row> {
-        pending.sort_unstable_by_key(|sample| (u64::from(sample.place) << 32) | u64::from(sample.from));
+    fn in_order(&self, bucket: i64, pending: &[Pending]) -> Vec<Row> {
+        // They came in much the order of time: once told apart by series, there is little left to sort.
+        let mut counts = [0_usize; 32];
+        for sample in pending {
+            counts[usize::from(sample.place)] += 1;
+        }
+        let mut series: Vec<Vec<&Pending>> = counts.iter().map(|count| Vec::with_capacity(*count)).collect();
+        for sample in pending {
+            series[usize::from(sample.place)].push(sample);
+        }
+        for of_series in &mut series {
+            if !of_series.is_sorted_by_key(|sample| sample.from) {
+                of_series.sort_unstable_by_key(|sample| sample.from);
+            }
+        }
         let row = |sample: &Pending| Row {
             series_id: bucket * chunk::SERIES_PER_BUCKET + i64::from(sample.place),
             time_ms: self.rows[sample.from as usize].0,
             value: sample.value,
         };
-        pending.iter().map(row).collect()
+        series.into_iter().flatten().map(row).collect()
     }
 
     fn reach(&self, pending: &[Pending]) -> Reach {
