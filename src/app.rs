@@ -298,8 +298,8 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         if !matches!(role.borrow().at(Instant::now()), Role::Leader { .. }) {
             continue;
         }
-        let sealed = match store.hot().await {
-            Ok((samples, _)) if store.is_seal_due(samples, sealed_at.elapsed()) => store.seal(false).await,
+        let sealed = match store.hot_samples().await {
+            Ok(samples) if store.is_seal_due(samples, sealed_at.elapsed()) => store.seal(false).await,
             Ok(_) => continue,
             Err(error) => Err(error),
         };

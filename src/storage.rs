@@ -342,12 +342,12 @@ impl Store {
         self.counted(Reading::begin(&self.pool, &self.names, &self.connector, &self.tracker)).await
     }
 
-    /// Hot samples, and what their rows take in bytes.
+    /// How many samples are hot; their meters are set by it.
     ///
     /// # Errors
     ///
     /// What the server said.
-    pub async fn hot(&self) -> Result<(u64, u64), Error> {
+    pub async fn hot_samples(&self) -> Result<u64, Error> {
         let statement = self.names.fill(
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
              coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
@@ -360,7 +360,7 @@ impl Store {
             self.metrics.hot_samples.set(samples);
             self.metrics.hot_bytes.set(bytes);
             self.metrics.hot_oldest_seconds.set(row.try_get(2)?);
-            Ok((samples.unsigned_abs(), bytes.unsigned_abs()))
+            Ok(samples.unsigned_abs())
         }))
         .await
     }

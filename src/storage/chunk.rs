@@ -53,6 +53,19 @@ pub fn bucket_of(series_id: i64) -> i64 {
     series_id.div_euclid(SERIES_PER_BUCKET)
 }
 
+/// The place of a series in its bucket.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "below 32")]
+pub fn place_of(series_id: i64) -> i16 {
+    series_id.rem_euclid(SERIES_PER_BUCKET) as i16
+}
+
+/// The series at `place` in `bucket`: the reverse of [`bucket_of`] and [`place_of`].
+#[must_use]
+pub fn series_at(bucket: i64, place: i16) -> i64 {
+    bucket * SERIES_PER_BUCKET + i64::from(place)
+}
+
 /// Samples of some series of one bucket at the same times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chunk {
@@ -120,7 +133,7 @@ fn group_bucket(rows: &[Row], samples_max: usize) -> Vec<Chunk> {
         for part in 0..parts {
             let range = count * part / parts..count * (part + 1) / parts;
             let values = |series: &[Row]| {
-                let place = series[0].series_id.rem_euclid(SERIES_PER_BUCKET) as i16;
+                let place = place_of(series[0].series_id);
                 (place, series[range.clone()].iter().map(|row| row.value).collect())
             };
             chunks.push(Chunk {

@@ -16,7 +16,7 @@ use crate::model::sample::Sample;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
-use crate::storage::chunk::{Corrupt, Encoded, SERIES_PER_BUCKET, bucket_of};
+use crate::storage::chunk::{Corrupt, Encoded, bucket_of, place_of};
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
 use crate::storage::seal::{CHUNK_COLUMNS, read_chunk};
@@ -24,6 +24,10 @@ use crate::storage::series::from_json;
 
 /// Series one query may select: bounds the labels held in memory.
 pub const SERIES_MAX: usize = 1_000_000;
+
+/// The chunks of the buckets $1 that have times from $2 to $3; segments beside the range are not looked into.
+const CHUNKS_IN_RANGE: &str = "FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.last >= $2 AND c.first <= $3 \
+     AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2)";
 
 /// Compressed bytes that are fetched at once: bounds a reader's memory, but for a single bucket that is larger.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
@@ -129,11 +133,10 @@ impl Reading {
     ///
     /// What the server said.
     pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
-        let statement = self.names.fill(
+        let statement = self.names.fill(&format!(
             "SELECT c.bucket, sum(100 + pg_column_size(c.times) + pg_column_size(c.data) + pg_column_size(c.floats))::bigint \
-             FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.last >= $2 AND c.first <= $3 \
-             AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) GROUP BY c.bucket",
-        );
+             {CHUNKS_IN_RANGE} GROUP BY c.bucket"
+        ));
         let rows = self.in_range(&statement, buckets(ids), start_ms, end_ms).await?;
         tokio::pin!(rows);
         let mut sizes = HashMap::new();
@@ -155,10 +158,7 @@ impl Reading {
 
     /// The chunks of these series in the range.
     async fn chunks(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Encoded>>, Error> {
-        let statement = self.names.fill(&format!(
-            "SELECT {CHUNK_COLUMNS} FROM {{sealed}} c WHERE c.bucket = ANY ($1) AND c.last >= $2 AND c.first <= $3 \
-             AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {{segments}} WHERE lower <= $2)"
-        ));
+        let statement = self.names.fill(&format!("SELECT {CHUNK_COLUMNS} {CHUNKS_IN_RANGE}"));
         let rows = self.in_range(&statement, buckets(ids), start_ms, end_ms).await?;
         tokio::pin!(rows);
         let mut chunks: HashMap<i64, Vec<Encoded>> = HashMap::new();
@@ -262,11 +262,10 @@ impl Samples<'_> {
 
     /// One series of the batch, in the order of time.
     fn series(&mut self, id: i64) -> Result<Vec<Sample>, Error> {
-        let bucket = bucket_of(id);
-        let place = i16::try_from(id - bucket * SERIES_PER_BUCKET).unwrap_or_default();
+        let place = place_of(id);
         let mut samples = Vec::new();
-        for chunk in self.batch.chunks.get(&bucket).into_iter().flatten() {
-            let decode = || -> Result<(), Corrupt> {
+        for chunk in self.batch.chunks.get(&bucket_of(id)).into_iter().flatten() {
+            let mut decode = || -> Result<(), Corrupt> {
                 if !chunk.places.contains(&place) {
                     return Ok(());
                 }
@@ -278,7 +277,6 @@ impl Samples<'_> {
                 samples.extend(both.map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value }));
                 Ok(())
             };
-            let mut decode = decode;
             decode().map_err(|why| Error::Unfit(format!("a chunk of series {id} is corrupt: {why}")))?;
         }
         samples.extend(self.batch.hot.remove(&id).unwrap_or_default());

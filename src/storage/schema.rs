@@ -4,13 +4,14 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, types::Type};
 
 use crate::postgres::error::Error;
+use crate::storage::chunk;
 use crate::storage::names::Names;
 
 /// The version of the schema that this program writes and reads.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// What leads from each version to the next, the first from nothing to 1.
-const MIGRATIONS: [&str; 1] = [concat!(include_str!("chunk.sql"), include_str!("schema.sql"))];
+const MIGRATIONS: [&[&str]; 1] = [&[chunk::SQL, include_str!("schema.sql")]];
 
 /// Finds out where the store is: `schema`, or the first schema of the session's `search_path` that exists.
 ///
@@ -78,7 +79,9 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
         )));
     }
     for migration in &MIGRATIONS[usize::try_from(version).unwrap_or(0)..] {
-        client.batch_execute(&names.fill(migration)).await?;
+        for part in *migration {
+            client.batch_execute(&names.fill(part)).await?;
+        }
     }
     if version < VERSION {
         client.batch_execute(&names.fill(&format!("UPDATE {{schema_version}} SET version = {VERSION}"))).await?;

@@ -100,7 +100,7 @@ struct Pending {
     value: f64,
     /// Which of the hot rows it is from.
     from: u32,
-    place: u8,
+    place: i16,
 }
 
 /// Hot rows, by bucket.
@@ -191,12 +191,11 @@ impl Sealer<'_> {
             return Ok(Ended::Done(Outcome::default()));
         }
         let samples = hot.buckets.values().map(Vec::len).sum();
-        let times: BTreeSet<i64> =
-            hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time| !self.is_expired(*time)).collect();
-        if times.iter().any(|time_ms| segments::find(spans, *time_ms).is_none()) {
+        let mut times = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time_ms| !self.is_expired(*time_ms));
+        if times.any(|time_ms| segments::find(spans, time_ms).is_none()) {
             return Ok(Ended::Again);
         }
-        let heads = self.reached(&hot, &times, spans).await?;
+        let heads = self.reached(&hot, spans).await?;
         let mut buckets: Vec<i64> = hot.buckets.keys().copied().collect();
         buckets.sort_unstable();
         let mut made = Made::new(spans);
@@ -291,8 +290,7 @@ impl Sealer<'_> {
                 let bucket = bucket_of(*first);
                 let pending = hot.buckets.entry(bucket).or_default();
                 while let Some((series_id, value)) = samples.next_if(|(series_id, _)| bucket_of(*series_id) == bucket) {
-                    let place = u8::try_from(series_id & 31).unwrap_or_default();
-                    pending.push(Pending { value, from, place });
+                    pending.push(Pending { value, from, place: chunk::place_of(series_id) });
                 }
             }
         }
@@ -301,15 +299,12 @@ impl Sealer<'_> {
     }
 
     /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
-    async fn reached(
-        &self,
-        hot: &Hot,
-        times: &BTreeSet<i64>,
-        spans: &[Span],
-    ) -> Result<HashMap<i64, Vec<Head>>, Error> {
+    async fn reached(&self, hot: &Hot, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
         let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
-        let (Some(earliest), Some(latest)) = (times.first(), times.last()) else { return Ok(reached) };
-        let lower_ms = segments::find(spans, *earliest).map_or(i64::MIN, |span| span.lower_ms);
+        let mut times = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time_ms| !self.is_expired(*time_ms));
+        let Some(earliest_ms) = times.next() else { return Ok(reached) };
+        let latest_ms = times.next_back().unwrap_or(earliest_ms);
+        let lower_ms = segments::find(spans, earliest_ms).map_or(i64::MIN, |span| span.lower_ms);
         let reaches: HashMap<i64, Reach> =
             hot.buckets.iter().map(|(bucket, pending)| (*bucket, hot.reach(pending))).collect();
         let ids: Vec<i64> = reaches.keys().copied().collect();
@@ -317,7 +312,7 @@ impl Sealer<'_> {
             ids.iter().map(|bucket| Timestamp(to_postgres_us(of(&reaches[bucket])))).collect()
         };
         let (firsts, lasts) = (ends(|reach| reach.first_ms), ends(|reach| reach.last_ms));
-        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(*latest)));
+        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(latest_ms)));
         let statement = self.names.fill(
             "SELECT c.bucket, c.first, c.last, c.places \
              FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w (bucket, first, last) \
@@ -366,7 +361,7 @@ impl Sealer<'_> {
                     made.count(chunk.times_ms.first().copied().unwrap_or_default(), &chunk, -1);
                     let rows = rows.entry(chunk.bucket).or_default();
                     for (place, values) in &chunk.series {
-                        let series_id = chunk.bucket * chunk::SERIES_PER_BUCKET + i64::from(*place);
+                        let series_id = chunk::series_at(chunk.bucket, *place);
                         let samples = chunk.times_ms.iter().zip(values);
                         rows.extend(samples.map(|(time_ms, value)| Row {
                             series_id,
@@ -378,8 +373,8 @@ impl Sealer<'_> {
                 Err(why) => {
                     log::error!(
                         "a chunk of series {} to {} is corrupt, and left as it is: {why}",
-                        encoded.bucket * chunk::SERIES_PER_BUCKET,
-                        encoded.bucket * chunk::SERIES_PER_BUCKET + chunk::SERIES_PER_BUCKET - 1
+                        chunk::series_at(encoded.bucket, 0),
+                        chunk::series_at(encoded.bucket + 1, 0) - 1
                     );
                     made.chunks.push((encoded, record.try_get(3)?));
                 }
@@ -477,6 +472,13 @@ impl<'a> Made<'a> {
     }
 }
 
+impl Pending {
+    /// Its place, among 32.
+    fn index(self) -> usize {
+        usize::from(self.place.unsigned_abs())
+    }
+}
+
 impl Hot {
     /// Puts the rows in the order of time, and of storing where that is the same.
     fn rank(&mut self) {
@@ -497,11 +499,11 @@ impl Hot {
         // They came in much the order of time: once told apart by series, there is little left to sort.
         let mut counts = [0_usize; 32];
         for sample in pending {
-            counts[usize::from(sample.place)] += 1;
+            counts[sample.index()] += 1;
         }
         let mut series: Vec<Vec<&Pending>> = counts.iter().map(|count| Vec::with_capacity(*count)).collect();
         for sample in pending {
-            series[usize::from(sample.place)].push(sample);
+            series[sample.index()].push(sample);
         }
         for of_series in &mut series {
             if !of_series.is_sorted_by_key(|sample| sample.from) {
@@ -509,7 +511,7 @@ impl Hot {
             }
         }
         let row = |sample: &Pending| Row {
-            series_id: bucket * chunk::SERIES_PER_BUCKET + i64::from(sample.place),
+            series_id: chunk::series_at(bucket, sample.place),
             time_ms: self.rows[sample.from as usize].0,
             value: sample.value,
         };
@@ -520,7 +522,7 @@ impl Hot {
         let mut reach = Reach { first_ms: i64::MAX, last_ms: i64::MIN, places: [(i64::MAX, i64::MIN); 32] };
         for sample in pending {
             let time_ms = self.rows[sample.from as usize].0;
-            let (first_ms, last_ms) = &mut reach.places[usize::from(sample.place)];
+            let (first_ms, last_ms) = &mut reach.places[sample.index()];
             (*first_ms, *last_ms) = (time_ms.min(*first_ms), time_ms.max(*last_ms));
             (reach.first_ms, reach.last_ms) = (time_ms.min(reach.first_ms), time_ms.max(reach.last_ms));
         }
