@@ -109,7 +109,7 @@ impl Handover {
     }
 
     async fn fill_some(&self) -> bool {
-        let doubtful = self.ledger().take_doubtful(FILL_ROWS);
+        let doubtful = self.ledger().take_doubtful(FILL_ROWS, Instant::now());
         let Some(doubtful) = doubtful else { return false };
         let (compared, count) = (self.store.fill(&doubtful).await, doubtful.rows.len());
         match &compared {
@@ -121,9 +121,9 @@ impl Handover {
             Err(error) => log::warn!("{count} samples in doubt could not be compared, to be tried again: {error}"),
         }
         let mut ledger = self.ledger();
-        let goes_on = ledger.compared(&doubtful, compared.as_ref().ok(), Instant::now());
+        ledger.compared(&doubtful, compared.as_ref().ok(), Instant::now());
         self.show(ledger.held());
-        goes_on
+        true
     }
 
     async fn apply(&self, cut: &Cut, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {

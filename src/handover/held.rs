@@ -1,6 +1,6 @@
 //! What a standby has been sent and may not forget yet. Pure.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::storage::gaps::{Hole, in_hole};
@@ -93,18 +93,30 @@ impl Held {
         self.doubtful.is_empty() || self.bytes < self.bytes_max
     }
 
-    /// Takes out about `count` samples held in doubt, the earliest arrived first, in the order of series and time, none
-    /// twice.
-    pub fn take_doubtful(&mut self, count: usize) -> Vec<Row> {
+    /// Takes out about `count` samples held in doubt that arrived before `until`, the earliest first, in the order of
+    /// series and time, none twice.
+    pub fn take_doubtful(&mut self, count: usize, until: Instant) -> Vec<Row> {
         let mut rows = Vec::new();
-        while rows.len() < count
-            && let Some(block) = self.doubtful.pop_front()
-        {
-            rows.extend(block.rows());
+        while rows.len() < count && self.doubtful.front().is_some_and(|block| block.arrived <= until) {
+            rows.extend(self.doubtful.pop_front().iter().flat_map(Block::rows));
         }
         self.count();
         sort_and_dedup(&mut rows);
         rows
+    }
+
+    /// By series id, the time of the first sample held, in doubt or not, after the last of `rows`, which are in order.
+    #[must_use]
+    pub fn next_times(&self, rows: &[Row]) -> HashMap<i64, i64> {
+        let lasts: HashMap<i64, i64> = rows.iter().map(|row| (row.series_id, row.time_ms)).collect();
+        let mut next = HashMap::new();
+        for row in self.blocks.iter().chain(&self.doubtful).flat_map(Block::rows) {
+            if lasts.get(&row.series_id).is_some_and(|last_ms| row.time_ms > *last_ms) {
+                let next_ms = next.entry(row.series_id).or_insert(row.time_ms);
+                *next_ms = row.time_ms.min(*next_ms);
+            }
+        }
+        next
     }
 
     /// Forgets what a leader has committed: what is not later than `watermark_ms` and arrived [`HELD_AT_LEAST`] ago. What
@@ -297,10 +309,10 @@ mod tests {
         assert_eq!(held.samples(), 5, "nothing is forgotten");
         assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), [9, 20, 21]);
         held.clear();
-        assert_eq!(held.take_doubtful(9).iter().map(|row| row.time_ms).collect::<Vec<_>>(), [10, 15]);
+        assert_eq!(held.take_doubtful(9, now).iter().map(|row| row.time_ms).collect::<Vec<_>>(), [10, 15]);
         assert_eq!((held.samples(), held.bytes()), (0, 0));
         held.doubt(&[row(1, 9), row(1, 12)], &holes, now);
-        assert_eq!(held.take_doubtful(9).len(), 1, "outside of a hole nothing is in doubt");
+        assert_eq!(held.take_doubtful(9, now).len(), 1, "outside of a hole nothing is in doubt");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use crate::handover::held::{Held, Refusal};
 use crate::handover::watermark::Watermark;
 use crate::storage::fence::Fence;
 use crate::storage::fill::Doubtful;
-use crate::storage::gaps::{Compared, Hole, in_hole};
+use crate::storage::gaps::{Compared, Hole, Known, in_hole};
 use crate::storage::row::Row;
 
 /// Clocks of the two hosts may differ by so much, 5 min: the last leader's samples may lie that far ahead.
@@ -22,6 +22,10 @@ const CLOCK_SKEW_MAX_MS: i64 = 5 * 60_000;
 
 /// Clocks that differ by less make no sample filled in follow one that its leader is still to be sent.
 const CLOCKS_APART_MS: i64 = 10_000;
+
+/// So long after it arrived, and after the last comparison, a sample in doubt is compared: the more of a series have come,
+/// the better its pace is known.
+const COMPARED_AFTER: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
@@ -38,8 +42,10 @@ pub struct Ledger {
     holes: Vec<Hole>,
     /// The term in force.
     term: Option<Term>,
-    /// By series id, the last time that this adapter filled in.
-    filled: HashMap<i64, i64>,
+    /// By series id, what comparing has told.
+    known: HashMap<i64, Known>,
+    /// When last all that was to be compared was taken out.
+    compared_at: Option<Instant>,
 }
 
 /// A term as those know it who fill in under it what nobody stored.
@@ -64,7 +70,8 @@ impl Ledger {
             began_ms: None,
             holes: Vec::new(),
             term: None,
-            filled: HashMap::new(),
+            known: HashMap::new(),
+            compared_at: None,
         }
     }
 
@@ -119,7 +126,7 @@ impl Ledger {
 
     fn now_in(&mut self, term: Term, holes: Vec<Hole>) {
         if self.holes != holes {
-            self.filled = HashMap::new();
+            self.known = HashMap::new();
         }
         self.holes = holes;
         self.term = Some(term);
@@ -149,27 +156,38 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes out some of what is in doubt, to be compared with what is stored.
-    pub fn take_doubtful(&mut self, count: usize) -> Option<Doubtful> {
+    /// Takes out some of what is in doubt, to be compared with what is stored. Nothing for a while after the last time, and
+    /// nothing that has only just arrived: what its sender sends next tells the pace.
+    pub fn take_doubtful(&mut self, count: usize, now: Instant) -> Option<Doubtful> {
         let Term { fence, clock_offset_ms, watermark_ms } = self.term?;
+        let until = now.checked_sub(COMPARED_AFTER)?;
+        if self.compared_at.is_some_and(|compared_at| compared_at > until) {
+            return None;
+        }
         let passed_ms = watermark_ms.map_or(i64::MIN, |at_ms| at_ms.saturating_sub(CLOCKS_APART_MS));
-        let rows = self.held.take_doubtful(count);
-        let own = rows.iter().filter_map(|row| self.filled.get_key_value(&row.series_id));
-        let own = own.map(|(id, at_ms)| (*id, *at_ms)).collect();
-        (!rows.is_empty()).then_some(Doubtful { rows, fence, clock_offset_ms, passed_ms, own })
+        let rows = self.held.take_doubtful(count, until);
+        self.compared_at = (rows.len() < count).then_some(now);
+        if rows.is_empty() {
+            return None;
+        }
+        let known = |row: &Row| (row.series_id, self.known.get(&row.series_id).copied().unwrap_or_default());
+        let mut known: HashMap<i64, Known> = rows.iter().map(known).collect();
+        for (id, next_ms) in self.held.next_times(&rows) {
+            known.entry(id).or_default().next_ms = Some(next_ms);
+        }
+        Some(Doubtful { rows, fence, clock_offset_ms, passed_ms, known })
     }
 
-    /// How that ended: what was missing is stored now; `None` if it must be tried again. Returns whether to go on.
-    pub fn compared(&mut self, doubtful: &Doubtful, compared: Option<&Compared>, now: Instant) -> bool {
+    /// How that ended: what was missing is stored now; `None` if it must be tried again.
+    pub fn compared(&mut self, doubtful: &Doubtful, compared: Option<&Compared>, now: Instant) {
         let rest = match compared {
-            Some(Compared { missing, undecided }) => {
-                self.filled.extend(missing.iter().map(|row| (row.series_id, row.time_ms)));
+            Some(Compared { undecided, known, .. }) => {
+                self.known.extend(known.iter().copied());
                 undecided
             }
             None => &doubtful.rows,
         };
         self.held.doubt(rest, &self.holes, now);
-        rest.is_empty()
     }
 
     /// Where the present term began; none before the first.

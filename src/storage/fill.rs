@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::fence::{Fence, begin, show};
-use crate::storage::gaps::{Compared, LOOK_AROUND_MS, Stored};
+use crate::storage::gaps::{Compared, Known, LOOK_AROUND_MS, Stored};
 use crate::storage::ingest::{copy, copy_statement};
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
@@ -25,23 +25,23 @@ pub struct Doubtful {
     pub clock_offset_ms: i64,
     /// Up to here the leader has stored all it will be sent.
     pub passed_ms: i64,
-    /// By series id, the last time that this adapter filled in.
-    pub own: HashMap<i64, i64>,
+    /// By series id, what is known from comparing earlier ones.
+    pub known: HashMap<i64, Known>,
 }
 
-/// One transaction: stores those that [are missing](Stored::compare). One adapter of a group at a time compares, and holds nobody else up meanwhile: the fence is taken only if
-/// there is something to store.
+/// One transaction: stores those that [are missing](Stored::compare). One adapter of a group at a time compares, and holds
+/// nobody else up meanwhile: the fence is taken only if there is something to store.
 ///
 /// # Errors
 ///
 /// What the server said.
 pub async fn fill(client: &Client, names: &Names, doubtful: &Doubtful, timeout: Duration) -> Result<Compared, Error> {
-    let Doubtful { rows, fence, clock_offset_ms, passed_ms, own } = doubtful;
+    let Doubtful { rows, fence, clock_offset_ms, passed_ms, known } = doubtful;
     client.batch_execute(&begin(names, None, timeout)).await?;
     let lock = names.fill("SELECT pg_advisory_xact_lock({holes:literal}::regclass::oid::integer, $1)");
     client.query_typed(&lock, &[(&fence.group_no, Type::INT4)]).await?;
     let stored = stored_around(client, names, fence.group_no, rows).await?;
-    let compared = stored.compare(rows, *clock_offset_ms, *passed_ms, own);
+    let compared = stored.compare(rows, *clock_offset_ms, *passed_ms, known);
     let missing = &compared.missing;
     if !missing.is_empty() {
         client.batch_execute(&show(names, *fence)).await?;

@@ -510,12 +510,12 @@ impl World {
     }
 
     fn fill_some(&mut self, me: usize) {
-        let op = self.id();
+        let (op, now) = (self.id(), self.instant());
         let adapter = &mut self.adapters[me];
         if adapter.fill.is_some() {
             return;
         }
-        let Some(doubtful) = adapter.ledger.take_doubtful(FILL_ROWS) else { return };
+        let Some(doubtful) = adapter.ledger.take_doubtful(FILL_ROWS, now) else { return };
         let Doubtful { rows, fence, clock_offset_ms, .. } = doubtful.clone();
         adapter.fill = Some(Fill { doubtful, compared: Compared::default() });
         adapter.waiting.insert(op, Waiting::Fill);
@@ -529,11 +529,11 @@ impl World {
         let Some(mut fill) = adapter.fill.take() else { return };
         match reply {
             Reply::Around(stored) => {
-                let Doubtful { rows, clock_offset_ms, passed_ms, own, .. } = &fill.doubtful;
+                let Doubtful { rows, clock_offset_ms, passed_ms, known, .. } = &fill.doubtful;
                 fill.compared = match bug {
-                    Some(Bug::FillUncompared) => Compared { missing: rows.clone(), undecided: Vec::new() },
-                    Some(Bug::FillEarly) => stored.compare(rows, *clock_offset_ms, i64::MAX, own),
-                    _ => stored.compare(rows, *clock_offset_ms, *passed_ms, own),
+                    Some(Bug::FillUncompared) => Compared { missing: rows.clone(), ..Compared::default() },
+                    Some(Bug::FillEarly) => stored.compare(rows, *clock_offset_ms, i64::MAX, known),
+                    _ => stored.compare(rows, *clock_offset_ms, *passed_ms, known),
                 };
                 if fill.compared.missing.is_empty() {
                     adapter.ledger.compared(&fill.doubtful, Some(&fill.compared), now);
@@ -546,13 +546,10 @@ impl World {
                 self.send_server(me, Remote::Fill { op, rows });
             }
             Reply::Committed => {
-                if adapter.ledger.compared(&fill.doubtful, Some(&fill.compared), now) {
-                    self.fill_some(me);
-                }
+                adapter.ledger.compared(&fill.doubtful, Some(&fill.compared), now);
+                self.fill_some(me);
             }
-            _ => {
-                adapter.ledger.compared(&fill.doubtful, None, now);
-            }
+            _ => adapter.ledger.compared(&fill.doubtful, None, now),
         }
     }
 

@@ -31,14 +31,14 @@ impl World {
 
     /// A row commits: once, after all of its series that earlier terms stored, and between neighbours of fitting values.
     /// Within a term a delivery may be overtaken, so it takes the place that its time gives it; so does what fills a hole.
-    pub(crate) fn judge_row(&mut self, series: usize, row: Stored, fills: bool) {
+    pub(crate) fn judge_row(&mut self, series: usize, row: Stored) {
         let slack = self.clock_slack_ms() as f64;
         let rows = &self.server.series[series];
         let at = rows.partition_point(|stored| stored.time_ms < row.time_ms);
         let (before, after) = (at.checked_sub(1).map(|before| rows[before]), rows.get(at).copied());
         if after.is_some_and(|after| after.time_ms == row.time_ms) {
             self.broken(format!("sentence 3: stored twice, series {series}: {after:?} and {row:?}"));
-        } else if let Some(after) = after.filter(|after| after.term < row.term && !fills) {
+        } else if let Some(after) = after.filter(|after| after.term < row.term && !row.fills) {
             self.broken(format!("sentence 3: terms interleave, series {series}: {row:?} before {after:?}"));
         } else if self.settings.is_counter(series)
             && (before.is_some_and(|before| row.value + slack < before.value)
@@ -117,15 +117,24 @@ impl World {
         let interval = self.settings.scrape_ms;
         let late = self.late_ms();
         let stored = self.server.series[series].clone();
-        let ends = |row: Option<&Stored>| row.map(|row| (row.time_ms, (row.term, row.replica)));
+        // Where one side follows another, two samples may be close.
+        let is_beside = |three: &&[Stored]| {
+            let by_one = three[0].replica == three[2].replica && !three[0].fills && three[1].fills && !three[2].fills;
+            by_one && three[2].time_ms - three[0].time_ms < interval + late
+        };
+        if let Some(three) = stored.windows(3).find(is_beside) {
+            return self.broken(format!("sentence 3: filled in where there is no hole, series {series}: {three:?}"));
+        }
+        let ends = |row: Option<&Stored>| row.map(|row| (row.time_ms, (row.term, row.replica, row.fills)));
         let firsts = stored.iter().map(|row| ends(Some(row)));
         let befores = std::iter::once(None).chain(stored.iter().map(|row| ends(Some(row))));
         let pairs: Vec<_> = befores.zip(firsts.chain(std::iter::once(None))).collect();
         for (before, after) in pairs {
-            // By one clock a series goes on at its pace; from one to the next it may miss what lies between them.
+            // By one clock a series goes on at its pace; from one to the next it may miss what lies between them. So it
+            // may where a hole was filled by several.
             let (from, to, gap) = match (before, after) {
                 (Some((from, one)), Some((to, other))) => {
-                    let skew = if one == other { 0 } else { self.settings.skew_ms() };
+                    let skew = if one == other && !one.2 { 0 } else { self.settings.skew_ms() };
                     (from, to, interval + skew + late + self.clock_slack_ms())
                 }
                 (Some((from, _)), None) => {
@@ -140,7 +149,7 @@ impl World {
                 continue;
             }
             // Into a gap between two of one clock, nothing is filled by another clock that may not be between them.
-            let writers = [before, after].map(|end| end.map(|(_, (_, replica))| replica));
+            let writers = [before, after].map(|end| end.map(|(_, (_, replica, _))| replica));
             let margin = |replica: usize| {
                 let is_others = writers[0] == writers[1] && writers[0] != Some(replica);
                 gap - interval + if is_others { self.settings.skew_ms() } else { 0 }

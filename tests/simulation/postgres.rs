@@ -20,6 +20,8 @@ pub(crate) struct Stored {
     pub(crate) value: f64,
     pub(crate) replica: usize,
     pub(crate) term: i64,
+    /// It fills a hole.
+    pub(crate) fills: bool,
 }
 
 #[derive(Debug)]

@@ -570,9 +570,9 @@ impl World {
         }
         self.server.keys.insert(transaction.key);
         for row in &transaction.rows {
-            let stored =
-                Stored { time_ms: row.time_ms, value: row.value, replica: from.adapter, term: transaction.fence.term };
-            self.judge_row(series_index(row), stored, transaction.fills.is_some());
+            let (replica, term, fills) = (from.adapter, transaction.fence.term, transaction.fills.is_some());
+            let stored = Stored { time_ms: row.time_ms, value: row.value, replica, term, fills };
+            self.judge_row(series_index(row), stored);
         }
         if let Some(clock_ms) = transaction.fills {
             self.server.group.fills_by(clock_ms);
