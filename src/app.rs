@@ -146,6 +146,10 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let election_stop = CancellationToken::new();
     let parts =
         Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard, fenced };
+    let filling = {
+        let handover = Arc::clone(&handover);
+        requests.spawn(async move { handover.fill().await })
+    };
     let electing = connections.spawn(parts.elect(handover, role_sender, lock_holder_sender, election_stop.clone()));
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
@@ -161,6 +165,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     stopping.cancel();
     upkeep.abort();
     sealing.abort();
+    filling.abort();
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {

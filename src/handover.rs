@@ -6,15 +6,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::clock::now_ms;
-use crate::election::advisory_lock::{Published, Succession, Takeover};
+use crate::election::advisory_lock::{Observation, Published, Succession, Takeover};
 use crate::handover::cut::Cut;
 use crate::handover::held::{Held, Refusal};
-use crate::handover::ledger::Ledger;
+use crate::handover::ledger::{Ledger, Term};
 use crate::postgres::error::Error;
 use crate::storage::Store;
+use crate::storage::gaps::Compared;
 use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
 
@@ -33,11 +35,16 @@ pub struct Config {
 /// Rows of one transaction of a replay.
 const REPLAY_ROWS: usize = 50_000;
 
+/// Rows compared with what is stored at once.
+const FILL_ROWS: usize = 100_000;
+
 /// One adapter's side of the hand-over.
 pub struct Handover {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     ledger: Mutex<Ledger>,
+    /// The watermark may have passed something that is in doubt.
+    passed: Notify,
 }
 
 /// A request that is not stored yet; dropped before [`Storing::done`] it counts as failed, to come again.
@@ -52,7 +59,7 @@ impl Handover {
     /// Before the first term.
     #[must_use]
     pub fn new(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self { store, metrics, ledger: Mutex::new(Ledger::new(config.memory_bytes_max)) }
+        Self { store, metrics, ledger: Mutex::new(Ledger::new(config.memory_bytes_max)), passed: Notify::new() }
     }
 
     /// Takes what a standby is sent.
@@ -69,20 +76,57 @@ impl Handover {
     }
 
     /// Takes out of `rows` what the last leader stored: for each series, everything up to its last stored time. What is
-    /// newer is from this adapter's own Prometheus alone, so the two never interleave. Returns how many went.
+    /// newer is from this adapter's own Prometheus alone, so the two never interleave. Returns what went, to be
+    /// [doubted](Handover::doubt).
     ///
     /// # Errors
     ///
     /// What the server said; `rows` is as it was.
-    pub async fn cut(&self, rows: &mut Vec<Row>) -> Result<usize, Error> {
+    pub async fn cut(&self, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {
         let cut = self.ledger().cut();
-        match cut {
-            Some(cut) => self.apply(&cut, rows).await,
-            None => Ok(0),
+        let Some(cut) = cut else { return Ok(Vec::new()) };
+        let mut taken_out = self.apply(&cut, rows).await?;
+        taken_out.extend(self.ledger().overtaken(rows));
+        Ok(taken_out)
+    }
+
+    /// Holds what the cut took out and nobody may have stored.
+    ///
+    /// # Errors
+    ///
+    /// When it can hold no more.
+    pub fn doubt(&self, rows: &[Row]) -> Result<(), Refusal> {
+        if rows.is_empty() { Ok(()) } else { self.ledger().doubt(rows, Instant::now()) }
+    }
+
+    /// Fills in what nobody stored, as leader or as standby, whenever the watermark passes something held in doubt. Does
+    /// not end.
+    pub async fn fill(&self) {
+        loop {
+            self.passed.notified().await;
+            while self.fill_some().await {}
         }
     }
 
-    async fn apply(&self, cut: &Cut, rows: &mut Vec<Row>) -> Result<usize, Error> {
+    async fn fill_some(&self) -> bool {
+        let doubtful = self.ledger().take_doubtful(FILL_ROWS, Instant::now());
+        let Some(doubtful) = doubtful else { return false };
+        let (compared, count) = (self.store.fill(&doubtful).await, doubtful.rows.len());
+        match &compared {
+            Ok(Compared { missing, .. }) if !missing.is_empty() => {
+                self.metrics.samples_filled_total.inc_by(missing.len() as u64);
+                log::info!("filled in {} of {count} samples that a change of leader left in doubt", missing.len());
+            }
+            Ok(_) => log::debug!("compared {count} samples that a change of leader left in doubt"),
+            Err(error) => log::warn!("{count} samples in doubt could not be compared, to be tried again: {error}"),
+        }
+        let mut ledger = self.ledger();
+        ledger.compared(&doubtful, compared.as_ref().ok(), Instant::now());
+        self.show(ledger.held());
+        true
+    }
+
+    async fn apply(&self, cut: &Cut, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {
         if let Some(unknown) = cut.unknown(rows) {
             let found = self.store.last_times(&unknown.series, unknown.from_ms, cut.until_ms()).await?;
             cut.learn(&unknown, &found);
@@ -109,7 +153,7 @@ impl Handover {
         if held == 0 {
             return Ok(());
         }
-        let dropped = self.apply(cut, &mut rows).await?;
+        let dropped = self.apply(cut, &mut rows).await?.len();
         self.metrics.samples_duplicate_total.with_label_values(&["last_leader"]).inc_by(dropped as u64);
         let stored = rows.len();
         let mut rest = rows.as_slice();
@@ -162,22 +206,25 @@ impl Succession for Handover {
     async fn prepare(&self, takeover: Takeover) -> Result<(), Error> {
         // After a fail-over of PostgreSQL, what is cached may never have reached the new primary.
         self.store.forget();
-        let (cut, held) = self.ledger().take_over(now_ms(), &takeover.behind_ms);
+        let term = Term { fence: takeover.fence, clock_offset_ms: takeover.clock_offset_ms, watermark_ms: None };
+        let (cut, held) = self.ledger().take_over(term, takeover.holes.clone(), now_ms(), &takeover.behind_ms);
         self.replay(held, &cut, &takeover).await?;
         let mut ledger = self.ledger();
-        ledger.replayed(cut, takeover.follows_itself);
+        ledger.replayed(cut, takeover.follows_itself, Instant::now());
         self.show(ledger.held());
         Ok(())
     }
 
     fn published(&self) -> Published {
         let (mut ledger, now_ms) = (self.ledger(), now_ms());
+        self.passed.notify_one();
         Published { watermark_ms: ledger.watermark(now_ms), is_settled: ledger.is_settled(now_ms) }
     }
 
-    fn observed(&self, watermark_ms: Option<i64>) {
+    fn observed(&self, Observation { fence, watermark_ms, holes, clock_offset_ms }: Observation) {
         let mut ledger = self.ledger();
-        ledger.observed(watermark_ms, Instant::now());
+        ledger.observed(Term { fence, clock_offset_ms, watermark_ms }, holes, Instant::now());
+        self.passed.notify_one();
         self.show(ledger.held());
     }
 }

@@ -105,7 +105,7 @@ impl Receiver {
     async fn store(&self, key: Uuid, request: &Request<'_>, fence: Option<Fence>) -> Result<Taken, Refused> {
         let mut resolved = self.resolve(request, fence).await?;
         let cut = self.handover.cut(&mut resolved.rows).await.map_err(|error| self.refused(&error, fence))?;
-        self.duplicates("last_leader", cut);
+        self.duplicates("last_leader", cut.len());
         let rows = resolved.rows.len();
         if rows > 0 {
             match self.store.commit(key, resolved.rows, fence).await {
@@ -114,6 +114,7 @@ impl Receiver {
                 Err(error) => return Err(self.refused(&error, fence)),
             }
         }
+        self.handover.doubt(&cut)?;
         Ok(Taken { rejected: resolved.rejected })
     }
 

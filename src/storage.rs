@@ -20,6 +20,8 @@ use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
 use crate::storage::fence::Fence;
+use crate::storage::fill::Doubtful;
+use crate::storage::gaps::Compared;
 use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
@@ -30,6 +32,8 @@ use crate::wire::write::{Request, Series, label_pairs};
 
 pub mod chunk;
 pub mod fence;
+pub mod fill;
+pub mod gaps;
 pub mod hot;
 pub mod ingest;
 pub mod names;
@@ -329,6 +333,23 @@ impl Store {
                     Ok((row.try_get(0)?, row::from_postgres_us(time_us)))
                 })
                 .collect()
+        }))
+        .await
+    }
+
+    /// Stores those samples that nobody stored; see [`fill::fill`].
+    ///
+    /// # Errors
+    ///
+    /// What the server said. What was stored then is found stored by the next attempt.
+    pub async fn fill(&self, doubtful: &Doubtful) -> Result<Compared, Error> {
+        let timeout = self.config.send_timeout;
+        self.counted(within(timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let compared = fill::fill(&client, &self.names, doubtful, timeout).await?;
+            client.give_back();
+            self.metrics.samples_stored_total.inc_by(compared.missing.len() as u64);
+            Ok(compared)
         }))
         .await
     }

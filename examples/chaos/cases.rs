@@ -46,7 +46,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 33] = [
+pub(crate) const CASES: [Case; 34] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -59,6 +59,7 @@ pub(crate) const CASES: [Case; 33] = [
     case("writers-killed", false, Needs::Nothing, "write sessions terminated"),
     case("leader-cut", true, Needs::Network, "leader's host cut off"),
     case("standby-cut", false, Needs::Network, "standby's host cut off"),
+    case("hole", false, Needs::Network, "both hosts cut off; the first one back has lost its backlog"),
     case("flapping", false, Needs::Network, "leader's link down and up"),
     case("pg-fast", false, Needs::Nothing, "PostgreSQL restarted"),
     case("pg-immediate", true, Needs::Nothing, "PostgreSQL crashed"),
@@ -145,6 +146,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "writers-killed" => writers_killed(context.set(usual).await).await,
         "leader-cut" => leader_cut(context.set(usual).await).await,
         "standby-cut" => standby_cut(context.set(usual).await).await,
+        "hole" => hole(context.set(usual).await).await,
         "flapping" => flapping(context.set(usual).await).await,
         "pg-fast" => pg_restart(context.set(usual).await, Stop::Fast).await,
         "pg-immediate" => pg_restart(context.set(usual).await, Stop::Immediate).await,
@@ -376,6 +378,33 @@ async fn standby_cut(mut stage: Stage<'_>) -> Outcome {
         stage.record().broken.push("the lead changed".to_owned());
     }
     crash_once(&mut stage).await;
+    stage.finish().await.0
+}
+
+/// What nobody stored while both were cut off, the standby alone can bring: the leader's Prometheus was restarted.
+async fn hole(mut stage: Stage<'_>) -> Outcome {
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
+    sleep(3.0).await;
+    let leader = stage.healthy().await;
+    let marks = [stage.mark(0), stage.mark(1)];
+    stage.event("both cut off");
+    stage.cut(0, true);
+    stage.cut(1, true);
+    sleep(6.0).await;
+    stage.event(format!("Prometheus {} restarted, its host back", ["a", "b"][leader]));
+    stage.hosts[leader].kill();
+    sleep(0.5).await;
+    stage.hosts[leader].start();
+    stage.cut(leader, false);
+    stage.takeover(leader, marks[leader], Instant::now()).await;
+    sleep(2.0).await;
+    stage.event("the other is back");
+    stage.cut(1 - leader, false);
+    stage.healthy().await;
+    // Behind the watermark, which is 10 s behind all that the leader has stored, and the largest lag more.
+    let log = stage.adapter(1 - leader).process();
+    log.wait_for_log_after(marks[1 - leader], "that a change of leader left in doubt", 3 * PATIENCE).await;
+    stage.event("filled in");
     stage.finish().await.0
 }
 

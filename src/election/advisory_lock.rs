@@ -16,6 +16,7 @@ use crate::election::role::{LockHolder, Role};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Connector, within};
 use crate::storage::fence::Fence;
+use crate::storage::gaps::Hole;
 use crate::storage::names::Names;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
@@ -27,8 +28,8 @@ pub trait Succession: Send + Sync + 'static {
     fn prepare(&self, takeover: Takeover) -> impl Future<Output = Result<(), Error>> + Send;
     /// What goes with a leader's heartbeat.
     fn published(&self) -> Published;
-    /// What another leader's [`Published::watermark_ms`] is, as a standby reads it.
-    fn observed(&self, watermark_ms: Option<i64>);
+    /// What a standby reads of the leader.
+    fn observed(&self, observation: Observation);
 }
 
 /// What a leader tells the others.
@@ -40,6 +41,19 @@ pub struct Published {
     pub is_settled: bool,
 }
 
+/// What a leader's row tells a standby.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// The leader's right to write, under which a standby fills what nobody stored.
+    pub fence: Fence,
+    /// See [`Published::watermark_ms`].
+    pub watermark_ms: Option<i64>,
+    /// What changes of leader left in doubt.
+    pub holes: Vec<Hole>,
+    /// How far our clock is ahead of the server's.
+    pub clock_offset_ms: i64,
+}
+
 /// A new term.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Takeover {
@@ -49,6 +63,10 @@ pub struct Takeover {
     pub behind_ms: Vec<i64>,
     /// This adapter led before, and nobody between.
     pub follows_itself: bool,
+    /// What this and earlier changes of leader left in doubt.
+    pub holes: Vec<Hole>,
+    /// How far our clock is ahead of the server's.
+    pub clock_offset_ms: i64,
 }
 
 /// One adapter's part in the election.
@@ -233,10 +251,10 @@ impl<S: Succession> Election<S> {
         self.lock_holder.send_replace(holder);
     }
 
-    /// Looks at the leader's row, and passes its watermark on.
+    /// Looks at the leader's row, and passes on what concerns the hand-over.
     async fn observe(&self, opened: &LockSession) -> Result<Option<Observed>, Error> {
-        let Some((observed, watermark_ms)) = opened.observe(&self.names).await? else { return Ok(None) };
-        self.succession.observed(watermark_ms);
+        let Some((observed, observation)) = opened.observe(&self.names).await? else { return Ok(None) };
+        self.succession.observed(observation);
         Ok(Some(observed))
     }
 
@@ -255,6 +273,8 @@ impl<S: Succession> Election<S> {
             fence: raised.fence,
             behind_ms: raised.behind_ms,
             follows_itself: raised.last_token.is_some() && raised.last_token == *last_token,
+            holes: raised.holes,
+            clock_offset_ms: raised.clock_offset_ms,
         };
         // What was said of an earlier term is over.
         let _ = self.fenced.notified().now_or_never();

@@ -9,13 +9,14 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::election::Config;
-use crate::election::advisory_lock::Published;
+use crate::election::advisory_lock::{Observation, Published};
 use crate::election::machine::Observed;
 use crate::election::role::{Leader, LockHolder};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::Fence;
+use crate::storage::gaps::Hole;
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
 
@@ -33,6 +34,9 @@ pub(super) struct Raised {
     pub(super) last_token: Option<Uuid>,
     /// How far the clocks of the last leaders were behind ours, in ms.
     pub(super) behind_ms: Vec<i64>,
+    /// The group's holes, with the one this term begins with.
+    pub(super) holes: Vec<Hole>,
+    pub(super) clock_offset_ms: i64,
     /// From before the server was asked for the term.
     pub(super) proven_at: Instant,
 }
@@ -44,6 +48,13 @@ struct ClockOffset {
     /// How long the answer took that told: half of it is how wrong the offset may be.
     round_trip_ms: i64,
 }
+
+/// A new leader is sent all that is scraped so long after its term began: within the next scrape, a minute later at the
+/// most, and what clocks may differ by.
+const UNSURE: &str = "interval '70 seconds'";
+
+/// How far back a hole may be filled: a Prometheus keeps what it has not sent for some two hours.
+const FILLED: &str = "interval '3 hours'";
 
 /// An advisory lock is not replicated.
 const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
@@ -118,23 +129,30 @@ impl LockSession {
         .transpose()
     }
 
-    /// The leader's row, with its watermark in ms since 1970. One that lies ahead of the server's clock was made by a
-    /// clock that is wrong, and says nothing.
-    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Option<i64>)>, Error> {
-        let statement = names.fill(
+    /// The leader's row. A watermark that lies ahead of the server's clock was made by a clock that is wrong, and says
+    /// nothing.
+    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Observation)>, Error> {
+        let statement = names.fill(&format!(
             "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
-             CASE WHEN watermark <= clock_timestamp() THEN watermark END \
-             FROM {leader} WHERE group_no = $1 AND heartbeat IS NOT NULL",
-        );
+             CASE WHEN watermark <= clock_timestamp() THEN watermark END, token, {HOLES} \
+             FROM {{leader}} WHERE group_no = $1 AND heartbeat IS NOT NULL",
+        ));
         let row = self.session.client().query_typed_opt(&statement, &[(&self.group_no, Type::INT4)]).await?;
         row.map(|row| {
             let age: f64 = row.try_get(2)?;
             let watermark: Option<Timestamp> = row.try_get(3)?;
+            let term = row.try_get(1)?;
             let observed = Observed {
-                leader: Leader { holder: row.try_get(0)?, term: row.try_get(1)? },
+                leader: Leader { holder: row.try_get(0)?, term },
                 heartbeat_age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
             };
-            Ok((observed, watermark.map(|Timestamp(time_us)| from_postgres_us(time_us))))
+            let observation = Observation {
+                fence: Fence { group_no: self.group_no, term, token: row.try_get(4)? },
+                watermark_ms: watermark.map(|Timestamp(time_us)| from_postgres_us(time_us)),
+                holes: holes(&row.try_get::<_, Vec<Timestamp>>(5)?),
+                clock_offset_ms: self.clock_offset_ms(),
+            };
+            Ok((observed, observation))
         })
         .transpose()
     }
@@ -152,16 +170,20 @@ impl LockSession {
              heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = \
              (coalesce(old.clock_offsets_ms, ARRAY[]::bigint[]))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3 \
              FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
-             RETURNING new.term, new.token, old.token, old.clock_offsets_ms",
+             RETURNING new.term, new.token, old.token, old.clock_offsets_ms, \
+             CASE WHEN old.watermark <= clock_timestamp() THEN old.watermark END",
         );
         let clock_offset_ms = self.clock_offset_ms();
         let client = self.session.client();
         let parameters: [(&(dyn ToSql + Sync), Type); 3] =
             [(&self.group_no, Type::INT4), (&holder, Type::TEXT), (&clock_offset_ms, Type::INT8)];
         let row = client.query_typed_one(&statement, &parameters).await?;
+        let holes = self.open_hole(names, row.try_get(4)?).await?;
         client.batch_execute("COMMIT").await?;
         let last_offsets_ms: Option<Vec<i64>> = row.try_get(3)?;
         Ok(Raised {
+            holes,
+            clock_offset_ms,
             fence: Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? },
             last_token: row.try_get(2)?,
             behind_ms: last_offsets_ms
@@ -171,6 +193,29 @@ impl LockSession {
                 .collect(),
             proven_at,
         })
+    }
+
+    /// Notes what the term just raised leaves in doubt: all since the last watermark, or since the one before if the last
+    /// leader published none. Returns the group's holes.
+    async fn open_hole(&self, names: &Names, watermark: Option<Timestamp>) -> Result<Vec<Hole>, Error> {
+        let client = self.session.client();
+        let of_group = (&self.group_no as &(dyn ToSql + Sync), Type::INT4);
+        let forget =
+            names.fill(&format!("DELETE FROM {{holes}} WHERE group_no = $1 AND upper < clock_timestamp() - {FILLED}"));
+        client.execute_typed(&forget, std::slice::from_ref(&of_group)).await?;
+        let open = names.fill(&format!(
+            "INSERT INTO {{holes}} AS hole SELECT $1, \
+             coalesce($2, (SELECT max(lower) FROM {{holes}} WHERE group_no = $1), clock_timestamp() - {FILLED}), \
+             clock_timestamp() + {UNSURE}, min(clock_ms), max(clock_ms) \
+             FROM {{leader}}, unnest(clock_offsets_ms) AS clock_ms WHERE group_no = $1 \
+             ON CONFLICT (group_no, lower) DO UPDATE SET upper = excluded.upper, \
+             clock_least_ms = least(hole.clock_least_ms, excluded.clock_least_ms), \
+             clock_most_ms = greatest(hole.clock_most_ms, excluded.clock_most_ms)",
+        ));
+        client.execute_typed(&open, &[of_group.clone(), (&watermark, Type::TIMESTAMPTZ)]).await?;
+        let select = names.fill(&format!("SELECT {HOLES}"));
+        let row = client.query_typed_one(&select, &[of_group]).await?;
+        Ok(holes(&row.try_get::<_, Vec<Timestamp>>(0)?))
     }
 
     /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
@@ -255,6 +300,14 @@ impl LockSession {
     fn clock(&self) -> std::sync::MutexGuard<'_, ClockOffset> {
         self.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Lower and upper ends of a group's holes, one after the other.
+const HOLES: &str = "ARRAY(SELECT unnest(ARRAY[lower, upper]) FROM {holes} hole WHERE hole.group_no = $1)";
+
+fn holes(ends: &[Timestamp]) -> Vec<Hole> {
+    let ms = |Timestamp(time_us): Timestamp| from_postgres_us(time_us);
+    ends.chunks_exact(2).map(|ends| Hole { lower_ms: ms(ends[0]), upper_ms: ms(ends[1]) }).collect()
 }
 
 /// What the group of a lock id is called in the leader table, log and status.

@@ -128,19 +128,17 @@ impl Cut {
         }
     }
 
-    /// Takes out what is not newer than its series' last stored time; says how many.
-    pub fn apply(&self, rows: &mut Vec<Row>) -> usize {
+    /// Takes out what is not newer than its series' last stored time, and returns it.
+    pub fn apply(&self, rows: &mut Vec<Row>) -> Vec<Row> {
         if rows.iter().all(|row| row.time_ms > self.until_ms) {
-            return 0;
+            return Vec::new();
         }
         let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let before = rows.len();
         let is_new = |row: &Row| match last.get(&row.series_id) {
             Some(at_ms) => row.time_ms > *at_ms,
             None => true,
         };
-        rows.retain(|row| row.time_ms > self.until_ms || is_new(row));
-        before - rows.len()
+        rows.extract_if(.., |row| row.time_ms <= self.until_ms && !is_new(row)).collect()
     }
 }
 
@@ -159,7 +157,7 @@ mod tests {
         let unknown = cut.unknown(&rows).unwrap();
         assert_eq!(unknown, Unknown { series: vec![1, 2], from_ms: 10 }, "series 3 is past the cut");
         cut.learn(&unknown, &HashMap::from([(1, 10)]));
-        assert_eq!(cut.apply(&mut rows), 1);
+        assert_eq!(cut.apply(&mut rows).len(), 1);
         assert_eq!(
             rows.iter().map(|row| (row.series_id, row.time_ms)).collect::<Vec<_>>(),
             [(1, 20), (2, 15), (3, 101)]
@@ -172,7 +170,7 @@ mod tests {
         let cut = Cut::new(1_000, 1_000, &[30]);
         cut.learn(&Unknown { series: vec![1], from_ms: 100 }, &HashMap::from([(1, 100)]));
         let mut rows = vec![row(1, 101), row(1, 130), row(1, 131)];
-        assert_eq!(cut.apply(&mut rows), 2);
+        assert_eq!(cut.apply(&mut rows).len(), 2);
         assert_eq!(rows[0].time_ms, 131);
     }
 
@@ -187,7 +185,7 @@ mod tests {
         let cut = Cut::new(100_000, 400_000, &[30_000]);
         // Two leaders ago, by a clock like ours; by the last leader's it was 70,000 at most.
         cut.learn(&Unknown { series: vec![1], from_ms: 65_000 }, &HashMap::from([(1, 95_000)]));
-        assert_eq!(cut.apply(&mut vec![row(1, 95_000), row(1, 96_000)]), 1);
+        assert_eq!(cut.apply(&mut vec![row(1, 95_000), row(1, 96_000)]).len(), 1);
     }
 
     #[test]
@@ -196,7 +194,7 @@ mod tests {
         let looked = Unknown { series: vec![1, 2], from_ms: 0 };
         cut.learn(&looked, &HashMap::from([(1, 28_830), (2, 20_000)]));
         let mut rows = vec![row(1, 29_530), row(1, 29_531), row(2, 25_500), row(2, 25_501)];
-        assert_eq!(cut.apply(&mut rows), 2);
+        assert_eq!(cut.apply(&mut rows).len(), 2);
         assert_eq!(rows.iter().map(|row| row.time_ms).collect::<Vec<_>>(), [29_531, 25_501]);
     }
 
@@ -206,8 +204,8 @@ mod tests {
         let unknown = Unknown { series: vec![1], from_ms: 40 };
         cut.learn(&unknown, &HashMap::new());
         cut.learn(&unknown, &HashMap::from([(1, 50)]));
-        assert_eq!(cut.apply(&mut vec![row(1, 40)]), 0);
-        assert_eq!(cut.apply(&mut vec![row(1, 39)]), 1, "overtaken by its own retry");
+        assert_eq!(cut.apply(&mut vec![row(1, 40)]).len(), 0);
+        assert_eq!(cut.apply(&mut vec![row(1, 39)]).len(), 1, "overtaken by its own retry");
     }
 
     #[test]
@@ -216,6 +214,6 @@ mod tests {
         cut.learn(&Unknown { series: vec![1], from_ms: 100 }, &HashMap::from([(1, 100)]));
         cut.replayed(&[row(1, 140), row(1, 150), row(2, 7)]);
         let mut rows = vec![row(1, 140), row(1, 150), row(1, 151), row(2, 7), row(2, 8)];
-        assert_eq!(cut.apply(&mut rows), 3);
+        assert_eq!(cut.apply(&mut rows).len(), 3);
     }
 }

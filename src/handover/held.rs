@@ -1,9 +1,10 @@
 //! What a standby has been sent and may not forget yet. Pure.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::storage::row::Row;
+use crate::storage::gaps::{Hole, in_hole};
+use crate::storage::row::{Row, sort_and_dedup};
 
 /// Samples that were acknowledged and that no leader is known to have stored. Bounded in bytes.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Held {
     samples: usize,
     /// In order of arrival.
     blocks: VecDeque<Block>,
+    /// A leader is past it, and may never have been sent it.
+    doubtful: VecDeque<Block>,
 }
 
 /// Nothing more can be held: the sender is to keep it.
@@ -53,7 +56,7 @@ impl Held {
     /// Holds nothing, and at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { closed: false, bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new() }
+        Self { closed: false, bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new(), doubtful: VecDeque::new() }
     }
 
     /// Holds `rows`, which arrived at `now`.
@@ -65,17 +68,7 @@ impl Held {
         if self.closed {
             return Err(Refusal::Closed);
         }
-        let mut rows: Vec<&Row> = rows.iter().collect();
-        rows.sort_by_key(|row| row.time_ms);
-        // Usually one block. Far-apart times would not fit a block's offsets.
-        let mut blocks = Vec::new();
-        let mut rest = rows.as_slice();
-        while let Some(first) = rest.first() {
-            let end = rest.partition_point(|row| row.time_ms.saturating_sub(first.time_ms) <= BLOCK_SPAN_MS);
-            let (block, later) = rest.split_at(end);
-            blocks.push(Block::new(block, now));
-            rest = later;
-        }
+        let blocks = blocks(rows, now);
         let bytes: usize = blocks.iter().map(Block::bytes).sum();
         if self.bytes + bytes > self.bytes_max {
             return Err(Refusal::Full);
@@ -86,9 +79,61 @@ impl Held {
         Ok(())
     }
 
-    /// Forgets what a leader has committed: what is not later than `watermark_ms` and arrived [`HELD_AT_LEAST`] ago.
-    pub fn forget(&mut self, watermark_ms: i64, now: Instant) {
+    /// Holds apart what of `rows` lies in one of `holes` and would else be forgotten, whether or not
+    /// [there is room](Held::has_room).
+    pub fn doubt(&mut self, rows: &[Row], holes: &[Hole], now: Instant) {
+        let rows: Vec<Row> = rows.iter().filter(|row| in_hole(holes, row)).copied().collect();
+        self.doubtful.extend(blocks(&rows, now));
+        self.count();
+    }
+
+    /// Whether more may be held in doubt: within the bound, or one request, so that however small it is all goes on.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.doubtful.is_empty() || self.bytes < self.bytes_max
+    }
+
+    /// Takes out about `count` samples held in doubt that arrived before `until`, the earliest first, in the order of
+    /// series and time, none twice.
+    pub fn take_doubtful(&mut self, count: usize, until: Instant) -> Vec<Row> {
+        let mut rows = Vec::new();
+        while rows.len() < count && self.doubtful.front().is_some_and(|block| block.arrived <= until) {
+            rows.extend(self.doubtful.pop_front().iter().flat_map(Block::rows));
+        }
+        self.count();
+        sort_and_dedup(&mut rows);
+        rows
+    }
+
+    /// By series id, the time of the first sample held, in doubt or not, after the last of `rows`, which are in order.
+    #[must_use]
+    pub fn next_times(&self, rows: &[Row]) -> HashMap<i64, i64> {
+        let lasts: HashMap<i64, i64> = rows.iter().map(|row| (row.series_id, row.time_ms)).collect();
+        let mut next = HashMap::new();
+        for row in self.blocks.iter().chain(&self.doubtful).flat_map(Block::rows) {
+            if lasts.get(&row.series_id).is_some_and(|last_ms| row.time_ms > *last_ms) {
+                let next_ms = next.entry(row.series_id).or_insert(row.time_ms);
+                *next_ms = row.time_ms.min(*next_ms);
+            }
+        }
+        next
+    }
+
+    /// Forgets what a leader has committed: what is not later than `watermark_ms` and arrived [`HELD_AT_LEAST`] ago. What
+    /// of it lies in one of `holes` is in doubt at once.
+    pub fn forget(&mut self, watermark_ms: i64, holes: &[Hole], now: Instant) {
+        let doubtful = &mut self.doubtful;
         self.blocks.retain_mut(|block| {
+            let passed_ms = block.latest_ms.min(watermark_ms);
+            if holes.iter().any(|hole| hole.meets(block.base_ms, passed_ms)) {
+                let in_doubt = |row: &Row| row.time_ms <= watermark_ms && in_hole(holes, row);
+                let (passed, rest): (Vec<Row>, Vec<Row>) = block.rows().partition(in_doubt);
+                if !passed.is_empty() {
+                    doubtful.extend(blocks(&passed, block.arrived));
+                    let Some(rest) = blocks(&rest, block.arrived).pop() else { return false };
+                    *block = rest;
+                }
+            }
             if now.saturating_duration_since(block.arrived) < HELD_AT_LEAST {
                 return true;
             }
@@ -111,22 +156,27 @@ impl Held {
         self.closed = false;
     }
 
-    /// All that is held, in the order of series and time, none twice.
+    /// All that is held and not in doubt, in the order of series and time, none twice.
     #[must_use]
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.samples);
         for block in &self.blocks {
             rows.extend(block.rows());
         }
-        crate::storage::row::sort_and_dedup(&mut rows);
+        sort_and_dedup(&mut rows);
         rows
     }
 
-    /// Forgets everything: it is stored.
+    /// Forgets everything but what is in doubt: it is stored.
     pub fn clear(&mut self) {
         self.blocks.clear();
         self.blocks.shrink_to_fit();
         self.count();
+    }
+
+    /// All that is in doubt.
+    pub fn doubtful(&self) -> impl Iterator<Item = Row> {
+        self.doubtful.iter().flat_map(Block::rows)
     }
 
     /// How many samples are held.
@@ -142,9 +192,25 @@ impl Held {
     }
 
     fn count(&mut self) {
-        self.bytes = self.blocks.iter().map(Block::bytes).sum();
-        self.samples = self.blocks.iter().map(|block| block.values.len()).sum();
+        let blocks = || self.blocks.iter().chain(&self.doubtful);
+        self.bytes = blocks().map(Block::bytes).sum();
+        self.samples = blocks().map(|block| block.values.len()).sum();
     }
+}
+
+/// Usually one block. Far-apart times would not fit a block's offsets.
+fn blocks(rows: &[Row], arrived: Instant) -> Vec<Block> {
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    rows.sort_by_key(|row| row.time_ms);
+    let mut blocks = Vec::new();
+    let mut rest = rows.as_slice();
+    while let Some(first) = rest.first() {
+        let end = rest.partition_point(|row| row.time_ms.saturating_sub(first.time_ms) <= BLOCK_SPAN_MS);
+        let (block, later) = rest.split_at(end);
+        blocks.push(Block::new(block, arrived));
+        rest = later;
+    }
+    blocks
 }
 
 impl Block {
@@ -204,13 +270,13 @@ mod tests {
         assert_eq!(held.hold(&[row(1, 1), row(1, 2)], now), Ok(()));
         assert_eq!(held.hold(&[row(1, 3)], now), Err(Refusal::Full));
         assert_eq!(held.samples(), 2);
-        held.forget(2, now);
+        held.forget(2, &[], now);
         assert_eq!(held.samples(), 2, "it has only just arrived");
-        held.forget(0, now + HELD_AT_LEAST);
+        held.forget(0, &[], now + HELD_AT_LEAST);
         assert_eq!(held.samples(), 2, "the leader is behind it");
-        held.forget(1, now + HELD_AT_LEAST);
+        held.forget(1, &[], now + HELD_AT_LEAST);
         assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), [2]);
-        held.forget(2, now + HELD_AT_LEAST);
+        held.forget(2, &[], now + HELD_AT_LEAST);
         assert_eq!((held.samples(), held.bytes()), (0, 0));
     }
 
@@ -231,6 +297,22 @@ mod tests {
         let mut held = Held::new(usize::MAX);
         held.hold(&rows, Instant::now()).unwrap();
         assert!(held.bytes() < 21 * rows.len(), "{} bytes", held.bytes());
+    }
+
+    #[test]
+    fn what_lies_in_a_hole_is_held_apart_once_the_watermark_is_past_it() {
+        let now = Instant::now();
+        let holes = [Hole { lower_ms: 10, upper_ms: 20 }];
+        let mut held = Held::new(usize::MAX);
+        held.hold(&[row(1, 9), row(1, 10), row(2, 15), row(1, 20), row(1, 21)], now).unwrap();
+        held.forget(15, &holes, now);
+        assert_eq!(held.samples(), 5, "nothing is forgotten");
+        assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), [9, 20, 21]);
+        held.clear();
+        assert_eq!(held.take_doubtful(9, now).iter().map(|row| row.time_ms).collect::<Vec<_>>(), [10, 15]);
+        assert_eq!((held.samples(), held.bytes()), (0, 0));
+        held.doubt(&[row(1, 9), row(1, 12)], &holes, now);
+        assert_eq!(held.take_doubtful(9, now).len(), 1, "outside of a hole nothing is in doubt");
     }
 
     #[test]
@@ -256,7 +338,7 @@ mod tests {
                 let rows: Vec<Row> = request.iter().map(|(series_id, time_ms)| row(*series_id, *time_ms)).collect();
                 held.hold(&rows, now).unwrap();
                 sent.extend(request.iter().map(|sample| (now, *sample)));
-                held.forget(*watermark, now);
+                held.forget(*watermark, &[], now);
                 sent.retain(|(arrived, sample)| sample.1 > *watermark || now - *arrived < HELD_AT_LEAST);
                 let rows = held.rows();
                 let kept: std::collections::HashSet<_> = rows.iter().map(|row| (row.series_id, row.time_ms)).collect();

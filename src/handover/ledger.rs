@@ -3,18 +3,29 @@
 //! The rules that tie [`Held`], [`Watermark`] and [`Cut`] together; whoever drives them does the storing. The simulation
 //! under `tests/` drives the same code.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use crate::handover::cut::Cut;
 use crate::handover::held::{Held, Refusal};
 use crate::handover::watermark::Watermark;
+use crate::storage::fence::Fence;
+use crate::storage::fill::Doubtful;
+use crate::storage::gaps::{Compared, Hole, Known, in_hole};
 use crate::storage::row::Row;
 
 /// Clocks of the two hosts may differ by so much, 5 min: the last leader's samples may lie that far ahead.
 const CLOCK_SKEW_MAX_MS: i64 = 5 * 60_000;
+
+/// Clocks that differ by less make no sample filled in follow one that its leader is still to be sent.
+const CLOCKS_APART_MS: i64 = 10_000;
+
+/// So long after it arrived, and after the last comparison, a sample in doubt is compared: the more of a series have come,
+/// the better its pace is known.
+const COMPARED_AFTER: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Debug)]
@@ -27,13 +38,41 @@ pub struct Ledger {
     cut: Option<Arc<Cut>>,
     /// When the present term began, ms since 1970; none before the first.
     began_ms: Option<i64>,
+    /// What changes of leader left in doubt.
+    holes: Vec<Hole>,
+    /// The term in force.
+    term: Option<Term>,
+    /// By series id, what comparing has told.
+    known: HashMap<i64, Known>,
+    /// When last all that was to be compared was taken out.
+    compared_at: Option<Instant>,
+}
+
+/// A term as those know it who fill in under it what nobody stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Term {
+    /// The right to write.
+    pub fence: Fence,
+    /// How far our clock is ahead of the server's.
+    pub clock_offset_ms: i64,
+    /// Its watermark, if we lead the latest we ever had.
+    pub watermark_ms: Option<i64>,
 }
 
 impl Ledger {
     /// Before the first term; holds at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { held: Held::new(bytes_max), watermark: Watermark::default(), cut: None, began_ms: None }
+        Self {
+            held: Held::new(bytes_max),
+            watermark: Watermark::default(),
+            cut: None,
+            began_ms: None,
+            holes: Vec::new(),
+            term: None,
+            known: HashMap::new(),
+            compared_at: None,
+        }
     }
 
     /// Takes what a standby is sent.
@@ -45,20 +84,22 @@ impl Ledger {
         self.held.hold(rows, now)
     }
 
-    /// Another adapter leads, and this is its watermark.
-    pub fn observed(&mut self, watermark_ms: Option<i64>, now: Instant) {
+    /// Another adapter leads, in this term.
+    pub fn observed(&mut self, term: Term, holes: Vec<Hole>, now: Instant) {
         self.held.open();
-        if let Some(watermark_ms) = watermark_ms {
-            self.held.forget(watermark_ms, now);
+        self.now_in(term, holes);
+        if let Some(watermark_ms) = term.watermark_ms {
+            self.held.forget(watermark_ms, &self.holes, now);
         }
     }
 
-    /// A term begins at `now_ms`, after leaders whose clocks were `behind_ms` behind ours: what is held is to be stored as
+    /// `term` begins at `now_ms`, after leaders whose clocks were `behind_ms` behind ours: what is held is to be stored as
     /// far as the cut leaves it, and then [`Ledger::replayed`] to be called. From here on nothing is held: it would come
     /// too late for the replay.
     #[must_use]
-    pub fn take_over(&mut self, now_ms: i64, behind_ms: &[i64]) -> (Arc<Cut>, Vec<Row>) {
+    pub fn take_over(&mut self, term: Term, holes: Vec<Hole>, now_ms: i64, behind_ms: &[i64]) -> (Arc<Cut>, Vec<Row>) {
         self.held.close();
+        self.now_in(term, holes);
         self.began_ms = Some(now_ms);
         let ahead_ms = behind_ms.iter().copied().min().unwrap_or(0).min(0).saturating_neg();
         let until_ms = now_ms.saturating_add(CLOCK_SKEW_MAX_MS).saturating_add(ahead_ms);
@@ -67,8 +108,10 @@ impl Ledger {
 
     /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had, but
     /// for the series replayed: nobody else has stored between.
-    pub fn replayed(&mut self, cut: Arc<Cut>, follows_itself: bool) {
-        cut.replayed(&self.held.rows());
+    pub fn replayed(&mut self, cut: Arc<Cut>, follows_itself: bool, now: Instant) {
+        let mut rows = self.held.rows();
+        let stored = cut.apply(&mut rows);
+        cut.replayed(&rows);
         let cut = match self.cut.take().filter(|_| follows_itself) {
             Some(before) => {
                 before.adopt(&cut);
@@ -77,7 +120,74 @@ impl Ledger {
             None => cut,
         };
         self.held.clear();
+        self.held.doubt(&stored, &self.holes, now);
         self.cut = Some(cut);
+    }
+
+    fn now_in(&mut self, term: Term, holes: Vec<Hole>) {
+        if self.holes != holes {
+            self.known = HashMap::new();
+        }
+        self.holes = holes;
+        self.term = Some(term);
+    }
+
+    /// Takes out of what this leader is sent all that comes so late that others may have filled in for it already.
+    pub fn overtaken(&self, rows: &mut Vec<Row>) -> Vec<Row> {
+        let Some(passed_ms) = self.term.and_then(|term| term.watermark_ms) else { return Vec::new() };
+        let overtaken: Vec<Row> =
+            rows.extract_if(.., |row| row.time_ms <= passed_ms && in_hole(&self.holes, row)).collect();
+        if let Some(cut) = &self.cut {
+            cut.replayed(&overtaken);
+        }
+        overtaken
+    }
+
+    /// Holds what this leader is sent and does not store, for it is older than what is stored: perhaps nobody stored it.
+    ///
+    /// # Errors
+    ///
+    /// When no more can be held; nothing of `rows` is then.
+    pub fn doubt(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
+        if !self.held.has_room() {
+            return Err(Refusal::Full);
+        }
+        self.held.doubt(rows, &self.holes, now);
+        Ok(())
+    }
+
+    /// Takes out some of what is in doubt, to be compared with what is stored. Nothing for a while after the last time, and
+    /// nothing that has only just arrived: what its sender sends next tells the pace.
+    pub fn take_doubtful(&mut self, count: usize, now: Instant) -> Option<Doubtful> {
+        let Term { fence, clock_offset_ms, watermark_ms } = self.term?;
+        let until = now.checked_sub(COMPARED_AFTER)?;
+        if self.compared_at.is_some_and(|compared_at| compared_at > until) {
+            return None;
+        }
+        let passed_ms = watermark_ms.map_or(i64::MIN, |at_ms| at_ms.saturating_sub(CLOCKS_APART_MS));
+        let rows = self.held.take_doubtful(count, until);
+        self.compared_at = (rows.len() < count).then_some(now);
+        if rows.is_empty() {
+            return None;
+        }
+        let known = |row: &Row| (row.series_id, self.known.get(&row.series_id).copied().unwrap_or_default());
+        let mut known: HashMap<i64, Known> = rows.iter().map(known).collect();
+        for (id, next_ms) in self.held.next_times(&rows) {
+            known.entry(id).or_default().next_ms = Some(next_ms);
+        }
+        Some(Doubtful { rows, fence, clock_offset_ms, passed_ms, known })
+    }
+
+    /// How that ended: what was missing is stored now; `None` if it must be tried again.
+    pub fn compared(&mut self, doubtful: &Doubtful, compared: Option<&Compared>, now: Instant) {
+        let rest = match compared {
+            Some(Compared { undecided, known, .. }) => {
+                self.known.extend(known.iter().copied());
+                undecided
+            }
+            None => &doubtful.rows,
+        };
+        self.held.doubt(rest, &self.holes, now);
     }
 
     /// Where the present term began; none before the first.
@@ -101,7 +211,11 @@ impl Ledger {
 
     /// The time in ms since 1970 up to which everything this leader will be sent is committed.
     pub fn watermark(&mut self, now_ms: i64) -> Option<i64> {
-        self.watermark.at(now_ms)
+        let watermark_ms = self.watermark.at(now_ms);
+        if let Some(term) = &mut self.term {
+            term.watermark_ms = term.watermark_ms.max(watermark_ms);
+        }
+        watermark_ms
     }
 
     /// Whether every series goes on under this term, so that what was stored before it is no series' end any more.

@@ -34,7 +34,14 @@ pub fn begin(names: &Names, fence: Option<Fence>, timeout: Duration) -> String {
         idle_ms = IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
     );
     if let Some(fence) = fence {
-        text.push_str(&names.fill(&format!("; SELECT {{fence}}({}, '{}')", fence.group_no, fence.token)));
+        text.push_str("; ");
+        text.push_str(&show(names, fence));
     }
     text
+}
+
+/// Shows the right to write, in a transaction that is open already.
+#[must_use]
+pub fn show(names: &Names, fence: Fence) -> String {
+    names.fill(&format!("SELECT {{fence}}({}, '{}')", fence.group_no, fence.token))
 }

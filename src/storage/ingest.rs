@@ -8,6 +8,7 @@ use futures_util::SinkExt;
 use futures_util::future::join;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -196,7 +197,7 @@ impl Writer {
         let claim = self
             .names
             .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
-        let copy = self.names.fill("COPY {hot} (\"time\", series, value) FROM STDIN BINARY");
+        let statement = copy_statement(&self.names);
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
         let mut keys: Vec<Uuid> = batches.iter().map(|batch| batch.key).collect();
         keys.sort_unstable();
@@ -204,10 +205,10 @@ impl Writer {
         // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
         client.batch_execute(&begin).await?;
         // Sent in this order without waiting between.
-        let (claimed, prepared) = join(client.query_typed(&claim, &parameters), client.prepare(&copy)).await;
+        let (claimed, prepared) = join(client.query_typed(&claim, &parameters), client.prepare(&statement)).await;
         let claimed: HashSet<Uuid> =
             claimed?.iter().map(|row| row.try_get(0)).collect::<Result<_, tokio_postgres::Error>>()?;
-        let copy = prepared?;
+        let prepared = prepared?;
         let mut seen = HashSet::with_capacity(batches.len());
         let outcomes: Vec<Stored> = batches
             .iter()
@@ -219,14 +220,10 @@ impl Writer {
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
         if rows > 0 {
-            let body = encode_copy(fresh().flat_map(|(batch, _)| &batch.rows));
-            let sink = client.copy_in(&copy).await?;
-            tokio::pin!(sink);
-            sink.send(body).await?;
-            sink.finish().await?;
+            copy(client, &prepared, fresh().flat_map(|(batch, _)| &batch.rows)).await?;
         }
         // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
-        drop(copy);
+        drop(prepared);
         let committing = Instant::now();
         client.batch_execute("COMMIT").await?;
         self.metrics.commit_duration_seconds.observe(committing.elapsed().as_secs_f64());
@@ -236,4 +233,22 @@ impl Writer {
         self.metrics.samples_stored_total.inc_by(rows as u64);
         Ok(outcomes)
     }
+}
+
+/// Stores samples in the transaction that is open.
+pub(super) fn copy_statement(names: &Names) -> String {
+    names.fill("COPY {hot} (\"time\", series, value) FROM STDIN BINARY")
+}
+
+/// Runs [`copy_statement`] with `rows`.
+pub(super) async fn copy<'a>(
+    client: &Client,
+    statement: &Statement,
+    rows: impl Iterator<Item = &'a Row>,
+) -> Result<(), Error> {
+    let sink = client.copy_in(statement).await?;
+    tokio::pin!(sink);
+    sink.send(encode_copy(rows)).await?;
+    sink.finish().await?;
+    Ok(())
 }

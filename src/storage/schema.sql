@@ -74,6 +74,20 @@ CREATE TABLE {leader} (
     clock_offsets_ms bigint[]
 ) WITH (fillfactor = 50);
 
+-- Times that each change of leader leaves in doubt: what the next leader had not been sent, nobody may have stored. A
+-- standby that has been sent samples of it compares them with what is stored before it forgets them.
+CREATE TABLE {holes} (
+    group_no integer NOT NULL,
+    -- The last watermark before.
+    lower timestamptz NOT NULL,
+    -- The new leader is sent everything from here on.
+    upper timestamptz NOT NULL,
+    -- Of those who stored around it, how far the clocks are ahead of the server's.
+    clock_least_ms bigint NOT NULL,
+    clock_most_ms bigint NOT NULL,
+    PRIMARY KEY (group_no, lower)
+);
+
 -- The fence. The lock waits for a new leader that is raising the term; the comparison is a statement of its own, so
 -- it sees the term as it is once the lock is granted. Needs READ COMMITTED.
 CREATE FUNCTION {fence}(of_group integer, with_token uuid) RETURNS void LANGUAGE plpgsql VOLATILE AS $body$

@@ -49,6 +49,8 @@ pub struct Metrics {
     pub samples_standby_total: IntCounter,
     /// Samples held as standby and stored on taking over.
     pub samples_replayed_total: IntCounter,
+    /// Samples held that nobody had stored, a change of leader having passed them over.
+    pub samples_filled_total: IntCounter,
     /// Samples held at the moment.
     pub standby_held_samples: IntGauge,
     /// What they take.
@@ -140,6 +142,11 @@ impl Metrics {
                 r,
                 "samples_replayed_total",
                 "Samples held as standby and stored on taking over.",
+            ),
+            samples_filled_total: counter(
+                r,
+                "samples_filled_total",
+                "Samples stored into a hole that a change of leader had left.",
             ),
             standby_held_samples: gauge(r, "standby_held_samples", "Samples held as standby at the moment."),
             standby_held_bytes: gauge(r, "standby_held_bytes", "Memory of the samples held as standby."),

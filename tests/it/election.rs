@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 
 mod frozen;
+mod holes;
 mod lock;
 mod take_over;
 

@@ -9,8 +9,10 @@ use prometheus_postgresql_adapter::election::machine::{Action, Machine, Observed
 use prometheus_postgresql_adapter::election::role::{Leader, Role};
 use prometheus_postgresql_adapter::handover::cut::{Cut, Unknown};
 use prometheus_postgresql_adapter::handover::held::HELD_AT_LEAST;
-use prometheus_postgresql_adapter::handover::ledger::Ledger;
+use prometheus_postgresql_adapter::handover::ledger::{Ledger, Term};
 use prometheus_postgresql_adapter::storage::fence::Fence;
+use prometheus_postgresql_adapter::storage::fill::Doubtful;
+use prometheus_postgresql_adapter::storage::gaps::{Compared, Hole, Stored as StoredTimes};
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
@@ -36,6 +38,8 @@ pub(crate) enum Local {
         attempt: u64,
         batch: Batch,
     },
+    /// The own Prometheus' connections are closed.
+    Gone,
     /// A request that waited for a role to settle has waited long enough.
     Settle(u64),
     /// The series of a request are found.
@@ -48,9 +52,10 @@ pub(crate) enum Reply {
     Connected { session: u64, server_ms: i64 },
     Tried { obtained: bool, group: Option<(Group, Ms)> },
     Drained,
-    Raised { fence: Fence, behind_ms: Vec<i64>, last_token: Uuid },
+    Raised { fence: Fence, behind_ms: Vec<i64>, last_token: Uuid, holes: Vec<Hole> },
     Beat { is_ours: bool, server_ms: i64 },
     LastTimes(HashMap<i64, i64>),
+    Around(StoredTimes),
     Copied,
     Committed,
     AlreadyThere,
@@ -67,7 +72,15 @@ enum Waiting {
         asked_ms: i64,
     },
     Replay,
+    Fill,
     Request(u64),
+}
+
+/// What is compared with what is stored, and what of it was missing.
+#[derive(Debug)]
+struct Fill {
+    doubtful: Doubtful,
+    compared: Compared,
 }
 
 #[derive(Debug)]
@@ -120,6 +133,7 @@ pub(crate) struct Adapter {
     /// Between the drain and the raise: when the server was last asked.
     proven_at: Instant,
     replay: Option<Replay>,
+    fill: Option<Fill>,
     waiting: BTreeMap<u64, Waiting>,
     requests: BTreeMap<u64, Request>,
 }
@@ -128,6 +142,7 @@ const SEND_TIMEOUT_MS: Ms = 10_000;
 const SETTLE_MS: Ms = 2_000;
 const CLOCK_ROUND_TRIP_MAX_MS: i64 = 100;
 const REPLAY_ROWS: usize = 8;
+const FILL_ROWS: usize = 12;
 
 impl Adapter {
     pub(crate) fn new(index: usize, life: u32, settings: &Settings, now: Instant) -> Self {
@@ -152,9 +167,18 @@ impl Adapter {
             has_measured: false,
             proven_at: now,
             replay: None,
+            fill: None,
             waiting: BTreeMap::new(),
             requests: BTreeMap::new(),
         }
+    }
+
+    /// Everything acknowledged that is not stored, as far as this adapter knows.
+    pub(crate) fn all_held(&self) -> Vec<Row> {
+        let mut rows = self.ledger.held().rows();
+        rows.extend(self.ledger.held().doubtful());
+        rows.extend(self.fill.iter().flat_map(|fill| &fill.doubtful.rows));
+        rows
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -193,6 +217,7 @@ impl World {
             }
             Local::Deliver { shard, attempt, batch } => {
                 let now = self.instant();
+                self.is_unheard |= self.adapters[me].liveness.is_gone() && self.adapters[me].machine.fence().is_some();
                 self.adapters[me].liveness.begin(now);
                 let id = self.id();
                 let request = Request { shard, attempt, batch, fence: None, is_settling: true, rows: Vec::new() };
@@ -207,6 +232,12 @@ impl World {
                 if self.adapters[me].requests.get(&id).is_some_and(|request| request.is_settling) {
                     self.answer(me, id, false);
                 }
+            }
+            Local::Gone => {
+                let now = self.instant();
+                self.adapters[me].liveness.gone(now);
+                self.is_unheard |= !self.adapters[me].liveness.is_gone();
+                self.step(me);
             }
             Local::Resolved(id) => self.resolved(me, id),
         }
@@ -319,6 +350,7 @@ impl World {
         match waiting {
             Waiting::Election { action, asked, asked_ms } => self.on_election(me, op, action, asked, asked_ms, reply),
             Waiting::Replay => self.on_replay(me, reply),
+            Waiting::Fill => self.on_fill(me, op, reply),
             Waiting::Request(id) => self.on_request(me, id, reply),
         }
     }
@@ -341,10 +373,16 @@ impl World {
             Reply::Tried { obtained: true, .. } => adapter.machine.on_tried(true, None, asked),
             Reply::Tried { obtained: false, group } => {
                 let observed = group.map(|(group, age_ms)| {
+                    let fence = Fence { group_no: 1, term: group.term, token: group.token };
+                    let clock_offset_ms = adapter.clock_offset_ms;
+                    let term = Term { fence, clock_offset_ms, watermark_ms: group.watermark };
                     // Too early by all that keeps it from being so: the lag, and the least time of holding.
+                    let early = Term { watermark_ms: Some(wall), ..term };
                     match bug {
-                        Some(Bug::ForgetEarly) => adapter.ledger.observed(Some(wall), now + HELD_AT_LEAST),
-                        _ => adapter.ledger.observed(group.watermark, now),
+                        Some(Bug::ForgetEarly) => adapter.ledger.observed(early, Vec::new(), now + HELD_AT_LEAST),
+                        Some(Bug::ForgetHoles) => adapter.ledger.observed(term, Vec::new(), now),
+                        Some(Bug::FillEarly) => adapter.ledger.observed(early, group.holes, now),
+                        _ => adapter.ledger.observed(term, group.holes, now),
                     }
                     let age_ms = if bug == Some(Bug::StaleIsStandby) { 0 } else { age_ms };
                     Observed {
@@ -356,6 +394,7 @@ impl World {
                     Action::TryLock => adapter.machine.on_tried(false, observed, asked),
                     _ => adapter.machine.on_observed(observed, asked),
                 }
+                self.fill_some(me);
             }
             Reply::Drained => {
                 adapter.proven_at = now;
@@ -365,11 +404,13 @@ impl World {
                 let Some(session) = adapter.session else { return };
                 return self.send_server(me, Remote::Raise { session, op, clock_offset_ms });
             }
-            Reply::Raised { fence, behind_ms, last_token } => {
+            Reply::Raised { fence, behind_ms, last_token, holes } => {
                 let proven_at = adapter.proven_at;
                 adapter.machine.on_term(fence, proven_at);
                 let follows_itself = adapter.last_token == Some(last_token);
-                let (cut, rows) = adapter.ledger.take_over(wall, &behind_ms);
+                let term = Term { fence, clock_offset_ms: adapter.clock_offset_ms, watermark_ms: None };
+                let holes = if bug == Some(Bug::ForgetHoles) { Vec::new() } else { holes };
+                let (cut, rows) = adapter.ledger.take_over(term, holes, wall, &behind_ms);
                 self.say(format_args!(
                     "adapter {me}: term {}, last leaders {behind_ms:?} ms behind, holds {}",
                     fence.term,
@@ -383,6 +424,7 @@ impl World {
                 if is_ours {
                     adapter.machine.on_heartbeat(asked);
                     self.measured(me, asked_ms, server_ms);
+                    self.fill_some(me);
                 } else {
                     adapter.replay = None;
                     adapter.machine.on_lost(Reason::Fenced, now);
@@ -412,7 +454,7 @@ impl World {
 
     fn go_on_with_replay(&mut self, me: usize) {
         let op = self.id();
-        let bug = self.bug;
+        let (bug, now) = (self.bug, self.instant());
         let adapter = &mut self.adapters[me];
         let Some(replay) = &mut adapter.replay else { return };
         if bug != Some(Bug::ReplayUncut) {
@@ -429,7 +471,7 @@ impl World {
             let cut = Arc::clone(&replay.cut);
             let (token, follows_itself) = (replay.fence.token, replay.follows_itself);
             adapter.replay = None;
-            adapter.ledger.replayed(cut, follows_itself);
+            adapter.ledger.replayed(cut, follows_itself, now);
             adapter.last_token = Some(token);
             adapter.machine.on_prepared();
             return;
@@ -465,6 +507,50 @@ impl World {
         }
         self.go_on_with_replay(me);
         self.step(me);
+    }
+
+    fn fill_some(&mut self, me: usize) {
+        let (op, now) = (self.id(), self.instant());
+        let adapter = &mut self.adapters[me];
+        if adapter.fill.is_some() {
+            return;
+        }
+        let Some(doubtful) = adapter.ledger.take_doubtful(FILL_ROWS, now) else { return };
+        let Doubtful { rows, fence, clock_offset_ms, .. } = doubtful.clone();
+        adapter.fill = Some(Fill { doubtful, compared: Compared::default() });
+        adapter.waiting.insert(op, Waiting::Fill);
+        self.local(me, SEND_TIMEOUT_MS, Local::Expire(op));
+        self.send_server(me, Remote::Compare { op, rows, fence, clock_ms: clock_offset_ms });
+    }
+
+    fn on_fill(&mut self, me: usize, op: u64, reply: Reply) {
+        let (bug, now) = (self.bug, self.instant());
+        let adapter = &mut self.adapters[me];
+        let Some(mut fill) = adapter.fill.take() else { return };
+        match reply {
+            Reply::Around(stored) => {
+                let Doubtful { rows, clock_offset_ms, passed_ms, known, .. } = &fill.doubtful;
+                fill.compared = match bug {
+                    Some(Bug::FillUncompared) => Compared { missing: rows.clone(), ..Compared::default() },
+                    Some(Bug::FillEarly) => stored.compare(rows, *clock_offset_ms, i64::MAX, known),
+                    _ => stored.compare(rows, *clock_offset_ms, *passed_ms, known),
+                };
+                if fill.compared.missing.is_empty() {
+                    adapter.ledger.compared(&fill.doubtful, Some(&fill.compared), now);
+                    return self.send_server(me, Remote::Abandon { op });
+                }
+                let rows = fill.compared.missing.clone();
+                adapter.waiting.insert(op, Waiting::Fill);
+                adapter.fill = Some(fill);
+                self.local(me, SEND_TIMEOUT_MS, Local::Expire(op));
+                self.send_server(me, Remote::Fill { op, rows });
+            }
+            Reply::Committed => {
+                adapter.ledger.compared(&fill.doubtful, Some(&fill.compared), now);
+                self.fill_some(me);
+            }
+            _ => adapter.ledger.compared(&fill.doubtful, None, now),
+        }
     }
 
     // ---- the receiver
@@ -516,7 +602,7 @@ impl World {
     }
 
     fn store(&mut self, me: usize, id: u64) {
-        let op = self.id();
+        let (op, now) = (self.id(), self.instant());
         let adapter = &mut self.adapters[me];
         let cut = adapter.ledger.cut();
         let Some(request) = adapter.requests.get_mut(&id) else { return };
@@ -528,7 +614,11 @@ impl World {
             }
             None => {
                 if let Some(cut) = &cut {
-                    cut.apply(&mut request.rows);
+                    let mut taken_out = cut.apply(&mut request.rows);
+                    taken_out.extend(adapter.ledger.overtaken(&mut request.rows));
+                    if adapter.ledger.doubt(&taken_out, now).is_err() {
+                        return self.finish(me, id, false);
+                    }
                 }
                 if request.rows.is_empty() {
                     return self.finish(me, id, true);

@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use prometheus_postgresql_adapter::storage::fence::Fence;
+use prometheus_postgresql_adapter::storage::gaps::{Hole, LOOK_AROUND_MS, Stored as StoredTimes};
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
 use crate::Bug;
 use crate::world::{Address, Ms};
+
+/// As the driver has it, for scrapes of a few seconds.
+const UNSURE_MS: i64 = 14_000;
 
 /// A committed sample. Its value is the true time at which it was scraped.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +20,8 @@ pub(crate) struct Stored {
     pub(crate) value: f64,
     pub(crate) replica: usize,
     pub(crate) term: i64,
+    /// It fills a hole.
+    pub(crate) fills: bool,
 }
 
 #[derive(Debug)]
@@ -35,10 +41,15 @@ pub(crate) struct Group {
     pub(crate) heartbeat: Option<Ms>,
     pub(crate) watermark: Option<i64>,
     pub(crate) clock_offsets_ms: Vec<i64>,
+    pub(crate) holes: Vec<Hole>,
+    /// Of those who stored around holes, the least and the most.
+    pub(crate) hole_clocks_ms: Option<(i64, i64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
+    /// Compares what is in doubt with what is stored, before it shows the fence.
+    Comparing,
     /// Behind the exclusive drain.
     Fence,
     /// Another transaction has claimed the same key and has not ended.
@@ -58,6 +69,8 @@ pub(crate) struct Transaction {
     pub(crate) rows: Vec<Row>,
     pub(crate) fence: Fence,
     pub(crate) stage: Stage,
+    /// It fills a hole, by this clock.
+    pub(crate) fills: Option<i64>,
 }
 
 /// What the server has to tell somebody.
@@ -87,7 +100,41 @@ pub(crate) struct Server {
     pub(crate) bug: Option<Bug>,
 }
 
+impl Stage {
+    fn holds_fence(self) -> bool {
+        !matches!(self, Stage::Comparing | Stage::Fence)
+    }
+}
+
+impl Group {
+    /// A term has been raised: what it leaves in doubt, as the driver has it noted.
+    pub(crate) fn open_hole(&mut self, watermark: Option<i64>, now_ms: i64) {
+        let newest_ms = self.holes.iter().map(|hole| hole.lower_ms).max();
+        let lower_ms = watermark.filter(|at_ms| *at_ms <= now_ms).or(newest_ms).unwrap_or(now_ms - 3 * 3_600_000);
+        self.holes.retain(|hole| hole.lower_ms != lower_ms);
+        self.holes.push(Hole { lower_ms, upper_ms: now_ms + UNSURE_MS });
+        for clock_ms in self.clock_offsets_ms.clone() {
+            self.fills_by(clock_ms);
+        }
+    }
+
+    pub(crate) fn fills_by(&mut self, clock_ms: i64) {
+        let (least_ms, most_ms) = self.hole_clocks_ms.unwrap_or((clock_ms, clock_ms));
+        self.hole_clocks_ms = Some((least_ms.min(clock_ms), most_ms.max(clock_ms)));
+    }
+}
+
 impl Server {
+    /// What is stored around rows in doubt.
+    pub(crate) fn stored_around(&self, series: &[i64], from_ms: i64, to_ms: i64) -> StoredTimes {
+        let around = from_ms - LOOK_AROUND_MS..=to_ms + LOOK_AROUND_MS;
+        let times = |id: &i64| {
+            let stored = &self.series[usize::try_from(*id).unwrap_or(0)];
+            stored.iter().map(|row| row.time_ms).filter(|time_ms| around.contains(time_ms)).collect()
+        };
+        StoredTimes { times: series.iter().map(|id| (*id, times(id))).collect(), clocks_ms: self.group.hole_clocks_ms }
+    }
+
     /// `true` if the session has the lock now.
     pub(crate) fn try_lock(&mut self, session: u64) -> bool {
         match &mut self.lock {
@@ -132,7 +179,7 @@ impl Server {
     pub(crate) fn settle(&mut self) -> Vec<Told> {
         let mut told = Vec::new();
         if let (Some(session), None) = (self.waiting, self.exclusive) {
-            let holds = self.transactions.iter().any(|transaction| transaction.stage != Stage::Fence);
+            let holds = self.transactions.iter().any(|transaction| transaction.stage.holds_fence());
             if !holds || self.bug == Some(Bug::SkipDrain) {
                 self.waiting = None;
                 self.exclusive = Some(session);
@@ -187,7 +234,7 @@ impl Server {
     /// Ends every backend that holds the fence shared.
     pub(crate) fn terminate_writers(&mut self) -> Vec<Told> {
         let (kept, ended): (VecDeque<_>, VecDeque<_>) =
-            self.transactions.drain(..).partition(|transaction| transaction.stage == Stage::Fence);
+            self.transactions.drain(..).partition(|transaction| !transaction.stage.holds_fence());
         self.transactions = kept;
         ended.iter().map(|transaction| Told::Failed(transaction.who, transaction.op)).collect()
     }

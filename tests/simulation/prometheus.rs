@@ -43,6 +43,13 @@ pub(crate) struct Prometheus {
     pub(crate) scraped: Vec<Vec<Scraped>>,
 }
 
+impl Shard {
+    /// What is not acknowledged.
+    pub(crate) fn unsent(&self) -> impl Iterator<Item = &Row> {
+        self.batch.iter().flat_map(|batch| &batch.rows).chain(&self.queue)
+    }
+}
+
 impl Prometheus {
     pub(crate) fn new(shards: usize, series: usize) -> Self {
         Self {

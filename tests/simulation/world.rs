@@ -23,6 +23,9 @@ pub(crate) type Ms = i64;
 /// What the wall clock of a host without offset shows at the beginning.
 pub(crate) const EPOCH_MS: i64 = 1_700_000_000_000;
 
+/// After all is calm, a watermark stays behind the lag of before for up to four minutes.
+const SCRAPE_UNTIL_MAX: Ms = 330_000;
+
 /// One life of an adapter: what was meant for an earlier one does not reach a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
@@ -34,8 +37,15 @@ pub(crate) struct Address {
 pub(crate) enum Event {
     Local(Address, Local),
     Remote(Address, Remote),
-    Sender { replica: usize, life: u32, what: Sender },
-    Scrape { replica: usize, series: usize },
+    Sender {
+        replica: usize,
+        life: u32,
+        what: Sender,
+    },
+    Scrape {
+        replica: usize,
+        series: usize,
+    },
     SessionIdle(u64),
     TransactionIdle(u64),
     Copied(u64),
@@ -43,6 +53,8 @@ pub(crate) enum Event {
     ServerUp,
     AdapterUp(usize),
     PrometheusUp(usize),
+    /// Scraping is about to end, unless a hole is still to be filled.
+    Ending,
     Fault(usize),
 }
 
@@ -95,6 +107,18 @@ pub(crate) enum Remote {
         key: Uuid,
         rows: Vec<Row>,
         fence: Fence,
+    },
+    /// A transaction that fills begins, and compares.
+    Compare {
+        op: u64,
+        rows: Vec<Row>,
+        fence: Fence,
+        clock_ms: i64,
+    },
+    /// It has something to store.
+    Fill {
+        op: u64,
+        rows: Vec<Row>,
     },
     Commit {
         op: u64,
@@ -150,6 +174,8 @@ pub(crate) struct World {
     pub(crate) events: u64,
     /// The most that any adapter has measured its clock wrong by.
     pub(crate) clock_error_ms: i64,
+    /// A Prometheus died unnoticed by its adapter, which had a request of its in hand, or heard of the next one at once.
+    pub(crate) is_unheard: bool,
     queue: BinaryHeap<Reverse<Due>>,
     next_id: u64,
     slow_until: Ms,
@@ -176,6 +202,7 @@ impl World {
             bug,
             events: 0,
             clock_error_ms: 0,
+            is_unheard: false,
             queue: BinaryHeap::new(),
             next_id: 1,
             slow_until: 0,
@@ -190,6 +217,7 @@ impl World {
                 world.at(phase, Event::Scrape { replica, series });
             }
         }
+        world.at(world.settings.scrape_until - world.settings.scrape_ms - 1, Event::Ending);
         for index in 0..world.settings.faults.len() {
             let at = world.settings.faults[index].0;
             world.at(at, Event::Fault(index));
@@ -302,7 +330,8 @@ impl World {
             Event::Scrape { replica, series } => self.on_scrape(replica, series),
             Event::SessionIdle(session) => self.on_session_idle(session),
             Event::TransactionIdle(id) => {
-                if self.server.transaction(id).is_some_and(|transaction| transaction.stage == Stage::Idle) {
+                let is_idle = |stage| matches!(stage, Stage::Comparing | Stage::Idle);
+                if self.server.transaction(id).is_some_and(|transaction| is_idle(transaction.stage)) {
                     self.fail_transaction(id);
                 }
             }
@@ -329,6 +358,13 @@ impl World {
             Event::PrometheusUp(index) => {
                 self.prometheis[index].is_up = true;
                 self.say(format_args!("prometheus {index}: up"));
+            }
+            Event::Ending => {
+                if self.settings.scrape_until < SCRAPE_UNTIL_MAX && self.is_waiting() {
+                    self.settings.scrape_until += 10_000;
+                    self.settings.end_at += 10_000;
+                    self.at(self.now + 10_000, Event::Ending);
+                }
             }
             Event::Fault(index) => {
                 let fault = self.settings.faults[index].1;
@@ -398,19 +434,21 @@ impl World {
             Remote::Raise { session, op, clock_offset_ms } => {
                 let group = &mut self.server.group;
                 let (last_offsets_ms, last_token) = (group.clock_offsets_ms.clone(), group.token);
-                group.watermark = None;
+                let watermark = group.watermark.take();
                 group.term += 1;
                 group.token = Uuid::from_u128(u128::from(op) << 64 | 1);
                 group.holder = from.adapter;
                 group.heartbeat = Some(self.now);
                 group.clock_offsets_ms.push(clock_offset_ms);
+                group.open_hole(watermark, server_ms);
+                let holes = group.holes.clone();
                 let fence = Fence { group_no: 1, term: group.term, token: group.token };
                 let behind_ms = last_offsets_ms.iter().map(|last_ms| clock_offset_ms - last_ms).collect();
                 if self.server.exclusive == Some(session) {
                     self.server.exclusive = None;
                 }
                 self.say(format_args!("server: term {} of adapter {}", fence.term, from.adapter));
-                self.tell_adapter(from, op, Reply::Raised { fence, behind_ms, last_token });
+                self.tell_adapter(from, op, Reply::Raised { fence, behind_ms, last_token, holes });
                 self.settle();
             }
             Remote::Heartbeat { session, op, token, watermark, clock_offset_ms, is_settled } => {
@@ -442,8 +480,34 @@ impl World {
                 if self.adapters[from.adapter].address() != from {
                     return;
                 }
-                let transaction = Transaction { id: op, who: from, op, key, rows, fence, stage: Stage::Fence };
+                let (stage, fills) = (Stage::Fence, None);
+                let transaction = Transaction { id: op, who: from, op, key, rows, fence, stage, fills };
                 self.server.transactions.push_back(transaction);
+                self.settle();
+            }
+            Remote::Compare { op, rows, fence, clock_ms } => {
+                let is_locked = self.server.transactions.iter().any(|transaction| transaction.fills.is_some());
+                if self.adapters[from.adapter].address() != from || is_locked {
+                    return self.tell_adapter(from, op, Reply::Failed);
+                }
+                let mut series: Vec<i64> = rows.iter().map(|row| row.series_id).collect();
+                series.dedup();
+                let times = || rows.iter().map(|row| row.time_ms);
+                let (from_ms, to_ms) = (times().min().unwrap_or(0), times().max().unwrap_or(0));
+                let stored = self.server.stored_around(&series, from_ms, to_ms);
+                let key = Uuid::from_u128(u128::from(op));
+                let (stage, fills, rows) = (Stage::Comparing, Some(clock_ms), Vec::new());
+                let transaction = Transaction { id: op, who: from, op, key, rows, fence, stage, fills };
+                self.server.transactions.push_back(transaction);
+                self.at(self.now + 5_000, Event::TransactionIdle(op));
+                self.tell_adapter(from, op, Reply::Around(stored));
+            }
+            Remote::Fill { op, rows } => {
+                let Some(transaction) = self.server.transaction(op) else {
+                    return self.tell_adapter(from, op, Reply::Failed);
+                };
+                transaction.rows = rows;
+                transaction.stage = Stage::Fence;
                 self.settle();
             }
             Remote::Commit { op } => self.commit(from, op),
@@ -506,12 +570,16 @@ impl World {
         }
         self.server.keys.insert(transaction.key);
         for row in &transaction.rows {
-            let stored =
-                Stored { time_ms: row.time_ms, value: row.value, replica: from.adapter, term: transaction.fence.term };
+            let (replica, term, fills) = (from.adapter, transaction.fence.term, transaction.fills.is_some());
+            let stored = Stored { time_ms: row.time_ms, value: row.value, replica, term, fills };
             self.judge_row(series_index(row), stored);
         }
+        if let Some(clock_ms) = transaction.fills {
+            self.server.group.fills_by(clock_ms);
+        }
         self.say(format_args!(
-            "server: commits {} rows of adapter {}: {}",
+            "server: {} {} rows of adapter {}: {}",
+            if transaction.fills.is_some() { "fills in" } else { "commits" },
             transaction.rows.len(),
             from.adapter,
             show(&transaction.rows)
@@ -681,7 +749,7 @@ impl World {
         if !self.adapters[index].is_up {
             return;
         }
-        for row in self.adapters[index].ledger.held().rows() {
+        for row in self.adapters[index].all_held() {
             self.prometheis[index].destroy(&row);
         }
         let address = self.adapters[index].address();
@@ -703,6 +771,9 @@ impl World {
     fn kill_prometheus(&mut self, index: usize, down_ms: Ms) {
         if self.prometheis[index].is_up {
             self.prometheis[index].die();
+            if self.adapters[index].is_up {
+                self.local(index, 1, Local::Gone);
+            }
             self.at(self.now + down_ms, Event::PrometheusUp(index));
         }
     }
@@ -773,6 +844,8 @@ impl Remote {
             | Remote::Heartbeat { op, .. }
             | Remote::LastTimes { op, .. }
             | Remote::Begin { op, .. }
+            | Remote::Compare { op, .. }
+            | Remote::Fill { op, .. }
             | Remote::Commit { op } => Some(*op),
             Remote::Close { .. } | Remote::Unlock { .. } | Remote::Abandon { .. } | Remote::Gone => None,
         }
