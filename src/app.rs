@@ -65,9 +65,6 @@ const SEAL_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a round of sealing that failed.
 const SEAL_RETRY: Duration = Duration::from_secs(10);
 
-/// A leader of so long has seen every retry that an outage held up.
-const LED_LONG: Duration = Duration::from_secs(600);
-
 /// Runs the adapter until `stop` resolves, then stops it: no new requests, those in flight end, writers end, and last
 /// the lock is given up, so that the next leader finds everything committed.
 ///
@@ -282,7 +279,7 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
             continue;
         }
         let since = *led_since.get_or_insert_with(Instant::now);
-        if let Err(error) = store.upkeep(since.elapsed() >= LED_LONG).await {
+        if let Err(error) = store.upkeep(since.elapsed()).await {
             log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
             // After an outage the first retries are still to come.
             led_since = None;

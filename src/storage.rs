@@ -447,13 +447,13 @@ impl Store {
         Ok(Some(total))
     }
 
-    /// One round of retention, by a session of its own; the keys of old requests too, if this adapter has led for
-    /// minutes.
+    /// One round of retention, by a session of its own; the keys of old requests too, if this adapter has `led` so long
+    /// that it has seen every retry which an outage held up.
     ///
     /// # Errors
     ///
     /// What the server said; the next round goes on from there.
-    pub async fn upkeep(&self, led_long: bool) -> Result<(), Error> {
+    pub async fn upkeep(&self, led: Duration) -> Result<(), Error> {
         self.counted(within(UPKEEP_TIMEOUT, async {
             let session = self.connector.write_session().await?;
             let client = session.client();
@@ -469,8 +469,9 @@ impl Store {
             if deleted > 0 {
                 log::info!("deleted {deleted} series that nothing stored refers to");
             }
-            if led_long {
-                upkeep::forget_requests(client, &self.names).await?;
+            let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
+            if led >= kept {
+                upkeep::forget_requests(client, &self.names, kept).await?;
             }
             let sizes = upkeep::sizes(client, &self.names).await?;
             self.metrics.segments.set(sizes.segments);

@@ -134,8 +134,9 @@ impl LockSession {
     pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Observation)>, Error> {
         let statement = names.fill(&format!(
             "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
-             CASE WHEN watermark <= clock_timestamp() THEN watermark END, token, {HOLES} \
+             CASE WHEN watermark <= clock_timestamp() THEN watermark END, token, {} \
              FROM {{leader}} WHERE group_no = $1 AND heartbeat IS NOT NULL",
+            holes_of("holes"),
         ));
         let row = self.session.client().query_typed_opt(&statement, &[(&self.group_no, Type::INT4)]).await?;
         row.map(|row| {
@@ -165,24 +166,33 @@ impl LockSession {
             self.drain(names, None).await?;
         }
         let proven_at = Instant::now();
-        let statement = names.fill(
-            "UPDATE {leader} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
+        // In doubt is all since the last watermark, or since that before if the last leader published none.
+        let statement = names.fill(&format!(
+            "UPDATE {{leader}} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
              heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = \
-             (coalesce(old.clock_offsets_ms, ARRAY[]::bigint[]))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3 \
-             FROM {leader} old WHERE new.group_no = $1 AND old.group_no = new.group_no \
-             RETURNING new.term, new.token, old.token, old.clock_offsets_ms, \
-             CASE WHEN old.watermark <= clock_timestamp() THEN old.watermark END",
-        );
+             (coalesce(old.clock_offsets_ms, ARRAY[]::bigint[]))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3, \
+             holes = kept + tstzmultirange(tstzrange(coalesce( \
+             CASE WHEN old.watermark <= clock_timestamp() THEN old.watermark END, \
+             (SELECT max(lower(hole)) FROM unnest(old.holes) hole), clock_timestamp() - {FILLED}), \
+             clock_timestamp() + {UNSURE})), \
+             hole_clock_least_ms = least(least_ms, CASE WHEN NOT isempty(kept) THEN old.hole_clock_least_ms END), \
+             hole_clock_most_ms = greatest(most_ms, CASE WHEN NOT isempty(kept) THEN old.hole_clock_most_ms END) \
+             FROM {{leader}} old \
+             CROSS JOIN LATERAL (SELECT old.holes * tstzmultirange(tstzrange(clock_timestamp() - {FILLED}, NULL))) h (kept) \
+             CROSS JOIN LATERAL (SELECT min(ms), max(ms) FROM unnest(old.clock_offsets_ms || $3) ms) c (least_ms, most_ms) \
+             WHERE new.group_no = $1 AND old.group_no = new.group_no \
+             RETURNING new.term, new.token, old.token, old.clock_offsets_ms, {}",
+            holes_of("new.holes"),
+        ));
         let clock_offset_ms = self.clock_offset_ms();
         let client = self.session.client();
         let parameters: [(&(dyn ToSql + Sync), Type); 3] =
             [(&self.group_no, Type::INT4), (&holder, Type::TEXT), (&clock_offset_ms, Type::INT8)];
         let row = client.query_typed_one(&statement, &parameters).await?;
-        let holes = self.open_hole(names, row.try_get(4)?).await?;
         client.batch_execute("COMMIT").await?;
         let last_offsets_ms: Option<Vec<i64>> = row.try_get(3)?;
         Ok(Raised {
-            holes,
+            holes: holes(&row.try_get::<_, Vec<Timestamp>>(4)?),
             clock_offset_ms,
             fence: Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? },
             last_token: row.try_get(2)?,
@@ -193,29 +203,6 @@ impl LockSession {
                 .collect(),
             proven_at,
         })
-    }
-
-    /// Notes what the term just raised leaves in doubt: all since the last watermark, or since the one before if the last
-    /// leader published none. Returns the group's holes.
-    async fn open_hole(&self, names: &Names, watermark: Option<Timestamp>) -> Result<Vec<Hole>, Error> {
-        let client = self.session.client();
-        let of_group = (&self.group_no as &(dyn ToSql + Sync), Type::INT4);
-        let forget =
-            names.fill(&format!("DELETE FROM {{holes}} WHERE group_no = $1 AND upper < clock_timestamp() - {FILLED}"));
-        client.execute_typed(&forget, std::slice::from_ref(&of_group)).await?;
-        let open = names.fill(&format!(
-            "INSERT INTO {{holes}} AS hole SELECT $1, \
-             coalesce($2, (SELECT max(lower) FROM {{holes}} WHERE group_no = $1), clock_timestamp() - {FILLED}), \
-             clock_timestamp() + {UNSURE}, min(clock_ms), max(clock_ms) \
-             FROM {{leader}}, unnest(clock_offsets_ms) AS clock_ms WHERE group_no = $1 \
-             ON CONFLICT (group_no, lower) DO UPDATE SET upper = excluded.upper, \
-             clock_least_ms = least(hole.clock_least_ms, excluded.clock_least_ms), \
-             clock_most_ms = greatest(hole.clock_most_ms, excluded.clock_most_ms)",
-        ));
-        client.execute_typed(&open, &[of_group.clone(), (&watermark, Type::TIMESTAMPTZ)]).await?;
-        let select = names.fill(&format!("SELECT {HOLES}"));
-        let row = client.query_typed_one(&select, &[of_group]).await?;
-        Ok(holes(&row.try_get::<_, Vec<Timestamp>>(0)?))
     }
 
     /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
@@ -302,8 +289,10 @@ impl LockSession {
     }
 }
 
-/// Lower and upper ends of a group's holes, one after the other.
-const HOLES: &str = "ARRAY(SELECT unnest(ARRAY[lower, upper]) FROM {holes} hole WHERE hole.group_no = $1)";
+/// An expression for the lower and upper ends of `holes`, one after the other.
+fn holes_of(holes: &str) -> String {
+    format!("ARRAY(SELECT unnest(ARRAY[lower(hole), upper(hole)]) FROM unnest({holes}) hole)")
+}
 
 fn holes(ends: &[Timestamp]) -> Vec<Hole> {
     let ms = |Timestamp(time_us): Timestamp| from_postgres_us(time_us);

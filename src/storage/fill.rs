@@ -38,7 +38,7 @@ pub struct Doubtful {
 pub async fn fill(client: &Client, names: &Names, doubtful: &Doubtful, timeout: Duration) -> Result<Compared, Error> {
     let Doubtful { rows, fence, clock_offset_ms, passed_ms, known } = doubtful;
     client.batch_execute(&begin(names, None, timeout)).await?;
-    let lock = names.fill("SELECT pg_advisory_xact_lock({holes:literal}::regclass::oid::integer, $1)");
+    let lock = names.fill("SELECT pg_advisory_xact_lock({requests:literal}::regclass::oid::integer, $1)");
     client.query_typed(&lock, &[(&fence.group_no, Type::INT4)]).await?;
     let stored = stored_around(client, names, fence.group_no, rows).await?;
     let compared = stored.compare(rows, *clock_offset_ms, *passed_ms, known);
@@ -48,8 +48,8 @@ pub async fn fill(client: &Client, names: &Names, doubtful: &Doubtful, timeout: 
         let statement = client.prepare(&copy_statement(names)).await?;
         copy(client, &statement, missing.iter()).await?;
         let clocks = names.fill(
-            "UPDATE {holes} SET clock_least_ms = least(clock_least_ms, $2), clock_most_ms = greatest(clock_most_ms, $2) \
-             WHERE group_no = $1",
+            "UPDATE {leader} SET hole_clock_least_ms = least(hole_clock_least_ms, $2), \
+             hole_clock_most_ms = greatest(hole_clock_most_ms, $2) WHERE group_no = $1",
         );
         client.execute_typed(&clocks, &[(&fence.group_no, Type::INT4), (clock_offset_ms, Type::INT8)]).await?;
     }
@@ -83,7 +83,7 @@ async fn stored_around(client: &Client, names: &Names, group_no: i32, rows: &[Ro
         let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us)).collect();
         stored.times.insert(row.try_get(0)?, times);
     }
-    let clocks = names.fill("SELECT min(clock_least_ms), max(clock_most_ms) FROM {holes} WHERE group_no = $1");
+    let clocks = names.fill("SELECT hole_clock_least_ms, hole_clock_most_ms FROM {leader} WHERE group_no = $1");
     let row = client.query_typed_one(&clocks, &[(&group_no, Type::INT4)]).await?;
     stored.clocks_ms = row.try_get::<_, Option<i64>>(0)?.zip(row.try_get(1)?);
     Ok(stored)

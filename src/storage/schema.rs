@@ -62,15 +62,7 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
     if exists.is_none() {
         client.batch_execute(&names.fill("CREATE SCHEMA {schema}")).await?;
     }
-    let version = match version(client, names).await? {
-        Some(version) => version,
-        None => {
-            let statement = "CREATE TABLE {schema_version} (version integer NOT NULL); \
-                             INSERT INTO {schema_version} VALUES (0)";
-            client.batch_execute(&names.fill(statement)).await?;
-            0
-        }
-    };
+    let version = version(client, names).await?.unwrap_or(0);
     if version > VERSION {
         return Err(Error::Unfit(format!(
             "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {VERSION}: \
@@ -84,7 +76,11 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
         }
     }
     if version < VERSION {
-        client.batch_execute(&names.fill(&format!("UPDATE {{schema_version}} SET version = {VERSION}"))).await?;
+        // A function needs no page, and goes with the transaction like a row.
+        let statement = format!(
+            "CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {VERSION}'"
+        );
+        client.batch_execute(&names.fill(&statement)).await?;
         log::info!("made or migrated the tables of {} to version {VERSION}", names.view());
     }
     Ok(())
@@ -97,12 +93,12 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
 /// What the server said.
 pub async fn version(client: &Client, names: &Names) -> Result<Option<i32>, Error> {
     let exists = client
-        .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&names.fill("{schema_version}"), Type::TEXT)])
+        .query_typed_one("SELECT to_regprocedure($1) IS NOT NULL", &[(&names.fill("{version}()"), Type::TEXT)])
         .await?;
     if !exists.try_get::<_, bool>(0)? {
         return Ok(None);
     }
-    let row = client.query_typed_one(&names.fill("SELECT version FROM {schema_version}"), &[]).await?;
+    let row = client.query_typed_one(&names.fill("SELECT {version}()"), &[]).await?;
     Ok(Some(row.try_get(0)?))
 }
 

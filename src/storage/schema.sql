@@ -11,7 +11,8 @@ CREATE TABLE {series} (
 );
 -- Hash and jsonb_path_ops indexes take values of any length.
 CREATE INDEX ON {series} USING hash (name);
-CREATE INDEX ON {series} USING gin (labels jsonb_path_ops);
+-- A list of entries to be sorted in would stay as large as it ever was.
+CREATE INDEX ON {series} USING gin (labels jsonb_path_ops) WITH (fastupdate = off);
 CREATE INDEX ON {series} (ended_at) WHERE ended_at IS NOT NULL;
 
 -- Samples as they came: one row for all series scraped at one time, so that a sample costs 16 bytes and no index.
@@ -57,7 +58,6 @@ CREATE TABLE {requests} (
     key uuid PRIMARY KEY,
     stored_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX ON {requests} USING brin (stored_at);
 
 -- One row a group: who leads, and the token that its writes must show.
 CREATE TABLE {leader} (
@@ -71,22 +71,15 @@ CREATE TABLE {leader} (
     watermark timestamptz,
     -- How far the clocks of those are ahead of the server's by which what is stored last may have been stored: of the
     -- leader alone once every series goes on under it, until then of those before it too.
-    clock_offsets_ms bigint[]
+    clock_offsets_ms bigint[],
+    -- Times that each change of leader leaves in doubt, from the last watermark to when the next leader is sent everything:
+    -- what it had not been sent before, nobody may have stored. Whoever has been sent samples of a hole compares them with
+    -- what is stored before it forgets them.
+    holes tstzmultirange NOT NULL DEFAULT tstzmultirange(),
+    -- Of those who stored around the holes, how far the clocks are ahead of the server's.
+    hole_clock_least_ms bigint,
+    hole_clock_most_ms bigint
 ) WITH (fillfactor = 50);
-
--- Times that each change of leader leaves in doubt: what the next leader had not been sent, nobody may have stored. A
--- standby that has been sent samples of it compares them with what is stored before it forgets them.
-CREATE TABLE {holes} (
-    group_no integer NOT NULL,
-    -- The last watermark before.
-    lower timestamptz NOT NULL,
-    -- The new leader is sent everything from here on.
-    upper timestamptz NOT NULL,
-    -- Of those who stored around it, how far the clocks are ahead of the server's.
-    clock_least_ms bigint NOT NULL,
-    clock_most_ms bigint NOT NULL,
-    PRIMARY KEY (group_no, lower)
-);
 
 -- The fence. The lock waits for a new leader that is raising the term; the comparison is a statement of its own, so
 -- it sees the term as it is once the lock is granted. Needs READ COMMITTED.

@@ -9,9 +9,10 @@ use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
 use crate::storage::series::TRUSTED;
 
-/// How long a request's key is kept. A retry comes within seconds of the server being back; that it is back is the
-/// caller's to know ([`forget_requests`]).
-const REQUESTS_KEPT: Duration = Duration::from_secs(3600);
+/// How long a request's key is kept, five minutes and the time a request may take: a sender that was not answered tries
+/// again within its timeout and 5 s. That it finds the server and its leader there is the caller's to know
+/// ([`forget_requests`]).
+pub const REQUESTS_KEPT: Duration = Duration::from_secs(300);
 
 /// Drops the segments that end before `now - retention`, and deletes what is older from the one without a beginning.
 /// Returns the names of the dropped. Neither ingest nor a reader of other segments waits for it; a reader of the
@@ -60,15 +61,15 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
     Ok(dropped)
 }
 
-/// Forgets the keys of requests stored long ago. To be called only by a leader that has led for minutes: after an
-/// outage of hours the first retry must still find its key.
+/// Forgets the keys of requests stored longer ago than `kept`. To be called only by a leader that has led for so long:
+/// after an outage of hours the first retry must still find its key.
 ///
 /// # Errors
 ///
 /// What the server said.
-pub async fn forget_requests(client: &Client, names: &Names) -> Result<u64, Error> {
+pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> Result<u64, Error> {
     let statement = names.fill("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
-    Ok(client.execute_typed(&statement, &[(&REQUESTS_KEPT.as_secs_f64(), Type::FLOAT8)]).await?)
+    Ok(client.execute_typed(&statement, &[(&kept.as_secs_f64(), Type::FLOAT8)]).await?)
 }
 
 /// The ids of all series that have samples.
