@@ -118,6 +118,9 @@ const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
 /// Buckets whose small chunks one round puts together.
 const MERGED_BUCKETS_MAX: usize = 1024;
 
+/// After a round of so many samples the room that hot rows took is more than is wanted again.
+const SHRUNK_SAMPLES: usize = 8_000_000;
+
 /// A round of [`Store::upkeep`] or [`Store::seal`] may take this long.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -308,11 +311,11 @@ impl Store {
     /// What the server said.
     pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
         let statement = self.names.fill(
-            "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::smallint AS place FROM unnest($1::bigint[]) AS u (id)) \
+            "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::integer AS place FROM unnest($1::bigint[]) AS u (id)) \
              SELECT id, max(last) FROM ( \
              SELECT w.id, CASE WHEN c.last <= $3 THEN c.last ELSE (SELECT max(d.\"time\") FROM \
-             {decode}(c.times, c.places, c.starts, c.data, c.floats, w.place) d WHERE d.\"time\" <= $3) END AS last \
-             FROM w JOIN {sealed} c ON c.bucket = w.bucket AND w.place = ANY (c.places) \
+             {decode}(c.times, c.places, c.data, c.floats, w.place) d WHERE d.\"time\" <= $3) END AS last \
+             FROM w JOIN {sealed} c ON c.bucket = w.bucket AND c.places >> w.place & 1 = 1 \
              WHERE c.last >= $2 AND c.first <= $3 \
              AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) \
              UNION ALL \
@@ -429,20 +432,20 @@ impl Store {
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
         };
-        let statement =
-            "SELECT (pg_relation_size({hot:literal}::regclass) / current_setting('block_size')::bigint)::bigint";
-        let pages: i64 = client.query_typed_one(&self.names.fill(statement), &[]).await?.try_get(0)?;
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
         let mut total = Outcome::default();
-        for first in (0..pages).step_by(seal::PAGES as usize) {
-            let Some(outcome) = sealer.seal(first..first.saturating_add(seal::PAGES)).await? else { return Ok(None) };
+        let last = sealer.last().await?;
+        while let Some(last) = last {
+            let Some(outcome) = sealer.seal(last).await? else { return Ok(None) };
+            if outcome.samples == 0 {
+                break;
+            }
             total += outcome;
         }
         if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
             total += outcome;
         }
         // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
-        let shrink = shrink || pages > 4 * seal::PAGES;
+        let shrink = shrink || total.samples > SHRUNK_SAMPLES;
         client.batch_execute(&self.names.fill(&format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}) {{hot}}"))).await?;
         Ok(Some(total))
     }

@@ -135,7 +135,7 @@ impl Store<'_> {
     /// Samples that are sealed, and samples that are hot.
     pub(crate) async fn counts(&self) -> (usize, usize) {
         let client = self.setup.postgres.connect(&self.database).await;
-        let statement = "SELECT (SELECT coalesce(sum(length::bigint * cardinality(places)), 0)::bigint FROM metrics_sealed), \
+        let statement = "SELECT (SELECT coalesce(sum(length::bigint * bit_count(places::bit(32))), 0)::bigint FROM metrics_sealed), \
                          (SELECT coalesce(sum(cardinality(series)), 0)::bigint FROM metrics_hot)";
         let row = client.query_one(statement, &[]).await.expect("cannot count what is stored");
         let count = |column| usize::try_from(row.get::<_, i64>(column)).expect("a count is not negative");
@@ -171,16 +171,19 @@ impl Store<'_> {
     /// What the columns of sealed samples take, in words.
     pub(crate) async fn columns(&self) -> String {
         let client = self.setup.postgres.connect(&self.database).await;
-        let columns = ["times", "places", "starts", "data", "floats"];
+        let columns = ["times", "data", "floats"];
         let sums = columns.map(|column| format!(", sum(pg_column_size({column}))::bigint"));
         let statement = format!(
-            "SELECT count(*), sum(cardinality(places))::float8 / count(*), avg(length)::float8{} FROM metrics_sealed",
+            "SELECT count(*), sum(bit_count(places::bit(32)))::float8 / count(*), avg(length)::float8{} FROM metrics_sealed",
             sums.concat()
         );
         let row = client.query_one(&statement, &[]).await.expect("cannot measure the chunks");
         let (chunks, series, length): (i64, f64, f64) = (row.get(0), row.get(1), row.get(2));
-        let bytes = |place: usize| format!("{} {}", columns[place], number(row.get::<_, i64>(place + 3) as f64));
-        let bytes = [0, 1, 2, 3, 4].map(bytes).join(", ");
+        let bytes = |place: usize| {
+            let bytes = row.get::<_, Option<i64>>(place + 3).unwrap_or_default();
+            format!("{} {}", columns[place], number(bytes as f64))
+        };
+        let bytes = [0, 1, 2].map(bytes).join(", ");
         format!("{} chunks of {series:.1} series by {length:.1} samples; bytes: {bytes}", number(chunks as f64))
     }
 

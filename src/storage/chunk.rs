@@ -1,19 +1,21 @@
 //! How sealed samples are encoded: chunks of series that were scraped together. Pure; every bit of every float comes back.
 //!
-//! A chunk is a row: the samples of up to [`SERIES_PER_BUCKET`] series of one bucket at exactly the same times.
+//! A chunk is the samples of up to [`SERIES_PER_BUCKET`] series of one bucket at exactly the same times. It makes one row
+//! or a few, each of as many of its series as let four rows fit in a page, so that nothing is stored out of line and who
+//! asks for one series reads little of the others.
 //!
 //! | column | |
 //! | --- | --- |
 //! | `bucket` | the ids of its series, without their last five bits |
 //! | `first`, `last` | its first and last time |
+//! | `places` | the last five bits of the ids: for each a bit is set |
 //! | `times` | how many times there are less one (16 bits), the times in ms since 1970, a check |
-//! | `places` | the last five bits of the ids, ascending |
-//! | `starts` | where the stream of each series begins in `data`, in bits |
-//! | `data` | a stream for each series: its values, a check |
-//! | `floats` | floats that no scale fits, as they are |
+//! | `data` | where the stream of each series but the first begins, in bits (16 bits each); the streams: values, a check |
+//! | `floats` | floats that no scale fits, as they are; NULL if there are none |
 //!
 //! A *check* is eight bits: how many of the bits before it in the stream are set, plus the place, modulo 256. It finds
-//! any one flipped bit and most other damage, and SQL has it at the cost of a single `bit_count`.
+//! any one flipped bit and most other damage, and SQL has it at the cost of a single `bit_count`. A start that is wrong is
+//! found by the stream before it, which then does not end where it should.
 //!
 //! The times and the values are lists of integers (`integers`); what a value's integer means is said by its scale
 //! (`values`). [`SQL`] decodes the same in the database.
@@ -42,6 +44,16 @@ pub const SAMPLES_MAX: usize = 65_536;
 
 const COUNT_BITS: u32 = 16;
 const CHECK_BITS: u32 = 8;
+const START_BITS: u32 = 16;
+
+/// A row of several series is no larger, with everything PostgreSQL adds: four of them fill a page of 8 KiB.
+const ROW_BYTES_MAX: usize = 2032;
+
+/// What a row takes beside times, streams and floats: PostgreSQL's head, four numbers, and the heads of what follows.
+const ROW_BYTES: usize = 24 + 30 + 3 + 9 + 7;
+
+/// The head of an array.
+const ARRAY_BYTES: usize = 28;
 
 /// Makes the functions that decode chunks in the database, with names to fill in: `{decode}` gives the samples of one
 /// series of a row.
@@ -55,15 +67,49 @@ pub fn bucket_of(series_id: i64) -> i64 {
 
 /// The place of a series in its bucket.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "below 32")]
-pub fn place_of(series_id: i64) -> i16 {
-    series_id.rem_euclid(SERIES_PER_BUCKET) as i16
+#[expect(clippy::cast_possible_truncation, reason = "from 0 to 31")]
+pub fn place_of(series_id: i64) -> u32 {
+    series_id.rem_euclid(SERIES_PER_BUCKET) as u32
 }
 
 /// The series at `place` in `bucket`: the reverse of [`bucket_of`] and [`place_of`].
 #[must_use]
-pub fn series_at(bucket: i64, place: i16) -> i64 {
+pub fn series_at(bucket: i64, place: u32) -> i64 {
     bucket * SERIES_PER_BUCKET + i64::from(place)
+}
+
+/// Some places of a bucket; for each a bit of PostgreSQL's integer is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Places(pub i32);
+
+impl Places {
+    /// With one place more, below [`SERIES_PER_BUCKET`].
+    #[must_use]
+    pub fn with(self, place: u32) -> Self {
+        Self(self.0 | 1 << place)
+    }
+
+    /// Whether `place` is one of them.
+    #[must_use]
+    pub fn contains(self, place: u32) -> bool {
+        i64::from(place) < SERIES_PER_BUCKET && self.0 >> place & 1 == 1
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Themselves, ascending.
+    pub fn iter(self) -> impl Iterator<Item = u32> {
+        (0..u32::BITS).filter(move |place| self.contains(*place))
+    }
+
+    /// How many come before `place`, one of them.
+    fn before(self, place: u32) -> usize {
+        (self.0.cast_unsigned() & ((1 << place) - 1)).count_ones() as usize
+    }
 }
 
 /// Samples of some series of one bucket at the same times.
@@ -74,7 +120,7 @@ pub struct Chunk {
     /// Ascending, none twice; one to [`SAMPLES_MAX`], between `TIME_MIN_MS` and `TIME_MAX_MS`.
     pub times_ms: Vec<i64>,
     /// Places in the bucket, ascending, with as many values as there are times.
-    pub series: Vec<(i16, Vec<f64>)>,
+    pub series: Vec<(u32, Vec<f64>)>,
 }
 
 /// A row of the table of chunks.
@@ -86,12 +132,10 @@ pub struct Encoded {
     pub first_ms: i64,
     /// The last time.
     pub last_ms: i64,
+    /// Which series of the bucket.
+    pub places: Places,
     /// The times.
     pub times: Bits,
-    /// Which series of the bucket.
-    pub places: Vec<i16>,
-    /// Where their streams begin in `data`.
-    pub starts: Vec<i32>,
     /// The values of all series.
     pub data: Bits,
     /// Floats that no scale fits.
@@ -154,13 +198,13 @@ fn have_same_times(one: &[Row], other: &[Row]) -> bool {
         && one.iter().zip(other).all(|(one, other)| one.time_ms == other.time_ms)
 }
 
-/// The row of a chunk.
+/// The rows of a chunk. One that is larger than others has a single series.
 ///
 /// # Panics
 ///
 /// When the chunk is none: without times, with more than [`SAMPLES_MAX`], or with another number of values.
 #[must_use]
-pub fn encode(chunk: &Chunk) -> Encoded {
+pub fn encode(chunk: &Chunk) -> Vec<Encoded> {
     let count = chunk.times_ms.len();
     assert!((1..=SAMPLES_MAX).contains(&count), "a chunk of {count} times");
     let times_ms: Vec<_> = chunk.times_ms.iter().map(|time_ms| (*time_ms).clamp(TIME_MIN_MS, TIME_MAX_MS)).collect();
@@ -168,40 +212,95 @@ pub fn encode(chunk: &Chunk) -> Encoded {
     let mut times = Writer::default();
     times.put(count as u64 - 1, COUNT_BITS);
     lists.write(&times_ms, &mut times);
-    put_check(&mut times, 0, 0);
-    let (mut data, mut floats) = (Writer::default(), Floats::default());
-    let mut starts = Vec::with_capacity(chunk.series.len());
+    put_check(&mut times, 0);
+    let times = times.finish();
+    let mut rows = Vec::new();
+    let mut row = Streams::default();
     for (place, values) in &chunk.series {
         assert_eq!(values.len(), count, "values at place {place}");
-        // At most 32 streams of 65,536 times 64 bits and a little.
-        starts.push(data.len() as i32);
-        let ones = data.ones();
-        values::write(values, &mut lists, &mut floats, &mut data);
-        put_check(&mut data, ones, *place);
+        let kept = row.floats.values.len();
+        let stream = write_stream(*place, values, &mut lists, &mut row.floats);
+        if row.places.count() > 0 && row.bytes_with(&stream) + times.bytes.len() > ROW_BYTES_MAX {
+            row.floats.truncate(kept);
+            rows.push(std::mem::take(&mut row));
+            let stream = write_stream(*place, values, &mut lists, &mut row.floats);
+            row.add(*place, stream);
+        } else {
+            row.add(*place, stream);
+        }
     }
-    Encoded {
+    rows.push(row);
+    let encoded = |row: Streams| Encoded {
         bucket: chunk.bucket,
         first_ms: times_ms[0],
         last_ms: times_ms[count - 1],
-        times: times.finish(),
-        places: chunk.series.iter().map(|(place, _)| *place).collect(),
-        starts,
-        data: data.finish(),
-        floats: floats.values,
+        places: row.places,
+        times: times.clone(),
+        data: row.join(),
+        floats: row.floats.values,
+    };
+    rows.into_iter().map(encoded).collect()
+}
+
+/// The series of a row in the making.
+#[derive(Default)]
+struct Streams {
+    places: Places,
+    streams: Vec<Bits>,
+    bits: usize,
+    floats: Floats,
+}
+
+impl Streams {
+    fn add(&mut self, place: u32, stream: Bits) {
+        self.places = self.places.with(place);
+        self.bits += stream.len;
+        self.streams.push(stream);
+    }
+
+    /// The bytes of the row with one more stream, whose floats are there already, but for its times.
+    fn bytes_with(&self, stream: &Bits) -> usize {
+        let starts = self.streams.len() * START_BITS as usize;
+        row_bytes((starts + self.bits + stream.len).div_ceil(8), self.floats.values.len())
+    }
+
+    fn join(&self) -> Bits {
+        let mut data = Writer::default();
+        let mut start = (self.streams.len().saturating_sub(1)) * START_BITS as usize;
+        for stream in self.streams.iter().take(self.streams.len().saturating_sub(1)) {
+            start += stream.len;
+            data.put(start as u64, START_BITS);
+        }
+        for stream in &self.streams {
+            data.append(stream);
+        }
+        data.finish()
     }
 }
 
-/// Ends a stream before which `ones` bits were set.
-fn put_check(stream: &mut Writer, ones: usize, place: i16) {
-    stream.put(check(stream.ones() - ones, place), CHECK_BITS);
+/// What a row takes but for its times.
+fn row_bytes(data_bytes: usize, floats: usize) -> usize {
+    ROW_BYTES + data_bytes + if floats == 0 { 0 } else { ARRAY_BYTES + 8 * floats }
 }
 
-fn check(ones: usize, place: i16) -> u64 {
-    (ones as u64 + place as u64) % (1 << CHECK_BITS)
+fn write_stream(place: u32, values: &[f64], lists: &mut Lists, floats: &mut Floats) -> Bits {
+    let mut stream = Writer::default();
+    values::write(values, lists, floats, &mut stream);
+    put_check(&mut stream, place);
+    stream.finish()
+}
+
+/// Ends a stream.
+fn put_check(stream: &mut Writer, place: u32) {
+    stream.put(check(stream.ones(), place), CHECK_BITS);
+}
+
+fn check(ones: usize, place: u32) -> u64 {
+    (ones as u64 + u64::from(place)) % (1 << CHECK_BITS)
 }
 
 /// Takes the check off the end of a stream and compares it.
-fn take_check(mut stream: Reader<'_>, place: i16) -> Result<Reader<'_>, Corrupt> {
+fn take_check(mut stream: Reader<'_>, place: u32) -> Result<Reader<'_>, Corrupt> {
     let found = stream.split_end(CHECK_BITS as usize)?.get(CHECK_BITS)?;
     let expected = check(stream.ones(), place);
     if found != expected {
@@ -218,30 +317,38 @@ fn at_end(stream: &Reader<'_>) -> Result<(), Corrupt> {
 }
 
 impl Encoded {
-    /// The whole chunk.
+    /// What the row takes in a page, to some bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        row_bytes(self.data.bytes.len(), self.floats.len()) + self.times.bytes.len()
+    }
+
+    /// The whole row.
     ///
     /// # Errors
     ///
     /// What is corrupt.
     pub fn decode(&self) -> Result<Chunk, Corrupt> {
         let times_ms = self.times()?;
-        self.check_places()?;
         let mut integers = Vec::new();
-        let series = (0..self.places.len())
-            .map(|index| Ok((self.places[index], self.read(index, times_ms.len(), &mut integers)?)))
+        let series = self
+            .places
+            .iter()
+            .map(|place| Ok((place, self.read(place, times_ms.len(), &mut integers)?)))
             .collect::<Result<_, _>>()?;
         Ok(Chunk { bucket: self.bucket, times_ms, series })
     }
 
-    /// The values of one series, if it is in the chunk, at `times`.
+    /// The values of one series, if it is in the row, at `times`.
     ///
     /// # Errors
     ///
     /// What is corrupt.
-    pub fn decode_series(&self, place: i16, times: &[i64]) -> Result<Option<Vec<f64>>, Corrupt> {
-        self.check_places()?;
-        let Ok(index) = self.places.binary_search(&place) else { return Ok(None) };
-        self.read(index, times.len(), &mut Vec::new()).map(Some)
+    pub fn decode_series(&self, place: u32, times: &[i64]) -> Result<Option<Vec<f64>>, Corrupt> {
+        if !self.places.contains(place) {
+            return Ok(None);
+        }
+        self.read(place, times.len(), &mut Vec::new()).map(Some)
     }
 
     /// The times, in ms since 1970.
@@ -264,23 +371,28 @@ impl Encoded {
         Ok(times)
     }
 
-    fn check_places(&self) -> Result<(), Corrupt> {
-        let in_bounds = |place: &i16| (0..SERIES_PER_BUCKET).contains(&i64::from(*place));
-        if !self.places.iter().all(in_bounds) || !self.places.is_sorted_by(|one, other| one < other) {
-            return Err(Corrupt(format!("its places are {:?}", self.places)));
+    /// Where the stream of the `number`th series begins, and that behind the last would.
+    fn start(&self, number: usize) -> Result<usize, Corrupt> {
+        let count = self.places.count();
+        if number == count {
+            return Ok(self.data.len);
         }
-        if self.starts.len() != self.places.len() || self.starts.first().is_some_and(|start| *start != 0) {
-            return Err(Corrupt(format!("{} places begin at {:?}", self.places.len(), self.starts)));
+        let width = START_BITS as usize;
+        match number.checked_sub(1) {
+            None => Ok((count - 1) * width),
+            Some(before) => {
+                let at = before * width;
+                Ok(Reader::new(&self.data, at, at + width)?.get(START_BITS)? as usize)
+            }
         }
-        Ok(())
     }
 
-    fn read(&self, index: usize, count: usize, integers: &mut Vec<i64>) -> Result<Vec<f64>, Corrupt> {
-        let at = |start: i32| usize::try_from(start).map_err(|_| Corrupt(format!("a stream at {start}")));
-        let start = at(self.starts[index])?;
-        let end = self.starts.get(index + 1).map_or(Ok(self.data.len), |end| at(*end))?;
-        let place = self.places[index];
-        let stream = Reader::new(&self.data, start, end).and_then(|stream| take_check(stream, place));
+    fn read(&self, place: u32, count: usize, integers: &mut Vec<i64>) -> Result<Vec<f64>, Corrupt> {
+        let number = self.places.before(place);
+        let stream = self.start(number).and_then(|start| {
+            let stream = Reader::new(&self.data, start, self.start(number + 1)?)?;
+            take_check(stream, place)
+        });
         let values = stream.and_then(|mut stream| {
             let values = values::read(&mut stream, count, &self.floats, integers)?;
             at_end(&stream)?;

@@ -14,6 +14,9 @@ DECLARE
     number integer := given + 1;
     until integer;
     width integer;
+    extra integer;
+    patches integer;
+    place integer;
     base bigint;
 BEGIN
     integers := pg_catalog.array_fill(first, ARRAY[count]);
@@ -26,16 +29,45 @@ BEGIN
         width := pg_catalog.substring(stream, next + 6, 6)::integer;
         base := pg_catalog.substring(stream, next + 12, width)::bit(64)::bigint >> 1 >> (63 - width);
         at := next + 12 + width;
+        patches := 0;
+        IF until - number >= 7 THEN
+            IF pg_catalog.substring(stream, at, 1) = B'1' THEN
+                extra := pg_catalog.substring(stream, at + 1, 6)::integer;
+                patches := pg_catalog.substring(stream, at + 7, 7)::integer + 1;
+                at := at + 13;
+            END IF;
+            at := at + 1;
+        END IF;
         width := pg_catalog.substring(stream, next, 6)::integer;
         next := at + (until - number + 1) * width;
         at := at - number * width;
-        IF sums = 1 THEN
-            FOR i IN number .. until LOOP
-                integers[i] := integers[i - 1] + base + pg_catalog.substring(stream, at + i * width, width)::bigint;
-            END LOOP;
-        ELSIF sums = 0 THEN
+        IF sums = 0 OR patches > 0 THEN
             FOR i IN number .. until LOOP
                 integers[i] := base + pg_catalog.substring(stream, at + i * width, width)::bigint;
+            END LOOP;
+            FOR i IN 1 .. patches LOOP
+                place := number + pg_catalog.substring(stream, next, 7)::integer;
+                IF place > until OR width + extra > 63 THEN
+                    RAISE EXCEPTION 'corrupt chunk: a patch of % bits at % of %', width + extra, place, until
+                        USING ERRCODE = 'data_corrupted';
+                END IF;
+                integers[place] :=
+                    integers[place] + (pg_catalog.substring(stream, next + 7, extra)::bigint << width);
+                next := next + 7 + extra;
+            END LOOP;
+            IF sums = 1 THEN
+                FOR i IN number .. until LOOP
+                    integers[i] := integers[i - 1] + integers[i];
+                END LOOP;
+            ELSIF sums = 2 THEN
+                FOR i IN number .. until LOOP
+                    step := step + integers[i];
+                    integers[i] := integers[i - 1] + step;
+                END LOOP;
+            END IF;
+        ELSIF sums = 1 THEN
+            FOR i IN number .. until LOOP
+                integers[i] := integers[i - 1] + base + pg_catalog.substring(stream, at + i * width, width)::bigint;
             END LOOP;
         ELSE
             FOR i IN number .. until LOOP
@@ -166,15 +198,17 @@ BEGIN
 END
 $body$;
 
--- The samples of the series at a place of the bucket; none where the chunk has no such series.
+-- The samples of the series at a place of the bucket; none where the row has no such series.
 CREATE FUNCTION {decode}(
-    times bit varying, places smallint[], starts integer[], data bit varying, floats double precision[], place smallint
+    times bit varying, places integer, data bit varying, floats double precision[], place integer
 ) RETURNS TABLE ("time" timestamptz, value double precision)
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT ROWS 200 COST 10000 AS $body$
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE ROWS 200 COST 10000 AS $body$
 DECLARE
-    number constant integer := pg_catalog.array_position(places, place);
-    begins constant integer := starts[number];
-    ends integer := COALESCE(starts[number + 1], pg_catalog.length(data));
+    -- How many series come before, and how many there are.
+    number constant integer := pg_catalog.bit_count(pg_catalog.substring(places::bit(32), 33 - place, place));
+    series constant integer := pg_catalog.bit_count(places::bit(32));
+    begins integer := 16 * (series - 1);
+    ends integer := pg_catalog.length(data);
     stream bit varying;
     times_ms bigint[];
     count integer;
@@ -189,12 +223,16 @@ DECLARE
     list record;
     decoded double precision[];
 BEGIN
-    IF number IS NULL THEN
+    IF places >> place & 1 = 0 THEN
         RETURN;
     END IF;
-    IF pg_catalog.cardinality(starts) <> pg_catalog.cardinality(places) OR begins < 0 OR ends < begins + 8::bigint
-        OR ends > pg_catalog.length(data)
-    THEN
+    IF number > 0 THEN
+        begins := pg_catalog.substring(data, 16 * number - 15, 16)::integer;
+    END IF;
+    IF number < series - 1 THEN
+        ends := pg_catalog.substring(data, 16 * number + 1, 16)::integer;
+    END IF;
+    IF ends < begins + 8 OR ends > pg_catalog.length(data) THEN
         RAISE EXCEPTION 'corrupt chunk: place % from bit % to % of %', place, begins, ends, pg_catalog.length(data)
             USING ERRCODE = 'data_corrupted';
     END IF;
@@ -276,5 +314,5 @@ BEGIN
 END
 $body$;
 
-COMMENT ON FUNCTION {decode}(bit varying, smallint[], integer[], bit varying, double precision[], smallint) IS
+COMMENT ON FUNCTION {decode}(bit varying, integer, bit varying, double precision[], integer) IS
     'Samples of one series of a chunk (prometheus-postgresql-adapter)';

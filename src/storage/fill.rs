@@ -65,10 +65,10 @@ async fn stored_around(client: &Client, names: &Names, group_no: i32, rows: &[Ro
     let from = at(times().min().unwrap_or(0).saturating_sub(LOOK_AROUND_MS));
     let to = at(times().max().unwrap_or(0).saturating_add(LOOK_AROUND_MS));
     let statement = names.fill(
-        "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::smallint AS place FROM unnest($1::bigint[]) AS u (id)) \
+        "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::integer AS place FROM unnest($1::bigint[]) AS u (id)) \
          SELECT id, array_agg(\"time\" ORDER BY \"time\") FROM ( \
-         SELECT w.id, d.\"time\" FROM w JOIN {sealed} c ON c.bucket = w.bucket AND w.place = ANY (c.places) \
-         CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, w.place) d \
+         SELECT w.id, d.\"time\" FROM w JOIN {sealed} c ON c.bucket = w.bucket AND c.places >> w.place & 1 = 1 \
+         CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, w.place) d \
          WHERE c.last >= $2 AND c.first <= $3 AND d.\"time\" >= $2 AND d.\"time\" <= $3 \
          AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) \
          UNION ALL \

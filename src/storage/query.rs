@@ -16,7 +16,7 @@ use crate::model::sample::Sample;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
-use crate::storage::chunk::{Corrupt, Encoded, bucket_of, place_of};
+use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, place_of};
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
 use crate::storage::seal::{CHUNK_COLUMNS, read_chunk};
@@ -25,8 +25,9 @@ use crate::storage::series::from_json;
 /// Series one query may select: bounds the labels held in memory.
 pub const SERIES_MAX: usize = 1_000_000;
 
-/// The chunks of the buckets $1 that have times from $2 to $3; segments beside the range are not looked into.
-const CHUNKS_IN_RANGE: &str = "FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.last >= $2 AND c.first <= $3 \
+/// The chunks of the buckets $1 that have times from $2 to $3, and some of the places $4; segments beside the range are
+/// not looked into.
+const CHUNKS_IN_RANGE: &str = "FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.places & $4 <> 0 AND c.last >= $2 AND c.first <= $3 \
      AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2)";
 
 /// Compressed bytes that are fetched at once: bounds a reader's memory, but for a single bucket that is larger.
@@ -134,10 +135,10 @@ impl Reading {
     /// What the server said.
     pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
         let statement = self.names.fill(&format!(
-            "SELECT c.bucket, sum(100 + pg_column_size(c.times) + pg_column_size(c.data) + pg_column_size(c.floats))::bigint \
+            "SELECT c.bucket, sum(pg_column_size(c))::bigint \
              {CHUNKS_IN_RANGE} GROUP BY c.bucket"
         ));
-        let rows = self.in_range(&statement, buckets(ids), start_ms, end_ms).await?;
+        let rows = self.chunks_in_range(&statement, ids, start_ms, end_ms).await?;
         tokio::pin!(rows);
         let mut sizes = HashMap::new();
         while let Some(row) = rows.next().await {
@@ -159,7 +160,7 @@ impl Reading {
     /// The chunks of these series in the range.
     async fn chunks(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Encoded>>, Error> {
         let statement = self.names.fill(&format!("SELECT {CHUNK_COLUMNS} {CHUNKS_IN_RANGE}"));
-        let rows = self.in_range(&statement, buckets(ids), start_ms, end_ms).await?;
+        let rows = self.chunks_in_range(&statement, ids, start_ms, end_ms).await?;
         tokio::pin!(rows);
         let mut chunks: HashMap<i64, Vec<Encoded>> = HashMap::new();
         while let Some(row) = rows.next().await {
@@ -178,7 +179,10 @@ impl Reading {
              AND (cardinality($1) > 8 OR series && $1)) h \
              JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no",
         );
-        let rows = self.in_range(&statement, ids.to_vec(), start_ms, end_ms).await?;
+        let (start, end) = (Timestamp(to_postgres_us(start_ms)), Timestamp(to_postgres_us(end_ms)));
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&ids, Type::INT8_ARRAY), (&start, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ)];
+        let rows = self.connection.query_typed_raw(&statement, parameters).await?;
         tokio::pin!(rows);
         let mut hot: HashMap<i64, Vec<Sample>> = HashMap::new();
         while let Some(row) = rows.next().await {
@@ -190,16 +194,24 @@ impl Reading {
         Ok(hot)
     }
 
-    async fn in_range(
+    async fn chunks_in_range(
         &self,
         statement: &str,
-        ids: Vec<i64>,
+        ids: &[i64],
         start_ms: i64,
         end_ms: i64,
     ) -> Result<RowStream, tokio_postgres::Error> {
+        let mut buckets: Vec<i64> = ids.iter().map(|id| bucket_of(*id)).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        let places = ids.iter().fold(Places::default(), |places, id| places.with(place_of(*id)));
         let (start, end) = (Timestamp(to_postgres_us(start_ms)), Timestamp(to_postgres_us(end_ms)));
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&ids, Type::INT8_ARRAY), (&start, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&buckets, Type::INT8_ARRAY),
+            (&start, Type::TIMESTAMPTZ),
+            (&end, Type::TIMESTAMPTZ),
+            (&places.0, Type::INT4),
+        ];
         self.connection.query_typed_raw(statement, parameters).await
     }
 
@@ -266,7 +278,7 @@ impl Samples<'_> {
         let mut samples = Vec::new();
         for chunk in self.batch.chunks.get(&bucket_of(id)).into_iter().flatten() {
             let mut decode = || -> Result<(), Corrupt> {
-                if !chunk.places.contains(&place) {
+                if !chunk.places.contains(place) {
                     return Ok(());
                 }
                 let times = chunk.times()?;
@@ -287,14 +299,6 @@ impl Samples<'_> {
         }
         Ok(samples)
     }
-}
-
-/// The buckets of these series, each once.
-fn buckets(ids: &[i64]) -> Vec<i64> {
-    let mut buckets: Vec<i64> = ids.iter().map(|id| bucket_of(*id)).collect();
-    buckets.sort_unstable();
-    buckets.dedup();
-    buckets
 }
 
 impl Drop for OnLeave {

@@ -10,7 +10,7 @@ CREATE TABLE {series} (
     ended_at timestamptz
 );
 -- Hash and jsonb_path_ops indexes take values of any length.
-CREATE INDEX ON {series} USING hash (name);
+CREATE INDEX ON {series} USING hash (name) WITH (fillfactor = 100);
 -- A list of entries to be sorted in would stay as large as it ever was.
 CREATE INDEX ON {series} USING gin (labels jsonb_path_ops) WITH (fastupdate = off);
 CREATE INDEX ON {series} (ended_at) WHERE ended_at IS NOT NULL;
@@ -27,26 +27,27 @@ CREATE TABLE {hot} (
 ) WITH (autovacuum_enabled = off); -- the sealing job does it, whenever it has emptied it
 ALTER TABLE {hot} ALTER series SET STORAGE PLAIN, ALTER value SET STORAGE PLAIN;
 
--- Sealed samples: a row is a chunk, those of up to 32 series (a bucket, id >> 5) that share all their times.
+-- Sealed samples: a row has those of some of up to 32 series (a bucket, id >> 5) that share all their times.
 -- storage/chunk.rs says how they are encoded. No constraint spans buckets: distributable by them.
 CREATE TABLE {sealed} (
     bucket bigint NOT NULL,
     first timestamptz NOT NULL,
     last timestamptz NOT NULL,
+    -- A bit for each series.
+    places integer NOT NULL,
     -- How many times there are.
-    length integer NOT NULL,
+    length smallint NOT NULL,
     times bit varying NOT NULL,
-    places smallint[] NOT NULL,
-    starts integer[] NOT NULL,
     data bit varying NOT NULL,
-    floats double precision[] NOT NULL
+    floats double precision[]
 ) PARTITION BY RANGE (first);
-ALTER TABLE {sealed} ALTER times SET STORAGE EXTERNAL, ALTER data SET STORAGE EXTERNAL;
+-- In the row, where it is read at once, unless the row would not fit a page.
+ALTER TABLE {sealed} ALTER times SET STORAGE MAIN, ALTER data SET STORAGE MAIN, ALTER floats SET STORAGE MAIN;
 CREATE INDEX ON {sealed} (bucket, last);
 
 -- The partitions of {sealed}: no chunk reaches over their bounds. A NULL bound: everything before upper.
 CREATE TABLE {segments} (
-    relation text PRIMARY KEY,
+    relation name NOT NULL,
     lower timestamptz,
     upper timestamptz NOT NULL,
     -- Samples in its chunks.
@@ -96,16 +97,16 @@ $body$;
 -- What SQL users see.
 CREATE VIEW {view} AS
     SELECT d."time", l.name, d.value, l.labels
-    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND (l.id & 31)::smallint = ANY (c.places)
-    CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, (l.id & 31)::smallint) d
+    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND c.places >> (l.id & 31)::integer & 1 = 1
+    CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, (l.id & 31)::integer) d
     UNION ALL
     SELECT h."time", l.name, h.value, l.labels
     FROM (SELECT "time", unnest(series) AS series_id, unnest(value) AS value FROM {hot}) h JOIN {series} l ON l.id = h.series_id;
 CREATE VIEW {labels} AS SELECT id, name AS metric_name, labels FROM {series};
 CREATE VIEW {values} AS
     SELECT d."time", d.value, l.id AS labels_id
-    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND (l.id & 31)::smallint = ANY (c.places)
-    CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, (l.id & 31)::smallint) d
+    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND c.places >> (l.id & 31)::integer & 1 = 1
+    CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, (l.id & 31)::integer) d
     UNION ALL
     SELECT "time", unnest(value), unnest(series) FROM {hot};
 -- The conditions on first and last leave out segments and chunks beside the range. Those on hot rows leave out rows
@@ -113,12 +114,12 @@ CREATE VIEW {values} AS
 CREATE FUNCTION {range}(metric text, matchers jsonb, start_time timestamptz, end_time timestamptz)
 RETURNS TABLE ("time" timestamptz, value double precision, labels jsonb) LANGUAGE sql STABLE AS $body$
     WITH wanted AS MATERIALIZED (
-        SELECT id, id >> 5 AS bucket, (id & 31)::smallint AS place, l.labels
+        SELECT id, id >> 5 AS bucket, (id & 31)::integer AS place, l.labels
         FROM {series} l WHERE name = metric AND l.labels @> matchers
     ), found AS (
         SELECT w.id, d."time", d.value, w.labels
-        FROM wanted w JOIN {sealed} c ON c.bucket = w.bucket AND w.place = ANY (c.places)
-        CROSS JOIN LATERAL {decode}(c.times, c.places, c.starts, c.data, c.floats, w.place) d
+        FROM wanted w JOIN {sealed} c ON c.bucket = w.bucket AND c.places >> w.place & 1 = 1
+        CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, w.place) d
         WHERE c.last >= start_time AND c.first <= end_time
         AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= start_time)
         AND d."time" >= start_time AND d."time" <= end_time

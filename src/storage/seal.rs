@@ -1,6 +1,6 @@
 //! Sealing: hot samples become chunks.
 //!
-//! One transaction takes some pages of hot rows, and whatever chunks their samples reach into, stores new chunks in
+//! One transaction takes the hot rows stored first, and whatever chunks their samples reach into, stores new chunks in
 //! their stead, and deletes the rows. Every reader sees one or the other, at any isolation level; writers only ever add
 //! hot rows, and wait for nothing. A crash at any point leaves what was there before.
 //!
@@ -8,7 +8,6 @@
 //! same case: a bucket's samples, decoded, put together and encoded anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,20 +17,23 @@ use tokio_postgres::{Client, Row as Record};
 
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
-use crate::storage::chunk::{self, Encoded, bucket_of};
+use crate::storage::chunk::{self, Encoded, Places, bucket_of};
 use crate::storage::hot::Elements;
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 use crate::storage::segments::{self, Span};
 
-/// Pages of hot rows that one transaction takes: 2,000,000 samples where rows are full, 16 bytes each in memory.
-pub const PAGES: u32 = 4096;
+/// Samples that one transaction takes, 16 bytes each in memory.
+const SAMPLES_MAX: i64 = 2_000_000;
 
 /// Times in a chunk at most: a query for a moment decodes so many.
 const LENGTH_MAX: usize = 1024;
 
+/// What rows and their pointers may take of a page.
+const PAGE_BYTES: usize = 8168;
+
 /// A chunk with fewer times than this is small, and worth being put together with others.
-const SMALL_LENGTH: i32 = 64;
+const SMALL_LENGTH: i16 = 64;
 
 /// So many small chunks of a bucket are put together: each sample is then encoded anew at most once for each factor
 /// of so many.
@@ -100,7 +102,7 @@ struct Pending {
     value: f64,
     /// Which of the hot rows it is from.
     from: u32,
-    place: i16,
+    place: u32,
 }
 
 /// Hot rows, by bucket.
@@ -124,28 +126,39 @@ struct Head {
     bucket: i64,
     first_ms: i64,
     last_ms: i64,
-    places: Vec<i16>,
+    places: Places,
 }
 
 impl Sealer<'_> {
-    /// Seals the hot rows on `pages`. `None`: another adapter is at it.
+    /// The number of the row stored last.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn last(&self) -> Result<Option<i64>, Error> {
+        Ok(self.client.query_typed_one(&self.names.fill("SELECT max(no) FROM {hot}"), &[]).await?.try_get(0)?)
+    }
+
+    /// Seals the hot rows stored first, none behind the row numbered `last`, and says whether there were any. In the order
+    /// of storing, so that what a series has in the next transaction is later, and no chunk is made twice. `None`: another
+    /// adapter is at it.
     ///
     /// # Errors
     ///
     /// What the server said; nothing has changed then.
-    pub async fn seal(&self, pages: Range<u32>) -> Result<Option<Outcome>, Error> {
+    pub async fn seal(&self, last: i64) -> Result<Option<Outcome>, Error> {
+        let first = "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", \
+             sum(cardinality(series)) OVER (ORDER BY no) AS samples FROM {hot} WHERE no <= $1) h WHERE samples <= $2";
         for _ in 0..ATTEMPTS {
-            let statement = format!("SELECT DISTINCT \"time\" FROM {{hot}} WHERE {}", on_pages(&pages));
-            let records = self.client.query_typed(&self.names.fill(&statement), &[]).await?;
-            let mut times = BTreeSet::new();
-            for record in &records {
-                let Timestamp(time_us) = record.try_get(0)?;
-                times.insert(from_postgres_us(time_us));
-            }
-            times.retain(|time_ms| !self.is_expired(*time_ms));
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&last, Type::INT8), (&SAMPLES_MAX, Type::INT8)];
+            let record = self.client.query_typed_one(&self.names.fill(first), &parameters).await?;
+            let Some(last) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
+            let times: Vec<Timestamp> = record.try_get(1)?;
+            let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us));
+            let times: BTreeSet<i64> = times.filter(|time_ms| !self.is_expired(*time_ms)).collect();
             // Before the transaction, which would not see them.
             let spans = segments::ensure(self.client, self.names, &times, self.now_ms, self.interval).await?;
-            match self.transaction(self.seal_locked(pages.clone(), &spans)).await? {
+            match self.transaction(self.seal_locked(last, &spans)).await? {
                 Ended::Done(outcome) => return Ok(Some(outcome)),
                 Ended::Busy => return Ok(None),
                 Ended::Again => {}
@@ -185,8 +198,8 @@ impl Sealer<'_> {
         Ok(ended)
     }
 
-    async fn seal_locked(&self, pages: Range<u32>, spans: &[Span]) -> Result<Ended, Error> {
-        let mut hot = self.read(&pages).await?;
+    async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<Ended, Error> {
+        let mut hot = self.read(last).await?;
         if hot.rows.is_empty() {
             return Ok(Ended::Done(Outcome::default()));
         }
@@ -218,8 +231,8 @@ impl Sealer<'_> {
         }
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
-        let delete = format!("DELETE FROM {{hot}} WHERE {}", on_pages(&pages));
-        let deleted = self.client.execute_typed(&self.names.fill(&delete), &[]).await?;
+        let delete = self.names.fill("DELETE FROM {hot} WHERE no <= $1");
+        let deleted = self.client.execute_typed(&delete, &[(&last, Type::INT8)]).await?;
         if deleted != hot.rows.len() as u64 {
             return Err(Error::Unfit(format!("{deleted} hot rows deleted of {} that were sealed", hot.rows.len())));
         }
@@ -229,15 +242,15 @@ impl Sealer<'_> {
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
         let statement = self.names.fill(
             "SELECT c.bucket, c.first, c.last, c.places FROM {sealed} c JOIN \
-             (SELECT segment, bucket FROM (SELECT tableoid AS segment, bucket, unnest(places) AS place FROM {sealed} \
-              WHERE length < $1 AND first >= $4) p GROUP BY segment, bucket, place HAVING count(*) >= $2 LIMIT $3) s \
+             (SELECT segment, bucket FROM (SELECT tableoid AS segment, bucket, place FROM {sealed}, generate_series(0, 31) place \
+              WHERE places >> place & 1 = 1 AND length < $1 AND first >= $4) p GROUP BY segment, bucket, place HAVING count(*) >= $2 LIMIT $3) s \
              ON s.bucket = c.bucket AND s.segment = c.tableoid WHERE c.length < $1 AND c.first >= $4",
         );
         let limit = i64::try_from(buckets_max).unwrap_or(i64::MAX);
         let interval_ms = i64::try_from(self.interval.as_millis()).unwrap_or(i64::MAX);
         let since = Timestamp(to_postgres_us(self.now_ms.saturating_sub(interval_ms.saturating_mul(2))));
         let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-            (&SMALL_LENGTH, Type::INT4),
+            (&SMALL_LENGTH, Type::INT2),
             (&SMALL_COUNT, Type::INT8),
             (&limit, Type::INT8),
             (&since, Type::TIMESTAMPTZ),
@@ -267,11 +280,9 @@ impl Sealer<'_> {
         self.expired_ms.is_some_and(|expired_ms| time_ms < expired_ms)
     }
 
-    async fn read(&self, pages: &Range<u32>) -> Result<Hot, Error> {
-        let copy = format!(
-            "COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE {}) TO STDOUT BINARY",
-            on_pages(pages)
-        );
+    async fn read(&self, last: i64) -> Result<Hot, Error> {
+        let copy =
+            format!("COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE no <= {last}) TO STDOUT BINARY");
         let stream = self.client.copy_out(&self.names.fill(&copy)).await?;
         let types = [Type::TIMESTAMPTZ, Type::INT8_ARRAY, Type::FLOAT8_ARRAY, Type::INT8];
         let stream = BinaryCopyOutStream::new(stream, &types);
@@ -344,15 +355,20 @@ impl Sealer<'_> {
         let times = |of: fn(&Head) -> i64| -> Vec<Timestamp> {
             heads.iter().map(|head| Timestamp(to_postgres_us(of(head)))).collect()
         };
-        let buckets: Vec<i64> = heads.iter().map(|head| head.bucket).collect();
+        let (buckets, places): (Vec<i64>, Vec<i32>) = heads.iter().map(|head| (head.bucket, head.places.0)).unzip();
         let (firsts, lasts) = (times(|head| head.first_ms), times(|head| head.last_ms));
         let statement = self.names.fill(&format!(
             "DELETE FROM {{sealed}} c USING \
-             (SELECT DISTINCT * FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS u (bucket, first, last)) w \
-             WHERE c.bucket = w.bucket AND c.first = w.first AND c.last = w.last RETURNING {CHUNK_COLUMNS}"
+             (SELECT DISTINCT * FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::integer[]) \
+             AS u (bucket, first, last, places)) w \
+             WHERE c.bucket = w.bucket AND c.first = w.first AND c.last = w.last AND c.places = w.places RETURNING {CHUNK_COLUMNS}"
         ));
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&buckets, Type::INT8_ARRAY), (&firsts, Type::TIMESTAMPTZ_ARRAY), (&lasts, Type::TIMESTAMPTZ_ARRAY)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&buckets, Type::INT8_ARRAY),
+            (&firsts, Type::TIMESTAMPTZ_ARRAY),
+            (&lasts, Type::TIMESTAMPTZ_ARRAY),
+            (&places, Type::INT4_ARRAY),
+        ];
         for record in self.client.query_typed(&statement, &parameters).await? {
             let encoded = read_chunk(&record)?;
             made.replaced += 1;
@@ -376,14 +392,15 @@ impl Sealer<'_> {
                         chunk::series_at(encoded.bucket, 0),
                         chunk::series_at(encoded.bucket + 1, 0) - 1
                     );
-                    made.chunks.push((encoded, record.try_get(3)?));
+                    made.chunks.push((encoded, record.try_get(4)?));
                 }
             }
         }
         Ok(rows)
     }
 
-    async fn store(&self, made: Made<'_>) -> Result<(), Error> {
+    async fn store(&self, mut made: Made<'_>) -> Result<(), Error> {
+        made.fill_pages();
         let copy = self.names.fill(&format!("COPY {{sealed}} ({CHUNK_COLUMNS_BARE}) FROM STDIN BINARY"));
         let sink = self.client.copy_in(&copy).await?;
         let types = [
@@ -391,9 +408,8 @@ impl Sealer<'_> {
             Type::TIMESTAMPTZ,
             Type::TIMESTAMPTZ,
             Type::INT4,
+            Type::INT2,
             Type::VARBIT,
-            Type::INT2_ARRAY,
-            Type::INT4_ARRAY,
             Type::VARBIT,
             Type::FLOAT8_ARRAY,
         ];
@@ -401,17 +417,9 @@ impl Sealer<'_> {
         tokio::pin!(writer);
         for (chunk, length) in &made.chunks {
             let (first, last) = (Timestamp(to_postgres_us(chunk.first_ms)), Timestamp(to_postgres_us(chunk.last_ms)));
-            let row: [&(dyn ToSql + Sync); 9] = [
-                &chunk.bucket,
-                &first,
-                &last,
-                length,
-                &chunk.times,
-                &chunk.places,
-                &chunk.starts,
-                &chunk.data,
-                &chunk.floats,
-            ];
+            let floats = (!chunk.floats.is_empty()).then_some(&chunk.floats);
+            let row: [&(dyn ToSql + Sync); 8] =
+                [&chunk.bucket, &first, &last, &chunk.places.0, length, &chunk.times, &chunk.data, &floats];
             writer.as_mut().write(&row).await?;
         }
         writer.finish().await?;
@@ -431,7 +439,7 @@ impl Sealer<'_> {
 /// Chunks to be stored, and what is to be said of them.
 struct Made<'a> {
     spans: &'a [Span],
-    chunks: Vec<(Encoded, i32)>,
+    chunks: Vec<(Encoded, i16)>,
     replaced: usize,
     dropped: usize,
     /// Samples more or less, by the upper bound of the segment.
@@ -457,11 +465,26 @@ impl<'a> Made<'a> {
         for rows in by_span.values() {
             for chunk in chunk::group(rows, LENGTH_MAX) {
                 self.count(chunk.times_ms[0], &chunk, 1);
-                let length = i32::try_from(chunk.times_ms.len()).unwrap_or(i32::MAX);
-                self.chunks.push((chunk::encode(&chunk), length));
+                let length = i16::try_from(chunk.times_ms.len()).unwrap_or(i16::MAX);
+                self.chunks.extend(chunk::encode(&chunk).into_iter().map(|row| (row, length)));
             }
         }
         Ok(())
+    }
+
+    /// Puts the rows in an order in which pages are filled: always the largest that fits what is left.
+    fn fill_pages(&mut self) {
+        let mut by_size: BTreeMap<(usize, usize), (Encoded, i16)> = BTreeMap::new();
+        for (number, chunk) in self.chunks.drain(..).enumerate() {
+            by_size.insert((chunk.0.bytes(), number), chunk);
+        }
+        let mut left = PAGE_BYTES;
+        while let Some(largest) = by_size.keys().next_back().copied() {
+            let fitting = by_size.range(..=(left, usize::MAX)).next_back().map(|(key, _)| *key);
+            let key = fitting.unwrap_or(largest);
+            left = if fitting.is_some() { left - key.0 } else { PAGE_BYTES.saturating_sub(key.0) };
+            self.chunks.extend(by_size.remove(&key));
+        }
     }
 
     fn count(&mut self, time_ms: i64, chunk: &chunk::Chunk, sign: i64) {
@@ -475,7 +498,7 @@ impl<'a> Made<'a> {
 impl Pending {
     /// Its place, among 32.
     fn index(self) -> usize {
-        usize::from(self.place.unsigned_abs())
+        self.place as usize
     }
 }
 
@@ -533,8 +556,8 @@ impl Hot {
 impl Reach {
     /// Whether a series of the chunk has hot samples between its first and last time.
     fn is_into(&self, chunk: &Head) -> bool {
-        let places = chunk.places.iter().filter_map(|place| self.places.get(usize::try_from(*place).ok()?));
-        places.into_iter().any(|(first_ms, last_ms)| *first_ms <= chunk.last_ms && *last_ms >= chunk.first_ms)
+        let mut places = chunk.places.iter().map(|place| self.places[place as usize]);
+        places.any(|(first_ms, last_ms)| first_ms <= chunk.last_ms && last_ms >= chunk.first_ms)
     }
 }
 
@@ -545,15 +568,15 @@ impl Head {
             bucket: record.try_get(0)?,
             first_ms: from_postgres_us(first),
             last_ms: from_postgres_us(last),
-            places: record.try_get(3)?,
+            places: Places(record.try_get(3)?),
         })
     }
 }
 
 /// What [`read_chunk`] reads, of a table called `c`.
-pub const CHUNK_COLUMNS: &str = "c.bucket, c.first, c.last, c.length, c.times, c.places, c.starts, c.data, c.floats";
+pub const CHUNK_COLUMNS: &str = "c.bucket, c.first, c.last, c.places, c.length, c.times, c.data, c.floats";
 
-const CHUNK_COLUMNS_BARE: &str = "bucket, first, last, length, times, places, starts, data, floats";
+const CHUNK_COLUMNS_BARE: &str = "bucket, first, last, places, length, times, data, floats";
 
 /// A chunk as it is stored.
 ///
@@ -566,14 +589,9 @@ pub fn read_chunk(record: &Record) -> Result<Encoded, Error> {
         bucket: record.try_get(0)?,
         first_ms: from_postgres_us(first),
         last_ms: from_postgres_us(last),
-        times: record.try_get(4)?,
-        places: record.try_get(5)?,
-        starts: record.try_get(6)?,
-        data: record.try_get(7)?,
-        floats: record.try_get(8)?,
+        places: Places(record.try_get(3)?),
+        times: record.try_get(5)?,
+        data: record.try_get(6)?,
+        floats: record.try_get::<_, Option<_>>(7)?.unwrap_or_default(),
     })
-}
-
-fn on_pages(pages: &Range<u32>) -> String {
-    format!("ctid >= '({},0)'::tid AND ctid < '({},0)'::tid", pages.start, pages.end)
 }

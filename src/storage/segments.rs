@@ -9,8 +9,8 @@ use tokio_postgres::types::Type;
 use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
 
-/// Samples older than this when the store was made share one segment, so that a stray ancient timestamp costs no
-/// partition of its own.
+/// Samples older than this, and than all that were stored before the first such, share one segment, so that a stray
+/// ancient timestamp costs no partition of its own.
 const OPEN_SPAN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A span of time, the lower bound included, the upper not; ms since 1970.
@@ -50,8 +50,18 @@ pub fn span_for(time_ms: i64, interval: Duration, existing: &[Span]) -> Option<S
     Some(span)
 }
 
+/// The span without a beginning, if `time_ms` is to be the first in it.
+#[must_use]
+pub fn ancient_for(time_ms: i64, now_ms: i64, interval: Duration, existing: &[Span]) -> Option<Span> {
+    let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
+    let open_ms = now_ms.saturating_sub(i64::try_from(OPEN_SPAN.as_millis()).unwrap_or(i64::MAX));
+    let upper_ms = open_ms.saturating_sub(open_ms.rem_euclid(interval_ms));
+    let upper_ms = existing.first().map_or(upper_ms, |first| first.lower_ms.min(upper_ms));
+    (time_ms < upper_ms).then_some(Span { lower_ms: i64::MIN, upper_ms })
+}
+
 /// The segments that hold `times_ms`, in order, and all others; those that are missing are made, by a transaction of its
-/// own. `now_ms` decides, for the very first segment only, what counts as ancient.
+/// own. `now_ms` decides what counts as ancient when the first such comes.
 ///
 /// # Errors
 ///
@@ -92,16 +102,9 @@ async fn ensure_locked(
 ) -> Result<Vec<Span>, Error> {
     client.batch_execute(&names.fill("LOCK TABLE {segments} IN SHARE ROW EXCLUSIVE MODE")).await?;
     let mut spans = list(client, names).await?;
-    if spans.is_empty() {
-        let open_ms = i64::try_from(OPEN_SPAN.as_millis()).unwrap_or(i64::MAX);
-        let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
-        let upper_ms = (now_ms - open_ms).div_euclid(interval_ms) * interval_ms;
-        let ancient = Span { lower_ms: i64::MIN, upper_ms };
-        make(client, names, ancient).await?;
-        spans.push(ancient);
-    }
     for time_ms in times_ms {
-        if let Some(span) = span_for(*time_ms, interval, &spans) {
+        let span = ancient_for(*time_ms, now_ms, interval, &spans).or_else(|| span_for(*time_ms, interval, &spans));
+        if let Some(span) = span {
             make(client, names, span).await?;
             spans.push(span);
             spans.sort_unstable();
@@ -129,7 +132,7 @@ async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
     let lower = if span.lower_ms == i64::MIN { "NULL".to_owned() } else { lower };
     let statement =
         names.fill(&format!("INSERT INTO {{segments}} (relation, lower, upper) VALUES ($1, {lower}, {upper})"));
-    client.execute_typed(&statement, &[(&relation, Type::TEXT)]).await?;
+    client.execute_typed(&statement, &[(&relation, Type::NAME)]).await?;
     log::info!("made segment {relation}");
     Ok(())
 }
@@ -171,8 +174,12 @@ mod tests {
             times in prop::collection::vec((0_i64..1_000_000, 1_u64..50_000), 1..60)
         ) {
             let mut spans: Vec<Span> = Vec::new();
+            let now_ms = 31 * 24 * 3_600_000;
             for (time_ms, interval_ms) in times {
-                if let Some(span) = span_for(time_ms, Duration::from_millis(interval_ms), &spans) {
+                let interval = Duration::from_millis(interval_ms);
+                let span = ancient_for(time_ms * 90, now_ms, interval, &spans).or_else(|| span_for(time_ms * 90, interval, &spans));
+                let time_ms = time_ms * 90;
+                if let Some(span) = span {
                     prop_assert!(span.contains(time_ms));
                     spans.push(span);
                     spans.sort_unstable();

@@ -176,9 +176,10 @@ pub struct Wanted {
 }
 
 /// Looks label sets up and makes those that are new, all in the transaction that `client` has open. The answer is by
-/// identity, with the number of new ones. Rows are inserted in the order of their keys, so that two adapters that make
-/// the same series wait for each other and never deadlock. Ids are given in the order of the request: that is the order
-/// in which a sender goes on to name its series, so that samples come sorted as a rule.
+/// identity, with the number of new ones. One transaction at a time makes series, and looks again once it may: the two
+/// sides of a pair name the same ones at the same time, and no id is to be given for nothing, for series of neighbouring
+/// ids are stored together. Ids are given in the order of the request: that is the order in which a sender goes on to
+/// name its series, so that samples come sorted as a rule.
 ///
 /// # Errors
 ///
@@ -190,14 +191,20 @@ pub async fn resolve(
 ) -> Result<(HashMap<Uuid, i64>, u64), Error> {
     let mut known = HashMap::with_capacity(wanted.len());
     look_up(client, names, wanted, &mut known).await?;
+    if known.len() == wanted.len() {
+        return Ok((known, 0));
+    }
+    client
+        .batch_execute(&names.fill("SELECT pg_advisory_xact_lock({series:literal}::regclass::oid::integer, 0)"))
+        .await?;
+    look_up(client, names, wanted, &mut known).await?;
     let mut missing: Vec<_> = wanted.iter().filter(|(key, _)| !known.contains_key(*key)).collect();
     if missing.is_empty() {
         return Ok((known, 0));
     }
     missing.sort_by_key(|(_, series)| series.place);
     let ids = new_ids(client, names, missing.len()).await?;
-    let mut new: Vec<_> = missing.into_iter().zip(ids).collect();
-    new.sort_by_key(|((key, _), _)| **key);
+    let new: Vec<_> = missing.into_iter().zip(ids).collect();
     let keys: Vec<Uuid> = new.iter().map(|((key, _), _)| **key).collect();
     let metric_names: Vec<&str> = new.iter().map(|((_, series), _)| series.labels.metric_name()).collect();
     let labels: Vec<String> = new.iter().map(|((_, series), _)| to_json(&series.labels)).collect();
@@ -220,10 +227,6 @@ pub async fn resolve(
         .await?;
     for row in &rows {
         known.insert(row.try_get(0)?, row.try_get(1)?);
-    }
-    if known.len() < wanted.len() {
-        // Somebody else made them meanwhile, and has committed: a new statement sees them.
-        look_up(client, names, wanted, &mut known).await?;
     }
     if known.len() < wanted.len() {
         // A trigger or a row policy of somebody's: without an id the samples would be lost unsaid.

@@ -48,7 +48,7 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
             client.batch_execute(&format!("DROP TABLE IF EXISTS {table}")).await?;
         }
         let forget = names.fill("DELETE FROM {segments} WHERE relation = $1");
-        client.execute_typed(&forget, &[(&relation, Type::TEXT)]).await?;
+        client.execute_typed(&forget, &[(&relation, Type::NAME)]).await?;
         dropped.push(relation);
     }
     let before = names.qualified("_sealed_before");
@@ -67,13 +67,26 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
 /// # Errors
 ///
 /// What the server said.
-pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> Result<u64, Error> {
+pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> Result<(), Error> {
     let statement = names.fill("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
-    Ok(client.execute_typed(&statement, &[(&kept.as_secs_f64(), Type::FLOAT8)]).await?)
+    client.execute_typed(&statement, &[(&kept.as_secs_f64(), Type::FLOAT8)]).await?;
+    // An index never shrinks by itself. Where writers are at rest, nobody waits for this.
+    let is_empty = names
+        .fill("SELECT pg_indexes_size({requests:literal}::regclass) > 65536 AND NOT EXISTS (SELECT FROM {requests})");
+    if client.query_typed_one(&is_empty, &[]).await?.try_get(0)? {
+        let shrink = names.fill(
+            "DO $$ BEGIN LOCK TABLE {requests} IN ACCESS EXCLUSIVE MODE NOWAIT; \
+             IF NOT EXISTS (SELECT FROM {requests}) THEN TRUNCATE {requests}; END IF; \
+             EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN NULL; END $$",
+        );
+        client.batch_execute(&shrink).await?;
+    }
+    Ok(())
 }
 
 /// The ids of all series that have samples.
-const STORED: &str = "SELECT DISTINCT bucket * 32 + unnest(places) AS id FROM {sealed} \
+const STORED: &str = "SELECT DISTINCT bucket * 32 + place AS id FROM {sealed}, generate_series(0, 31) place \
+                      WHERE places >> place & 1 = 1 \
                       UNION SELECT DISTINCT unnest(series) FROM {hot}";
 
 /// A series is deleted so long after it was marked: by then every adapter that had its id in the cache has looked

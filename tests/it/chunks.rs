@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus_postgresql_adapter::postgres::timestamp::Timestamp;
-use prometheus_postgresql_adapter::storage::chunk::{self, Bits, Chunk, Encoded, SAMPLES_MAX, encode};
+use prometheus_postgresql_adapter::storage::chunk::{self, Bits, Chunk, Encoded, Places, SAMPLES_MAX, encode};
 use prometheus_postgresql_adapter::storage::names::Names;
 use prometheus_postgresql_adapter::storage::row::{TIME_MAX_MS, TIME_MIN_MS, to_postgres_us};
 use tokio_postgres::Error;
@@ -27,12 +27,10 @@ fn names() -> Names {
 }
 
 /// The samples that the server finds for a series: microseconds since 2000, and bits.
-async fn decoded(database: &Database, row: &Encoded, place: i16) -> Result<Vec<(i64, u64)>, Error> {
-    let statement = names().fill("SELECT \"time\", float8send(value) FROM {decode}($1, $2, $3, $4, $5, $6)");
-    let rows = database
-        .client
-        .query(&statement, &[&row.times, &row.places, &row.starts, &row.data, &row.floats, &place])
-        .await?;
+async fn decoded(database: &Database, row: &Encoded, place: u32) -> Result<Vec<(i64, u64)>, Error> {
+    let statement = names().fill("SELECT \"time\", float8send(value) FROM {decode}($1, $2, $3, $4, $5)");
+    let (floats, place) = ((!row.floats.is_empty()).then_some(&row.floats), place as i32);
+    let rows = database.client.query(&statement, &[&row.times, &row.places.0, &row.data, &floats, &place]).await?;
     let sample = |row: &tokio_postgres::Row| {
         let Timestamp(time_us) = row.get(0);
         (time_us, u64::from_be_bytes(row.get::<_, &[u8]>(1).try_into().unwrap()))
@@ -167,15 +165,16 @@ impl Noise {
 const KINDS: u64 = 13;
 
 async fn check(database: &Database, chunk: &Chunk) {
-    let encoded = encode(chunk);
+    let rows = encode(chunk);
     for (place, values) in &chunk.series {
+        let encoded = rows.iter().find(|row| row.places.contains(*place)).unwrap();
         let expected: Vec<_> = chunk
             .times_ms
             .iter()
             .zip(values)
             .map(|(time_ms, value)| (to_postgres_us(*time_ms), value.to_bits()))
             .collect();
-        let found = decoded(database, &encoded, *place).await.unwrap_or_else(|error| panic!("{error:?} of {chunk:?}"));
+        let found = decoded(database, encoded, *place).await.unwrap_or_else(|error| panic!("{error:?} of {chunk:?}"));
         if let Some(at) = (0..expected.len()).find(|at| found.get(*at) != expected.get(*at)) {
             panic!("sample {at} of place {place} is {:x?} and not {:x?}: {values:?}", found.get(at), expected[at]);
         }
@@ -196,7 +195,7 @@ async fn postgresql_decodes_every_bit() {
         check(&database, &noise.chunk(count)).await;
     }
     let absent = encode(&Chunk { bucket: 0, times_ms: vec![1], series: vec![(3, vec![1.0])] });
-    assert_eq!(decoded(&database, &absent, 4).await.unwrap(), []);
+    assert_eq!(decoded(&database, &absent[0], 4).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -222,7 +221,7 @@ async fn every_scale_is_decoded() {
     for values in values {
         let chunk = Chunk { bucket: 0, times_ms: (0..values.len() as i64).collect(), series: vec![(0, values)] };
         // The scale and its parameter are in the first ten bits.
-        let encoded = encode(&chunk);
+        let encoded = encode(&chunk).swap_remove(0);
         scales.insert(
             u16::from_be_bytes([encoded.data.bytes[0], encoded.data.bytes[1]])
                 >> if encoded.data.bytes[0] >> 6 == 2 { 6 } else { 10 },
@@ -240,8 +239,10 @@ async fn postgresql_tells_what_is_corrupt() {
     let mut values = noise.values(2, 20);
     values[7] = f64::NAN;
     let chunk = Chunk { bucket: 0, times_ms: noise.times(20), series: vec![(2, values), (9, noise.values(12, 20))] };
-    let good = encode(&chunk);
+    let rows = encode(&chunk);
+    let [good] = &rows[..] else { panic!("{} rows", rows.len()) };
     check(&database, &chunk).await;
+    let start = usize::from(u16::from_be_bytes([good.data.bytes[0], good.data.bytes[1]]));
     let flip = |bits: &Bits, at: usize| {
         let mut flipped = bits.clone();
         flipped.bytes[at / 8] ^= 0x80 >> (at % 8);
@@ -253,21 +254,20 @@ async fn postgresql_tells_what_is_corrupt() {
     }
     for at in 0..good.data.len {
         let bad = Encoded { data: flip(&good.data, at), ..good.clone() };
-        let place = if at < good.starts[1] as usize { 2 } else { 9 };
+        let place = if at < start { 2 } else { 9 };
         assert_corrupt(decoded(&database, &bad, place).await, &format!("bit {at} of the data"));
     }
     let cut = |len: usize| Bits { len, bytes: good.data.bytes[..len.div_ceil(8)].to_vec() };
     for (what, bad) in [
-        ("cut data", Encoded { data: cut(good.starts[1] as usize + 7), ..good.clone() }),
+        ("cut data", Encoded { data: cut(start + 7), ..good.clone() }),
         ("no data", Encoded { data: Bits::default(), ..good.clone() }),
         ("no times", Encoded { times: Bits::default(), ..good.clone() }),
         ("no floats", Encoded { floats: vec![], ..good.clone() }),
-        ("a start missing", Encoded { starts: vec![0], ..good.clone() }),
-        ("a start too far", Encoded { starts: vec![0, i32::MAX], ..good.clone() }),
-        ("a start below zero", Encoded { starts: vec![0, -1], ..good.clone() }),
-        ("another place", Encoded { places: vec![2, 10], ..good.clone() }),
+        ("too few places", Encoded { places: Places(1 << 9), ..good.clone() }),
+        ("too many places", Encoded { places: good.places.with(31), ..good.clone() }),
+        ("another place", Encoded { places: Places(1 << 2 | 1 << 10), ..good.clone() }),
     ] {
-        let place = bad.places[1];
+        let place = bad.places.iter().find(|place| *place > 2).unwrap();
         assert_corrupt(decoded(&database, &bad, place).await, what);
     }
 }
@@ -283,7 +283,7 @@ async fn garbage_behind_a_check_ends() {
         let ones: u32 = data.iter().map(|byte| byte.count_ones()).sum();
         data.push(ones as u8);
         let data = Bits { len: data.len() * 8, bytes: data };
-        let row = Encoded { times: good.times.clone(), places: vec![0], starts: vec![0], data, ..Encoded::default() };
+        let row = Encoded { times: good[0].times.clone(), places: Places(1), data, ..Encoded::default() };
         let decoding = tokio::time::timeout(Duration::from_secs(20), decoded(&database, &row, 0));
         let _ = decoding.await.expect("decoding does not end");
     }

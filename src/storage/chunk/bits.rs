@@ -90,6 +90,17 @@ impl Writer {
         self.put(value as u64 & ((1 << width) - 1), width);
     }
 
+    /// Adds bits that were written elsewhere.
+    pub(super) fn append(&mut self, bits: &Bits) {
+        let (words, rest) = bits.bytes.as_chunks::<4>();
+        let mut left = bits.len;
+        for word in words.iter().copied().chain([word_of(rest)]) {
+            let width = left.min(32);
+            self.put(u64::from(u32::from_be_bytes(word)) >> (32 - width), width as u32);
+            left -= width;
+        }
+    }
+
     /// How many bits there are.
     pub(super) fn len(&self) -> usize {
         self.bytes.len() * 8 + self.rest_len as usize
@@ -108,6 +119,13 @@ impl Writer {
         self.bytes.truncate(len.div_ceil(8));
         Bits { len, bytes: self.bytes }
     }
+}
+
+/// Up to four bytes and zeros.
+fn word_of(bytes: &[u8]) -> [u8; 4] {
+    let mut word = [0; 4];
+    word[..bytes.len()].copy_from_slice(bytes);
+    word
 }
 
 /// The bits of `value` in [`Writer::put_signed`] without their length.

@@ -1,7 +1,11 @@
 //! A list of integers in few bits: the cheapest of a handful of shapes.
 //!
 //! Every list begins with its shape in three bits, and what the shape needs; how many integers there are is known
-//! elsewhere. A *block* is up to [`BLOCK`] integers: their width (six bits), the least of them, and what each is above it.
+//! elsewhere. A *block* is up to [`BLOCK`] integers: their width (six bits), the least of them, and what each is above it
+//! in so many bits. The few that need more are *patched*. In a block of [`PATCHED_MIN`] or more one bit says whether any
+//! is; then come how many more bits (six), how many integers less one (seven), and after the others for each its place in
+//! the block (seven) and its upper bits.
+//! Source: Zukowski and others, Super-Scalar RAM-CPU Cache Compression, 2006 (patched frame of reference).
 
 use super::Corrupt;
 use super::bits::{Reader, Writer, signed_width};
@@ -14,6 +18,10 @@ pub(super) const MAGNITUDE_MAX: i64 = 1 << 59;
 
 const SHAPE_BITS: u32 = 3;
 const WIDTH_BITS: u32 = 6;
+/// A place in a block, or a number of patches less one.
+const PLACE_BITS: u32 = 7;
+/// In a shorter block patches would hardly ever be worth a bit.
+const PATCHED_MIN: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
@@ -246,12 +254,26 @@ pub(super) fn read_positions(from: &mut Reader<'_>, last: usize, out: &mut Vec<u
 /// Writes integers in blocks; there may be none.
 pub(super) fn write_blocks(integers: &[i64], out: &mut Writer) {
     for block in integers.chunks(BLOCK) {
-        let (least, width) = extent(block);
+        let Frame { least, width, extra, patches, .. } = Frame::of(block);
+        let above = |integer: &i64| (integer - least) as u64;
         out.put(u64::from(width), WIDTH_BITS);
         out.put_signed(least);
+        if block.len() >= PATCHED_MIN {
+            out.put(u64::from(patches > 0), 1);
+        }
+        if patches > 0 {
+            out.put(u64::from(extra), WIDTH_BITS);
+            out.put(patches as u64 - 1, PLACE_BITS);
+        }
         if width > 0 {
             for integer in block {
-                out.put((integer - least) as u64, width);
+                out.put(above(integer) & ((1 << width) - 1), width);
+            }
+        }
+        if patches > 0 {
+            for (place, integer) in (0..).zip(block).filter(|(_, integer)| above(integer) >> width > 0) {
+                out.put(place, PLACE_BITS);
+                out.put(above(integer) >> width, extra);
             }
         }
     }
@@ -264,11 +286,27 @@ pub(super) fn read_blocks(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64
         let block = left.min(BLOCK);
         let width = from.get(WIDTH_BITS)? as u32;
         let least = from.get_signed()?;
+        let (mut extra, mut patches) = (0, 0);
+        if block >= PATCHED_MIN && from.get(1)? == 1 {
+            extra = from.get(WIDTH_BITS)? as u32;
+            patches = from.get(PLACE_BITS)? as usize + 1;
+            if width + extra > 63 {
+                return Err(Corrupt(format!("integers of {width} and {extra} bits")));
+            }
+        }
+        let first = out.len();
         from.require(block * width as usize)?;
         if width == 0 {
-            out.resize(out.len() + block, least);
+            out.resize(first + block, least);
         } else {
             out.extend((0..block).map(|_| least.wrapping_add(from.take(width) as i64)));
+        }
+        for _ in 0..patches {
+            let place = from.get(PLACE_BITS)? as usize;
+            let upper = from.get(extra)?;
+            let integer =
+                out[first..].get_mut(place).ok_or_else(|| Corrupt(format!("a patch at {place} of {block}")))?;
+            *integer = integer.wrapping_add((upper << width) as i64);
         }
         left -= block;
     }
@@ -277,19 +315,48 @@ pub(super) fn read_blocks(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64
 
 /// The bits of [`write_blocks`].
 pub(super) fn blocks_cost(integers: &[i64]) -> usize {
-    let cost = |block: &[i64]| {
-        let (least, width) = extent(block);
-        WIDTH_BITS as usize + signed_cost(least) + width as usize * block.len()
-    };
-    integers.chunks(BLOCK).map(cost).sum()
+    integers.chunks(BLOCK).map(|block| Frame::of(block).cost).sum()
 }
 
-/// The least, and the bits that the others need above it.
-fn extent(block: &[i64]) -> (i64, u32) {
-    let (least, most) = block.iter().fold((i64::MAX, i64::MIN), |(least, most), integer| {
-        (if *integer < least { *integer } else { least }, if *integer > most { *integer } else { most })
-    });
-    (least, 64 - (most - least).leading_zeros())
+/// How a block is written.
+struct Frame {
+    least: i64,
+    /// Bits of each integer above the least.
+    width: u32,
+    /// Bits more of those that are patched.
+    extra: u32,
+    /// How many are.
+    patches: usize,
+    /// Bits of it all.
+    cost: usize,
+}
+
+impl Frame {
+    /// The cheapest one, of at most [`BLOCK`] integers, one or more.
+    fn of(block: &[i64]) -> Self {
+        let least = block.iter().fold(i64::MAX, |least, integer| if *integer < least { *integer } else { least });
+        let mut counts = [0_u16; 65];
+        for integer in block {
+            counts[64 - ((integer - least) as u64).leading_zeros() as usize] += 1;
+        }
+        let most = counts.iter().rposition(|count| *count > 0).unwrap_or(0) as u32;
+        let can_patch = block.len() >= PATCHED_MIN;
+        let head = WIDTH_BITS as usize + signed_cost(least) + usize::from(can_patch);
+        let mut best = Self { least, width: most, extra: 0, patches: 0, cost: head + most as usize * block.len() };
+        if !can_patch {
+            return best;
+        }
+        let (mut patches, head) = (0, head + (WIDTH_BITS + PLACE_BITS) as usize);
+        for width in (0..most).rev() {
+            patches += usize::from(counts[width as usize + 1]);
+            let extra = most - width;
+            let cost = head + width as usize * block.len() + patches * (PLACE_BITS + extra) as usize;
+            if cost < best.cost {
+                best = Self { least, width, extra, patches, cost };
+            }
+        }
+        best
+    }
 }
 
 fn signed_cost(integer: i64) -> usize {

@@ -111,6 +111,13 @@ impl Floats {
         index as i64
     }
 
+    /// Forgets all but the first `count`.
+    pub(super) fn truncate(&mut self, count: usize) {
+        for value in self.values.drain(count..) {
+            self.indices.remove(&value.to_bits());
+        }
+    }
+
     /// The bits that these would take.
     fn cost(&self, values: impl Iterator<Item = f64>) -> usize {
         let mut new: Vec<_> = values.map(f64::to_bits).filter(|bits| !self.indices.contains_key(bits)).collect();
