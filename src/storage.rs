@@ -471,6 +471,9 @@ impl Store {
             let deleted = upkeep::delete_ended(client, &self.names).await?;
             if deleted > 0 {
                 log::info!("deleted {deleted} series that nothing stored refers to");
+                if upkeep::rebuild_labels_index(client, &self.names).await? {
+                    log::info!("built the index of labels anew");
+                }
             }
             let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
             if led >= kept {

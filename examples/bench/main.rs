@@ -118,9 +118,10 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
         let load = Load { series: flags.many_series, ..load };
         ingest::many_series(&setup, load, limit / 4, rate, &mut verdicts).await;
     }
-    if takes_part("capture") {
-        room::capture(&setup, &flags.capture, &mut verdicts).await;
-    }
+    let capture = match takes_part("capture") {
+        true => room::Capture::store(&setup, &flags.capture, &mut verdicts).await,
+        false => None,
+    };
     if takes_part("generated") {
         let (mut store, sender) = room::generated(&setup, load, flags.scrapes, &mut verdicts).await;
         if takes_part("read") {
@@ -140,6 +141,9 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
         // Within the last hour, so that all that is hot is in the way of who asks for that hour.
         let load = Load { interval_ms: 1_000, start_ms: now_ms - 3_600_000, ..load };
         query::under_ingest(&setup, shape, load, now_ms, &mut verdicts).await;
+    }
+    if let Some(capture) = capture {
+        capture.measure(&mut verdicts).await;
     }
     verdicts
 }

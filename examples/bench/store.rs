@@ -148,6 +148,16 @@ impl Store<'_> {
         assert_eq!(sealed + hot, samples, "samples stored ({sealed} sealed, {hot} hot) and acknowledged differ");
     }
 
+    /// Waits until `question` is answered with true.
+    pub(crate) async fn wait(&self, question: &str, deadline: Duration) {
+        let client = self.setup.postgres.connect(&self.database).await;
+        let started = Instant::now();
+        while !client.query_one(question, &[]).await.expect("cannot look at the store").get::<_, bool>(0) {
+            assert!(started.elapsed() < deadline, "not within {deadline:?}: {question}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// What everything takes, the largest first. VACUUMs before.
     pub(crate) async fn sizes(&self) -> Vec<Relation> {
         let client = self.setup.postgres.connect(&self.database).await;

@@ -130,6 +130,31 @@ pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> 
     Ok(deleted)
 }
 
+/// Builds the index of labels anew where it has outgrown its table: of a label that no series has any more GIN keeps the
+/// entry for ever. Nobody waits for it. To be called when series have been deleted.
+///
+/// # Errors
+///
+/// What the server said; an index half built is dropped by the next call.
+pub async fn rebuild_labels_index(client: &Client, names: &Names) -> Result<bool, Error> {
+    let indexes = names.fill(
+        "SELECT indexrelid::regclass::text, indisvalid, pg_relation_size(indexrelid) > \
+         greatest(pg_relation_size(indrelid), 1048576) FROM pg_index JOIN pg_class ON oid = indexrelid \
+         WHERE indrelid = {series:literal}::regclass AND relam = (SELECT oid FROM pg_am WHERE amname = 'gin')",
+    );
+    let mut is_rebuilt = false;
+    for row in client.query_typed(&indexes, &[]).await? {
+        let (index, is_valid, is_outgrown): (String, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        if !is_valid {
+            client.batch_execute(&format!("DROP INDEX CONCURRENTLY {index}")).await?;
+        } else if is_outgrown {
+            client.batch_execute(&format!("REINDEX INDEX CONCURRENTLY {index}")).await?;
+            is_rebuilt = true;
+        }
+    }
+    Ok(is_rebuilt)
+}
+
 /// What the sealed samples take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {

@@ -248,6 +248,39 @@ async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'gone'").await, 1);
 }
 
+/// Pods that come and go: what a table of series, its indexes and the cache take does not grow with all there ever were.
+#[tokio::test]
+async fn short_lived_series_come_and_go_and_leave_no_room_taken() {
+    const WAVE: i64 = 8_000;
+    const PARTS: i64 = 4;
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let library = library(&database, Some(Duration::from_secs(4 * 3600))).await;
+    let now = now_ms();
+    let mut sizes = Vec::new();
+    for wave in 0..12 {
+        for part in 0..PARTS {
+            let pods = (0..WAVE / PARTS).map(|n| format!("pod-{wave}-{part}-{n}"));
+            let body = pods.fold(Body::new(), |body, pod| {
+                let [a, b, c] = ["a", "b", "c"].map(|of| format!("{of}-{pod}"));
+                let labels = [("__name__", "up"), ("job", "churn"), ("pod", &pod), ("a", &a), ("b", &b), ("c", &c)];
+                body.series(&labels, &[at(now - 6 * HOUR_MS, 1.0)])
+            });
+            store(&adapter, body).await;
+        }
+        seal(&adapter).await;
+        library.upkeep(Duration::MAX).await.unwrap();
+        database.run("UPDATE metrics_series SET ended_at = ended_at - interval '3 hours'").await;
+        library.upkeep(Duration::MAX).await.unwrap();
+        database.run("VACUUM metrics_series").await;
+        assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_series").await, 0, "wave {wave}");
+        sizes.push(database.one::<i64>("SELECT pg_total_relation_size('metrics_series')").await);
+    }
+    let most = |sizes: &[i64]| sizes.iter().copied().max().unwrap_or_default();
+    assert!(most(&sizes[6..]) * 4 <= most(&sizes[..6]) * 5, "{sizes:?}");
+    assert_eq!(adapter.metric("series_created_total").await, Some(12.0 * WAVE as f64));
+}
+
 #[tokio::test]
 async fn what_retention_would_drop_at_once_is_not_stored() {
     let database = Database::new().await;
