@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rig::guard::Directory;
+use rig::http::{Client, WRITE_HEADERS};
 
 use crate::load::{Batch, Load};
 use crate::sender::Sender;
@@ -20,8 +21,6 @@ pub(crate) const SEAL_WHEN_ASKED: [&str; 2] = ["-pg-seal-samples=100000000", "-p
 /// What a real Prometheus sent, stored and sealed.
 pub(crate) struct Capture<'a> {
     store: Store<'a>,
-    /// Keeps its connection open: an adapter whose sender has gone does not lead, and forgets nothing.
-    sender: Sender,
     samples: usize,
     /// Bytes a sample while the keys of all its requests are there, which came within seconds.
     with_keys: f64,
@@ -46,8 +45,7 @@ impl<'a> Capture<'a> {
         let store = setup.store(&SEAL_WHEN_ASKED).await;
         let count = requests[0].len();
         // As one shard would: in the order of arrival.
-        let sender = store.sender(1);
-        sender.warm_up(store.adapter.process(), &requests).await;
+        store.sender(1).warm_up(store.adapter.process(), &requests).await;
         let sealing = store.seal().await;
         let (samples, hot) = store.counts().await;
         let metric = async |name, label| store.adapter.metric_with(name, label).await.unwrap_or_default();
@@ -61,21 +59,28 @@ impl<'a> Capture<'a> {
         );
         println!("  {}", store.columns().await);
         let with_keys = sum(&store.sizes().await, |_| true) as f64 / samples as f64;
-        Some(Self { store, sender, samples, with_keys })
+        Some(Self { store, samples, with_keys })
     }
 
     /// Measures what that takes, once the keys of its requests are forgotten.
     pub(crate) async fn measure(self, verdicts: &mut Verdicts) {
         println!("\n{CAPTURE}, once the keys of its requests are forgotten ...");
-        let Self { store, sender, samples, with_keys } = self;
-        store.wait("SELECT NOT EXISTS (SELECT FROM metrics_requests)", FORGET_DEADLINE).await;
+        let Self { store, samples, with_keys } = self;
+        // An adapter whose Prometheus is silent does not lead, and forgets nothing.
+        let client = Client::new(Duration::from_secs(30));
+        let started = Instant::now();
+        while !store.is("SELECT NOT EXISTS (SELECT FROM metrics_requests)").await {
+            assert!(started.elapsed() < FORGET_DEADLINE, "keys are not forgotten within {FORGET_DEADLINE:?}");
+            let empty = client.post(&store.adapter.url("/write"), &WRITE_HEADERS, vec![0]).await;
+            assert_eq!(empty.map(|answer| answer.status).ok(), Some(204), "a request without series");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
         let relations = store.sizes().await;
         table(&relations, samples);
         let per_sample = |bytes: i64| bytes as f64 / samples as f64;
         verdicts.at_most(CAPTURE, 0.6, per_sample(sum(&relations, |_| true)));
         verdicts.note("... of samples alone", per_sample(sum(&relations, is_samples)));
         verdicts.note("... before the keys of its requests are forgotten, after minutes", with_keys);
-        drop(sender);
         store.drop().await;
     }
 }
