@@ -261,6 +261,7 @@ impl Given {
             log_samples: storage.pg_prometheus_log_samples,
             read_only: storage.pg_read_only,
             replica_labels: flags.election.replica_labels.clone(),
+            sources: None,
             send_timeout: flags.web.adapter_send_timeout,
         }
     }

@@ -17,6 +17,7 @@ use crate::handover::ledger::{Ledger, Term};
 use crate::postgres::error::Error;
 use crate::storage::Store;
 use crate::storage::gaps::Compared;
+use crate::storage::ingest::Stored;
 use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
 
@@ -161,10 +162,11 @@ impl Handover {
             let whole = series_end(rest, REPLAY_ROWS);
             let (now, later) = rest.split_at(whole);
             let key = Uuid::new_v4();
-            self.store
-                .commit(key, now.to_vec(), Some(takeover.fence))
-                .await
-                .map_err(|error| Error::Unfit(error.to_string()))?;
+            match self.store.commit(key, now.to_vec(), Some(takeover.fence)).await {
+                Ok(Stored::Committed | Stored::AlreadyThere) => {}
+                Ok(Stored::Fenced) => return Err(Error::Unfit("another adapter has begun a newer term".into())),
+                Err(error) => return Err(Error::Unfit(error.to_string())),
+            }
             rest = later;
         }
         self.metrics.samples_replayed_total.inc_by(stored as u64);

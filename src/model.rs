@@ -3,3 +3,4 @@
 pub mod labels;
 pub mod matcher;
 pub mod sample;
+pub mod source;

@@ -97,20 +97,22 @@ impl Receiver {
     /// As a standby: series are found, or made, as a leader would, so that what is held is small and what can never be
     /// stored is refused by both alike.
     async fn hold(&self, request: &Request<'_>) -> Result<Taken, Refused> {
-        let resolved = self.resolve(request, None).await?;
-        self.handover.hold(&resolved.rows)?;
+        let mut resolved = self.resolve(request, None).await?;
+        self.handover.hold(&resolved.take_rows())?;
         Ok(Taken { rejected: resolved.rejected })
     }
 
     async fn store(&self, key: Uuid, request: &Request<'_>, fence: Option<Fence>) -> Result<Taken, Refused> {
         let mut resolved = self.resolve(request, fence).await?;
-        let cut = self.handover.cut(&mut resolved.rows).await.map_err(|error| self.refused(&error, fence))?;
+        let mut rows = resolved.take_rows();
+        let cut = self.handover.cut(&mut rows).await.map_err(|error| self.refused(&error, fence))?;
         self.duplicates("last_leader", cut.len());
-        let rows = resolved.rows.len();
-        if rows > 0 {
-            match self.store.commit(key, resolved.rows, fence).await {
+        let count = rows.len();
+        if count > 0 {
+            match self.store.commit(key, rows, fence).await {
                 Ok(Stored::Committed) => {}
-                Ok(Stored::AlreadyThere) => self.duplicates("retry", rows),
+                Ok(Stored::AlreadyThere) => self.duplicates("retry", count),
+                Ok(Stored::Fenced) => return Err(self.fenced(fence)),
                 Err(error) => return Err(self.refused(&error, fence)),
             }
         }
@@ -135,12 +137,20 @@ impl Receiver {
         self.metrics.samples_duplicate_total.with_label_values(&[reason]).inc_by(count as u64);
     }
 
+    /// Another adapter has begun a newer term than that of `fence`.
+    fn fenced(&self, fence: Option<Fence>) -> Refused {
+        let in_force = matches!(&*self.role.borrow(), Role::Leader { fence: now, .. } if *now == fence);
+        if in_force {
+            self.fenced.notify_one();
+        }
+        Refused::Database("another adapter has begun a newer term".to_owned())
+    }
+
     /// Our trouble. If it is that another adapter has begun a newer term, the election is to know: its own session may
     /// lead to another server, where everything looks well.
     fn refused(&self, error: &Error, fence: Option<Fence>) -> Refused {
-        let in_force = matches!(&*self.role.borrow(), Role::Leader { fence: now, .. } if *now == fence);
-        if error.class() == Class::Fenced && in_force {
-            self.fenced.notify_one();
+        if error.class() == Class::Fenced {
+            self.fenced(fence);
         }
         let why = error.to_string();
         // The election tells of a term that is over.

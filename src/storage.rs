@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::labels::Labels;
+use crate::model::source::{Source, SourceLabels};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
@@ -27,6 +28,7 @@ use crate::storage::names::Names;
 use crate::storage::query::Reading;
 use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
 use crate::storage::seal::{Outcome, Sealer};
+use crate::storage::sources::{SourceId, Sources};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
 
@@ -43,6 +45,7 @@ pub mod schema;
 pub mod seal;
 pub mod segments;
 pub mod series;
+pub mod sources;
 pub mod upkeep;
 
 /// What is stored, where, and for how long.
@@ -68,8 +71,19 @@ pub struct Config {
     pub read_only: bool,
     /// `-replica-labels`: names of labels that tell the replicas of a group apart, dropped before storing.
     pub replica_labels: Vec<String>,
+    /// Whether series say who sends them, by which labels, and what becomes of those that do not.
+    pub sources: Option<SourcesConfig>,
     /// `-adapter-send-timeout`, as the bound of one transaction.
     pub send_timeout: Duration,
+}
+
+/// How it is told who sends a series.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcesConfig {
+    /// The labels that say so.
+    pub labels: SourceLabels,
+    /// Series without them are stored as they are, instead of refused.
+    pub stores_unlabelled: bool,
 }
 
 /// One store in one database.
@@ -79,6 +93,7 @@ pub struct Store {
     connector: Connector,
     pool: Pool,
     cache: series::Cache,
+    sources: Sources,
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -87,14 +102,23 @@ pub struct Store {
 /// A request with its series found: ready to be stored.
 #[derive(Debug, Default)]
 pub struct Resolved {
-    /// In the order of series and time, none twice.
-    pub rows: Vec<Row>,
+    /// By who sent them; of most requests one.
+    pub shares: Vec<Share>,
     /// What can never be stored.
     pub rejected: Rejected,
     /// Samples left out because the request has their series and time twice.
     pub duplicates: usize,
     /// Samples left out because they are older than the retention.
     pub expired: usize,
+}
+
+/// What one source sent in a request.
+#[derive(Debug, Default)]
+pub struct Share {
+    /// Who.
+    pub source: SourceId,
+    /// In the order of series and time, none twice.
+    pub rows: Vec<Row>,
 }
 
 /// The part of a request that can never be stored.
@@ -163,7 +187,8 @@ impl Store {
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
-        Ok((Self { config, names, connector, pool, cache, ingest, metrics, tracker }, writers))
+        let sources = Sources::default();
+        Ok((Self { config, names, connector, pool, cache, sources, ingest, metrics, tracker }, writers))
     }
 
     /// The names of everything in it.
@@ -178,18 +203,22 @@ impl Store {
     ///
     /// What the server said; nothing is wrong with the request then.
     pub async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Error> {
-        let mut resolved = Resolved { rows: Vec::with_capacity(request.samples.len()), ..Resolved::default() };
+        let mut resolved = Resolved::default();
         self.cache.clear_if_old(Instant::now());
         let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
-        let mut ids = self.cache.get_all(hashes.iter().copied());
-        if ids.contains(&None) {
-            self.find_missing(request, fence, &hashes, &mut ids, &mut resolved.rejected).await?;
+        let mut known = self.cache.get_all(hashes.iter().copied());
+        if known.contains(&None) {
+            self.find_missing(request, fence, &hashes, &mut known, &mut resolved.rejected).await?;
         }
         let now_ms = now_ms();
         let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
-        for (series, id) in request.series.iter().zip(&ids) {
-            let Some(series_id) = *id else { continue };
+        let mut at = 0;
+        for (series, known) in request.series.iter().zip(&known) {
+            let Some(series::Known { id, source }) = *known else { continue };
+            if resolved.shares.get(at).is_none_or(|share| share.source != source) {
+                at = resolved.share(source, request.samples.len());
+            }
             for sample in request.samples_of(series) {
                 if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
                     resolved
@@ -204,48 +233,72 @@ impl Store {
                 if self.config.log_samples {
                     log::info!("sample {} {} @ {}", show(series), sample.value, sample.timestamp_ms);
                 }
-                resolved.rows.push(Row { series_id, time_ms: sample.timestamp_ms, value: sample.value });
+                let row = Row { series_id: id, time_ms: sample.timestamp_ms, value: sample.value };
+                resolved.shares[at].rows.push(row);
             }
         }
-        resolved.duplicates = sort_and_dedup(&mut resolved.rows);
+        resolved.duplicates = resolved.shares.iter_mut().map(|share| sort_and_dedup(&mut share.rows)).sum();
         Ok(resolved)
     }
 
-    /// Fills in the ids that the cache did not have, by one look-up in the database.
+    /// Fills in what the cache did not have, by one look-up in the database.
     async fn find_missing(
         &self,
         request: &Request<'_>,
         fence: Option<Fence>,
         hashes: &[series::WireHash],
-        ids: &mut [Option<i64>],
+        known: &mut [Option<series::Known>],
         rejected: &mut Rejected,
     ) -> Result<(), Error> {
         let mut wanted = HashMap::new();
         let mut places = Vec::new();
-        for (place, series) in request.series.iter().enumerate().filter(|(place, _)| ids[*place].is_none()) {
-            let labels = label_pairs(&series.labels)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| error.to_string())
-                .and_then(|pairs| Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string()));
-            match labels {
-                Ok(labels) => {
+        for (place, series) in request.series.iter().enumerate().filter(|(place, _)| known[*place].is_none()) {
+            match self.read_labels(series)? {
+                Ok((source, labels)) => {
                     let key = Uuid::from_bytes(labels.identity());
-                    places.push((place, key));
+                    places.push((place, key, source));
                     wanted.entry(key).or_insert(series::Wanted { place, labels });
                 }
                 Err(why) => rejected.add(series.samples.len(), || format!("{why} in {}", show(series))),
             }
         }
         let (found, refused) = self.find_series(wanted, fence).await?;
-        for (place, key) in &places {
-            ids[*place] = found.get(key).copied();
+        for (place, key, source) in &places {
+            known[*place] = found.get(key).map(|id| series::Known { id: *id, source: *source });
             if let Some(why) = refused.get(key) {
                 rejected.add(request.series[*place].samples.len(), || why.clone());
             }
         }
-        self.cache.insert_all(places.iter().filter_map(|(place, _)| Some((hashes[*place], ids[*place]?))));
+        self.cache.insert_all(places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?))));
         self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         Ok(())
+    }
+
+    /// Who sends a series, and its labels; or why it can never be stored.
+    fn read_labels(&self, series: &Series<'_>) -> Result<Result<(SourceId, Labels), String>, Error> {
+        let read = || -> Result<(Option<Source>, Labels), String> {
+            let pairs =
+                label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+            let source = self.config.sources.as_ref().map(|config| match config.labels.source(&pairs) {
+                Err(_) if config.stores_unlabelled => Ok(None),
+                source => source.map(Some).map_err(|missing| missing.to_string()),
+            });
+            let labels = Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string())?;
+            Ok((source.transpose()?.flatten(), labels))
+        };
+        let (source, labels) = match read() {
+            Ok(read) => read,
+            Err(why) => return Ok(Err(why)),
+        };
+        let number = source.map_or(Some(SourceId::NONE), |source| self.sources.number(source));
+        let too_many = || Error::Unfit("there are too many clusters and replicas to tell apart".into());
+        number.map(|number| Ok((number, labels))).ok_or_else(too_many)
+    }
+
+    /// Those who send series.
+    #[must_use]
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     /// Ids by key; and, by key too, why the server will have none of a series. A refusal in a set of many is narrowed
@@ -523,6 +576,22 @@ impl Store {
             }
         }
         result
+    }
+}
+
+impl Resolved {
+    /// Takes the rows out, where nobody is told from another.
+    pub fn take_rows(&mut self) -> Vec<Row> {
+        self.shares.pop().map(|share| share.rows).unwrap_or_default()
+    }
+
+    /// Where the share of `source` is, made if need be with room for `samples`.
+    fn share(&mut self, source: SourceId, samples: usize) -> usize {
+        let at = self.shares.iter().position(|share| share.source == source);
+        at.unwrap_or_else(|| {
+            self.shares.push(Share { source, rows: Vec::with_capacity(samples) });
+            self.shares.len() - 1
+        })
     }
 }
 

@@ -69,6 +69,7 @@ fn defaults_are_those_of_0_6_0() {
             log_samples: false,
             read_only: false,
             replica_labels: vec!["__replica__".to_owned()],
+            sources: None,
             send_timeout: Duration::from_secs(30),
         }
     );

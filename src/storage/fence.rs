@@ -40,6 +40,13 @@ pub fn begin(names: &Names, fence: Option<Fence>, timeout: Duration) -> String {
     text
 }
 
+/// Shows several rights to write at once: the statement returns the tokens that are in force, and waits for nobody. Its
+/// parameters are the numbers of the groups, each once, and the tokens.
+#[must_use]
+pub fn show_all(names: &Names) -> String {
+    names.fill("SELECT {fences}($1, $2)")
+}
+
 /// Shows the right to write, in a transaction that is open already.
 #[must_use]
 pub fn show(names: &Names, fence: Fence) -> String {

@@ -1,20 +1,20 @@
 //! The writers: requests that arrive together are stored together, each transaction behind the fence.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::SinkExt;
 use futures_util::future::join;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, begin};
+use crate::storage::fence::{Fence, begin, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::row::Row;
@@ -45,6 +45,8 @@ pub enum Stored {
     Committed,
     /// An earlier attempt with the same key is committed.
     AlreadyThere,
+    /// Its term is over, or another is just being begun: nothing of it is stored.
+    Fenced,
 }
 
 /// Hands batches to the writers.
@@ -108,9 +110,8 @@ impl Writer {
     /// Stores until `stop`, then what is queued.
     pub async fn run(self, stop: CancellationToken) {
         let mut session: Option<Session> = None;
-        let mut carried: Option<Job> = None;
         loop {
-            let jobs = self.next_jobs(&mut carried, &stop).await;
+            let jobs = self.next_jobs(&stop).await;
             if jobs.is_empty() {
                 break;
             }
@@ -121,12 +122,8 @@ impl Writer {
         }
     }
 
-    /// The next request and those that wait behind it under the same fence; none when it is time to stop.
-    async fn next_jobs(&self, carried: &mut Option<Job>, stop: &CancellationToken) -> Vec<Job> {
-        // A writer that waits for requests keeps the queue: what is carried must not wait with it.
-        if let Some(job) = carried.take() {
-            return vec![job];
-        }
+    /// The next request and those that wait behind it; none when it is time to stop.
+    async fn next_jobs(&self, stop: &CancellationToken) -> Vec<Job> {
         let mut queue = self.queue.lock().await;
         let first = tokio::select! {
             biased;
@@ -134,21 +131,12 @@ impl Writer {
             () = stop.cancelled() => None,
         };
         let Some(first) = first else { return Vec::new() };
-        let fence = first.batch.fence;
         let mut rows = first.batch.rows.len();
         let mut jobs = vec![first];
         while jobs.len() < TRANSACTION_REQUESTS_MAX && rows < TRANSACTION_ROWS_MAX {
-            match queue.try_recv() {
-                Ok(job) if job.batch.fence == fence => {
-                    rows += job.batch.rows.len();
-                    jobs.push(job);
-                }
-                Ok(job) => {
-                    *carried = Some(job);
-                    break;
-                }
-                Err(_) => break,
-            }
+            let Ok(job) = queue.try_recv() else { break };
+            rows += job.batch.rows.len();
+            jobs.push(job);
         }
         jobs
     }
@@ -193,17 +181,16 @@ impl Writer {
     async fn transaction(&self, session: &Session, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
         let started = Instant::now();
         let client = session.client();
-        let begin = begin(&self.names, batches[0].fence, self.timeout);
         let claim = self
             .names
             .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
         let statement = copy_statement(&self.names);
+        let in_force = self.begin(client, batches).await?;
+        let is_fenced = |batch: &Batch| batch.fence.is_some_and(|fence| !in_force.contains(&fence.token));
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
-        let mut keys: Vec<Uuid> = batches.iter().map(|batch| batch.key).collect();
+        let mut keys: Vec<Uuid> = batches.iter().filter(|batch| !is_fenced(batch)).map(|batch| batch.key).collect();
         keys.sort_unstable();
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
-        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
-        client.batch_execute(&begin).await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
         // Sent in this order without waiting between.
         let (claimed, prepared) = join(client.query_typed(&claim, &parameters), client.prepare(&statement)).await;
         let claimed: HashSet<Uuid> =
@@ -212,9 +199,10 @@ impl Writer {
         let mut seen = HashSet::with_capacity(batches.len());
         let outcomes: Vec<Stored> = batches
             .iter()
-            .map(|batch| {
-                let is_first = claimed.contains(&batch.key) && seen.insert(batch.key);
-                if is_first { Stored::Committed } else { Stored::AlreadyThere }
+            .map(|batch| match batch {
+                batch if is_fenced(batch) => Stored::Fenced,
+                batch if claimed.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
+                _ => Stored::AlreadyThere,
             })
             .collect();
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
@@ -232,6 +220,28 @@ impl Writer {
         self.metrics.batch_samples.observe(rows as f64);
         self.metrics.samples_stored_total.inc_by(rows as u64);
         Ok(outcomes)
+    }
+}
+
+impl Writer {
+    /// Opens a transaction behind the fences of `batches`; returns the tokens in force. Where all have one fence, a term
+    /// that is over is an error.
+    async fn begin(&self, client: &Client, batches: &[&Batch]) -> Result<HashSet<Uuid>, Error> {
+        let fences: BTreeMap<Uuid, i32> =
+            batches.iter().filter_map(|batch| batch.fence).map(|fence| (fence.token, fence.group_no)).collect();
+        let is_one = fences.len() < 2 && batches.iter().all(|batch| batch.fence == batches[0].fence);
+        let fence = batches[0].fence.filter(|_| is_one);
+        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
+        client.batch_execute(&begin(&self.names, fence, self.timeout)).await?;
+        if is_one {
+            return Ok(fences.into_keys().collect());
+        }
+        let groups: BTreeSet<i32> = fences.values().copied().collect();
+        let groups: Vec<i32> = groups.into_iter().collect();
+        let tokens: Vec<Uuid> = fences.into_keys().collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
+        let in_force: Vec<Uuid> = client.query_typed_one(&show_all(&self.names), &parameters).await?.try_get(0)?;
+        Ok(in_force.into_iter().collect())
     }
 }
 

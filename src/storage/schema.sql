@@ -94,6 +94,22 @@ BEGIN
 END
 $body$;
 
+-- The same for the writes of several groups in one transaction: of these tokens, those that are in force. A group whose
+-- term is being raised is not waited for, lest it hold the others up.
+CREATE FUNCTION {fences}(of_groups integer[], with_tokens uuid[]) RETURNS uuid[] LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    of_group integer;
+    shared integer[];
+BEGIN
+    FOREACH of_group IN ARRAY of_groups LOOP
+        IF pg_catalog.pg_try_advisory_xact_lock_shared({leader:literal}::regclass::oid::integer, of_group) THEN
+            shared := shared || of_group;
+        END IF;
+    END LOOP;
+    RETURN ARRAY(SELECT token FROM {leader} WHERE group_no = ANY (shared) AND token = ANY (with_tokens));
+END
+$body$;
+
 -- What SQL users see.
 CREATE VIEW {view} AS
     SELECT d."time", l.name, d.value, l.labels

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use crate::model::labels::{Labels, METRIC_NAME};
 use crate::postgres::error::Error;
 use crate::storage::names::Names;
+use crate::storage::sources::SourceId;
 
 /// The hash of a series' labels as they stand on the wire. 128 bits under a seed of this process: two series that share
 /// it would be stored as one, and nobody can search for such a pair without the seed.
@@ -22,6 +23,15 @@ pub struct WireHash([u64; 2]);
 
 /// How long an id is used without another look at the table.
 pub const TRUSTED: Duration = Duration::from_secs(3600);
+
+/// What is known of a series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its id.
+    pub id: i64,
+    /// Who sends it with these labels; the replica's own are not stored.
+    pub source: SourceId,
+}
 
 /// From wire hash to series id. Bounded: two generations of about `generation_max` entries; what is not asked for during
 /// a whole generation is forgotten.
@@ -45,7 +55,7 @@ struct Generations {
 /// next one is found beside the last, without a look into the index.
 #[derive(Default)]
 struct Generation {
-    entries: Vec<(WireHash, i64)>,
+    entries: Vec<(WireHash, Known)>,
     /// Places in `entries`, by hash.
     index: HashTable<u32>,
 }
@@ -60,7 +70,7 @@ impl Generation {
     }
 
     /// Adds or replaces; says where.
-    fn insert(&mut self, hash: WireHash, id: i64) -> usize {
+    fn insert(&mut self, hash: WireHash, series: Known) -> usize {
         let Self { entries, index } = self;
         let place = entries.len();
         let new = u32::try_from(place).expect("a generation is bounded far below 4 billion");
@@ -68,12 +78,12 @@ impl Generation {
         match index.entry(hash.0[0], equal, |at| entries[*at as usize].0.0[0]) {
             Entry::Occupied(known) => {
                 let at = *known.get() as usize;
-                entries[at].1 = id;
+                entries[at].1 = series;
                 at
             }
             Entry::Vacant(vacant) => {
                 vacant.insert(new);
-                entries.push((hash, id));
+                entries.push((hash, series));
                 place
             }
         }
@@ -96,12 +106,12 @@ impl Cache {
         WireHash([hash as u64, (hash >> 64) as u64])
     }
 
-    /// The ids of `hashes`, in their order; `None` where unknown.
-    pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<i64>> {
+    /// What is known of `hashes`, in their order.
+    pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<Known>> {
         let mut generations = self.lock();
         let Generations { current, previous, promoted, .. } = &mut *generations;
         let (mut next, mut next_previous) = (0, 0);
-        let ids = hashes
+        let known = hashes
             .map(|hash| {
                 if let Some(at) = current.find(hash, next) {
                     next = at + 1;
@@ -109,24 +119,24 @@ impl Cache {
                 }
                 let at = previous.find(hash, next_previous)?;
                 next_previous = at + 1;
-                let id = previous.entries[at].1;
-                next = current.insert(hash, id) + 1;
+                let series = previous.entries[at].1;
+                next = current.insert(hash, series) + 1;
                 *promoted += 1;
-                Some(id)
+                Some(series)
             })
             .collect();
         if *promoted > 0 && *promoted == previous.entries.len() {
             *previous = Generation::default();
             *promoted = 0;
         }
-        ids
+        known
     }
 
-    /// Remembers ids.
-    pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, i64)>) {
+    /// Remembers series.
+    pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, Known)>) {
         let mut generations = self.lock();
-        for (hash, id) in entries {
-            generations.current.insert(hash, id);
+        for (hash, series) in entries {
+            generations.current.insert(hash, series);
         }
         if generations.current.entries.len() >= self.generation_max {
             generations.previous = std::mem::take(&mut generations.current);
@@ -303,16 +313,20 @@ pub fn from_json(name: String, json: &str) -> Result<Labels, Error> {
 mod tests {
     use super::*;
 
+    fn known(id: i64) -> Known {
+        Known { id, source: SourceId::NONE }
+    }
+
     #[test]
     fn the_cache_is_bounded_and_keeps_what_is_used() {
         let cache = Cache::new(100);
         let hash = |n: u64| cache.hash(&n.to_le_bytes());
         for n in 0..10_000 {
-            cache.insert_all([(hash(n), i64::try_from(n).unwrap())].into_iter());
-            assert_eq!(cache.get_all([hash(0)].into_iter()), [Some(0)], "in use all the time");
+            cache.insert_all([(hash(n), known(i64::try_from(n).unwrap()))].into_iter());
+            assert_eq!(cache.get_all([hash(0)].into_iter()), [Some(known(0))], "in use all the time");
             assert!(cache.len() <= 201);
         }
-        assert_eq!(cache.get_all([hash(1), hash(9_999)].into_iter()), [None, Some(9_999)]);
+        assert_eq!(cache.get_all([hash(1), hash(9_999)].into_iter()), [None, Some(known(9_999))]);
     }
 
     #[test]
@@ -320,17 +334,17 @@ mod tests {
         let cache = Cache::new(100);
         let hash = |n: i64| cache.hash(&n.to_le_bytes());
         let ask = |order: &[i64]| cache.get_all(order.iter().map(|n| hash(*n)));
-        let known = |order: &[i64]| order.iter().map(|n| Some(*n)).collect::<Vec<_>>();
+        let all_known = |order: &[i64]| order.iter().map(|n| Some(known(*n))).collect::<Vec<_>>();
         let all: Vec<i64> = (0..100).collect();
         let backwards: Vec<i64> = (0..100).rev().collect();
-        cache.insert_all(all[..99].iter().map(|n| (hash(*n), *n)));
-        assert_eq!(ask(&backwards[1..]), known(&backwards[1..]));
-        assert_eq!(ask(&[5, 6, 99, 7, 7, 5]), [Some(5), Some(6), None, Some(7), Some(7), Some(5)]);
-        cache.insert_all([(hash(99), 99)].into_iter());
-        assert_eq!(ask(&backwards[..50]), known(&backwards[..50]), "from the previous generation");
-        assert_eq!((ask(&all), cache.len()), (known(&all), 100), "each in one generation, half of them in either");
-        assert_eq!((ask(&backwards), cache.len()), (known(&backwards), 100), "and all of them moved");
-        cache.insert_all([(hash(3), -3)].into_iter());
-        assert_eq!(ask(&[2, 3, 4]), [Some(2), Some(-3), Some(4)], "the last word counts");
+        cache.insert_all(all[..99].iter().map(|n| (hash(*n), known(*n))));
+        assert_eq!(ask(&backwards[1..]), all_known(&backwards[1..]));
+        assert_eq!(ask(&[5, 6, 99, 7, 7, 5]), [5, 6, -1, 7, 7, 5].map(|n| (n >= 0).then(|| known(n))));
+        cache.insert_all([(hash(99), known(99))].into_iter());
+        assert_eq!(ask(&backwards[..50]), all_known(&backwards[..50]), "from the previous generation");
+        assert_eq!((ask(&all), cache.len()), (all_known(&all), 100), "each in one generation, half of them in either");
+        assert_eq!((ask(&backwards), cache.len()), (all_known(&backwards), 100), "and all of them moved");
+        cache.insert_all([(hash(3), known(-3))].into_iter());
+        assert_eq!(ask(&[2, 3, 4]), [2, -3, 4].map(|n| Some(known(n))), "the last word counts");
     }
 }

@@ -49,6 +49,7 @@ async fn library(database: &Database, retention: Option<Duration>) -> Store {
         log_samples: false,
         read_only: false,
         replica_labels: vec![],
+        sources: None,
         send_timeout: Duration::from_secs(30),
     };
     Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap().0

@@ -1,0 +1,73 @@
+//! Numbers for those who send series, for the cache to keep.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::model::source::Source;
+
+/// Sources there may be: bounds what labels that somebody makes up can take.
+const SOURCES_MAX: usize = 65_536;
+
+/// The number of a source in this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceId(u32);
+
+impl SourceId {
+    /// Nobody's: without an election by labels, and of series that do not say.
+    pub const NONE: Self = Self(0);
+}
+
+/// Every source seen, numbered as it came.
+#[derive(Debug, Default)]
+pub struct Sources(RwLock<Numbered>);
+
+#[derive(Debug, Default)]
+struct Numbered {
+    numbers: HashMap<Arc<Source>, SourceId>,
+    sources: Vec<Arc<Source>>,
+}
+
+impl Sources {
+    /// The number of `source`, a new one if need be; `None` when there are too many.
+    #[must_use]
+    pub fn number(&self, source: Source) -> Option<SourceId> {
+        if let Some(number) = self.0.read().unwrap_or_else(PoisonError::into_inner).numbers.get(&source) {
+            return Some(*number);
+        }
+        let mut numbered = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = numbered.numbers.get(&source) {
+            return Some(*number);
+        }
+        if numbered.sources.len() == SOURCES_MAX {
+            return None;
+        }
+        let source = Arc::new(source);
+        numbered.sources.push(Arc::clone(&source));
+        let number = SourceId(u32::try_from(numbered.sources.len()).unwrap_or(u32::MAX));
+        numbered.numbers.insert(source, number);
+        Some(number)
+    }
+
+    /// The source of a number; `None` of [`SourceId::NONE`].
+    #[must_use]
+    pub fn source(&self, SourceId(number): SourceId) -> Option<Arc<Source>> {
+        let place = number.checked_sub(1)? as usize;
+        self.0.read().unwrap_or_else(PoisonError::into_inner).sources.get(place).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_keeps_its_number() {
+        let sources = Sources::default();
+        let source = |replica: &str| Source { cluster: "eu".into(), replica: replica.into() };
+        let numbers = ["a", "b", "a"].map(|replica| sources.number(source(replica)).unwrap());
+        assert_eq!(numbers[0], numbers[2]);
+        assert_ne!(numbers[0], numbers[1]);
+        assert_eq!(sources.source(numbers[1]).as_deref(), Some(&source("b")));
+        assert_eq!(sources.source(SourceId::NONE), None);
+    }
+}
