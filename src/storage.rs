@@ -364,16 +364,9 @@ impl Store {
     /// What the server said.
     pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
         let statement = self.names.fill(
-            "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::integer AS place FROM unnest($1::bigint[]) AS u (id)) \
-             SELECT id, max(last) FROM ( \
-             SELECT w.id, CASE WHEN c.last <= $3 THEN c.last ELSE (SELECT max(d.\"time\") FROM \
-             {decode}(c.times, c.places, c.data, c.floats, w.place) d WHERE d.\"time\" <= $3) END AS last \
-             FROM w JOIN {sealed} c ON c.bucket = w.bucket AND c.places >> w.place & 1 = 1 \
-             WHERE c.last >= $2 AND c.first <= $3 \
-             AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) \
-             UNION ALL \
+            "SELECT id, max(last) FROM (SELECT id, last FROM {sealed_last}($1, $2, $3) UNION ALL \
              SELECT w.id, h.\"time\" FROM (SELECT \"time\", unnest(series) AS id FROM {hot} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN w ON w.id = h.id) f WHERE last >= $2 GROUP BY id",
+             WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN unnest($1::bigint[]) AS w (id) ON w.id = h.id) f GROUP BY id",
         );
         let ids = ids.to_vec();
         self.counted(within(self.config.send_timeout, async {

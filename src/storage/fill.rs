@@ -65,15 +65,9 @@ async fn stored_around(client: &Client, names: &Names, group_no: i32, rows: &[Ro
     let from = at(times().min().unwrap_or(0).saturating_sub(LOOK_AROUND_MS));
     let to = at(times().max().unwrap_or(0).saturating_add(LOOK_AROUND_MS));
     let statement = names.fill(
-        "WITH w AS MATERIALIZED (SELECT id, id >> 5 AS bucket, (id & 31)::integer AS place FROM unnest($1::bigint[]) AS u (id)) \
-         SELECT id, array_agg(\"time\" ORDER BY \"time\") FROM ( \
-         SELECT w.id, d.\"time\" FROM w JOIN {sealed} c ON c.bucket = w.bucket AND c.places >> w.place & 1 = 1 \
-         CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, w.place) d \
-         WHERE c.last >= $2 AND c.first <= $3 AND d.\"time\" >= $2 AND d.\"time\" <= $3 \
-         AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2) \
-         UNION ALL \
+        "SELECT id, array_agg(\"time\" ORDER BY \"time\") FROM (SELECT id, \"time\" FROM {sealed_times}($1, $2, $3) UNION ALL \
          SELECT w.id, h.\"time\" FROM (SELECT \"time\", unnest(series) AS id FROM {hot} \
-         WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN w ON w.id = h.id) f GROUP BY id",
+         WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN unnest($1::bigint[]) AS w (id) ON w.id = h.id) f GROUP BY id",
     );
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];

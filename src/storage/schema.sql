@@ -1,4 +1,5 @@
--- What version 1 of the store consists of. {x} is filled in with the qualified name of the store's x.
+-- What version 1 of the store consists of, but for sealed samples: segments.sql and hypertable.sql have those, and what
+-- SQL users see. {x} is filled in with the qualified name of the store's x.
 
 CREATE TABLE {series} (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -26,33 +27,6 @@ CREATE TABLE {hot} (
     no bigint GENERATED ALWAYS AS IDENTITY
 ) WITH (autovacuum_enabled = off); -- the sealing job does it, whenever it has emptied it
 ALTER TABLE {hot} ALTER series SET STORAGE PLAIN, ALTER value SET STORAGE PLAIN;
-
--- Sealed samples: a row has those of some of up to 32 series (a bucket, id >> 5) that share all their times.
--- storage/chunk.rs says how they are encoded. No constraint spans buckets: distributable by them.
-CREATE TABLE {sealed} (
-    bucket bigint NOT NULL,
-    first timestamptz NOT NULL,
-    last timestamptz NOT NULL,
-    -- A bit for each series.
-    places integer NOT NULL,
-    -- How many times there are.
-    length smallint NOT NULL,
-    times bit varying NOT NULL,
-    data bit varying NOT NULL,
-    floats double precision[]
-) PARTITION BY RANGE (first);
--- In the row, where it is read at once, unless the row would not fit a page.
-ALTER TABLE {sealed} ALTER times SET STORAGE MAIN, ALTER data SET STORAGE MAIN, ALTER floats SET STORAGE MAIN;
-CREATE INDEX ON {sealed} (bucket, last);
-
--- The partitions of {sealed}: no chunk reaches over their bounds. A NULL bound: everything before upper.
-CREATE TABLE {segments} (
-    relation name NOT NULL,
-    lower timestamptz,
-    upper timestamptz NOT NULL,
-    -- Samples in its chunks.
-    samples bigint NOT NULL DEFAULT 0
-);
 
 -- Requests that are stored: a retry finds itself here.
 CREATE TABLE {requests} (
@@ -110,49 +84,5 @@ BEGIN
 END
 $body$;
 
--- What SQL users see.
-CREATE VIEW {view} AS
-    SELECT d."time", l.name, d.value, l.labels
-    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND c.places >> (l.id & 31)::integer & 1 = 1
-    CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, (l.id & 31)::integer) d
-    UNION ALL
-    SELECT h."time", l.name, h.value, l.labels
-    FROM (SELECT "time", unnest(series) AS series_id, unnest(value) AS value FROM {hot}) h JOIN {series} l ON l.id = h.series_id;
 CREATE VIEW {labels} AS SELECT id, name AS metric_name, labels FROM {series};
-CREATE VIEW {values} AS
-    SELECT d."time", d.value, l.id AS labels_id
-    FROM {series} l JOIN {sealed} c ON c.bucket = l.id >> 5 AND c.places >> (l.id & 31)::integer & 1 = 1
-    CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, (l.id & 31)::integer) d
-    UNION ALL
-    SELECT "time", unnest(value), unnest(series) FROM {hot};
--- The conditions on first and last leave out segments and chunks beside the range. Those on hot rows leave out rows
--- beside the series by a glance; looking into the others is cheap for the few series of a panel, and for many a join is.
-CREATE FUNCTION {range}(metric text, matchers jsonb, start_time timestamptz, end_time timestamptz)
-RETURNS TABLE ("time" timestamptz, value double precision, labels jsonb) LANGUAGE sql STABLE AS $body$
-    WITH wanted AS MATERIALIZED (
-        SELECT id, id >> 5 AS bucket, (id & 31)::integer AS place, l.labels
-        FROM {series} l WHERE name = metric AND l.labels @> matchers
-    ), found AS (
-        SELECT w.id, d."time", d.value, w.labels
-        FROM wanted w JOIN {sealed} c ON c.bucket = w.bucket AND c.places >> w.place & 1 = 1
-        CROSS JOIN LATERAL {decode}(c.times, c.places, c.data, c.floats, w.place) d
-        WHERE c.last >= start_time AND c.first <= end_time
-        AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= start_time)
-        AND d."time" >= start_time AND d."time" <= end_time
-        UNION ALL
-        SELECT w.id, h."time", h.value, w.labels
-        FROM (SELECT "time", unnest(series) AS id, unnest(value) AS value FROM {hot}
-              WHERE "time" >= start_time AND "time" <= end_time
-              AND series[1] <= (SELECT max(wanted.id) FROM wanted)
-              AND series[cardinality(series)] >= (SELECT min(wanted.id) FROM wanted)
-              AND ((SELECT count(*) FROM wanted) > 8 OR series && (SELECT array_agg(wanted.id) FROM wanted))) h
-        JOIN wanted w ON w.id = h.id
-    )
-    SELECT found."time", found.value, found.labels FROM found ORDER BY found.id, found."time"
-$body$;
-
-COMMENT ON VIEW {view} IS 'Every sample with its labels (prometheus-postgresql-adapter)';
 COMMENT ON VIEW {labels} IS 'Every series: id, metric name, labels (prometheus-postgresql-adapter)';
-COMMENT ON VIEW {values} IS 'Every sample with the id of its series (prometheus-postgresql-adapter)';
-COMMENT ON FUNCTION {range}(text, jsonb, timestamptz, timestamptz) IS
-    'Samples of one metric between two times, both included, whose labels contain matchers (prometheus-postgresql-adapter)';

@@ -85,9 +85,7 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
 }
 
 /// The ids of all series that have samples.
-const STORED: &str = "SELECT DISTINCT bucket * 32 + place AS id FROM {sealed}, generate_series(0, 31) place \
-                      WHERE places >> place & 1 = 1 \
-                      UNION SELECT DISTINCT unnest(series) FROM {hot}";
+const STORED: &str = "SELECT id FROM {sealed_series}() AS s (id) UNION SELECT DISTINCT unnest(series) FROM {hot}";
 
 /// A series is deleted so long after it was marked: by then every adapter that had its id in the cache has looked
 /// again, which takes the mark away, and what it stored by an id from before is seen.
