@@ -14,6 +14,7 @@ use crate::election::advisory_lock::{Observation, Published, Succession, Takeove
 use crate::handover::cut::Cut;
 use crate::handover::held::{Held, Refusal};
 use crate::handover::ledger::{Ledger, Term};
+use crate::handover::watermark::FAILED_KEPT_MS;
 use crate::postgres::error::Error;
 use crate::storage::Store;
 use crate::storage::gaps::Compared;
@@ -60,7 +61,12 @@ impl Handover {
     /// Before the first term.
     #[must_use]
     pub fn new(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self { store, metrics, ledger: Mutex::new(Ledger::new(config.memory_bytes_max)), passed: Notify::new() }
+        Self {
+            store,
+            metrics,
+            ledger: Mutex::new(Ledger::new(config.memory_bytes_max, FAILED_KEPT_MS)),
+            passed: Notify::new(),
+        }
     }
 
     /// Takes what a standby is sent.

@@ -18,6 +18,8 @@ pub struct Cut {
     /// How far the clocks of the last leaders were behind ours; each may have stored a series' last sample. What a clock
     /// that is behind stored with an earlier time is as new as that much later a time of ours.
     behind_ms: Vec<i64>,
+    /// Where the term begins in series that `last` does not have; `None` if that is to be looked up.
+    others_ms: Option<i64>,
     /// By series id, the time up to which nothing is to be stored any more.
     last: RwLock<HashMap<i64, i64, BuildHasherDefault<IdHasher>>>,
 }
@@ -60,7 +62,17 @@ impl Cut {
     /// before the last one stored, would follow with a later time and a smaller value.
     #[must_use]
     pub fn new(now_ms: i64, until_ms: i64, behind_ms: &[i64]) -> Self {
-        Self { until_ms, now_ms, behind_ms: behind_ms.to_vec(), last: RwLock::default() }
+        Self { until_ms, now_ms, behind_ms: behind_ms.to_vec(), others_ms: None, last: RwLock::default() }
+    }
+
+    /// A term of which it is known where it begins: in the series of `last` behind those times, in all others behind
+    /// `others_ms`, up to where the last leader had stored everything.
+    #[must_use]
+    pub fn given(last: impl IntoIterator<Item = (i64, i64)>, others_ms: i64) -> Self {
+        let last: HashMap<i64, i64, _> = last.into_iter().collect();
+        let until_ms = last.values().copied().max().unwrap_or(others_ms).max(others_ms);
+        let last = RwLock::new(last);
+        Self { until_ms, now_ms: until_ms, behind_ms: Vec::new(), others_ms: Some(others_ms), last }
     }
 
     /// By our clock, when a sample stored with the time `at_ms` was taken, at the latest. A leader whose clock had not
@@ -80,6 +92,9 @@ impl Cut {
     /// What must be looked up before [`Cut::apply`] can judge `rows`, which are in the order of series.
     #[must_use]
     pub fn unknown(&self, rows: &[Row]) -> Option<Unknown> {
+        if self.others_ms.is_some() {
+            return None;
+        }
         let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut unknown = Unknown { series: Vec::new(), from_ms: i64::MAX };
         for row in rows.iter().filter(|row| row.time_ms <= self.until_ms && !last.contains_key(&row.series_id)) {
@@ -136,7 +151,7 @@ impl Cut {
         let last = self.last.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_new = |row: &Row| match last.get(&row.series_id) {
             Some(at_ms) => row.time_ms > *at_ms,
-            None => true,
+            None => self.others_ms.is_none_or(|at_ms| row.time_ms > at_ms),
         };
         rows.extract_if(.., |row| row.time_ms <= self.until_ms && !is_new(row)).collect()
     }
@@ -206,6 +221,16 @@ mod tests {
         cut.learn(&unknown, &HashMap::from([(1, 50)]));
         assert_eq!(cut.apply(&mut vec![row(1, 40)]).len(), 0);
         assert_eq!(cut.apply(&mut vec![row(1, 39)]).len(), 1, "overtaken by its own retry");
+    }
+
+    #[test]
+    fn where_a_term_begins_may_be_known() {
+        let cut = Cut::given([(1, 20), (2, 5)], 10);
+        let rows = [row(1, 20), row(1, 21), row(2, 5), row(2, 6), row(3, 10), row(3, 11)];
+        assert_eq!(cut.unknown(&rows), None);
+        let mut left = rows.to_vec();
+        assert_eq!(cut.apply(&mut left).len(), 3);
+        assert_eq!(left.iter().map(|row| (row.series_id, row.time_ms)).collect::<Vec<_>>(), [(1, 21), (2, 6), (3, 11)]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::handover::cut::Cut;
 use crate::handover::held::{Held, Refusal};
-use crate::handover::watermark::Watermark;
+use crate::handover::watermark::{Progress, Watermark};
 use crate::storage::fence::Fence;
 use crate::storage::fill::Doubtful;
 use crate::storage::gaps::{Compared, Hole, Known, in_hole};
@@ -60,12 +60,12 @@ pub struct Term {
 }
 
 impl Ledger {
-    /// Before the first term; holds at most `bytes_max` bytes.
+    /// Before the first term; holds at most `bytes_max` bytes, and waits for a request that failed `failed_kept_ms`.
     #[must_use]
-    pub fn new(bytes_max: usize) -> Self {
+    pub fn new(bytes_max: usize, failed_kept_ms: i64) -> Self {
         Self {
             held: Held::new(bytes_max),
-            watermark: Watermark::default(),
+            watermark: Watermark::new(failed_kept_ms),
             cut: None,
             began_ms: None,
             holes: Vec::new(),
@@ -98,12 +98,18 @@ impl Ledger {
     /// too late for the replay.
     #[must_use]
     pub fn take_over(&mut self, term: Term, holes: Vec<Hole>, now_ms: i64, behind_ms: &[i64]) -> (Arc<Cut>, Vec<Row>) {
+        let ahead_ms = behind_ms.iter().copied().min().unwrap_or(0).min(0).saturating_neg();
+        let until_ms = now_ms.saturating_add(CLOCK_SKEW_MAX_MS).saturating_add(ahead_ms);
+        (Arc::new(Cut::new(now_ms, until_ms, behind_ms)), self.begin(term, holes, now_ms))
+    }
+
+    /// As [`Ledger::take_over`], for a term whose cut is known: returns what is held.
+    #[must_use]
+    pub fn begin(&mut self, term: Term, holes: Vec<Hole>, now_ms: i64) -> Vec<Row> {
         self.held.close();
         self.now_in(term, holes);
         self.began_ms = Some(now_ms);
-        let ahead_ms = behind_ms.iter().copied().min().unwrap_or(0).min(0).saturating_neg();
-        let until_ms = now_ms.saturating_add(CLOCK_SKEW_MAX_MS).saturating_add(ahead_ms);
-        (Arc::new(Cut::new(now_ms, until_ms, behind_ms)), self.held.rows())
+        self.held.rows()
     }
 
     /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had, but
@@ -207,6 +213,11 @@ impl Ledger {
             Some(latest_ms) => self.watermark.committed(key, latest_ms, now_ms),
             None => self.watermark.failed(key, now_ms),
         }
+    }
+
+    /// How far this leader has got.
+    pub fn progress(&mut self, now_ms: i64) -> Progress {
+        self.watermark.progress(now_ms)
     }
 
     /// The time in ms since 1970 up to which everything this leader will be sent is committed.

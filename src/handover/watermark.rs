@@ -16,17 +16,51 @@ const MARGIN_MS: i64 = 10_000;
 const WINDOW_MS: i64 = 120_000;
 
 /// A failed request is retried within seconds while its Prometheus lives; after this it is not waited for.
-const FAILED_KEPT_MS: i64 = 15 * 60_000;
+pub const FAILED_KEPT_MS: i64 = 15 * 60_000;
+
+/// Where it may be retried by way of another adapter, and this one never hears of it: its lag is heard of there.
+pub const FAILED_ELSEWHERE_MS: i64 = 60_000;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watermark {
+    failed_kept_ms: i64,
     /// Requests that are not committed, by key: their earliest sample, and when they failed.
     pending: HashMap<Uuid, Pending>,
     newest_ms: Option<i64>,
     /// The largest lag of this window and of the one before.
     lag_ms: [i64; 2],
     window_end_ms: i64,
+}
+
+/// How far a leader has got, as far as one adapter knows that stores for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The newest committed sample, ms since 1970.
+    pub newest_ms: Option<i64>,
+    /// The largest lag seen lately.
+    pub lag_ms: i64,
+    /// The earliest sample of a request that is not committed.
+    pub pending_ms: Option<i64>,
+}
+
+impl Progress {
+    /// What is known by two adapters.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            newest_ms: self.newest_ms.max(other.newest_ms),
+            lag_ms: self.lag_ms.max(other.lag_ms),
+            pending_ms: self.pending_ms.into_iter().chain(other.pending_ms).min(),
+        }
+    }
+
+    /// The watermark, ms since 1970; `None` before anything is committed.
+    #[must_use]
+    pub fn watermark(self) -> Option<i64> {
+        let behind_newest = self.newest_ms?.saturating_sub(self.lag_ms).saturating_sub(MARGIN_MS);
+        Some(self.pending_ms.map_or(behind_newest, |pending_ms| behind_newest.min(pending_ms.saturating_sub(1))))
+    }
 }
 
 #[derive(Debug)]
@@ -37,6 +71,12 @@ struct Pending {
 }
 
 impl Watermark {
+    /// Before anything is committed. A request that failed is waited for so long.
+    #[must_use]
+    pub fn new(failed_kept_ms: i64) -> Self {
+        Self { failed_kept_ms, pending: HashMap::new(), newest_ms: None, lag_ms: [0, 0], window_end_ms: 0 }
+    }
+
     /// A request with samples from `earliest_ms` to `latest_ms` begins to be stored. Its lag is that of the latest: what
     /// an exporter itself dates back says nothing of the sender, and is held by a standby for a while in any case.
     pub fn begin(&mut self, key: Uuid, earliest_ms: i64, latest_ms: i64, now_ms: i64) {
@@ -68,13 +108,19 @@ impl Watermark {
         }
     }
 
+    /// How far this leader has got.
+    pub fn progress(&mut self, now_ms: i64) -> Progress {
+        self.pending.retain(|_, pending| pending.failed_at_ms.is_none_or(|at_ms| now_ms - at_ms < self.failed_kept_ms));
+        Progress {
+            newest_ms: self.newest_ms,
+            lag_ms: self.lag_ms[0].max(self.lag_ms[1]),
+            pending_ms: self.pending.values().map(|pending| pending.earliest_ms).min(),
+        }
+    }
+
     /// The watermark, ms since 1970; `None` before anything is committed.
     pub fn at(&mut self, now_ms: i64) -> Option<i64> {
-        self.pending.retain(|_, pending| pending.failed_at_ms.is_none_or(|at_ms| now_ms - at_ms < FAILED_KEPT_MS));
-        let lag_ms = self.lag_ms[0].max(self.lag_ms[1]);
-        let behind_newest = self.newest_ms?.saturating_sub(lag_ms).saturating_sub(MARGIN_MS);
-        let oldest = self.pending.values().map(|pending| pending.earliest_ms.saturating_sub(1)).min();
-        Some(oldest.map_or(behind_newest, |oldest| oldest.min(behind_newest)))
+        self.progress(now_ms).watermark()
     }
 }
 
@@ -88,13 +134,13 @@ mod tests {
 
     #[test]
     fn stays_behind_what_is_unfinished_or_failed() {
-        let mut watermark = Watermark::default();
+        let mut watermark = Watermark::new(FAILED_KEPT_MS);
         assert_eq!(watermark.at(0), None);
         watermark.begin(key(1), 100_000, 100_000, 101_000);
         watermark.begin(key(2), 50_000, 50_000, 101_000);
         watermark.committed(key(1), 100_500, 101_000);
         assert_eq!(watermark.at(101_000), Some(100_500 - 51_000 - MARGIN_MS), "behind the lag of 51 s");
-        let mut watermark = Watermark::default();
+        let mut watermark = Watermark::new(FAILED_KEPT_MS);
         watermark.begin(key(1), 100_000, 100_000, 100_000);
         watermark.committed(key(1), 100_000, 100_000);
         watermark.begin(key(2), 100_001, 100_001, 100_001);
@@ -111,7 +157,7 @@ mod tests {
 
     #[test]
     fn does_not_advance_while_nothing_comes() {
-        let mut watermark = Watermark::default();
+        let mut watermark = Watermark::new(FAILED_KEPT_MS);
         watermark.begin(key(1), 100_000, 100_000, 100_000);
         watermark.committed(key(1), 100_000, 100_000);
         assert_eq!(watermark.at(100_000), watermark.at(900_000));
@@ -119,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_clock_ahead_does_not_carry_it_away() {
-        let mut watermark = Watermark::default();
+        let mut watermark = Watermark::new(FAILED_KEPT_MS);
         watermark.begin(key(1), 9_000_000, 9_000_000, 100_000);
         watermark.committed(key(1), 9_000_000, 100_000);
         assert_eq!(watermark.at(100_000), Some(100_000 - MARGIN_MS));

@@ -10,6 +10,7 @@ use prometheus_postgresql_adapter::election::role::{Leader, Role};
 use prometheus_postgresql_adapter::handover::cut::{Cut, Unknown};
 use prometheus_postgresql_adapter::handover::held::HELD_AT_LEAST;
 use prometheus_postgresql_adapter::handover::ledger::{Ledger, Term};
+use prometheus_postgresql_adapter::handover::watermark::FAILED_KEPT_MS;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::fill::Doubtful;
 use prometheus_postgresql_adapter::storage::gaps::{Compared, Hole, Stored as StoredTimes};
@@ -156,7 +157,7 @@ impl Adapter {
             down_ms: 0,
             drain_op: 0,
             machine: Machine::new(settings.election.clone(), now),
-            ledger: Ledger::new(settings.memory_bytes_max),
+            ledger: Ledger::new(settings.memory_bytes_max, FAILED_KEPT_MS),
             last_token: None,
             role: Role::Unknown,
             liveness: Liveness::new(settings.election.prometheus_timeout),
