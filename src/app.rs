@@ -4,22 +4,26 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::election::PrometheusTimeout;
 use crate::election::advisory_lock::Election;
+use crate::election::by_labels::clusters::Clusters;
+use crate::election::by_labels::rounds::Rounds;
 use crate::election::liveness::Heard;
 use crate::election::lock_session::group_name;
 use crate::election::role::{LockHolder, Role};
 use crate::handover::Handover;
+use crate::handover::shares::Shares;
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
-use crate::receiver::Receiver;
+use crate::receiver::{Receiver, Senders};
 use crate::storage::Store;
 use crate::telemetry::metrics::Metrics;
 
@@ -52,6 +56,9 @@ pub enum Error {
 
 /// Requests under way may take so long to end when the program stops.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// When the program stops, what it holds of replicas that do not lead is to be stored by those that do.
+const STORED_WITHIN: Duration = Duration::from_secs(25);
 
 /// Pause between attempts to open the store.
 const RETRY: Duration = Duration::from_secs(1);
@@ -97,6 +104,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         replica_labels: config.storage.replica_labels.clone(),
         metrics: Arc::clone(&metrics),
         heard: Arc::clone(&heard),
+        clusters: config.by_labels.clone().map(|config| Arc::new(Clusters::new(config))),
         role: role.clone(),
         lock_holder,
         group: config.election.as_ref().map(|election| group_name(election.lock_id)),
@@ -127,31 +135,34 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let writers_stop = CancellationToken::new();
     let mut writing: JoinSet<()> = writers.into_iter().map(|writer| writer.run(writers_stop.clone())).collect();
     let _ = service.store.set(Arc::clone(&store));
-    let fenced = Arc::new(Notify::new());
-    let handover = Arc::new(Handover::new(config.handover, Arc::clone(&store), Arc::clone(&metrics)));
+    let election_stop = CancellationToken::new();
+    let parts = Parts {
+        config: &config,
+        connector: &connector,
+        store: &store,
+        metrics: &metrics,
+        heard: &heard,
+        connections: &connections,
+    };
+    let elected = match &service.clusters {
+        Some(clusters) => parts.by_labels(clusters, role_sender, election_stop.clone()),
+        None => parts.sidecar(role_sender, lock_holder_sender, election_stop.clone()),
+    };
     if !config.storage.read_only {
         let receiver = Receiver {
             store: Arc::clone(&store),
-            handover: Arc::clone(&handover),
-            role: role.clone(),
-            fenced: Arc::clone(&fenced),
+            senders: elected.senders,
             metrics: Arc::clone(&metrics),
             trouble: Mutex::default(),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }
-    let election_stop = CancellationToken::new();
-    let parts =
-        Parts { config: &config, connector: &connector, store: &store, metrics: &metrics, heard: &heard, fenced };
-    let filling = {
-        let handover = Arc::clone(&handover);
-        requests.spawn(async move { handover.fill().await })
-    };
-    let electing = connections.spawn(parts.elect(handover, role_sender, lock_holder_sender, election_stop.clone()));
+    let filling = requests.spawn(elected.filling);
+    let mut electing = connections.spawn(elected.electing);
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
 
-    tokio::pin!(electing, server);
+    tokio::pin!(server);
     let ended = tokio::select! {
         () = &mut stop => Ok(()),
         _ = &mut electing => Err(Error::Headless("the election")),
@@ -168,17 +179,27 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
         log::warn!("{} request(s) did not end in time", requests.len());
     }
+    if service.clusters.is_some() {
+        // What is held may still be needed, and then is to be written.
+        election_stop.cancel();
+        await_end(&mut electing, "the rounds of the election").await;
+    }
     writers_stop.cancel();
     if tokio::time::timeout(GRACE, async { while writing.join_next().await.is_some() {} }).await.is_err() {
         log::warn!("{} writer(s) did not end in time", writing.len());
     }
     // Last of all, so that the next leader finds everything committed.
     election_stop.cancel();
-    if tokio::time::timeout(GRACE, electing).await.is_err() {
-        log::warn!("the lock session did not end in time");
-    }
+    await_end(&mut electing, "the lock session").await;
     log::info!("stopped");
     ended
+}
+
+/// Waits for a task that was told to end.
+async fn await_end(task: &mut JoinHandle<()>, what: &str) {
+    if !task.is_finished() && tokio::time::timeout(GRACE, task).await.is_err() {
+        log::warn!("{what} did not end in time");
+    }
 }
 
 /// Opens the store, however long that takes, or as often as the operator allows.
@@ -214,14 +235,59 @@ struct Parts<'a> {
     store: &'a Arc<Store>,
     metrics: &'a Arc<Metrics>,
     heard: &'a Arc<Heard>,
-    fenced: Arc<Notify>,
+    connections: &'a TaskTracker,
+}
+
+/// What an election hands to the write path, and what has to run for it.
+struct Elected {
+    senders: Senders,
+    filling: BoxFuture<'static, ()>,
+    electing: BoxFuture<'static, ()>,
 }
 
 impl Parts<'_> {
+    /// For each cluster one of its replicas leads, until `stop`.
+    fn by_labels(&self, clusters: &Arc<Clusters>, role: watch::Sender<Role>, stop: CancellationToken) -> Elected {
+        let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
+        let shares = Arc::new(Shares::new(self.config.handover, store, Arc::clone(clusters), metrics));
+        let rounds = Rounds {
+            clusters: Arc::clone(clusters),
+            pool: self.store.pool().clone(),
+            names: self.store.names().clone(),
+            shares: Arc::clone(&shares),
+            tracker: self.connections.clone(),
+            role,
+            metrics: Arc::clone(self.metrics),
+        };
+        let filling = Arc::clone(&shares);
+        Elected {
+            senders: Senders::ByLabels { clusters: Arc::clone(clusters), shares },
+            filling: Box::pin(async move { filling.fill().await }),
+            electing: Box::pin(rounds.run(stop, STORED_WITHIN)),
+        }
+    }
+
+    /// This adapter leads, or another one, until `stop`.
+    fn sidecar(
+        &self,
+        role: watch::Sender<Role>,
+        lock_holder: watch::Sender<Option<LockHolder>>,
+        stop: CancellationToken,
+    ) -> Elected {
+        let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
+        let handover = Arc::new(Handover::new(self.config.handover, store, metrics));
+        let fenced = Arc::new(Notify::new());
+        let filling = Arc::clone(&handover);
+        let own = Senders::Own { handover: Arc::clone(&handover), role: role.subscribe(), fenced: Arc::clone(&fenced) };
+        let electing = self.elect(handover, fenced, role, lock_holder, stop);
+        Elected { senders: own, filling: Box::pin(async move { filling.fill().await }), electing: Box::pin(electing) }
+    }
+
     /// What decides the role, until `stop`.
     fn elect(
         &self,
         handover: Arc<Handover>,
+        fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
         stop: CancellationToken,
@@ -233,7 +299,7 @@ impl Parts<'_> {
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
             succession: handover,
-            fenced: Arc::clone(&self.fenced),
+            fenced,
             role: role.clone(),
             lock_holder,
             metrics: Arc::clone(self.metrics),
@@ -258,7 +324,7 @@ impl Parts<'_> {
     }
 }
 
-/// Retention and its kin, by the leader alone; says what was written, too.
+/// Retention and its kin, by the leader; says what was written, too.
 async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut led_since: Option<Instant> = None;
     let mut last_count = 0;
@@ -274,7 +340,7 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
             log::info!("samples written: {count}, throughput {} samples/s", count / UPKEEP_INTERVAL.as_secs());
             last_count = stored;
         }
-        if !matches!(role.borrow().at(Instant::now()), Role::Leader { .. }) {
+        if !role.borrow().at(Instant::now()).keeps_store() {
             led_since = None;
             continue;
         }
@@ -287,7 +353,7 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
     }
 }
 
-/// Seals hot samples as they become many, or old; by the leader alone.
+/// Seals hot samples as they become many, or old; by the leader.
 async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut sealed_at = Instant::now();
     let mut pause = SEAL_INTERVAL;
@@ -297,7 +363,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
             () = stop.cancelled() => return,
         }
         pause = SEAL_INTERVAL;
-        if !matches!(role.borrow().at(Instant::now()), Role::Leader { .. }) {
+        if !role.borrow().at(Instant::now()).keeps_store() {
             continue;
         }
         let sealed = match store.hot_samples().await {

@@ -9,7 +9,8 @@ use std::ffi::OsString;
 use std::fmt;
 
 use self::flags::{Flag, Flags};
-use crate::election::PrometheusTimeout;
+use crate::election::{PrometheusTimeout, by_labels};
+use crate::model::source::SourceLabels;
 use crate::{election, handover, http, postgres, storage, telemetry};
 
 mod duration;
@@ -32,6 +33,8 @@ pub struct Config {
     pub storage: storage::Config,
     /// `None`: no election, this adapter always stores.
     pub election: Option<election::Config>,
+    /// How leaders are found by labels; then there is no other election.
+    pub by_labels: Option<by_labels::Config>,
     /// What a standby may hold.
     pub handover: handover::Config,
 }
@@ -92,6 +95,17 @@ impl Config {
         given.collect(&table, line.values.into_iter().collect(), env);
         given.into_config()
     }
+}
+
+/// How it is told who sends a series, if labels tell it.
+fn sources(flags: &flags::Election) -> Option<storage::SourcesConfig> {
+    flags.metrics_high_availability.then(|| storage::SourcesConfig {
+        labels: SourceLabels {
+            cluster: flags.metrics_high_availability_cluster_label.clone(),
+            replica: flags.replica_labels.clone(),
+        },
+        stores_unlabelled: flags.metrics_high_availability_unlabelled == value::Unlabelled::Store,
+    })
 }
 
 /// The line `-version` prints.
@@ -160,6 +174,7 @@ impl Given {
         };
         self.warn_of_lost_meanings(&flags);
         let election = self.election(&flags);
+        let by_labels = self.by_labels(&flags);
         let storage = self.storage(&flags);
         let postgres = self.postgres(&flags);
         let Some(postgres) = postgres.filter(|_| self.mistakes.is_empty()) else {
@@ -173,7 +188,7 @@ impl Given {
         };
         let handover = handover::Config { memory_bytes_max: flags.election.standby_memory_mib };
         let log = telemetry::log::Config { level: flags.log.log_level, format: flags.log.log_format };
-        Ok(Parsed::Run(Box::new(Config { log, http, postgres, storage, election, handover }), self.warnings))
+        Ok(Parsed::Run(Box::new(Config { log, http, postgres, storage, election, by_labels, handover }), self.warnings))
     }
 
     fn warn_of_lost_meanings(&mut self, flags: &Flags) {
@@ -223,6 +238,53 @@ impl Given {
         })
     }
 
+    fn by_labels(&mut self, flags: &Flags) -> Option<by_labels::Config> {
+        let read_only = flags.storage.pg_read_only;
+        let flags = &flags.election;
+        let by_labels = flags.metrics_high_availability;
+        let cluster = &flags.metrics_high_availability_cluster_label;
+        for other in ["cluster-label", "timeout", "clusters", "unlabelled"]
+            .map(|other| format!("metrics-high-availability-{other}"))
+        {
+            self.warn(
+                !by_labels && self.is_set(&other),
+                &format!("-{other} has no effect without -metrics-high-availability"),
+            );
+        }
+        let is_alone = flags.leader_election_pg_advisory_lock_id == 0;
+        self.demand(
+            &["metrics-high-availability", "leader-election-pg-advisory-lock-id"],
+            !by_labels || is_alone,
+            || "use either -metrics-high-availability or -leader-election-pg-advisory-lock-id".to_owned(),
+        );
+        self.demand(
+            &["metrics-high-availability", "replica-labels"],
+            !by_labels || !flags.replica_labels.is_empty(),
+            || {
+                "-metrics-high-availability needs -replica-labels, which tell the replicas of a cluster apart"
+                    .to_owned()
+            },
+        );
+        self.demand(
+            &["metrics-high-availability-cluster-label", "replica-labels"],
+            !by_labels || !flags.replica_labels.contains(cluster),
+            || {
+                format!(
+                    "{cluster:?} cannot be both -metrics-high-availability-cluster-label and one of -replica-labels"
+                )
+            },
+        );
+        self.warn(
+            by_labels && read_only,
+            "-metrics-high-availability has no effect with -pg-read-only: a reader takes part in no election",
+        );
+        (by_labels && !read_only).then(|| by_labels::Config {
+            cluster_label: cluster.clone(),
+            timeout: flags.metrics_high_availability_timeout,
+            clusters_max: flags.metrics_high_availability_clusters,
+        })
+    }
+
     fn storage(&mut self, flags: &Flags) -> storage::Config {
         let (storage, postgres) = (&flags.storage, &flags.postgres);
         let retention = Some(storage.pg_retention).filter(|retention| !retention.is_zero());
@@ -261,7 +323,7 @@ impl Given {
             log_samples: storage.pg_prometheus_log_samples,
             read_only: storage.pg_read_only,
             replica_labels: flags.election.replica_labels.clone(),
-            sources: None,
+            sources: sources(&flags.election),
             send_timeout: flags.web.adapter_send_timeout,
         }
     }

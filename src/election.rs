@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 pub mod advisory_lock;
+pub mod by_labels;
 pub mod liveness;
 pub mod lock_session;
 pub mod machine;
@@ -59,6 +60,17 @@ impl Config {
     pub fn stale_after(&self) -> Duration {
         self.heartbeat_interval() * 3
     }
+}
+
+/// How far a leader has got, as far as one adapter knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The newest sample stored, ms since 1970.
+    pub newest_ms: Option<i64>,
+    /// The largest lag seen lately.
+    pub lag_ms: i64,
+    /// The earliest sample of a request that is not stored.
+    pub pending_ms: Option<i64>,
 }
 
 /// When a leader whose own Prometheus sends nothing gives the lead up.

@@ -1,23 +1,26 @@
 //! What passes from one leader to the next: what a standby holds, and where a new leader begins.
 //!
 //! [`held`] is a standby's memory, [`watermark`] what a leader lets it forget, [`cut`] where a term begins in each
-//! series, [`ledger`] the rules between them: four pure parts, and here what ties them to the store.
+//! series, [`ledger`] the rules between them: four pure parts, and here what ties them to the store. [`shares`] has one of
+//! it for each replica, where leaders are found by labels.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::election::advisory_lock::{Observation, Published, Succession, Takeover};
 use crate::handover::cut::Cut;
-use crate::handover::held::{Held, Refusal};
+use crate::handover::held::Refusal;
 use crate::handover::ledger::{Ledger, Term};
 use crate::handover::watermark::FAILED_KEPT_MS;
 use crate::postgres::error::Error;
 use crate::storage::Store;
-use crate::storage::gaps::Compared;
+use crate::storage::gaps::{Compared, Hole};
 use crate::storage::ingest::Stored;
 use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
@@ -25,6 +28,7 @@ use crate::telemetry::metrics::Metrics;
 pub mod cut;
 pub mod held;
 pub mod ledger;
+pub mod shares;
 pub mod watermark;
 
 /// What a standby may hold.
@@ -40,20 +44,31 @@ const REPLAY_ROWS: usize = 50_000;
 /// Rows compared with what is stored at once.
 const FILL_ROWS: usize = 100_000;
 
-/// One adapter's side of the hand-over.
+/// Held requests that are on their way to the writers at once.
+const REPLAY_REQUESTS: usize = 64;
+
+/// One adapter's side of the hand-over, for one sender.
 pub struct Handover {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
+    memory: Arc<Memory>,
     ledger: Mutex<Ledger>,
     /// The watermark may have passed something that is in doubt.
     passed: Notify,
+}
+
+/// What is held for all senders together.
+pub struct Memory {
+    bytes_max: usize,
+    bytes: AtomicUsize,
+    metrics: Arc<Metrics>,
 }
 
 /// A request that is not stored yet; dropped before [`Storing::done`] it counts as failed, to come again.
 pub struct Storing<'a> {
     handover: &'a Handover,
     key: Uuid,
-    latest_ms: Option<i64>,
+    latest_ms: i64,
     done: bool,
 }
 
@@ -61,24 +76,21 @@ impl Handover {
     /// Before the first term.
     #[must_use]
     pub fn new(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            store,
-            metrics,
-            ledger: Mutex::new(Ledger::new(config.memory_bytes_max, FAILED_KEPT_MS)),
-            passed: Notify::new(),
-        }
+        let ledger = Ledger::new(config.memory_bytes_max, FAILED_KEPT_MS);
+        let memory = Arc::new(Memory::new(config, Arc::clone(&metrics)));
+        Self { store, metrics, memory, ledger: Mutex::new(ledger), passed: Notify::new() }
     }
 
-    /// Takes what a standby is sent.
+    /// Takes what a standby is sent in the request `key`.
     ///
     /// # Errors
     ///
     /// When it can hold no more, or a take-over has begun.
-    pub fn hold(&self, rows: &[Row]) -> Result<(), Refusal> {
-        let mut ledger = self.ledger();
-        ledger.hold(rows, Instant::now())?;
+    pub fn hold(&self, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
+        self.with(
+            |ledger| if self.memory.is_full() { Err(Refusal::Full) } else { ledger.hold(key, rows, Instant::now()) },
+        )?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
-        self.show(ledger.held());
         Ok(())
     }
 
@@ -90,10 +102,9 @@ impl Handover {
     ///
     /// What the server said; `rows` is as it was.
     pub async fn cut(&self, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {
-        let cut = self.ledger().cut();
-        let Some(cut) = cut else { return Ok(Vec::new()) };
+        let Some(cut) = self.with(|ledger| ledger.cut()) else { return Ok(Vec::new()) };
         let mut taken_out = self.apply(&cut, rows).await?;
-        taken_out.extend(self.ledger().overtaken(rows));
+        taken_out.extend(self.with(|ledger| ledger.overtaken(rows)));
         Ok(taken_out)
     }
 
@@ -103,7 +114,7 @@ impl Handover {
     ///
     /// When it can hold no more.
     pub fn doubt(&self, rows: &[Row]) -> Result<(), Refusal> {
-        if rows.is_empty() { Ok(()) } else { self.ledger().doubt(rows, Instant::now()) }
+        if rows.is_empty() { Ok(()) } else { self.with(|ledger| ledger.doubt(rows, Instant::now())) }
     }
 
     /// Fills in what nobody stored, as leader or as standby, whenever the watermark passes something held in doubt. Does
@@ -116,7 +127,7 @@ impl Handover {
     }
 
     async fn fill_some(&self) -> bool {
-        let doubtful = self.ledger().take_doubtful(FILL_ROWS, Instant::now());
+        let doubtful = self.with(|ledger| ledger.take_doubtful(FILL_ROWS, Instant::now()));
         let Some(doubtful) = doubtful else { return false };
         let (compared, count) = (self.store.fill(&doubtful).await, doubtful.rows.len());
         match &compared {
@@ -127,9 +138,7 @@ impl Handover {
             Ok(_) => log::debug!("compared {count} samples that a change of leader left in doubt"),
             Err(error) => log::warn!("{count} samples in doubt could not be compared, to be tried again: {error}"),
         }
-        let mut ledger = self.ledger();
-        ledger.compared(&doubtful, compared.as_ref().ok(), Instant::now());
-        self.show(ledger.held());
+        self.with(|ledger| ledger.compared(&doubtful, compared.as_ref().ok(), Instant::now()));
         true
     }
 
@@ -141,16 +150,11 @@ impl Handover {
         Ok(cut.apply(rows))
     }
 
-    /// A request begins that is to be stored, now or at a later attempt: the watermark stays behind its `times_ms` until
-    /// [`Storing::done`].
-    pub fn storing(&self, key: Uuid, times_ms: impl Iterator<Item = i64>) -> Storing<'_> {
-        let span = times_ms.fold(None, |span: Option<(i64, i64)>, time_ms| {
-            Some(span.map_or((time_ms, time_ms), |(earliest, latest)| (earliest.min(time_ms), latest.max(time_ms))))
-        });
-        if let Some(span) = span {
-            self.ledger().storing(key, span, now_ms());
-        }
-        Storing { handover: self, key, latest_ms: span.map(|(_, latest_ms)| latest_ms), done: false }
+    /// A request begins that is to be stored, now or at a later attempt: the watermark stays behind its times, of which
+    /// `span` has the earliest and the latest, until [`Storing::done`].
+    pub fn storing(&self, key: Uuid, span: (i64, i64)) -> Storing<'_> {
+        self.with(|ledger| ledger.storing(key, span, now_ms()));
+        Storing { handover: self, key, latest_ms: span.1, done: false }
     }
 
     /// Stores what was held and is newer than what the last leader stored, whole series at a time, so that whatever
@@ -180,23 +184,69 @@ impl Handover {
         Ok(())
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    /// As [`Succession::prepare`], for a term whose beginning is known, by way of whichever adapters.
+    async fn begin(&self, term: Term, holes: Vec<Hole>, cut: Cut) -> Result<(), Error> {
+        let cut = Arc::new(cut);
+        let requests = self.with(|ledger| {
+            ledger.begin(term, holes, now_ms());
+            ledger.held().requests()
+        });
+        let held: usize = requests.values().map(Vec::len).sum();
+        let store = async |(key, mut rows): (Uuid, Vec<Row>)| {
+            cut.apply(&mut rows);
+            let count = rows.len();
+            if count == 0 {
+                return Ok(0);
+            }
+            match self.store.commit(key, rows, Some(term.fence)).await {
+                Ok(Stored::Committed) => Ok(count),
+                Ok(Stored::AlreadyThere) => Ok(0),
+                Ok(Stored::Fenced) => Err(Error::Unfit("another replica leads now".into())),
+                Err(error) => Err(Error::Unfit(error.to_string())),
+            }
+        };
+        let stored = iter(requests).map(store).buffer_unordered(REPLAY_REQUESTS);
+        let stored: usize = stored.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
+        self.with(|ledger| ledger.begun(cut, Instant::now()));
+        if held > 0 {
+            self.metrics.samples_replayed_total.inc_by(stored as u64);
+            let others = (held - stored) as u64;
+            self.metrics.samples_duplicate_total.with_label_values(&["last_leader"]).inc_by(others);
+            log::debug!("replayed {stored} of {held} samples held; the others are stored already");
+        }
+        Ok(())
     }
 
-    fn show(&self, held: &Held) {
-        self.metrics.standby_held_samples.set(i64::try_from(held.samples()).unwrap_or(i64::MAX));
-        self.metrics.standby_held_bytes.set(i64::try_from(held.bytes()).unwrap_or(i64::MAX));
+    fn with<T>(&self, work: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = |ledger: &Ledger| (ledger.held().samples(), ledger.held().bytes());
+        let before = size(&ledger);
+        let result = work(&mut ledger);
+        self.memory.changed(before, size(&ledger));
+        result
+    }
+}
+
+impl Memory {
+    fn new(config: Config, metrics: Arc<Metrics>) -> Self {
+        Self { bytes_max: config.memory_bytes_max, bytes: AtomicUsize::new(0), metrics }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.bytes_max
+    }
+
+    fn changed(&self, (samples, bytes): (usize, usize), (samples_now, bytes_now): (usize, usize)) {
+        if bytes_now != bytes {
+            self.bytes.fetch_add(bytes_now.wrapping_sub(bytes), Ordering::Relaxed);
+            let more = |now: usize, before: usize| now.wrapping_sub(before).cast_signed() as i64;
+            self.metrics.standby_held_samples.add(more(samples_now, samples));
+            self.metrics.standby_held_bytes.add(more(bytes_now, bytes));
+        }
     }
 }
 
 impl Storing<'_> {
-    /// What tells the request from others.
-    #[must_use]
-    pub fn key(&self) -> Uuid {
-        self.key
-    }
-
     /// It is stored, or held.
     pub fn done(mut self) {
         self.done = true;
@@ -205,8 +255,8 @@ impl Storing<'_> {
 
 impl Drop for Storing<'_> {
     fn drop(&mut self) {
-        let Some(latest_ms) = self.latest_ms else { return };
-        self.handover.ledger().stored(self.key, self.done.then_some(latest_ms), now_ms());
+        let committed = self.done.then_some(self.latest_ms);
+        self.handover.with(|ledger| ledger.stored(self.key, committed, now_ms()));
     }
 }
 
@@ -215,25 +265,22 @@ impl Succession for Handover {
         // After a fail-over of PostgreSQL, what is cached may never have reached the new primary.
         self.store.forget();
         let term = Term { fence: takeover.fence, clock_offset_ms: takeover.clock_offset_ms, watermark_ms: None };
-        let (cut, held) = self.ledger().take_over(term, takeover.holes.clone(), now_ms(), &takeover.behind_ms);
+        let (holes, behind_ms) = (takeover.holes.clone(), &takeover.behind_ms);
+        let (cut, held) = self.with(|ledger| ledger.take_over(term, holes, now_ms(), behind_ms));
         self.replay(held, &cut, &takeover).await?;
-        let mut ledger = self.ledger();
-        ledger.replayed(cut, takeover.follows_itself, Instant::now());
-        self.show(ledger.held());
+        self.with(|ledger| ledger.replayed(cut, takeover.follows_itself, Instant::now()));
         Ok(())
     }
 
     fn published(&self) -> Published {
-        let (mut ledger, now_ms) = (self.ledger(), now_ms());
+        let now_ms = now_ms();
         self.passed.notify_one();
-        Published { watermark_ms: ledger.watermark(now_ms), is_settled: ledger.is_settled(now_ms) }
+        self.with(|ledger| Published { watermark_ms: ledger.watermark(now_ms), is_settled: ledger.is_settled(now_ms) })
     }
 
     fn observed(&self, Observation { fence, watermark_ms, holes, clock_offset_ms }: Observation) {
-        let mut ledger = self.ledger();
-        ledger.observed(Term { fence, clock_offset_ms, watermark_ms }, holes, Instant::now());
+        self.with(|ledger| ledger.observed(Term { fence, clock_offset_ms, watermark_ms }, holes, Instant::now()));
         self.passed.notify_one();
-        self.show(ledger.held());
     }
 }
 

@@ -19,7 +19,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::election::liveness::{Heard, Line};
+use crate::election::by_labels::clusters::{self, Clusters};
+use crate::election::liveness::{self, Heard};
 use crate::election::role::{LockHolder, Role};
 use crate::receiver::Receiver;
 use crate::storage::Store;
@@ -54,6 +55,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Told of each write request.
     pub heard: Arc<Heard>,
+    /// Who leads, where that is found by labels.
+    pub clusters: Option<Arc<Clusters>>,
     /// Who we are at the moment.
     pub role: watch::Receiver<Role>,
     /// Who holds the lock while nobody can be seen to lead.
@@ -74,6 +77,12 @@ pub struct Service {
     pub budget: Arc<Semaphore>,
     /// Reads at a time.
     pub reads: Arc<Semaphore>,
+}
+
+/// A connection, as the election knows it: who sends may be told by its being closed.
+struct Line {
+    any: liveness::Line,
+    by_labels: Option<clusters::Line>,
 }
 
 /// KiB that bodies in flight may take together, as received and decompressed.
@@ -105,10 +114,11 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
         let is_local = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
         let service = Arc::clone(&service);
         let tracker = service.tracker.clone();
-        let line = Arc::new(service.heard.line());
+        let line =
+            Arc::new(Line { any: service.heard.line(), by_labels: service.clusters.as_ref().map(Clusters::line) });
         let handler = service_fn(move |request| {
             let (service, line) = (Arc::clone(&service), Arc::clone(&line));
-            async move { Ok::<_, Infallible>(service.answer(request, &line, is_local).await) }
+            async move { Ok::<_, Infallible>(service.answer(request, line, is_local).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -151,14 +161,14 @@ async fn accept(
 }
 
 impl Service {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, line: &Line, is_local: bool) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, line: Arc<Line>, is_local: bool) -> Answer {
         let path = request.uri().path().to_owned();
         match path.as_str() {
             "/write" | "/api/v1/write" => {
-                line.wrote();
+                line.any.wrote();
                 let started = Instant::now();
                 let metrics = Arc::clone(&self.metrics);
-                let answer = write::answer(self, request).await;
+                let answer = write::answer(self, request, line).await;
                 metrics.write_requests_total.with_label_values(&[answer.status().as_str()]).inc();
                 metrics.write_duration_seconds.observe(started.elapsed().as_secs_f64());
                 answer

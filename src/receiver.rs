@@ -3,16 +3,23 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use crate::clock::now_ms;
+use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
 use crate::election::role::Role;
-use crate::handover::Handover;
 use crate::handover::held::Refusal;
+use crate::handover::shares::Shares;
+use crate::handover::{Handover, Storing};
+use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
 use crate::storage::fence::Fence;
 use crate::storage::ingest::Stored;
-use crate::storage::{Rejected, Resolved, Store, request_key};
+use crate::storage::row::Row;
+use crate::storage::sources::SourceId;
+use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 use crate::wire::write::Request;
@@ -21,16 +28,32 @@ use crate::wire::write::Request;
 pub struct Receiver {
     /// Where a leader stores.
     pub store: Arc<Store>,
-    /// Where a standby holds.
-    pub handover: Arc<Handover>,
-    /// Who we are at the moment.
-    pub role: watch::Receiver<Role>,
-    /// Told when a write finds that a newer term has begun.
-    pub fenced: Arc<Notify>,
+    /// Who sends, and who of them leads.
+    pub senders: Senders,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What was said of a database that refuses.
     pub trouble: Mutex<Trouble>,
+}
+
+/// Who sends, and where it is known who of them leads.
+pub enum Senders {
+    /// The own Prometheus alone: this adapter leads, or it does not.
+    Own {
+        /// What passes between leaders.
+        handover: Arc<Handover>,
+        /// Who we are at the moment.
+        role: watch::Receiver<Role>,
+        /// Told when a write finds that a newer term has begun.
+        fenced: Arc<Notify>,
+    },
+    /// Whoever their labels say: in each cluster one replica leads.
+    ByLabels {
+        /// Who leads.
+        clusters: Arc<Clusters>,
+        /// What passes between leaders.
+        shares: Arc<Shares>,
+    },
 }
 
 /// A request was taken: every sample stored or held, but for those that never can be.
@@ -49,6 +72,9 @@ pub enum Refused {
     /// A standby can hold nothing more.
     #[error(transparent)]
     Held(#[from] Refusal),
+    /// There are more clusters than there may be.
+    #[error(transparent)]
+    Clusters(#[from] TooMany),
     /// The database failed.
     #[error("storing failed: {0}")]
     Database(String),
@@ -58,70 +84,154 @@ pub enum Refused {
 /// sender's patience.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What one sender has in a request.
+struct Part {
+    sender: SourceId,
+    /// Who that is; `None` for the own Prometheus, and for one that does not say.
+    source: Option<Arc<Source>>,
+    /// `None` for one that does not say who it is: it is in no election.
+    handover: Option<Arc<Handover>>,
+    /// The same for a retry of the same bytes.
+    key: Uuid,
+    /// The times of its first and last sample, in ms since 1970.
+    span: (i64, i64),
+}
+
 impl Receiver {
-    /// Stores or holds `request`, decoded from `body`, which tells it from others.
+    /// Stores or holds `request`, decoded from `body`, which tells it from others. `line` is the connection it came by, if
+    /// it matters who sends over which.
     ///
     /// # Errors
     ///
     /// [`Refused`]: nothing of it is promised, some of it may be stored; the retry is told apart by its bytes.
-    pub async fn receive(&self, request: &Request<'_>, body: &[u8]) -> Result<Taken, Refused> {
+    pub async fn receive(&self, request: &Request<'_>, body: &[u8], line: Option<&Line>) -> Result<Taken, Refused> {
         let count = request.samples.len() as u64;
         self.metrics.samples_received_total.inc_by(count);
         self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
         self.metrics.metadata_received_total.inc_by(request.metadata as u64);
-        // Begun before the role is known: what is refused now still has to come, whoever leads then.
-        let storing =
-            self.handover.storing(request_key(body), request.samples.iter().map(|sample| sample.timestamp_ms));
-        let taken = match self.settled_role().await {
-            Role::Leader { fence, .. } => self.store(storing.key(), request, fence).await,
-            Role::Standby { .. } => self.hold(request).await,
-            role => Err(Refused::Role(role.word())),
-        };
+        let looked_up = self.store.look_up(request).map_err(|error| self.refused(&error, None))?;
+        let parts = self.parts(request, body, &looked_up);
+        let in_flight = self.heard(&parts, line)?;
+        // Begun before the roles are known: what is refused now still has to come, whoever leads then.
+        let storing = parts.iter().filter_map(|part| Some(part.handover.as_ref()?.storing(part.key, part.span)));
+        let storing: Vec<Storing<'_>> = storing.collect();
+        let taken = self.take(request, looked_up, &parts).await;
         if taken.is_ok() {
-            storing.done();
+            storing.into_iter().for_each(Storing::done);
+        } else {
+            in_flight.into_iter().for_each(InFlight::refused);
         }
         taken
     }
 
-    /// The role, once it is one that can answer, or what it is when patience ends.
-    async fn settled_role(&self) -> Role {
-        let mut roles = self.role.clone();
-        let settled =
-            roles.wait_for(|role| matches!(role.at(Instant::now()), Role::Leader { .. } | Role::Standby { .. }));
-        match tokio::time::timeout(SETTLE_TIMEOUT, settled).await {
-            Ok(Ok(role)) => role.at(Instant::now()),
-            _ => self.role.borrow().at(Instant::now()),
-        }
+    /// Tells the senders apart.
+    fn parts(&self, request: &Request<'_>, body: &[u8], looked_up: &LookedUp) -> Vec<Part> {
+        let key = request_key(body);
+        let part = |(sender, span)| match &self.senders {
+            Senders::Own { handover, .. } => {
+                Part { sender, source: None, handover: Some(Arc::clone(handover)), key, span }
+            }
+            Senders::ByLabels { shares, .. } => {
+                let source = self.store.sources().source(sender);
+                let handover = source.as_deref().map(|source| shares.of(source));
+                // Parts may be stored at different attempts.
+                let key = source.as_ref().map_or(key, |source| part_key(key, source));
+                Part { sender, source, handover, key, span }
+            }
+        };
+        looked_up.senders(request).into_iter().map(part).collect()
     }
 
-    /// As a standby: series are found, or made, as a leader would, so that what is held is small and what can never be
-    /// stored is refused by both alike.
-    async fn hold(&self, request: &Request<'_>) -> Result<Taken, Refused> {
-        let mut resolved = self.resolve(request, None).await?;
-        self.handover.hold(&resolved.take_rows())?;
+    /// Where labels say who sends: it is heard.
+    fn heard(&self, parts: &[Part], line: Option<&Line>) -> Result<Vec<InFlight>, Refused> {
+        let Senders::ByLabels { clusters, .. } = &self.senders else { return Ok(Vec::new()) };
+        let sources = || parts.iter().filter_map(|part| Some((part.source.as_ref()?, part.span.1)));
+        let now_ms = now_ms();
+        let in_flight = sources().map(|(source, latest_ms)| clusters.begin(source, latest_ms.saturating_sub(now_ms)));
+        let in_flight = in_flight.collect::<Result<_, _>>()?;
+        if let Some(line) = line {
+            line.carried(sources().map(|(source, _)| source));
+        }
+        Ok(in_flight)
+    }
+
+    async fn take(&self, request: &Request<'_>, looked_up: LookedUp, parts: &[Part]) -> Result<Taken, Refused> {
+        let roles = join_all(parts.iter().map(|part| self.settled_role(part))).await;
+        let is_settled = |role: &&Role| matches!(role, Role::Leader { .. } | Role::Standby { .. });
+        if let Some(role) = roles.iter().find(|role| !is_settled(role)) {
+            return Err(Refused::Role(role.word()));
+        }
+        // Series are found, or made, by a standby too, so that what is held is small and what can never be stored is refused
+        // by both alike.
+        let fence = match (&self.senders, roles.first()) {
+            (Senders::Own { .. }, Some(Role::Leader { fence, .. })) => *fence,
+            _ => None,
+        };
+        let mut resolved = self.resolve(request, looked_up, fence).await?;
+        let mut take = |(part, role)| self.take_part(part, role, resolved.take_rows(part.sender));
+        let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
+        join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         Ok(Taken { rejected: resolved.rejected })
     }
 
-    async fn store(&self, key: Uuid, request: &Request<'_>, fence: Option<Fence>) -> Result<Taken, Refused> {
-        let mut resolved = self.resolve(request, fence).await?;
-        let mut rows = resolved.take_rows();
-        let cut = self.handover.cut(&mut rows).await.map_err(|error| self.refused(&error, fence))?;
-        self.duplicates("last_leader", cut.len());
+    /// The role for what `part` has, once it is one that can answer, or what it is when patience ends.
+    async fn settled_role(&self, part: &Part) -> Role {
+        match (&self.senders, &part.source) {
+            (Senders::Own { role, .. }, _) => {
+                let mut roles = role.clone();
+                let is_settled =
+                    |role: &Role| matches!(role.at(Instant::now()), Role::Leader { .. } | Role::Standby { .. });
+                match tokio::time::timeout(SETTLE_TIMEOUT, roles.wait_for(is_settled)).await {
+                    Ok(Ok(role)) => role.at(Instant::now()),
+                    _ => role.borrow().at(Instant::now()),
+                }
+            }
+            (Senders::ByLabels { clusters, .. }, Some(source)) => clusters.settled_role(source, SETTLE_TIMEOUT).await,
+            (Senders::ByLabels { .. }, None) => Role::Leader { fence: None, until: None },
+        }
+    }
+
+    async fn take_part(&self, part: &Part, role: &Role, rows: Vec<Row>) -> Result<(), Refused> {
+        match (role, &part.handover) {
+            (Role::Leader { fence, .. }, handover) => self.store(part, rows, *fence, handover.as_deref()).await,
+            (_, Some(handover)) => Ok(handover.hold(part.key, &rows)?),
+            (role, None) => Err(Refused::Role(role.word())),
+        }
+    }
+
+    async fn store(
+        &self,
+        part: &Part,
+        mut rows: Vec<Row>,
+        fence: Option<Fence>,
+        handover: Option<&Handover>,
+    ) -> Result<(), Refused> {
+        let refused = |error: &Error| self.refused(error, fence);
+        let mut taken_out = Vec::new();
+        if let Some(handover) = handover {
+            taken_out = handover.cut(&mut rows).await.map_err(|error| refused(&error))?;
+        }
+        self.duplicates("last_leader", taken_out.len());
         let count = rows.len();
         if count > 0 {
-            match self.store.commit(key, rows, fence).await {
+            match self.store.commit(part.key, rows, fence).await {
                 Ok(Stored::Committed) => {}
                 Ok(Stored::AlreadyThere) => self.duplicates("retry", count),
                 Ok(Stored::Fenced) => return Err(self.fenced(fence)),
-                Err(error) => return Err(self.refused(&error, fence)),
+                Err(error) => return Err(refused(&error)),
             }
         }
-        self.handover.doubt(&cut)?;
-        Ok(Taken { rejected: resolved.rejected })
+        Ok(handover.map_or(Ok(()), |handover| handover.doubt(&taken_out))?)
     }
 
-    async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Refused> {
-        let mut resolved = self.store.resolve(request, fence).await.map_err(|error| self.refused(&error, fence))?;
+    async fn resolve(
+        &self,
+        request: &Request<'_>,
+        looked_up: LookedUp,
+        fence: Option<Fence>,
+    ) -> Result<Resolved, Refused> {
+        let resolved = self.store.resolve(request, looked_up, fence).await;
+        let mut resolved = resolved.map_err(|error| self.refused(&error, fence))?;
         if request.histograms > 0 {
             let why = || format!("{} native histograms: this adapter stores float samples only", request.histograms);
             resolved.rejected.add(0, why);
@@ -137,13 +247,17 @@ impl Receiver {
         self.metrics.samples_duplicate_total.with_label_values(&[reason]).inc_by(count as u64);
     }
 
-    /// Another adapter has begun a newer term than that of `fence`.
+    /// A newer term has begun than that of `fence`.
     fn fenced(&self, fence: Option<Fence>) -> Refused {
-        let in_force = matches!(&*self.role.borrow(), Role::Leader { fence: now, .. } if *now == fence);
-        if in_force {
-            self.fenced.notify_one();
+        match &self.senders {
+            Senders::Own { role, fenced, .. } => {
+                if matches!(&*role.borrow(), Role::Leader { fence: now, .. } if *now == fence) {
+                    fenced.notify_one();
+                }
+            }
+            Senders::ByLabels { clusters, .. } => clusters.on_fenced(),
         }
-        Refused::Database("another adapter has begun a newer term".to_owned())
+        Refused::Database("a newer term has begun".to_owned())
     }
 
     /// Our trouble. If it is that another adapter has begun a newer term, the election is to know: its own session may

@@ -99,6 +99,18 @@ pub struct Store {
     tracker: TaskTracker,
 }
 
+/// What the cache knows of a request's series.
+#[derive(Debug, Default)]
+pub struct LookedUp {
+    hashes: Vec<series::WireHash>,
+    known: Vec<Option<series::Known>>,
+    /// What it does not know, by identity.
+    wanted: HashMap<Uuid, series::Wanted>,
+    /// Where in the request that is, and who sends it.
+    places: Vec<(usize, Uuid, SourceId)>,
+    rejected: Rejected,
+}
+
 /// A request with its series found: ready to be stored.
 #[derive(Debug, Default)]
 pub struct Resolved {
@@ -191,24 +203,67 @@ impl Store {
         Ok((Self { config, names, connector, pool, cache, sources, ingest, metrics, tracker }, writers))
     }
 
+    /// Its connections, for what else there is to say to its database.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// The names of everything in it.
     #[must_use]
     pub fn names(&self) -> &Names {
         &self.names
     }
 
-    /// Finds or makes the series of `request`, and checks its samples.
+    /// Finds the series of `request` in the cache, and reads the labels of the others.
+    ///
+    /// # Errors
+    ///
+    /// When there are more senders than can be told apart.
+    pub fn look_up(&self, request: &Request<'_>) -> Result<LookedUp, Error> {
+        self.cache.clear_if_old(Instant::now());
+        let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
+        let known = self.cache.get_all(hashes.iter().copied());
+        let mut looked_up = LookedUp { hashes, known, ..LookedUp::default() };
+        for (place, series) in request.series.iter().enumerate() {
+            if looked_up.known[place].is_some() {
+                continue;
+            }
+            match self.read_labels(series)? {
+                Ok((source, labels)) => {
+                    let key = Uuid::from_bytes(labels.identity());
+                    looked_up.places.push((place, key, source));
+                    looked_up.wanted.entry(key).or_insert(series::Wanted { place, labels });
+                }
+                Err(why) => looked_up.rejected.add(series.samples.len(), || format!("{why} in {}", show(series))),
+            }
+        }
+        Ok(looked_up)
+    }
+
+    /// Finds or makes the series of `request` that were not looked up in the cache, and checks its samples.
     ///
     /// # Errors
     ///
     /// What the server said; nothing is wrong with the request then.
-    pub async fn resolve(&self, request: &Request<'_>, fence: Option<Fence>) -> Result<Resolved, Error> {
-        let mut resolved = Resolved::default();
-        self.cache.clear_if_old(Instant::now());
-        let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
-        let mut known = self.cache.get_all(hashes.iter().copied());
-        if known.contains(&None) {
-            self.find_missing(request, fence, &hashes, &mut known, &mut resolved.rejected).await?;
+    pub async fn resolve(
+        &self,
+        request: &Request<'_>,
+        looked_up: LookedUp,
+        fence: Option<Fence>,
+    ) -> Result<Resolved, Error> {
+        let LookedUp { hashes, mut known, wanted, places, rejected } = looked_up;
+        let mut resolved = Resolved { rejected, ..Resolved::default() };
+        if !wanted.is_empty() {
+            let (found, refused) = self.find_series(wanted, fence).await?;
+            for (place, key, source) in &places {
+                known[*place] = found.get(key).map(|id| series::Known { id: *id, source: *source });
+                if let Some(why) = refused.get(key) {
+                    resolved.rejected.add(request.series[*place].samples.len(), || why.clone());
+                }
+            }
+            self.cache.insert_all(places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?))));
+            self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
         let now_ms = now_ms();
         let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
@@ -239,39 +294,6 @@ impl Store {
         }
         resolved.duplicates = resolved.shares.iter_mut().map(|share| sort_and_dedup(&mut share.rows)).sum();
         Ok(resolved)
-    }
-
-    /// Fills in what the cache did not have, by one look-up in the database.
-    async fn find_missing(
-        &self,
-        request: &Request<'_>,
-        fence: Option<Fence>,
-        hashes: &[series::WireHash],
-        known: &mut [Option<series::Known>],
-        rejected: &mut Rejected,
-    ) -> Result<(), Error> {
-        let mut wanted = HashMap::new();
-        let mut places = Vec::new();
-        for (place, series) in request.series.iter().enumerate().filter(|(place, _)| known[*place].is_none()) {
-            match self.read_labels(series)? {
-                Ok((source, labels)) => {
-                    let key = Uuid::from_bytes(labels.identity());
-                    places.push((place, key, source));
-                    wanted.entry(key).or_insert(series::Wanted { place, labels });
-                }
-                Err(why) => rejected.add(series.samples.len(), || format!("{why} in {}", show(series))),
-            }
-        }
-        let (found, refused) = self.find_series(wanted, fence).await?;
-        for (place, key, source) in &places {
-            known[*place] = found.get(key).map(|id| series::Known { id: *id, source: *source });
-            if let Some(why) = refused.get(key) {
-                rejected.add(request.series[*place].samples.len(), || why.clone());
-            }
-        }
-        self.cache.insert_all(places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?))));
-        self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
-        Ok(())
     }
 
     /// Who sends a series, and its labels; or why it can never be stored.
@@ -496,43 +518,54 @@ impl Store {
         Ok(Some(total))
     }
 
-    /// One round of retention, by a session of its own; the keys of old requests too, if this adapter has `led` so long
-    /// that it has seen every retry which an outage held up.
+    /// One round of retention, by a session of its own, unless another adapter is at it; the keys of old requests too, if
+    /// this adapter has `led` so long that it has seen every retry which an outage held up.
     ///
     /// # Errors
     ///
     /// What the server said; the next round goes on from there.
     pub async fn upkeep(&self, led: Duration) -> Result<(), Error> {
         self.counted(within(UPKEEP_TIMEOUT, async {
-            let session = self.connector.write_session().await?;
-            let client = session.client();
-            client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
-            if let Some(retention) = self.config.retention {
-                let dropped = upkeep::drop_expired(client, &self.names, retention).await?;
-                if !dropped.is_empty() {
-                    log::info!("retention: dropped {}", dropped.join(", "));
-                    upkeep::mark_ended(client, &self.names).await?;
-                }
+            // Some of it cannot be in a transaction, so the lock is another session's.
+            let lock = Pooled::take(&self.pool).await?;
+            if upkeep::lock(&lock, &self.names).await? {
+                let session = self.connector.write_session().await?;
+                self.upkeep_by(session.client(), led).await?;
+                session.close().await;
             }
-            let deleted = upkeep::delete_ended(client, &self.names).await?;
-            if deleted > 0 {
-                log::info!("deleted {deleted} series that nothing stored refers to");
-                if upkeep::rebuild_labels_index(client, &self.names).await? {
-                    log::info!("built the index of labels anew");
-                }
-            }
-            let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
-            if led >= kept {
-                upkeep::forget_requests(client, &self.names, kept).await?;
-            }
-            let sizes = upkeep::sizes(client, &self.names).await?;
-            self.metrics.segments.set(sizes.segments);
-            self.metrics.sealed_samples.set(sizes.samples);
-            self.metrics.sealed_bytes.set(sizes.bytes);
-            session.close().await;
+            lock.batch_execute("COMMIT").await?;
+            lock.give_back();
             Ok(())
         }))
         .await
+    }
+
+    async fn upkeep_by(&self, client: &Client, led: Duration) -> Result<(), Error> {
+        client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
+        if let Some(retention) = self.config.retention {
+            let dropped = upkeep::drop_expired(client, &self.names, retention).await?;
+            if !dropped.is_empty() {
+                log::info!("retention: dropped {}", dropped.join(", "));
+                upkeep::mark_ended(client, &self.names).await?;
+            }
+        }
+        let deleted = upkeep::delete_ended(client, &self.names).await?;
+        if deleted > 0 {
+            log::info!("deleted {deleted} series that nothing stored refers to");
+            if upkeep::rebuild_labels_index(client, &self.names).await? {
+                log::info!("built the index of labels anew");
+            }
+        }
+        let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
+        if led >= kept {
+            upkeep::forget_requests(client, &self.names, kept).await?;
+        }
+        upkeep::forget_clusters(client, &self.names).await?;
+        let sizes = upkeep::sizes(client, &self.names).await?;
+        self.metrics.segments.set(sizes.segments);
+        self.metrics.sealed_samples.set(sizes.samples);
+        self.metrics.sealed_bytes.set(sizes.bytes);
+        Ok(())
     }
 
     /// Forgets what is known of series: the server may be another one, with less in it.
@@ -572,10 +605,34 @@ impl Store {
     }
 }
 
+impl LookedUp {
+    /// Who sends samples in `request`, and the earliest and the latest of their times.
+    #[must_use]
+    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, (i64, i64))> {
+        let known = self.known.iter().enumerate().filter_map(|(place, known)| Some((place, (*known)?.source)));
+        let others = self.places.iter().map(|(place, _, source)| (*place, *source));
+        let mut senders: Vec<(SourceId, (i64, i64))> = Vec::new();
+        let mut at = 0;
+        for (place, source) in known.chain(others) {
+            let times = || request.samples_of(&request.series[place]).iter().map(|sample| sample.timestamp_ms);
+            let (Some(earliest_ms), Some(latest_ms)) = (times().min(), times().max()) else { continue };
+            if senders.get(at).is_none_or(|(sender, _)| *sender != source) {
+                at = senders.iter().position(|(sender, _)| *sender == source).unwrap_or(senders.len());
+            }
+            match senders.get_mut(at) {
+                Some((_, span)) => *span = (span.0.min(earliest_ms), span.1.max(latest_ms)),
+                None => senders.push((source, (earliest_ms, latest_ms))),
+            }
+        }
+        senders
+    }
+}
+
 impl Resolved {
-    /// Takes the rows out, where nobody is told from another.
-    pub fn take_rows(&mut self) -> Vec<Row> {
-        self.shares.pop().map(|share| share.rows).unwrap_or_default()
+    /// Takes out what `source` sent.
+    pub fn take_rows(&mut self, source: SourceId) -> Vec<Row> {
+        let share = self.shares.iter_mut().find(|share| share.source == source);
+        share.map(|share| std::mem::take(&mut share.rows)).unwrap_or_default()
     }
 
     /// Where the share of `source` is, made if need be with room for `samples`.
@@ -612,6 +669,17 @@ pub fn request_key(body: &[u8]) -> Uuid {
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);
     Uuid::from_bytes(key)
+}
+
+/// The key of what one of several senders has in the request `key`.
+#[must_use]
+pub fn part_key(key: Uuid, Source { cluster, replica }: &Source) -> Uuid {
+    let mut part = key.as_bytes().to_vec();
+    for label in [cluster, replica] {
+        part.extend_from_slice(&label.len().to_be_bytes());
+        part.extend_from_slice(label.as_bytes());
+    }
+    request_key(&part)
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -14,7 +14,7 @@ use structopt::clap::{App, AppSettings};
 
 use super::duration;
 use super::go::{self, Kind};
-use super::value::{self, Labels, MaybeUri, Secret};
+use super::value::{self, Labels, MaybeUri, Secret, Unlabelled};
 use crate::election::PrometheusTimeout;
 use crate::postgres::SslMode;
 use crate::telemetry::log::Format;
@@ -74,12 +74,31 @@ pub(super) struct Election {
     /// How often a standby tries to take the lock, at least 10ms. A take-over begins within one interval.
     #[structopt(long, value_name = "DURATION", default_value = "100ms", parse(try_from_str = value::election_interval))]
     pub(super) scheduled_election_interval: Duration,
+    /// Find leaders by labels: every series names its cluster and its replica, any adapter may be sent any of them, and of
+    /// each cluster one replica is stored. Excludes the other elections.
+    #[structopt(long, value_name = "true|false", default_value = "false", parse(try_from_str = go::parse_bool))]
+    pub(super) metrics_high_availability: bool,
+    /// Name of the external label that all replicas of a cluster share. That which tells them apart is named by
+    /// replica-labels.
+    #[structopt(long, value_name = "LABEL", default_value = "cluster", parse(try_from_str = value::not_empty))]
+    pub(super) metrics_high_availability_cluster_label: String,
+    /// A leading replica that no adapter has heard for so long is followed by another one. auto learns it from the
+    /// interval between requests.
+    #[structopt(long, value_name = "DURATION", default_value = "15s", parse(try_from_str = value::replica_timeout))]
+    pub(super) metrics_high_availability_timeout: PrometheusTimeout,
+    /// Clusters at most, 1 to 100000. Of more, requests are answered 503 and stay with their sender.
+    #[structopt(long, value_name = "NUMBER", default_value = "1000", parse(try_from_str = value::clusters))]
+    pub(super) metrics_high_availability_clusters: usize,
+    /// What becomes of series without these labels: refuse answers 400, store takes them as they are, from whoever sends
+    /// them.
+    #[structopt(long, value_name = "refuse|store", default_value = "refuse", parse(try_from_str = value::unlabelled))]
+    pub(super) metrics_high_availability_unlabelled: Unlabelled,
     /// Memory a standby may take, in MiB, for what it was sent and the leader has not committed yet: 20 bytes a sample.
     /// When it is full the standby answers 503, and its Prometheus keeps the rest.
     #[structopt(long, value_name = "MIB", default_value = "256", parse(try_from_str = value::mebibytes))]
     pub(super) standby_memory_mib: usize,
-    /// Names of external labels that tell the replicas of a pair apart, comma-separated. They are dropped before
-    /// storing.
+    /// Names of external labels that tell the replicas of a pair or cluster apart, comma-separated. They are dropped
+    /// before storing.
     #[structopt(long, value_name = "LABELS", default_value = "__replica__", parse(try_from_str = value::labels))]
     pub(super) replica_labels: Labels,
 }

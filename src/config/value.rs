@@ -99,6 +99,10 @@ pub(super) fn write_connections(value: &str) -> Result<usize, String> {
     within(value, 1, 64)
 }
 
+pub(super) fn clusters(value: &str) -> Result<usize, String> {
+    within(value, 1, 100_000)
+}
+
 pub(super) fn span(value: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = duration::parse(value).map_err(|error| error.to_string())?;
     match duration {
@@ -149,6 +153,28 @@ pub(super) fn prometheus_timeout(value: &str) -> Result<PrometheusTimeout, Strin
             Ok(_) => positive(value).map(PrometheusTimeout::After),
             Err(error) => Err(error.to_string()),
         },
+    }
+}
+
+pub(super) fn replica_timeout(value: &str) -> Result<PrometheusTimeout, String> {
+    match prometheus_timeout(value)? {
+        PrometheusTimeout::Never => Err("must be more than 0, or auto".to_owned()),
+        timeout => Ok(timeout),
+    }
+}
+
+/// `-metrics-high-availability-unlabelled`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unlabelled {
+    Refuse,
+    Store,
+}
+
+pub(super) fn unlabelled(value: &str) -> Result<Unlabelled, String> {
+    match value {
+        "refuse" => Ok(Unlabelled::Refuse),
+        "store" => Ok(Unlabelled::Store),
+        _ => Err("must be refuse or store".to_owned()),
     }
 }
 

@@ -23,7 +23,7 @@ const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
 /// A sender that only changes connections has opened the next by then.
-const RECONNECT_TIME: Duration = Duration::from_millis(100);
+pub const RECONNECT_TIME: Duration = Duration::from_millis(100);
 
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
 #[derive(Clone, Debug)]
@@ -120,6 +120,12 @@ impl Liveness {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone.is_some()
+    }
+
+    /// When the sender's last connection was closed, if it has not been heard of since.
+    #[must_use]
+    pub fn gone_at(&self) -> Option<Instant> {
+        self.gone
     }
 
     /// The last sign of life.

@@ -51,10 +51,10 @@ struct ClockOffset {
 
 /// A new leader is sent all that is scraped so long after its term began: within the next scrape, a minute later at the
 /// most, and what clocks may differ by.
-const UNSURE: &str = "interval '70 seconds'";
+pub(super) const UNSURE: &str = "interval '70 seconds'";
 
 /// How far back a hole may be filled: a Prometheus keeps what it has not sent for some two hours.
-const FILLED: &str = "interval '3 hours'";
+pub(super) const FILLED: &str = "interval '3 hours'";
 
 /// An advisory lock is not replicated.
 const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
@@ -290,11 +290,11 @@ impl LockSession {
 }
 
 /// An expression for the lower and upper ends of `holes`, one after the other.
-fn holes_of(holes: &str) -> String {
+pub(super) fn holes_of(holes: &str) -> String {
     format!("ARRAY(SELECT unnest(ARRAY[lower(hole), upper(hole)]) FROM unnest({holes}) hole)")
 }
 
-fn holes(ends: &[Timestamp]) -> Vec<Hole> {
+pub(super) fn holes(ends: &[Timestamp]) -> Vec<Hole> {
     let ms = |Timestamp(time_us): Timestamp| from_postgres_us(time_us);
     ends.chunks_exact(2).map(|ends| Hole { lower_ms: ms(ends[0]), upper_ms: ms(ends[1]) }).collect()
 }

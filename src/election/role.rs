@@ -47,6 +47,11 @@ pub enum Role {
         /// When the right must have been renewed; `None` without an election.
         until: Option<Instant>,
     },
+    /// Leaders are found by labels: this adapter stores or holds what any replica sends, as each cluster's role says.
+    ByLabels {
+        /// When what is known of them is too old to rely on.
+        until: Instant,
+    },
     /// The own Prometheus is silent: not a candidate until it sends.
     Resigned,
 }
@@ -66,9 +71,20 @@ impl Role {
     #[must_use]
     pub fn at(&self, now: Instant) -> Role {
         match self {
-            Role::Standby { until, .. } | Role::Leader { until: Some(until), .. } if now >= *until => Role::Unknown,
+            Role::Standby { until, .. } | Role::ByLabels { until } | Role::Leader { until: Some(until), .. }
+                if now >= *until =>
+            {
+                Role::Unknown
+            }
             role => role.clone(),
         }
+    }
+
+    /// Whether it is this adapter's to seal and to drop what is old. With [`Role::ByLabels`] it may be another's as well:
+    /// one does it at a time.
+    #[must_use]
+    pub fn keeps_store(&self) -> bool {
+        matches!(self, Role::Leader { .. } | Role::ByLabels { .. })
     }
 
     /// The word for it in log, metrics and status.
@@ -79,6 +95,7 @@ impl Role {
             Role::Standby { .. } => "standby",
             Role::TakingOver => "taking_over",
             Role::Leader { .. } => "leader",
+            Role::ByLabels { .. } => "by_labels",
             Role::Resigned => "resigned",
         }
     }

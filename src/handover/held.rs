@@ -1,7 +1,9 @@
 //! What a standby has been sent and may not forget yet. Pure.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
+
+use uuid::Uuid;
 
 use crate::storage::gaps::{Hole, in_hole};
 use crate::storage::row::{Row, sort_and_dedup};
@@ -34,6 +36,8 @@ pub enum Refusal {
 /// The samples of one request, by time: 20 bytes each.
 #[derive(Debug)]
 struct Block {
+    /// The request's.
+    key: Uuid,
     arrived: Instant,
     base_ms: i64,
     latest_ms: i64,
@@ -59,16 +63,16 @@ impl Held {
         Self { closed: false, bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new(), doubtful: VecDeque::new() }
     }
 
-    /// Holds `rows`, which arrived at `now`.
+    /// Holds `rows` of the request `key`, which arrived at `now`.
     ///
     /// # Errors
     ///
     /// [`Refusal`]; nothing of `rows` is held then.
-    pub fn hold(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
+    pub fn hold(&mut self, key: Uuid, rows: &[Row], now: Instant) -> Result<(), Refusal> {
         if self.closed {
             return Err(Refusal::Closed);
         }
-        let blocks = blocks(rows, now);
+        let blocks = blocks(key, rows, now);
         let bytes: usize = blocks.iter().map(Block::bytes).sum();
         if self.bytes + bytes > self.bytes_max {
             return Err(Refusal::Full);
@@ -83,7 +87,7 @@ impl Held {
     /// [there is room](Held::has_room).
     pub fn doubt(&mut self, rows: &[Row], holes: &[Hole], now: Instant) {
         let rows: Vec<Row> = rows.iter().filter(|row| in_hole(holes, row)).copied().collect();
-        self.doubtful.extend(blocks(&rows, now));
+        self.doubtful.extend(blocks(Uuid::nil(), &rows, now));
         self.count();
     }
 
@@ -129,8 +133,8 @@ impl Held {
                 let in_doubt = |row: &Row| row.time_ms <= watermark_ms && in_hole(holes, row);
                 let (passed, rest): (Vec<Row>, Vec<Row>) = block.rows().partition(in_doubt);
                 if !passed.is_empty() {
-                    doubtful.extend(blocks(&passed, block.arrived));
-                    let Some(rest) = blocks(&rest, block.arrived).pop() else { return false };
+                    doubtful.extend(blocks(block.key, &passed, block.arrived));
+                    let Some(rest) = blocks(block.key, &rest, block.arrived).pop() else { return false };
                     *block = rest;
                 }
             }
@@ -167,6 +171,31 @@ impl Held {
         rows
     }
 
+    /// The same by the key of the request, a retried one once.
+    #[must_use]
+    pub fn requests(&self) -> BTreeMap<Uuid, Vec<Row>> {
+        let mut requests: BTreeMap<Uuid, Vec<Row>> = BTreeMap::new();
+        for block in &self.blocks {
+            requests.entry(block.key).or_default().extend(block.rows());
+        }
+        for rows in requests.values_mut() {
+            sort_and_dedup(rows);
+        }
+        requests
+    }
+
+    /// The time of the earliest sample that is held and not in doubt.
+    #[must_use]
+    pub fn earliest_ms(&self) -> Option<i64> {
+        self.blocks.iter().map(|block| block.base_ms).min()
+    }
+
+    /// Whether everything held is in doubt, or not later than `watermark_ms`.
+    #[must_use]
+    pub fn is_passed(&self, watermark_ms: Option<i64>) -> bool {
+        self.blocks.iter().all(|block| Some(block.latest_ms) <= watermark_ms)
+    }
+
     /// Forgets everything but what is in doubt: it is stored.
     pub fn clear(&mut self) {
         self.blocks.clear();
@@ -199,7 +228,7 @@ impl Held {
 }
 
 /// Usually one block. Far-apart times would not fit a block's offsets.
-fn blocks(rows: &[Row], arrived: Instant) -> Vec<Block> {
+fn blocks(key: Uuid, rows: &[Row], arrived: Instant) -> Vec<Block> {
     let mut rows: Vec<&Row> = rows.iter().collect();
     rows.sort_by_key(|row| row.time_ms);
     let mut blocks = Vec::new();
@@ -207,7 +236,7 @@ fn blocks(rows: &[Row], arrived: Instant) -> Vec<Block> {
     while let Some(first) = rest.first() {
         let end = rest.partition_point(|row| row.time_ms.saturating_sub(first.time_ms) <= BLOCK_SPAN_MS);
         let (block, later) = rest.split_at(end);
-        blocks.push(Block::new(block, arrived));
+        blocks.push(Block::new(key, block, arrived));
         rest = later;
     }
     blocks
@@ -215,9 +244,10 @@ fn blocks(rows: &[Row], arrived: Instant) -> Vec<Block> {
 
 impl Block {
     /// `rows` are sorted by time, not empty, and span at most [`BLOCK_SPAN_MS`].
-    fn new(rows: &[&Row], arrived: Instant) -> Self {
+    fn new(key: Uuid, rows: &[&Row], arrived: Instant) -> Self {
         let base_ms = rows[0].time_ms;
         Self {
+            key,
             arrived,
             base_ms,
             latest_ms: rows[rows.len() - 1].time_ms,
@@ -267,8 +297,8 @@ mod tests {
     fn a_full_buffer_says_so_and_keeps_what_it_has() {
         let now = Instant::now();
         let mut held = Held::new(size_of::<Block>() + 2 * SAMPLE_BYTES);
-        assert_eq!(held.hold(&[row(1, 1), row(1, 2)], now), Ok(()));
-        assert_eq!(held.hold(&[row(1, 3)], now), Err(Refusal::Full));
+        assert_eq!(held.hold(Uuid::nil(), &[row(1, 1), row(1, 2)], now), Ok(()));
+        assert_eq!(held.hold(Uuid::nil(), &[row(1, 3)], now), Err(Refusal::Full));
         assert_eq!(held.samples(), 2);
         held.forget(2, &[], now);
         assert_eq!(held.samples(), 2, "it has only just arrived");
@@ -283,19 +313,19 @@ mod tests {
     #[test]
     fn while_it_is_stored_nothing_is_added() {
         let mut held = Held::new(usize::MAX);
-        held.hold(&[row(1, 1)], Instant::now()).unwrap();
+        held.hold(Uuid::nil(), &[row(1, 1)], Instant::now()).unwrap();
         held.close();
-        assert_eq!(held.hold(&[row(1, 2)], Instant::now()), Err(Refusal::Closed));
+        assert_eq!(held.hold(Uuid::nil(), &[row(1, 2)], Instant::now()), Err(Refusal::Closed));
         held.clear();
         held.open();
-        assert_eq!(held.hold(&[row(1, 2)], Instant::now()), Ok(()));
+        assert_eq!(held.hold(Uuid::nil(), &[row(1, 2)], Instant::now()), Ok(()));
     }
 
     #[test]
     fn a_held_sample_takes_less_than_24_bytes() {
         let rows: Vec<Row> = (0..2_000).map(|n| row(n, n)).collect();
         let mut held = Held::new(usize::MAX);
-        held.hold(&rows, Instant::now()).unwrap();
+        held.hold(Uuid::nil(), &rows, Instant::now()).unwrap();
         assert!(held.bytes() < 21 * rows.len(), "{} bytes", held.bytes());
     }
 
@@ -304,7 +334,7 @@ mod tests {
         let now = Instant::now();
         let holes = [Hole { lower_ms: 10, upper_ms: 20 }];
         let mut held = Held::new(usize::MAX);
-        held.hold(&[row(1, 9), row(1, 10), row(2, 15), row(1, 20), row(1, 21)], now).unwrap();
+        held.hold(Uuid::nil(), &[row(1, 9), row(1, 10), row(2, 15), row(1, 20), row(1, 21)], now).unwrap();
         held.forget(15, &holes, now);
         assert_eq!(held.samples(), 5, "nothing is forgotten");
         assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), [9, 20, 21]);
@@ -320,7 +350,7 @@ mod tests {
         let mut held = Held::new(usize::MAX);
         let times = [-210_866_803_200_000, 0, 1, 9_000_000_000_000];
         let rows: Vec<Row> = times.iter().map(|time_ms| row(1, *time_ms)).collect();
-        held.hold(&rows, Instant::now()).unwrap();
+        held.hold(Uuid::nil(), &rows, Instant::now()).unwrap();
         assert_eq!(held.rows().iter().map(|row| row.time_ms).collect::<Vec<_>>(), times);
     }
 
@@ -336,7 +366,7 @@ mod tests {
             for (second, (request, watermark)) in (0_u64..).zip(requests.iter().zip(watermarks.iter().cycle())) {
                 let now = start + Duration::from_secs(10 * second);
                 let rows: Vec<Row> = request.iter().map(|(series_id, time_ms)| row(*series_id, *time_ms)).collect();
-                held.hold(&rows, now).unwrap();
+                held.hold(Uuid::nil(), &rows, now).unwrap();
                 sent.extend(request.iter().map(|sample| (now, *sample)));
                 held.forget(*watermark, &[], now);
                 sent.retain(|(arrived, sample)| sample.1 > *watermark || now - *arrived < HELD_AT_LEAST);

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::election::Progress;
 use crate::handover::cut::Cut;
 use crate::handover::held::{Held, Refusal};
-use crate::handover::watermark::{Progress, Watermark};
+use crate::handover::watermark::Watermark;
 use crate::storage::fence::Fence;
 use crate::storage::fill::Doubtful;
 use crate::storage::gaps::{Compared, Hole, Known, in_hole};
@@ -75,13 +76,13 @@ impl Ledger {
         }
     }
 
-    /// Takes what a standby is sent.
+    /// Takes what a standby is sent in the request `key`.
     ///
     /// # Errors
     ///
     /// When it can hold no more, or a take-over has begun; nothing of `rows` is held then.
-    pub fn hold(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
-        self.held.hold(rows, now)
+    pub fn hold(&mut self, key: Uuid, rows: &[Row], now: Instant) -> Result<(), Refusal> {
+        self.held.hold(key, rows, now)
     }
 
     /// Another adapter leads, in this term.
@@ -100,16 +101,31 @@ impl Ledger {
     pub fn take_over(&mut self, term: Term, holes: Vec<Hole>, now_ms: i64, behind_ms: &[i64]) -> (Arc<Cut>, Vec<Row>) {
         let ahead_ms = behind_ms.iter().copied().min().unwrap_or(0).min(0).saturating_neg();
         let until_ms = now_ms.saturating_add(CLOCK_SKEW_MAX_MS).saturating_add(ahead_ms);
-        (Arc::new(Cut::new(now_ms, until_ms, behind_ms)), self.begin(term, holes, now_ms))
+        self.begin(term, holes, now_ms);
+        (Arc::new(Cut::new(now_ms, until_ms, behind_ms)), self.held.rows())
     }
 
-    /// As [`Ledger::take_over`], for a term whose cut is known: returns what is held.
-    #[must_use]
-    pub fn begin(&mut self, term: Term, holes: Vec<Hole>, now_ms: i64) -> Vec<Row> {
+    /// As [`Ledger::take_over`], for a term whose cut is known: what is held, [by request](Held::requests), is to be stored
+    /// as far as the cut leaves it, and then [`Ledger::begun`] to be called.
+    pub fn begin(&mut self, term: Term, holes: Vec<Hole>, now_ms: i64) {
         self.held.close();
         self.now_in(term, holes);
         self.began_ms = Some(now_ms);
-        self.held.rows()
+    }
+
+    /// What was held is stored, each request under its own key: whichever adapter is sent one again finds it stored.
+    pub fn begun(&mut self, cut: Arc<Cut>, now: Instant) {
+        let taken_out = cut.apply(&mut self.held.rows());
+        self.held.clear();
+        self.held.doubt(&taken_out, &self.holes, now);
+        self.cut = Some(cut);
+    }
+
+    /// The leader of the present term has got so far, by way of all adapters together.
+    pub fn passed(&mut self, watermark_ms: Option<i64>) {
+        if let Some(term) = &mut self.term {
+            term.watermark_ms = term.watermark_ms.max(watermark_ms);
+        }
     }
 
     /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had, but
@@ -215,23 +231,34 @@ impl Ledger {
         }
     }
 
-    /// How far this leader has got.
+    /// How far this leader has got, by way of this adapter; not past anything that it has still to store of what it held.
     pub fn progress(&mut self, now_ms: i64) -> Progress {
-        self.watermark.progress(now_ms)
+        let mut progress = self.watermark.progress(now_ms);
+        progress.pending_ms = progress.pending_ms.into_iter().chain(self.held.earliest_ms()).min();
+        progress
     }
 
     /// The time in ms since 1970 up to which everything this leader will be sent is committed.
     pub fn watermark(&mut self, now_ms: i64) -> Option<i64> {
         let watermark_ms = self.watermark.at(now_ms);
-        if let Some(term) = &mut self.term {
-            term.watermark_ms = term.watermark_ms.max(watermark_ms);
-        }
+        self.passed(watermark_ms);
         watermark_ms
     }
 
     /// Whether every series goes on under this term, so that what was stored before it is no series' end any more.
     pub fn is_settled(&mut self, now_ms: i64) -> bool {
         self.began_ms.is_some_and(|began_ms| self.watermark.at(now_ms).is_some_and(|at_ms| at_ms > began_ms))
+    }
+
+    /// Whether all that is held is stored, as far as is known.
+    #[must_use]
+    pub fn is_passed(&self) -> bool {
+        self.held.is_passed(self.term.and_then(|term| term.watermark_ms))
+    }
+
+    /// Forgets what is held: its sender has been silent for so long that it is stored, or nobody wants it.
+    pub fn forget(&mut self) {
+        self.held = Held::new(0);
     }
 
     /// What is held.

@@ -9,8 +9,10 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
+use crate::election::Progress;
+
 /// Prometheus' `batch_send_deadline`, and as much again.
-const MARGIN_MS: i64 = 10_000;
+pub const MARGIN_MS: i64 = 10_000;
 
 /// The lag counts for one to two windows.
 const WINDOW_MS: i64 = 120_000;
@@ -31,36 +33,6 @@ pub struct Watermark {
     /// The largest lag of this window and of the one before.
     lag_ms: [i64; 2],
     window_end_ms: i64,
-}
-
-/// How far a leader has got, as far as one adapter knows that stores for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// The newest committed sample, ms since 1970.
-    pub newest_ms: Option<i64>,
-    /// The largest lag seen lately.
-    pub lag_ms: i64,
-    /// The earliest sample of a request that is not committed.
-    pub pending_ms: Option<i64>,
-}
-
-impl Progress {
-    /// What is known by two adapters.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            newest_ms: self.newest_ms.max(other.newest_ms),
-            lag_ms: self.lag_ms.max(other.lag_ms),
-            pending_ms: self.pending_ms.into_iter().chain(other.pending_ms).min(),
-        }
-    }
-
-    /// The watermark, ms since 1970; `None` before anything is committed.
-    #[must_use]
-    pub fn watermark(self) -> Option<i64> {
-        let behind_newest = self.newest_ms?.saturating_sub(self.lag_ms).saturating_sub(MARGIN_MS);
-        Some(self.pending_ms.map_or(behind_newest, |pending_ms| behind_newest.min(pending_ms.saturating_sub(1))))
-    }
 }
 
 #[derive(Debug)]
@@ -120,7 +92,9 @@ impl Watermark {
 
     /// The watermark, ms since 1970; `None` before anything is committed.
     pub fn at(&mut self, now_ms: i64) -> Option<i64> {
-        self.progress(now_ms).watermark()
+        let Progress { newest_ms, lag_ms, pending_ms } = self.progress(now_ms);
+        let behind_newest = newest_ms?.saturating_sub(lag_ms).saturating_sub(MARGIN_MS);
+        Some(pending_ms.map_or(behind_newest, |pending_ms| behind_newest.min(pending_ms.saturating_sub(1))))
     }
 }
 

@@ -1,7 +1,9 @@
 //! What this adapter says of itself: to a probe, a program, a person.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::election::by_labels::clusters::{Clusters, Shown};
 use crate::election::role::Role;
 use crate::http::Service;
 
@@ -16,7 +18,7 @@ pub(super) fn not_ready(service: &Service) -> Option<String> {
     match service.role_now() {
         _ if service.read_only => None,
         // One whose Prometheus is silent takes its next write as leader or standby, whichever it turns out to be.
-        Role::Leader { .. } | Role::Standby { .. } | Role::Resigned => None,
+        Role::Leader { .. } | Role::Standby { .. } | Role::ByLabels { .. } | Role::Resigned => None,
         role => Some(format!("the role is {}", role.word())),
     }
 }
@@ -26,6 +28,12 @@ pub(super) fn refresh(service: &Service) {
     let now = Instant::now();
     let role = service.role_now();
     service.metrics.set_role(role.word());
+    if let Some(clusters) = &service.clusters {
+        let shown = clusters.shown();
+        let silent = shown.iter().filter(|cluster| cluster.is_silent).count();
+        service.metrics.clusters.set(i64::try_from(shown.len()).unwrap_or(i64::MAX));
+        service.metrics.clusters_silent.set(i64::try_from(silent).unwrap_or(i64::MAX));
+    }
     if let Some(last) = service.heard.read().last() {
         let ago = now.saturating_duration_since(last);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -57,11 +65,45 @@ pub(super) fn json(service: &Service) -> String {
         "term": term,
         "leader": leader,
         "lock_holder": lock_holder,
+        "clusters": service.clusters.as_ref().map(clusters_json),
         "read_only": service.read_only,
         "prometheus_timeout_seconds": heard.timeout().map(|timeout| timeout.as_secs_f64()),
         "seconds_since_write_request": heard.last().map(|last| last.elapsed().as_secs_f64()),
     })
     .to_string()
+}
+
+fn clusters_json(clusters: &Arc<Clusters>) -> Vec<serde_json::Value> {
+    let seconds = |ago: Option<Duration>| ago.map(|ago| ago.as_secs_f64());
+    let json = |Shown { cluster, leader, replicas, is_silent }: Shown| {
+        let leader = leader.map(|leader| {
+            serde_json::json!({"replica": leader.replica, "term": leader.term, "seconds_since_heard": seconds(leader.heard_ago)})
+        });
+        let replica = |(replica, ago): (String, Option<Duration>)| serde_json::json!({"replica": replica, "seconds_since_heard_here": seconds(ago)});
+        let replicas: Vec<_> = replicas.into_iter().map(replica).collect();
+        serde_json::json!({"cluster": cluster, "leader": leader, "silent": is_silent, "replicas": replicas})
+    };
+    clusters.shown().into_iter().map(json).collect()
+}
+
+/// A row for each, the silent ones first.
+fn clusters_page(clusters: &Arc<Clusters>) -> String {
+    let mut shown = clusters.shown();
+    shown.sort_by_key(|cluster| !cluster.is_silent);
+    let ago = |ago: Option<Duration>| ago.map_or("never".to_owned(), |ago| format!("{:.1} s ago", ago.as_secs_f64()));
+    let row = |Shown { cluster, leader, replicas, is_silent }: &Shown| {
+        let leader = leader.as_ref().map_or("nobody yet".to_owned(), |leader| {
+            let silent = if *is_silent { ", silent" } else { "" };
+            format!("{} (term {}{silent}), heard {}", escape(&leader.replica), leader.term, ago(leader.heard_ago))
+        });
+        let replicas: Vec<String> =
+            replicas.iter().map(|(replica, heard)| format!("{} {}", escape(replica), ago(*heard))).collect();
+        format!("<tr><td>{}</td><td>{leader}</td><td>{}</td></tr>", escape(cluster), replicas.join("<br>"))
+    };
+    let rows: String = shown.iter().map(row).collect();
+    format!(
+        "<h2>Clusters</h2><table><tr><th>Cluster</th><th>Leader</th><th>Heard by this adapter</th></tr>{rows}</table>"
+    )
 }
 
 /// For people.
@@ -75,12 +117,14 @@ pub(super) fn page(service: &Service) -> String {
         }),
         _ => String::new(),
     };
-    let group = service.group.as_deref().map_or("no election".to_owned(), escape);
+    let no_group = if service.clusters.is_some() { "by labels, see below" } else { "no election" };
+    let group = service.group.as_deref().map_or(no_group.to_owned(), escape);
     let ready = not_ready(service).map_or("yes".to_owned(), |why| format!("no: {}", escape(&why)));
     let heard = service.heard.read();
     let last = heard.last().map_or("none yet".to_owned(), |last| format!("{:.1} s ago", last.elapsed().as_secs_f64()));
     let timeout =
         heard.timeout().map_or("never resigns".to_owned(), |timeout| format!("{:.1} s", timeout.as_secs_f64()));
+    let clusters = service.clusters.as_ref().map(clusters_page).unwrap_or_default();
     let telemetry = escape(&service.config.telemetry_path);
     format!(
         "<!DOCTYPE html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
@@ -90,7 +134,7 @@ pub(super) fn page(service: &Service) -> String {
          <h1>prometheus-postgresql-adapter {version}</h1><table>\
          <tr><th>Role</th><td>{role_word}{who}</td></tr><tr><th>Group</th><td>{group}</td></tr>\
          <tr><th>Ready for writes</th><td>{ready}</td></tr><tr><th>Last write request</th><td>{last}</td></tr>\
-         <tr><th>Prometheus timeout</th><td>{timeout}</td></tr></table>\
+         <tr><th>Prometheus timeout</th><td>{timeout}</td></tr></table>{clusters}\
          <p><a href=\"{telemetry}\">metrics</a> · <a href=\"/status.json\">status.json</a> · <a href=\"/-/ready\">ready</a> · \
          <a href=\"/-/healthy\">healthy</a><p>Prometheus writes to <code>/write</code> and reads from <code>/read</code>.</html>",
         role_word = role.word().replace('_', " "),

@@ -8,7 +8,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::election::liveness::InFlight;
 use crate::http::body::{Received, check_encoding, discard, receive};
-use crate::http::{Answer, Service, empty, method_not_allowed, text, unavailable};
+use crate::http::{Answer, Line, Service, empty, method_not_allowed, text, unavailable};
 use crate::receiver::{Receiver, Taken};
 use crate::wire::write::v1;
 
@@ -19,7 +19,7 @@ enum Message {
     V1,
 }
 
-pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Line>) -> Answer {
     let message = match accept(&request) {
         Ok(message) => message,
         Err(answer) => {
@@ -48,7 +48,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
         return unavailable("the database has not been reached yet");
     };
     // A task of its own: a write once begun is finished or rolled back, whether or not its sender hangs up.
-    let task = service.tracker.spawn(take(receiver, message, received, in_flight));
+    let task = service.tracker.spawn(take(receiver, message, received, line, in_flight));
     task.await.unwrap_or_else(|error| {
         log::error!("a write request failed: {error}");
         unavailable("the request failed inside the adapter; its log says why")
@@ -66,7 +66,13 @@ fn accept(request: &Request<Incoming>) -> Result<Message, Box<Answer>> {
     Ok(message)
 }
 
-async fn take(receiver: Arc<Receiver>, message: Message, received: Received, in_flight: InFlight) -> Answer {
+async fn take(
+    receiver: Arc<Receiver>,
+    message: Message,
+    received: Received,
+    line: Arc<Line>,
+    in_flight: InFlight,
+) -> Answer {
     let decoded = match message {
         Message::V1 => v1::decode(&received.plain),
     };
@@ -76,7 +82,7 @@ async fn take(receiver: Arc<Receiver>, message: Message, received: Received, in_
             return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
         }
     };
-    match receiver.receive(&request, &received.compressed).await {
+    match receiver.receive(&request, &received.compressed, line.by_labels.as_ref()).await {
         Ok(taken) => answer_to(&taken),
         Err(refused) => {
             in_flight.refused();

@@ -11,7 +11,8 @@ use crate::storage::names::Names;
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// What leads from each version to the next, the first from nothing to 1.
-const MIGRATIONS: [&[&str]; 1] = [&[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")]];
+const MIGRATIONS: [&[&str]; 1] =
+    [&[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql"), include_str!("clusters.sql")]];
 
 /// Finds out where the store is: `schema`, or the first schema of the session's `search_path` that exists.
 ///

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
@@ -13,6 +13,19 @@ use crate::storage::series::TRUSTED;
 /// again within its timeout and 5 s. That it finds the server and its leader there is the caller's to know
 /// ([`forget_requests`]).
 pub const REQUESTS_KEPT: Duration = Duration::from_secs(300);
+
+/// Begins a transaction that keeps others from doing this at the same time; `false` if one does.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn lock(client: &Client, names: &Names) -> Result<bool, Error> {
+    // Simple queries: a portal would keep its snapshot, and an index built concurrently waits for older snapshots.
+    client.batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+    let lock = names.fill("SELECT pg_try_advisory_xact_lock({segments:literal}::regclass::oid::integer, 0)");
+    let answer = client.simple_query(&lock).await?;
+    Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
+}
 
 /// Drops the segments that end before `now - retention`, and deletes what is older from the one without a beginning.
 /// Returns the names of the dropped. Neither ingest nor a reader of other segments waits for it; a reader of the
@@ -82,6 +95,22 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
         client.batch_execute(&shrink).await?;
     }
     Ok(())
+}
+
+/// Forgets clusters that no adapter has heard for a day, and what adapters told that are gone.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error> {
+    let statement = names.fill(
+        "DELETE FROM {reports} WHERE reported_at < now() - interval '1 day'; \
+         WITH old AS (DELETE FROM {leader} l WHERE starts_with(group_name, 'cluster ') \
+         AND coalesce(heartbeat, '-infinity') < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {reports} r, \
+         unnest(r.tokens, r.heard) AS u (token, heard) WHERE u.token = l.token AND u.heard > now() - interval '1 day') \
+         RETURNING group_no) DELETE FROM {cuts} WHERE group_no IN (SELECT group_no FROM old)",
+    );
+    Ok(client.batch_execute(&statement).await?)
 }
 
 /// The ids of all series that have samples.

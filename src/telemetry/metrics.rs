@@ -15,7 +15,7 @@ use prometheus::{
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What [`Metrics::set_role`] takes, the values of the label `role`.
-pub const ROLES: [&str; 5] = ["unknown", "standby", "taking_over", "leader", "resigned"];
+pub const ROLES: [&str; 6] = ["unknown", "standby", "taking_over", "leader", "resigned", "by_labels"];
 
 /// The first part of the name of every metric except `process_*`.
 const PREFIX: &str = "prometheus_postgresql_adapter";
@@ -39,6 +39,12 @@ pub struct Metrics {
     pub term: IntGauge,
     /// Changes of role, by the role entered (`to`) and the cause (`reason`).
     pub transitions_total: IntCounterVec,
+    /// Clusters that send to this adapter, where leaders are found by labels.
+    pub clusters: IntGauge,
+    /// Those of them in which no replica leads, or the leading one is silent.
+    pub clusters_silent: IntGauge,
+    /// Changes of a cluster's leading replica that this adapter made.
+    pub cluster_leader_changes_total: IntCounter,
     /// Seconds since the last heartbeat on the lock session that succeeded was sent.
     pub lock_check_age_seconds: Gauge,
     /// Samples in write requests that could be decoded, whatever became of them.
@@ -129,6 +135,17 @@ impl Metrics {
                 "transitions_total",
                 "Changes of state, by new state and cause.",
                 &["to", "reason"],
+            ),
+            clusters: gauge(r, "clusters", "Clusters that send to this adapter."),
+            clusters_silent: gauge(
+                r,
+                "clusters_silent",
+                "Clusters in which no replica leads, or the leading one is silent.",
+            ),
+            cluster_leader_changes_total: counter(
+                r,
+                "cluster_leader_changes_total",
+                "Changes of a cluster's leading replica made by this adapter.",
             ),
             lock_check_age_seconds: seconds(
                 r,

@@ -3,6 +3,7 @@
 // A test that is skipped says so.
 #![allow(clippy::print_stdout)]
 
+mod by_labels;
 mod chunks;
 mod election;
 mod http;

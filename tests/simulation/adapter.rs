@@ -593,7 +593,8 @@ impl World {
         let adapter = &mut self.adapters[me];
         let Some(request) = adapter.requests.get_mut(&id) else { return };
         if request.fence.is_none() {
-            let held = bug == Some(Bug::HoldNothing) || adapter.ledger.hold(&request.batch.rows, now).is_ok();
+            let held = bug == Some(Bug::HoldNothing)
+                || adapter.ledger.hold(request.batch.key, &request.batch.rows, now).is_ok();
             let latest = span(&request.batch.rows).map(|(_, latest)| latest);
             adapter.ledger.stored(request.batch.key, latest.filter(|_| held), wall);
             return self.answer(me, id, held);

@@ -1,0 +1,195 @@
+//! What adapters tell each other about clusters, in the database: statements and what they return.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+use crate::election::Progress;
+use crate::election::by_labels::cluster::{Seen, Succession};
+use crate::election::by_labels::{PREFIX, group_name};
+use crate::election::lock_session::{FILLED, UNSURE, holes, holes_of};
+use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::storage::fence::Fence;
+use crate::storage::names::Names;
+use crate::storage::row::{from_postgres_us, to_postgres_us};
+
+/// What one adapter tells of a leading replica.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The term.
+    pub token: Uuid,
+    /// How long ago it was heard, if it was in this term.
+    pub heard_ago: Option<Duration>,
+    /// How far it is stored.
+    pub progress: Progress,
+}
+
+/// A cluster's row.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// The cluster.
+    pub cluster: String,
+    /// Its number.
+    pub group_no: i32,
+    /// `None` before any replica has led.
+    pub seen: Option<Seen>,
+}
+
+/// Where a term begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// The term.
+    pub token: Uuid,
+    /// Behind these times, ms since 1970, in these series.
+    pub last_ms: Vec<(i64, i64)>,
+    /// Behind this one in all others.
+    pub others_ms: i64,
+}
+
+/// What adapters report is relied on for so long, but for when a replica was heard.
+const FRESH: &str = "interval '60 seconds'";
+
+/// Tells the others, and reads what they told of these clusters; `margin_ms` is the watermark's distance from the newest
+/// sample. One round trip. Clusters without a row are not in the answer.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn round(
+    client: &Client,
+    names: &Names,
+    adapter: Uuid,
+    reports: &[Report],
+    clusters: &[String],
+    margin_ms: i64,
+) -> Result<Vec<Read>, Error> {
+    let at = |ms: Option<i64>| ms.map(|ms| Timestamp(to_postgres_us(ms)));
+    let tokens: Vec<Uuid> = reports.iter().map(|report| report.token).collect();
+    let heard: Vec<Option<f64>> = reports.iter().map(|report| report.heard_ago.map(|ago| ago.as_secs_f64())).collect();
+    let newest: Vec<Option<Timestamp>> = reports.iter().map(|report| at(report.progress.newest_ms)).collect();
+    let lag_ms: Vec<i64> = reports.iter().map(|report| report.progress.lag_ms).collect();
+    let pending: Vec<Option<Timestamp>> = reports.iter().map(|report| at(report.progress.pending_ms)).collect();
+    let tell = names.fill(
+        "INSERT INTO {reports} (adapter, reported_at, tokens, heard, newest, lag_ms, pending) VALUES ($1, clock_timestamp(), \
+         $2, ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($3) WITH ORDINALITY a (ago, n) ORDER BY n), \
+         $4, $5, $6) ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, tokens = excluded.tokens, \
+         heard = excluded.heard, newest = excluded.newest, lag_ms = excluded.lag_ms, pending = excluded.pending",
+    );
+    let told: [(&(dyn ToSql + Sync), Type); 6] = [
+        (&adapter, Type::UUID),
+        (&tokens, Type::UUID_ARRAY),
+        (&heard, Type::FLOAT8_ARRAY),
+        (&newest, Type::TIMESTAMPTZ_ARRAY),
+        (&lag_ms, Type::INT8_ARRAY),
+        (&pending, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    let read = names.fill(&format!(
+        "WITH told AS (SELECT u.token, max(u.heard) AS heard, max(u.newest) FILTER (WHERE is_fresh) AS newest, \
+         max(u.lag_ms) FILTER (WHERE is_fresh) AS lag_ms, min(u.pending) FILTER (WHERE is_fresh) AS pending \
+         FROM (SELECT *, reported_at > clock_timestamp() - {FRESH} AS is_fresh FROM {{reports}}) r, \
+         unnest(r.tokens, r.heard, r.newest, r.lag_ms, r.pending) AS u (token, heard, newest, lag_ms, pending) GROUP BY 1) \
+         SELECT group_name, group_no, term, l.token, holder, extract(epoch FROM clock_timestamp() - t.heard)::float8, \
+         least(t.newest - make_interval(secs => (t.lag_ms + $2) / 1000.0), t.pending - interval '1 millisecond'), {} \
+         FROM {{leader}} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
+        holes_of("l.holes"),
+    ));
+    let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
+    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&margin_ms, Type::INT8)];
+    // Sent together; what others told is read as it is before.
+    let (told, rows) =
+        futures_util::future::join(client.execute_typed(&tell, &told), client.query_typed(&read, &asked)).await;
+    told?;
+    rows?.iter().map(read_row).collect()
+}
+
+fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
+    let (group_name, group_no): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
+    let (token, replica): (Option<Uuid>, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
+    let ago: Option<f64> = row.try_get(5)?;
+    let watermark: Option<Timestamp> = row.try_get(6)?;
+    let term = row.try_get(2)?;
+    let seen = match token.zip(replica) {
+        Some((token, replica)) => Some(Seen {
+            fence: Fence { group_no, term, token },
+            replica,
+            heard_ago: ago.map(|ago| Duration::try_from_secs_f64(ago.max(0.0)).unwrap_or(Duration::MAX)),
+            watermark_ms: watermark.map(|Timestamp(time_us)| from_postgres_us(time_us)),
+            holes: holes(&row.try_get::<_, Vec<Timestamp>>(7)?),
+        }),
+        None => None,
+    };
+    Ok(Read { cluster: group_name.trim_start_matches(PREFIX).to_owned(), group_no, seen })
+}
+
+/// Makes rows for new clusters, as long as there are fewer than `clusters_max`.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_max: usize) -> Result<(), Error> {
+    let statement = names.fill(
+        "INSERT INTO {leader} (group_name) SELECT name FROM unnest($1::text[]) WITH ORDINALITY AS n (name, place) \
+         WHERE place + (SELECT count(*) FROM {leader} WHERE starts_with(group_name, $3)) <= $2 ON CONFLICT DO NOTHING",
+    );
+    let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
+    let most = i64::try_from(clusters_max).unwrap_or(i64::MAX);
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&groups, Type::TEXT_ARRAY), (&most, Type::INT8), (&PREFIX, Type::TEXT)];
+    client.execute_typed(&statement, &parameters).await?;
+    Ok(())
+}
+
+/// Lets other replicas lead, each given with its cluster; returns the numbers of the groups in which one does now.
+///
+/// # Errors
+///
+/// What the server said; nothing has changed then.
+pub async fn take_over(
+    client: &Client,
+    names: &Names,
+    cluster_label: &str,
+    successions: &[(String, Succession)],
+) -> Result<Vec<i32>, Error> {
+    let all = || successions.iter().map(|(_, succession)| succession);
+    let groups: Vec<i32> = all().map(|succession| succession.group_no).collect();
+    let clusters: Vec<&str> = successions.iter().map(|(cluster, _)| cluster.as_str()).collect();
+    let tokens: Vec<Option<Uuid>> = all().map(|succession| succession.token).collect();
+    let replicas: Vec<&str> = all().map(|succession| succession.replica.as_str()).collect();
+    let silent: Vec<f64> = all().map(|succession| succession.silent_for.as_secs_f64()).collect();
+    let passed: Vec<Option<Timestamp>> =
+        all().map(|succession| succession.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)))).collect();
+    let behind_ms: Vec<i64> = all().map(|succession| succession.behind_ms).collect();
+    let statement = names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, $6, $7, $8, {FILLED}, {UNSURE})"));
+    let parameters: [(&(dyn ToSql + Sync), Type); 8] = [
+        (&groups, Type::INT4_ARRAY),
+        (&clusters, Type::TEXT_ARRAY),
+        (&tokens, Type::UUID_ARRAY),
+        (&replicas, Type::TEXT_ARRAY),
+        (&silent, Type::FLOAT8_ARRAY),
+        (&passed, Type::TIMESTAMPTZ_ARRAY),
+        (&behind_ms, Type::INT8_ARRAY),
+        (&cluster_label, Type::TEXT),
+    ];
+    Ok(client.query_typed_one(&statement, &parameters).await?.try_get(0)?)
+}
+
+/// Where these terms begin.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn beginnings(client: &Client, names: &Names, tokens: &[Uuid]) -> Result<Vec<Beginning>, Error> {
+    let statement = names.fill("SELECT token, others, series, last FROM {cuts} WHERE token = ANY ($1)");
+    let rows = client.query_typed(&statement, &[(&tokens, Type::UUID_ARRAY)]).await?;
+    let ms = |Timestamp(time_us): Timestamp| if time_us == i64::MIN { i64::MIN } else { from_postgres_us(time_us) };
+    rows.iter()
+        .map(|row| {
+            let (series, last): (Vec<i64>, Vec<Timestamp>) = (row.try_get(2)?, row.try_get(3)?);
+            let last_ms = series.into_iter().zip(last.into_iter().map(ms)).collect();
+            Ok(Beginning { token: row.try_get(0)?, others_ms: ms(row.try_get(1)?), last_ms })
+        })
+        .collect()
+}

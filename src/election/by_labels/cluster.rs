@@ -1,0 +1,383 @@
+//! One cluster as one adapter knows it: which of its replicas leads, and when another is to. Pure: time is an argument.
+//!
+//! Every adapter may be sent every replica's samples. What leads is a replica, not an adapter: its samples are stored by
+//! whichever adapter is sent them, under the token in the cluster's row, and the other replicas' are held. The adapters tell
+//! each other once a [`ROUND`] when they last heard the leading replica, by the server's clock. The first to find it silent
+//! that is sent another one's samples makes that one lead.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::election::PrometheusTimeout;
+use crate::election::liveness::{Liveness, RECONNECT_TIME};
+use crate::election::role::{Leader, Role};
+use crate::storage::fence::Fence;
+use crate::storage::gaps::Hole;
+
+/// How often adapters tell each other what they have heard.
+pub const ROUND: Duration = Duration::from_secs(1);
+
+/// What was read so long ago is relied on no more: three rounds.
+pub const STALE: Duration = Duration::from_secs(3);
+
+/// A pause of the leading replica that is this much longer than its usual ones may be a restart, after which it never sends
+/// what it had not sent. Another replica has it.
+const PAUSE_MIN: Duration = Duration::from_secs(2);
+
+/// What was read is known to be older than it was by so much at most.
+const TOLERANCE: Duration = Duration::from_millis(500);
+
+/// A replica that was not heard for so long is not told of any more.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// What is known of clocks counts for one to two windows.
+const WINDOW: Duration = Duration::from_secs(120);
+
+/// Samples of two replicas may take times on their way that differ by so much; what is more, their clocks do.
+const CLOCKS_APART_MS: i64 = 2_000;
+
+/// The cluster's row, and what all adapters have told of its leading replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The right to write of whoever is sent the leading replica's samples.
+    pub fence: Fence,
+    /// The replica that leads.
+    pub replica: String,
+    /// How long ago any adapter heard it in this term, by the server's clock; `None` if none has.
+    pub heard_ago: Option<Duration>,
+    /// Everything it will send up to here is stored, ms since 1970.
+    pub watermark_ms: Option<i64>,
+    /// What changes of leader left in doubt.
+    pub holes: Vec<Hole>,
+}
+
+/// Another replica is to lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Succession {
+    /// The group's number in the leader table.
+    pub group_no: i32,
+    /// The token that is in force still.
+    pub token: Option<Uuid>,
+    /// Who is to lead.
+    pub replica: String,
+    /// Only if no adapter has heard the leading replica for so long.
+    pub silent_for: Duration,
+    /// See [`Seen::watermark_ms`].
+    pub watermark_ms: Option<i64>,
+    /// How far the clock of the leading replica is behind that of the next, if that is more than nothing.
+    pub behind_ms: i64,
+}
+
+impl Succession {
+    /// The first replica that leads.
+    #[must_use]
+    pub fn first(group_no: i32, replica: &str) -> Self {
+        let replica = replica.to_owned();
+        Self { group_no, token: None, replica, silent_for: Duration::ZERO, watermark_ms: None, behind_ms: 0 }
+    }
+}
+
+/// A replica as heard here.
+#[derive(Clone, Debug)]
+struct Heard {
+    liveness: Liveness,
+    /// Open connections over which it alone sends to this adapter, and whether one of them was kept for a second request:
+    /// a sender that opens one for each says nothing by closing it.
+    connections: usize,
+    are_kept: bool,
+    /// The most that its samples were ahead of this host's clock when they came, in this window and the one before: as far
+    /// as is known, how far its clock is ahead less the shortest time on the way.
+    ahead_ms: [Option<i64>; 2],
+    window_ends: Instant,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    timeout: PrometheusTimeout,
+    seen: Option<Seen>,
+    /// When the statement that read `seen` was sent.
+    read_at: Option<Instant>,
+    /// Since when rounds have gone through: what was not heard before proves nothing.
+    steady_since: Option<Instant>,
+    /// When any adapter last heard the leading replica, as far as is known here.
+    heard_at: Option<Instant>,
+    /// The longest pause between signs of life of the leading replica seen lately.
+    usual_pause: Duration,
+    /// The leading replica has been silent since then, though not for its timeout, and may have lost what it had not sent:
+    /// its samples wait until it is decided whether another is to lead.
+    in_doubt_since: Option<Instant>,
+    /// The token of the term in which this adapter stores: it has stored what it held.
+    ready: Option<Uuid>,
+    replicas: BTreeMap<String, Heard>,
+}
+
+impl Cluster {
+    /// One of which nothing is known.
+    #[must_use]
+    pub fn new(timeout: PrometheusTimeout) -> Self {
+        Self {
+            timeout,
+            seen: None,
+            read_at: None,
+            steady_since: None,
+            heard_at: None,
+            usual_pause: Duration::ZERO,
+            in_doubt_since: None,
+            ready: None,
+            replicas: BTreeMap::new(),
+        }
+    }
+
+    /// A request with samples of `replica` has come, the newest of them `ahead_ms` ahead of this host's clock.
+    pub fn on_request(&mut self, replica: &str, ahead_ms: i64, now: Instant) {
+        let timeout = self.timeout;
+        let new = || Heard {
+            liveness: Liveness::new(timeout),
+            connections: 0,
+            are_kept: false,
+            ahead_ms: [None, None],
+            window_ends: now,
+        };
+        let heard = self.replicas.entry(replica.to_owned()).or_insert_with(new);
+        let was_gone = heard.liveness.is_gone();
+        heard.liveness.begin(now);
+        heard.is_ahead(ahead_ms, now);
+        if self.leading() != Some(replica) || self.in_doubt_since.is_some() {
+            return;
+        }
+        if let Some(heard_at) = self.heard_at {
+            let pause = now.saturating_duration_since(heard_at);
+            let is_steady = self.steady_since.is_some_and(|since| since <= heard_at);
+            let is_long = pause > PAUSE_MIN.max(self.usual_pause * 3 / 2 + Duration::from_secs(1));
+            if was_gone || (is_steady && is_long) {
+                self.in_doubt_since = Some(heard_at);
+                return;
+            }
+            self.usual_pause = pause.max(self.usual_pause.saturating_sub(pause / 16));
+        }
+        self.heard_at = self.heard_at.max(Some(now));
+    }
+
+    /// Such a request has been answered; `refused` by a 5xx.
+    pub fn on_answer(&mut self, replica: &str, refused: bool, now: Instant) {
+        if let Some(heard) = self.replicas.get_mut(replica) {
+            heard.liveness.end(now, refused);
+        }
+        if self.leading() == Some(replica) && self.in_doubt_since.is_none() {
+            self.heard_at = self.heard_at.max(Some(now));
+        }
+    }
+
+    /// `replica` sends over a connection that nobody else has sent over.
+    pub fn on_connected(&mut self, replica: &str) {
+        if let Some(heard) = self.replicas.get_mut(replica) {
+            heard.connections += 1;
+        }
+    }
+
+    /// Such a connection carries others' requests too.
+    pub fn on_proxied(&mut self, replica: &str) {
+        if let Some(heard) = self.replicas.get_mut(replica) {
+            heard.connections = heard.connections.saturating_sub(1);
+        }
+    }
+
+    /// Such a connection has been closed; `kept` if it carried more than one request.
+    pub fn on_closed(&mut self, replica: &str, kept: bool, now: Instant) {
+        if let Some(heard) = self.replicas.get_mut(replica) {
+            heard.connections = heard.connections.saturating_sub(1);
+            heard.are_kept |= kept;
+            if heard.connections == 0 && std::mem::take(&mut heard.are_kept) {
+                heard.liveness.gone(now);
+            }
+        }
+    }
+
+    /// The cluster's row was read by a statement sent at `asked`. Returns whether its term is a new one to this adapter.
+    pub fn on_read(&mut self, seen: Option<Seen>, asked: Instant, now: Instant) -> bool {
+        if self.read_at.is_none_or(|read_at| now.saturating_duration_since(read_at) > STALE) {
+            self.steady_since = Some(now);
+        }
+        self.read_at = Some(asked);
+        let token = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.fence.token);
+        let is_new = token(&self.seen) != token(&seen);
+        if is_new {
+            (self.heard_at, self.in_doubt_since, self.usual_pause) = (None, None, Duration::ZERO);
+        }
+        let elsewhere = seen.as_ref().and_then(|seen| asked.checked_sub(seen.heard_ago?));
+        if self.in_doubt_since.is_none_or(|since| elsewhere > Some(since + TOLERANCE)) {
+            // Heard elsewhere meanwhile, it has not been silent.
+            self.in_doubt_since = None;
+            self.heard_at = self.heard_at.max(elsewhere);
+        }
+        self.seen = seen;
+        is_new
+    }
+
+    /// What this adapter held of the leading replica is stored: it may store under this token.
+    pub fn on_ready(&mut self, token: Uuid) {
+        self.ready = Some(token);
+    }
+
+    /// Whether this adapter may store under this token.
+    #[must_use]
+    pub fn is_ready(&self, token: Uuid) -> bool {
+        self.ready == Some(token)
+    }
+
+    /// There is nobody to take over from a leading replica that is in doubt: it goes on.
+    pub fn on_undisputed(&mut self, now: Instant) {
+        if self.in_doubt_since.take().is_some() {
+            self.heard_at = Some(now);
+        }
+    }
+
+    /// What is read of the cluster.
+    #[must_use]
+    pub fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
+    }
+
+    /// What this adapter may do with samples of `replica`.
+    #[must_use]
+    pub fn role(&self, replica: &str, now: Instant) -> Role {
+        let (Some(seen), Some(read_at)) = (&self.seen, self.read_at) else { return Role::Unknown };
+        if seen.replica == replica {
+            return match self.ready {
+                Some(token) if token == seen.fence.token && self.in_doubt_since.is_none() => {
+                    Role::Leader { fence: Some(seen.fence), until: None }
+                }
+                _ => Role::TakingOver,
+            };
+        }
+        let leader = Leader { holder: seen.replica.clone(), term: seen.fence.term };
+        Role::Standby { leader, until: read_at + STALE }.at(now)
+    }
+
+    /// How long ago this adapter heard the leading replica, if it has in this term: for others to know.
+    #[must_use]
+    pub fn heard_ago(&self, now: Instant) -> Option<Duration> {
+        let last = self.replicas.get(self.leading()?)?.liveness.last()?;
+        self.heard_at.map(|heard_at| now.saturating_duration_since(heard_at.min(last)))
+    }
+
+    /// How long ago any adapter heard the leading replica, as far as is known here.
+    #[must_use]
+    pub fn silent_for(&self, now: Instant) -> Option<Duration> {
+        self.heard_at.map(|heard_at| now.saturating_duration_since(heard_at))
+    }
+
+    /// Whether nobody leads, or the leading replica has been silent for its timeout.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.seen.is_none() || self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Who is to lead, if that is to change now.
+    #[must_use]
+    pub fn succession(&self, now: Instant) -> Option<Succession> {
+        let seen = self.seen.as_ref()?;
+        let silent_since = self.silent_since(now)?;
+        let replica = self.candidate(Some(&seen.replica), now)?;
+        Some(Succession {
+            group_no: seen.fence.group_no,
+            token: Some(seen.fence.token),
+            replica: replica.to_owned(),
+            silent_for: now.saturating_duration_since(silent_since).saturating_sub(TOLERANCE),
+            watermark_ms: seen.watermark_ms,
+            behind_ms: self.behind_ms(&seen.replica, replica),
+        })
+    }
+
+    /// When [`Cluster::succession`] may have another answer without anything being read or heard before.
+    #[must_use]
+    pub fn looks_at(&self, now: Instant) -> Option<Instant> {
+        self.deadline().filter(|deadline| *deadline > now)
+    }
+
+    /// The replica heard here last, `but` this one, unless it is silent too.
+    #[must_use]
+    pub fn candidate(&self, but: Option<&str>, now: Instant) -> Option<&str> {
+        let lives = |heard: &Heard| heard.liveness.silent_at(now).is_none_or(|silent_at| silent_at > now);
+        let others = self.replicas.iter().filter(|(name, heard)| Some(name.as_str()) != but && lives(heard));
+        others.max_by_key(|(_, heard)| heard.liveness.last()).map(|(name, _)| name.as_str())
+    }
+
+    /// Replicas as heard here, and how long ago.
+    pub fn replicas(&self, now: Instant) -> impl Iterator<Item = (&str, Option<Duration>)> {
+        let ago = move |heard: &Heard| heard.liveness.last().map(|last| now.saturating_duration_since(last));
+        self.replicas.iter().map(move |(name, heard)| (name.as_str(), ago(heard)))
+    }
+
+    /// Lets go of replicas that have not been heard here for an hour, and names them.
+    pub fn forget(&mut self, now: Instant) -> Vec<String> {
+        let is_old =
+            |heard: &Heard| heard.liveness.last().is_some_and(|last| now.saturating_duration_since(last) > FORGOTTEN);
+        let old: Vec<String> =
+            self.replicas.iter().filter(|(_, heard)| is_old(heard)).map(|(name, _)| name.clone()).collect();
+        self.replicas.retain(|name, _| !old.contains(name));
+        old
+    }
+
+    /// How far the clock of `replica` is ahead of this host's; 0 where that may be the time its samples take.
+    #[must_use]
+    pub fn ahead_ms(&self, replica: &str) -> i64 {
+        let ahead_ms = self.replicas.get(replica).and_then(Heard::ahead).unwrap_or(0);
+        if ahead_ms.abs() > CLOCKS_APART_MS { ahead_ms } else { 0 }
+    }
+
+    fn behind_ms(&self, leading: &str, next: &str) -> i64 {
+        let ahead = |replica: &str| self.replicas.get(replica).and_then(Heard::ahead);
+        let behind_ms = ahead(next).zip(ahead(leading)).map_or(0, |(next, leading)| next - leading);
+        if behind_ms > CLOCKS_APART_MS { behind_ms } else { 0 }
+    }
+
+    fn leading(&self) -> Option<&str> {
+        self.seen.as_ref().map(|seen| seen.replica.as_str())
+    }
+
+    /// Since when the leading replica has been silent, if it has been for long enough.
+    fn silent_since(&self, now: Instant) -> Option<Instant> {
+        if let Some(since) = self.in_doubt_since {
+            return Some(since);
+        }
+        let deadline = self.deadline()?;
+        (deadline <= now).then(|| self.gone_since().or(self.heard_at).or(self.steady_since).unwrap_or(now))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if let Some(gone_at) = self.gone_since() {
+            return Some(gone_at + RECONNECT_TIME);
+        }
+        let leading = self.replicas.get(self.leading()?);
+        let unheard = Liveness::new(self.timeout);
+        let timeout = leading.map_or(&unheard, |heard| &heard.liveness).timeout()?;
+        Some(self.heard_at.max(self.steady_since)? + timeout)
+    }
+
+    /// When the leading replica closed its last connection to this adapter, if no adapter has heard it since.
+    fn gone_since(&self) -> Option<Instant> {
+        let gone_at = self.replicas.get(self.leading()?)?.liveness.gone_at()?;
+        self.heard_at.is_none_or(|heard_at| heard_at <= gone_at).then_some(gone_at)
+    }
+}
+
+impl Heard {
+    fn is_ahead(&mut self, ahead_ms: i64, now: Instant) {
+        if now >= self.window_ends {
+            self.ahead_ms = [None, self.ahead_ms[0]];
+            self.window_ends = now + WINDOW;
+        }
+        self.ahead_ms[0] = self.ahead_ms[0].max(Some(ahead_ms));
+    }
+
+    fn ahead(&self) -> Option<i64> {
+        self.ahead_ms[0].max(self.ahead_ms[1])
+    }
+}
+
+#[cfg(test)]
+mod tests;

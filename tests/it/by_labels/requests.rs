@@ -1,0 +1,126 @@
+//! What becomes of a request, by what its series say of themselves.
+
+use super::{Replica, adapter, body, leader, number, targets, wait_leader, wait_stored};
+use crate::setup::{Body, Database, at, now_ms, start, store};
+
+#[tokio::test]
+async fn a_request_of_several_clusters_is_judged_series_by_series() {
+    let db = Database::new().await;
+    let uri = db.server.uri(&db.name);
+    let adapter = start(&adapter(&uri, "adapter")).await;
+    let targets = targets(&[&adapter]);
+    let _eu = Replica::start("eu", "r1", &targets);
+    let _us = Replica::start("us", "r2", &targets);
+    wait_leader(&adapter, "eu", "r1").await;
+    wait_leader(&adapter, "us", "r2").await;
+    let now = now_ms();
+    let mixed = [("eu", "r1"), ("eu", "r2"), ("us", "r1"), ("us", "r2"), ("asia", "r2")];
+    let mixed = mixed.iter().fold(Body::new(), |body, (cluster, replica)| {
+        let labels = [("__name__", "mixed"), ("cluster", cluster), ("__replica__", replica)];
+        body.series(&labels, &[at(now, number(replica))])
+    });
+    store(&adapter, mixed.clone()).await;
+    let stored = "SELECT labels ->> 'cluster' || ' ' || value FROM metrics WHERE name = 'mixed' ORDER BY 1";
+    let expected = [("asia", "r2"), ("eu", "r1"), ("us", "r2")];
+    let expected: Vec<_> = expected.iter().map(|(name, replica)| format!("{name} {}", number(replica))).collect();
+    assert_eq!(db.column::<String>(stored).await, expected);
+    store(&adapter, mixed).await;
+    assert_eq!(db.column::<String>(stored).await, expected, "a retry is stored once");
+    assert_eq!(adapter.metric_with("samples_duplicate_total", "retry").await, Some(3.0));
+}
+
+#[tokio::test]
+async fn a_series_that_does_not_say_who_sends_it_is_refused_by_name() {
+    let db = Database::new().await;
+    let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
+    let now = now_ms();
+    let good = body("eu", "r1", &[now]);
+    for (labels, missing) in [
+        (vec![("__name__", "bad"), ("__replica__", "r1")], "cluster"),
+        (vec![("__name__", "bad"), ("cluster", "eu")], "__replica__"),
+        (vec![("__name__", "bad"), ("__replica__", ""), ("cluster", "eu")], "__replica__"),
+    ] {
+        let answer = adapter.write(good.clone().series(&labels, &[at(now, 1.0)]).compressed()).await;
+        assert_eq!(answer.status, 400);
+        let expected = format!("the label {missing:?}, which says who sends the series, is missing");
+        assert!(answer.text().contains(&expected), "{}", answer.text());
+    }
+    assert_eq!(db.column::<String>("SELECT DISTINCT name FROM metrics").await, ["ticks"], "the rest is stored");
+}
+
+#[tokio::test]
+async fn series_without_labels_may_be_stored_as_they_are() {
+    let db = Database::new().await;
+    let options = adapter(&db.server.uri(&db.name), "adapter").arg("-metrics.high-availability.unlabelled=store");
+    let adapter = start(&options).await;
+    let now = now_ms();
+    let plain = [("__name__", "plain"), ("instance", "a")];
+    let body = body("eu", "r1", &[now]).series(&plain, &[at(now, 1.0)]);
+    store(&adapter, body.clone()).await;
+    store(&adapter, body).await;
+    let stored = "SELECT name || labels::text FROM metrics ORDER BY 1";
+    assert_eq!(db.column::<String>(stored).await, [r#"plain{"instance": "a"}"#, r#"ticks{"cluster": "eu"}"#]);
+}
+
+#[tokio::test]
+async fn there_may_be_so_many_clusters_and_no_more() {
+    let db = Database::new().await;
+    let options = |name| adapter(&db.server.uri(&db.name), name).arg("-metrics.high-availability.clusters=2");
+    let (one, other) = (start(&options("adapter a")).await, start(&options("adapter b")).await);
+    store(&one, body("eu", "r1", &[now_ms()])).await;
+    store(&other, body("us", "r1", &[now_ms()])).await;
+    store(&one, body("us", "r1", &[now_ms()])).await;
+    let answer = one.write(body("asia", "r1", &[now_ms()]).compressed()).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.text().contains("-metrics-high-availability-clusters"), "{}", answer.text());
+    assert_eq!(leader(&one, "asia").await, None);
+    // What the other has not heard of counts as well.
+    let answer = other.write(body("africa", "r1", &[now_ms()]).compressed()).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics_leader").await, 2);
+    let names = db.column::<String>("SELECT DISTINCT labels ->> 'cluster' FROM metrics ORDER BY 1").await;
+    assert_eq!(names, ["eu", "us"]);
+}
+
+#[tokio::test]
+async fn another_label_may_name_the_cluster_and_the_replica() {
+    let db = Database::new().await;
+    let options = adapter(&db.server.uri(&db.name), "adapter")
+        .arg("-metrics.high-availability.cluster-label=region")
+        .arg("-replica-labels=replica,prometheus_replica");
+    let adapter = start(&options).await;
+    let send = async |replica: &str, value: f64| {
+        let labels = [("__name__", "ticks"), ("prometheus_replica", replica), ("region", "eu")];
+        store(&adapter, Body::new().series(&labels, &[at(now_ms(), value)])).await;
+    };
+    send("r1", 1.0).await;
+    send("r2", 2.0).await;
+    wait_leader(&adapter, "eu", "r1").await;
+    assert_eq!(db.column::<String>("SELECT labels::text FROM metrics").await, [r#"{"region": "eu"}"#]);
+}
+
+#[tokio::test]
+async fn the_same_request_by_two_adapters_is_held_and_stored_once() {
+    let db = Database::new().await;
+    let uri = db.server.uri(&db.name);
+    let (one, other) = (start(&adapter(&uri, "adapter a")).await, start(&adapter(&uri, "adapter b")).await);
+    let targets = targets(&[&one, &other]);
+    let leads = Replica::start("eu", "r1", &targets);
+    wait_leader(&one, "eu", "r1").await;
+    wait_leader(&other, "eu", "r1").await;
+    wait_stored(&db.client, "eu", number("r1"), 20).await;
+    let now = now_ms() + 60_000;
+    // The answer of the first was lost, so it was sent to the second.
+    for adapter in [&one, &other] {
+        store(adapter, body("eu", "r2", &[now])).await;
+    }
+    drop(leads);
+    wait_leader(&one, "eu", "r2").await;
+    let stored = format!("SELECT count(*) FROM metrics WHERE value = {}", number("r2"));
+    db.wait(&stored.replace("count(*)", "count(*) > 0")).await;
+    for adapter in [&one, &other] {
+        let begun = async || (adapter.metric("standby_held_samples").await == Some(0.0)).then_some(());
+        adapter.process().wait_until("it holds nothing", crate::setup::SOON, begun).await;
+    }
+    assert_eq!(db.one::<i64>(&stored).await, 1);
+}

@@ -1,0 +1,153 @@
+//! One replica goes, another leads.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Replica, TIMEOUT, adapter, adapters, check_stored, clusters, leader, number, targets, wait_leader, wait_stored,
+};
+use crate::setup::{Database, SOON, start};
+
+/// What a take-over may take beyond the timeout.
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
+
+#[tokio::test]
+async fn the_first_replica_leads_and_the_others_are_held() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let _one = Replica::start("eu", "r1", &targets);
+    for adapter in &adapters {
+        wait_leader(adapter, "eu", "r1").await;
+    }
+    let _other = Replica::start("eu", "r2", &targets);
+    wait_stored(&db.client, "eu", number("r1"), 40).await;
+    for adapter in &adapters {
+        let held = async || (adapter.metric("standby_held_samples").await > Some(5.0)).then_some(());
+        adapter.process().wait_until("it holds", SOON, held).await;
+    }
+    assert_eq!(check_stored(&db.client, "eu", 0).await, [number("r1")]);
+    let labels: Vec<String> = db.column("SELECT DISTINCT labels::text FROM metrics").await;
+    assert_eq!(labels, [r#"{"cluster": "eu"}"#]);
+}
+
+#[tokio::test]
+async fn a_silent_leader_is_followed_within_half_a_second_of_its_timeout() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let one = Replica::start("eu", "r1", &targets);
+    wait_leader(&adapters[0], "eu", "r1").await;
+    let _other = Replica::start("eu", "r2", &targets);
+    wait_stored(&db.client, "eu", number("r1"), 60).await;
+    one.pause();
+    let heard = one.sent();
+    let led = wait_leader(&adapters[0], "eu", "r2").await.min(wait_leader(&adapters[1], "eu", "r2").await);
+    let took = led.saturating_duration_since(heard);
+    assert!(took >= TIMEOUT - HALF_A_SECOND, "{took:?}: too early");
+    assert!(took < TIMEOUT + HALF_A_SECOND, "{took:?}");
+    wait_stored(&db.client, "eu", number("r2"), 60).await;
+    assert_eq!(check_stored(&db.client, "eu", 1).await, [number("r1"), number("r2")]);
+}
+
+#[tokio::test]
+async fn a_leader_that_closes_its_connections_is_followed_before_its_timeout() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let one = Replica::start("eu", "r1", &targets);
+    wait_leader(&adapters[0], "eu", "r1").await;
+    let _other = Replica::start("eu", "r2", &targets);
+    wait_stored(&db.client, "eu", number("r1"), 20).await;
+    let killed = Instant::now();
+    drop(one);
+    let took = wait_leader(&adapters[0], "eu", "r2").await.saturating_duration_since(killed);
+    assert!(took < TIMEOUT, "{took:?}");
+    wait_stored(&db.client, "eu", number("r2"), 20).await;
+    check_stored(&db.client, "eu", 1).await;
+}
+
+#[tokio::test]
+async fn replicas_lead_in_turn_and_none_of_it_is_lost() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b", "adapter c"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1], &adapters[2]]);
+    let names = ["r1", "r2", "r3"];
+    let mut replicas: Vec<_> = names.iter().map(|name| Some(Replica::start("eu", name, &targets))).collect();
+    for _ in 0..4 {
+        let settled = async || leader(&adapters[0], "eu").await;
+        let leads = adapters[0].process().wait_until("one leads", SOON, settled).await;
+        let at = names.iter().position(|name| *name == leads).expect("it is one of them");
+        let stored: i64 = db.one(&format!("SELECT count(*) FROM metrics WHERE value = {}", number(names[at]))).await;
+        wait_stored(&db.client, "eu", number(names[at]), stored + 20).await;
+        replicas[at] = None;
+        let follows = async || leader(&adapters[0], "eu").await.filter(|leader| *leader != leads);
+        adapters[0].process().wait_until("another one leads", SOON, follows).await;
+        replicas[at] = Some(Replica::start("eu", names[at], &targets));
+    }
+    check_stored(&db.client, "eu", 8).await;
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_killed_takes_nothing_with_it() {
+    let db = Database::new().await;
+    let uri = db.server.uri(&db.name);
+    let mut adapters = adapters(&uri, &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let _replicas = ["r1", "r2"].map(|name| Replica::start("eu", name, &targets));
+    for round in 0..3 {
+        let stored: i64 = db.one("SELECT count(*) FROM metrics").await;
+        db.wait(&format!("SELECT count(*) > {} FROM metrics", stored + 40)).await;
+        adapters[0].process().kill9().await;
+        let stored: i64 = db.one("SELECT count(*) FROM metrics").await;
+        db.wait(&format!("SELECT count(*) > {} FROM metrics", stored + 60)).await;
+        adapters[0] = start(&adapter(&uri, &format!("adapter a{round}")).port(adapters[0].port())).await;
+    }
+    check_stored(&db.client, "eu", 6).await;
+}
+
+#[tokio::test]
+async fn a_rolling_update_loses_nothing_and_what_is_held_is_stored_first() {
+    let db = Database::new().await;
+    let uri = db.server.uri(&db.name);
+    let mut adapters = adapters(&uri, &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let mut replicas = ["r1", "r2"].map(|name| Some(Replica::start("eu", name, &targets)));
+    wait_leader(&adapters[0], "eu", "r1").await;
+    wait_stored(&db.client, "eu", number("r1"), 40).await;
+    // The leading replica goes just when an adapter is told to stop that holds part of what the other one sent.
+    targets.lock().unwrap().remove(0);
+    adapters[0].process().signal(rustix::process::Signal::TERM);
+    replicas[0] = None;
+    adapters[0].process().wait_exit(Duration::from_secs(40)).await;
+    wait_stored(&db.client, "eu", number("r2"), 40).await;
+    adapters[0] = start(&adapter(&uri, "adapter a2")).await;
+    targets.lock().unwrap().push(adapters[0].url("/write"));
+    wait_leader(&adapters[0], "eu", "r2").await;
+    wait_stored(&db.client, "eu", number("r2"), 80).await;
+    assert_eq!(check_stored(&db.client, "eu", 1).await, [number("r1"), number("r2")]);
+}
+
+#[tokio::test]
+async fn every_cluster_has_a_leader_of_its_own() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let names = ["eu", "us", "asia"];
+    let mut one: Vec<_> = names.iter().map(|name| Replica::start(name, "r1", &targets)).collect();
+    for name in names {
+        wait_leader(&adapters[0], name, "r1").await;
+    }
+    let _other: Vec<_> = names.iter().map(|name| Replica::start(name, "r2", &targets)).collect();
+    wait_stored(&db.client, "us", number("r1"), 60).await;
+    drop(one.remove(1));
+    wait_leader(&adapters[1], "us", "r2").await;
+    wait_stored(&db.client, "us", number("r2"), 40).await;
+    let clusters = clusters(&adapters[1]).await;
+    let leaders: Vec<_> = clusters.values().map(|one| one["leader"]["replica"].as_str()).collect();
+    assert_eq!(leaders, [Some("r1"), Some("r1"), Some("r2")]);
+    for (name, changes) in [("eu", 0), ("us", 1), ("asia", 0)] {
+        check_stored(&db.client, name, changes).await;
+    }
+    let changes = async |at: usize| adapters[at].metric("cluster_leader_changes_total").await.unwrap_or_default();
+    assert_eq!(changes(0).await + changes(1).await, 4.0);
+}
