@@ -389,6 +389,7 @@ impl World {
                     Observed {
                         leader: Leader { holder: group.holder.to_string(), term: group.term },
                         heartbeat_age: Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)),
+                        yields_for: None,
                     }
                 });
                 match action {

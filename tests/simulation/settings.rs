@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus_postgresql_adapter::election::{Config, PrometheusTimeout};
+use prometheus_postgresql_adapter::election::{By, Config, PrometheusTimeout};
 
 use crate::random::Random;
 use crate::world::Ms;
@@ -60,7 +60,8 @@ impl Settings {
             _ => PrometheusTimeout::After(Duration::from_secs([6, 10][random.below(2)])),
         };
         let election = Config {
-            lock_id: 1,
+            by: By::Lock(1),
+            is_held: false,
             prometheus_timeout: timeout,
             liveness_interval: Duration::from_secs(10),
             election_interval: Duration::from_millis([300, 1_000][random.below(2)]),
