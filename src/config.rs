@@ -9,10 +9,12 @@ use std::ffi::OsString;
 use std::fmt;
 
 use self::flags::{Flag, Flags};
+use crate::command::Command;
 use crate::election::{By, PrometheusTimeout, by_labels};
 use crate::model::source::SourceLabels;
 use crate::{election, handover, http, postgres, storage, telemetry};
 
+mod command;
 mod duration;
 mod flags;
 mod go;
@@ -48,6 +50,8 @@ pub enum Parsed {
     Help(String),
     /// The same for one line.
     Version(String),
+    /// Ask a running adapter, print what it says, and end.
+    Ask(Command),
 }
 
 /// A command line or environment that cannot be run with: every mistake in it, one a line. Exit with status 2.
@@ -81,6 +85,13 @@ impl Config {
         let args: Vec<OsString> = args.into_iter().collect();
         let is_text = args.iter().all(|word| word.to_str().is_some());
         let args: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        if let Some(("election", words)) = args.split_first().map(|(first, words)| (first.as_str(), words)) {
+            return match command::parse(words, env) {
+                Ok(Some(command)) => Ok(Parsed::Ask(command)),
+                Ok(None) => Ok(Parsed::Help(command::usage())),
+                Err(mistake) => Err(UsageError { mistakes: vec![mistake] }),
+            };
+        }
         let line = go::normalise(&args, |name| table.iter().find(|flag| flag.name == name).map(|flag| flag.kind));
         if line.help {
             return Ok(Parsed::Help(help::page(&table)));

@@ -33,6 +33,7 @@ pub struct Desk {
 #[derive(Debug)]
 pub(super) struct Given {
     order: Order,
+    given_at: Instant,
     until: Instant,
     answer: oneshot::Sender<Result<(), Refusal>>,
 }
@@ -55,9 +56,10 @@ impl Orders {
     /// Why it is not carried out.
     pub async fn give(&self, order: Order) -> Result<(), Refusal> {
         let (answer, answered) = oneshot::channel();
-        let until = Instant::now() + self.patience;
+        let given_at = Instant::now();
+        let until = given_at + self.patience;
         let work = async {
-            let given = Given { order, until, answer };
+            let given = Given { order, given_at, until, answer };
             self.given.send(given).await.map_err(|_| Refusal::Stopping)?;
             answered.await.map_err(|_| Refusal::Stopping)?
         };
@@ -92,9 +94,9 @@ impl Desk {
     }
 
     /// Has it carried out.
-    pub(super) fn take(&mut self, Given { order, until, answer }: Given, machine: &mut Machine) {
+    pub(super) fn take(&mut self, Given { order, given_at, until, answer }: Given, machine: &mut Machine) {
         log::info!("ordered: {order:?}");
-        machine.on_order(order, Instant::now(), until);
+        machine.on_order(order, given_at, until);
         self.waiting = Some(answer);
     }
 

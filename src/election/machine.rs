@@ -440,7 +440,10 @@ impl Machine {
     pub fn reason(&self, now: Instant) -> Reason {
         match &self.state {
             State::Following { .. } if self.is_silent(now) => Reason::PrometheusTimeout,
-            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until => Reason::LeaderStale,
+            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until && self.may_try(now) => {
+                Reason::LeaderStale
+            }
+            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until => Reason::NobodyLeads,
             State::Leading(tenure) if now >= tenure.renewed_at + self.config.leader_deadline() => {
                 Reason::HeartbeatOverdue
             }
