@@ -15,6 +15,7 @@ use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 mod by_hand;
 mod frozen;
 mod holes;
+mod lease;
 mod lock;
 mod rest;
 mod take_over;
