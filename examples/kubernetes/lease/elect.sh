@@ -34,31 +34,33 @@ is_well() {
 
 # The Lease as it is to be; $1 is its holder, $2 the version it follows, which the server compares.
 lease() {
-    time=$(date -u +%FT%T.000000Z)
+    time=$(date -u +%FT%T.000000Z) follows=''
+    [ -z "$2" ] || follows=", \"resourceVersion\": \"$2\""
     cat <<END
 {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
- "metadata": {"name": "$LEASE"${2:+, "resourceVersion": "$2"}},
+ "metadata": {"name": "$LEASE"$follows},
  "spec": {"holderIdentity": "$1", "leaseDurationSeconds": $LEASE_SECONDS, "renewTime": "$time"}}
 END
 }
 
-# Takes the Lease or renews it, if it is this replica's, nobody's, or has not been renewed for its duration.
+# Takes the Lease or renews it, if it is this replica's, nobody's, or has not been renewed for its duration. 1: another
+# replica has it; 2: nobody can say.
 hold() {
     if ! found=$(kubectl get lease "$LEASE" --ignore-not-found \
         -o 'jsonpath={.metadata.resourceVersion}/{.spec.holderIdentity}'); then
-        return 1
+        return 2
     fi
     if [ -z "$found" ]; then
-        lease "$IDENTITY" '' | kubectl create -f - >/dev/null
-        return
+        lease "$IDENTITY" '' | kubectl create -f - >/dev/null || return 2
+        return 0
     fi
     if [ "$found" != "$seen" ]; then
         seen=$found seen_at=$(now)
     fi
     version=${found%%/*} holder=${found#*/}
     if [ "$holder" = "$IDENTITY" ] || [ -z "$holder" ] || [ $(($(now) - seen_at)) -gt "$LEASE_SECONDS" ]; then
-        lease "$IDENTITY" "$version" | kubectl replace -f - >/dev/null
-        return
+        lease "$IDENTITY" "$version" | kubectl replace -f - >/dev/null || return 2
+        return 0
     fi
     return 1
 }
@@ -82,7 +84,9 @@ stop() {
 trap stop TERM INT
 
 while :; do
-    if is_well && hold; then
+    mine=0
+    if is_well; then hold || mine=$?; else mine=1; fi
+    if [ "$mine" = 0 ]; then
         # Each time: an adapter that was restarted does not know, and one that was told does nothing.
         if tell 1; then
             [ "$leads" = yes ] || say "has the lease, its adapter leads"
@@ -92,11 +96,12 @@ while :; do
             give_up
             leads=no
         fi
-    elif [ "$leads" = yes ]; then
-        say "has lost the lease"
+    elif [ "$mine" = 1 ] && [ "$leads" = yes ]; then
+        say "has lost the lease, or is not well"
         give_up
         leads=no
     fi
+    # With nobody to say who has it, whoever leads goes on: that must not end because Kubernetes is being upgraded.
     # In the background, so that a signal is heard at once.
     sleep "$PERIOD_SECONDS" &
     wait $! || true
