@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::election::PrometheusTimeout;
 use crate::election::advisory_lock::Election;
 use crate::election::by_labels::clusters::Clusters;
 use crate::election::by_labels::rounds::Rounds;
+use crate::election::desk::{self, Desk};
 use crate::election::liveness::Heard;
-use crate::election::lock_session::group_name;
 use crate::election::role::{LockHolder, Role};
+use crate::election::{self, PrometheusTimeout};
 use crate::handover::Handover;
 use crate::handover::shares::Shares;
 use crate::http::{self, Service};
@@ -97,6 +97,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let heard = Arc::new(Heard::new(timeout));
     let (role_sender, role) = watch::channel(Role::Unknown);
     let (lock_holder_sender, lock_holder) = watch::channel(None);
+    let (orders, desk) = config.election.as_ref().map(desk::open).unzip();
     let stopping = CancellationToken::new();
     let requests = TaskTracker::new();
     let service = Arc::new(Service {
@@ -107,7 +108,9 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         clusters: config.by_labels.clone().map(|config| Arc::new(Clusters::new(config))),
         role: role.clone(),
         lock_holder,
-        group: config.election.as_ref().map(|election| group_name(election.lock_id)),
+        name: holder(&config),
+        group: config.election.as_ref().map(election::Config::group),
+        orders,
         receiver: OnceLock::new(),
         store: OnceLock::new(),
         read_only: config.storage.read_only,
@@ -146,7 +149,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     };
     let elected = match &service.clusters {
         Some(clusters) => parts.by_labels(clusters, role_sender, election_stop.clone()),
-        None => parts.sidecar(role_sender, lock_holder_sender, election_stop.clone()),
+        None => parts.sidecar(role_sender, lock_holder_sender, desk, election_stop.clone()),
     };
     if !config.storage.read_only {
         let receiver = Receiver {
@@ -272,6 +275,7 @@ impl Parts<'_> {
         &self,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
+        desk: Option<Desk>,
         stop: CancellationToken,
     ) -> Elected {
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
@@ -279,7 +283,7 @@ impl Parts<'_> {
         let fenced = Arc::new(Notify::new());
         let filling = Arc::clone(&handover);
         let own = Senders::Own { handover: Arc::clone(&handover), role: role.subscribe(), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(handover, fenced, role, lock_holder, stop);
+        let electing = self.elect(handover, fenced, role, lock_holder, desk, stop);
         Elected { senders: own, filling: Box::pin(async move { filling.fill().await }), electing: Box::pin(electing) }
     }
 
@@ -290,6 +294,7 @@ impl Parts<'_> {
         fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
+        desk: Option<Desk>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let election = self.config.election.clone().map(|config| Election {
@@ -306,8 +311,8 @@ impl Parts<'_> {
         });
         let (metrics, read_only) = (Arc::clone(self.metrics), self.config.storage.read_only);
         async move {
-            match election {
-                Some(election) => election.run(stop).await,
+            match election.zip(desk) {
+                Some((election, desk)) => election.run(stop, desk).await,
                 None => {
                     if !read_only {
                         log::info!(

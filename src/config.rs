@@ -9,10 +9,12 @@ use std::ffi::OsString;
 use std::fmt;
 
 use self::flags::{Flag, Flags};
-use crate::election::{PrometheusTimeout, by_labels};
+use crate::command::Command;
+use crate::election::{By, PrometheusTimeout, by_labels};
 use crate::model::source::SourceLabels;
 use crate::{election, handover, http, postgres, storage, telemetry};
 
+mod command;
 mod duration;
 mod flags;
 mod go;
@@ -48,6 +50,8 @@ pub enum Parsed {
     Help(String),
     /// The same for one line.
     Version(String),
+    /// Ask a running adapter, print what it says, and end.
+    Ask(Command),
 }
 
 /// A command line or environment that cannot be run with: every mistake in it, one a line. Exit with status 2.
@@ -81,6 +85,13 @@ impl Config {
         let args: Vec<OsString> = args.into_iter().collect();
         let is_text = args.iter().all(|word| word.to_str().is_some());
         let args: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        if let Some(("election", words)) = args.split_first().map(|(first, words)| (first.as_str(), words)) {
+            return match command::parse(words, env) {
+                Ok(Some(command)) => Ok(Parsed::Ask(command)),
+                Ok(None) => Ok(Parsed::Help(command::usage())),
+                Err(mistake) => Err(UsageError { mistakes: vec![mistake] }),
+            };
+        }
         let line = go::normalise(&args, |name| table.iter().find(|flag| flag.name == name).map(|flag| flag.kind));
         if line.help {
             return Ok(Parsed::Help(help::page(&table)));
@@ -184,6 +195,9 @@ impl Given {
             listen_address: flags.web.web_listen_address,
             telemetry_path: flags.web.web_telemetry_path,
             send_timeout: flags.web.adapter_send_timeout,
+            admin_token: Some(&flags.web.web_admin_token.0)
+                .filter(|token| !token.is_empty())
+                .map(|token| http::AdminToken::new(token)),
             read_sample_limit: flags.web.read_sample_limit,
         };
         let handover = handover::Config { memory_bytes_max: flags.election.standby_memory_mib };
@@ -207,34 +221,48 @@ impl Given {
     }
 
     fn election(&mut self, flags: &Flags) -> Option<election::Config> {
-        let lock_id = flags.election.leader_election_pg_advisory_lock_id;
-        let prometheus_timeout = flags.election.leader_election_pg_advisory_lock_prometheus_timeout;
-        self.demand(&["leader-election-rest"], !flags.old.leader_election_rest, || {
-            "-leader-election-rest is not available yet: election over REST comes with a later release; use \
-             -leader-election-pg-advisory-lock-id"
-                .to_owned()
+        let read_only = flags.storage.pg_read_only;
+        let flags = &flags.election;
+        let lock_id = flags.leader_election_pg_advisory_lock_id;
+        let by_rest = flags.leader_election_rest;
+        self.demand(&["leader-election-rest", "leader-election-pg-advisory-lock-id"], !by_rest || lock_id == 0, || {
+            "use either -leader-election-rest or -leader-election-pg-advisory-lock-id".to_owned()
         });
         self.warn(
-            lock_id == 0 && prometheus_timeout != PrometheusTimeout::Automatic,
+            lock_id == 0 && flags.leader_election_pg_advisory_lock_prometheus_timeout != PrometheusTimeout::Automatic,
             "-leader-election-pg-advisory-lock-prometheus-timeout has no effect without \
              -leader-election-pg-advisory-lock-id",
         );
-        if lock_id == 0 {
-            return None;
-        }
-        if flags.storage.pg_read_only {
-            self.warn(
-                true,
-                "-leader-election-pg-advisory-lock-id has no effect with -pg-read-only: a reader takes part in no election",
-            );
+        self.warn(
+            !by_rest && self.is_set("leader-election-rest-group"),
+            "-leader-election-rest-group has no effect without -leader-election-rest",
+        );
+        self.warn(
+            !by_rest && lock_id == 0 && flags.leader_election_hold,
+            "-leader-election-hold has no effect without -leader-election-pg-advisory-lock-id or -leader-election-rest",
+        );
+        let by = match by_rest {
+            true => By::Rest(flags.leader_election_rest_group.clone()),
+            false if lock_id != 0 => By::Lock(lock_id),
+            false => return None,
+        };
+        if read_only {
+            let flag = if by_rest { "-leader-election-rest" } else { "-leader-election-pg-advisory-lock-id" };
+            let warning = format!("{flag} has no effect with -pg-read-only: a reader takes part in no election");
+            self.warn(true, &warning);
             return None;
         }
         Some(election::Config {
-            lock_id,
-            prometheus_timeout,
-            liveness_interval: flags.election.leader_election_liveness_interval,
-            election_interval: flags.election.scheduled_election_interval,
-            lease: flags.election.leader_election_lease,
+            // Whether a Prometheus sends is for the outside party to judge.
+            prometheus_timeout: match by {
+                By::Lock(_) => flags.leader_election_pg_advisory_lock_prometheus_timeout,
+                By::Rest(_) => PrometheusTimeout::Never,
+            },
+            by,
+            is_held: flags.leader_election_hold,
+            liveness_interval: flags.leader_election_liveness_interval,
+            election_interval: flags.scheduled_election_interval,
+            lease: flags.leader_election_lease,
         })
     }
 
@@ -256,6 +284,11 @@ impl Given {
             &["metrics-high-availability", "leader-election-pg-advisory-lock-id"],
             !by_labels || is_alone,
             || "use either -metrics-high-availability or -leader-election-pg-advisory-lock-id".to_owned(),
+        );
+        self.demand(
+            &["metrics-high-availability", "leader-election-rest"],
+            !by_labels || !flags.leader_election_rest,
+            || "use either -metrics-high-availability or -leader-election-rest".to_owned(),
         );
         self.demand(
             &["metrics-high-availability", "replica-labels"],

@@ -1,22 +1,27 @@
 //! Who leads: a pure machine, and the advisory lock that drives it.
 //!
-//! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`role`] is what the rest of the program
-//! sees; [`advisory_lock`] carries the machine's decisions out, on a [`lock_session`].
+//! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`orders`] what it was ordered, [`role`] is what
+//! the rest of the program sees; [`advisory_lock`] carries the machine's decisions out, on a [`lock_session`], and takes
+//! orders at a [`desk`].
 
 use std::time::Duration;
 
 pub mod advisory_lock;
 pub mod by_labels;
+pub mod desk;
 pub mod liveness;
 pub mod lock_session;
 pub mod machine;
+pub mod orders;
 pub mod role;
 
 /// How the leader of a group is found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `-leader-election-pg-advisory-lock-id`: the group's lock; never 0 (0 is no election, hence no `Config`).
-    pub lock_id: i64,
+    /// What makes an adapter the leader.
+    pub by: By,
+    /// `-leader-election-hold`: out of elections from the start, until released.
+    pub is_held: bool,
     /// `-leader-election-pg-advisory-lock-prometheus-timeout`.
     pub prometheus_timeout: PrometheusTimeout,
     /// `-leader-election-liveness-interval`: how often a silent Prometheus is looked for (beside the exact deadline).
@@ -27,7 +32,32 @@ pub struct Config {
     pub lease: Duration,
 }
 
+/// What makes an adapter the leader of its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// `-leader-election-pg-advisory-lock-id`: that it holds this advisory lock. Never 0, which is no election.
+    Lock(i64),
+    /// `-leader-election-rest`: that an outside party tells it to lead this group.
+    Rest(String),
+}
+
 impl Config {
+    /// What the group is called in the leader table, log and status.
+    #[must_use]
+    pub fn group(&self) -> String {
+        match &self.by {
+            By::Lock(id) => format!("lock {id}"),
+            By::Rest(group) => format!("rest {group}"),
+        }
+    }
+
+    /// How long one that gave the lead up stands back for another, and another for the one it named: several times as long
+    /// as whoever is there takes to notice.
+    #[must_use]
+    pub fn standing_back(&self) -> Duration {
+        self.lease / 2
+    }
+
     /// The server ends a lock session that is silent for so long: 85 % of the lease, so that detection and take-over
     /// end within it.
     #[must_use]

@@ -20,14 +20,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::election::by_labels::clusters::{self, Clusters};
+use crate::election::desk::Orders;
 use crate::election::liveness::{self, Heard};
 use crate::election::role::{LockHolder, Role};
 use crate::receiver::Receiver;
 use crate::storage::Store;
 use crate::telemetry::metrics::{self, Metrics};
 
+pub use self::admin::AdminToken;
+
 mod admin;
 mod body;
+mod election;
 mod read;
 mod status;
 mod write;
@@ -41,6 +45,8 @@ pub struct Config {
     pub telemetry_path: String,
     /// `-adapter-send-timeout`: how long one write request may take from its first byte to its answer.
     pub send_timeout: Duration,
+    /// `-web-admin-token`: what a request that changes something must show; without one, it must come from this host.
+    pub admin_token: Option<AdminToken>,
     /// `-read-sample-limit`: samples one query of a read in SAMPLES form may return, at least 1.
     pub read_sample_limit: u64,
 }
@@ -61,8 +67,12 @@ pub struct Service {
     pub role: watch::Receiver<Role>,
     /// Who holds the lock while nobody can be seen to lead.
     pub lock_holder: watch::Receiver<Option<LockHolder>>,
+    /// What this adapter is called in its group.
+    pub name: String,
     /// What the group is called; `None` without an election.
     pub group: Option<String>,
+    /// Where the election is given orders; `None` without one, and where leaders are found by labels.
+    pub orders: Option<Orders>,
     /// Takes write requests, once the store is open; never with `-pg-read-only`.
     pub receiver: OnceLock<Arc<Receiver>>,
     /// Answers reads, once it is open.
@@ -181,7 +191,7 @@ impl Service {
                 metrics.read_duration_seconds.observe(started.elapsed().as_secs_f64());
                 answer
             }
-            "/admin/storage/seal" => admin::seal(&self, &request, is_local).await,
+            path if path.starts_with("/admin/") => admin::answer(&self, request, is_local).await,
             _ if request.method() != Method::GET && request.method() != Method::HEAD => method_not_allowed("GET, HEAD"),
             path if path == self.config.telemetry_path => {
                 status::refresh(&self);
@@ -202,6 +212,11 @@ impl Service {
             "/" => with_type(StatusCode::OK, "text/html; charset=utf-8", status::page(&self)),
             _ => text(StatusCode::NOT_FOUND, format!("no such path: {path}; / lists those there are")),
         }
+    }
+
+    /// Whether it is held out of elections.
+    fn is_held(&self) -> bool {
+        self.orders.as_ref().is_some_and(Orders::is_held)
     }
 
     /// The role at this moment.

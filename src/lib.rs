@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`app`] | builds every part, owns every task, stops them in order |
 //! | [`config`] | argv and environment into typed settings |
+//! | [`command`] | a word to a running adapter |
 //! | [`http`] | routes and statuses |
 //! | [`receiver`] | what becomes of a write request, by role |
 //! | [`election`] | who leads: a pure machine and the advisory lock that drives it |
@@ -21,6 +22,7 @@
 
 pub mod app;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod election;
 pub mod handover;

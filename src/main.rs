@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use prometheus_postgresql_adapter::command::Command;
 use prometheus_postgresql_adapter::config::{Config, Parsed};
 use prometheus_postgresql_adapter::{app, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,11 +19,24 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Parsed::Run(config, warnings)) => run(*config, &warnings),
+        Ok(Parsed::Ask(command)) => ask(&command),
         Err(usage) => {
             let _ = writeln!(std::io::stderr(), "{usage}");
             ExitCode::from(USAGE)
         }
     }
+}
+
+fn ask(command: &Command) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let answered = runtime.map(|runtime| runtime.block_on(command.run()));
+    let (said, status) = match answered {
+        Ok(Ok(line)) => (writeln!(std::io::stdout(), "{line}"), ExitCode::SUCCESS),
+        Ok(Err(error)) => (writeln!(std::io::stderr(), "{error}"), ExitCode::FAILURE),
+        Err(error) => (writeln!(std::io::stderr(), "cannot start the runtime: {error}"), ExitCode::FAILURE),
+    };
+    let _ = said;
+    status
 }
 
 fn run(config: Config, warnings: &[String]) -> ExitCode {

@@ -45,6 +45,10 @@ pub(super) struct Web {
     /// Path of the adapter's own metrics.
     #[structopt(long, value_name = "PATH", default_value = "/metrics", parse(try_from_str = value::path))]
     pub(super) web_telemetry_path: String,
+    /// What requests under /admin/ that change something must show, as Authorization: Bearer TOKEN; better given by the
+    /// environment. Empty: they must come from the adapter's own host.
+    #[structopt(long, value_name = "TOKEN", default_value = "", parse(try_from_str = value::secret))]
+    pub(super) web_admin_token: Secret,
     /// How long a write request may take from its first byte to its answer. Keep it no longer than remote_timeout in
     /// Prometheus' remote_write.
     #[structopt(long, value_name = "DURATION", default_value = "30s", parse(try_from_str = value::send_timeout))]
@@ -74,6 +78,16 @@ pub(super) struct Election {
     /// How often a standby tries to take the lock, at least 10ms. A take-over begins within one interval.
     #[structopt(long, value_name = "DURATION", default_value = "100ms", parse(try_from_str = value::election_interval))]
     pub(super) scheduled_election_interval: Duration,
+    /// Let an outside party tell who leads: PUT 1 or 0 to /admin/election/leader makes this adapter lead or resign, GET
+    /// answers true or false. Of two told to lead, the later one does. Excludes the other elections.
+    #[structopt(long, value_name = "true|false", default_value = "false", parse(try_from_str = go::parse_bool))]
+    pub(super) leader_election_rest: bool,
+    /// Name of the group whose leader is told: the same for both adapters of a pair, another for each pair.
+    #[structopt(long, value_name = "NAME", default_value = "1", parse(try_from_str = value::group))]
+    pub(super) leader_election_rest_group: String,
+    /// Start held: out of elections until released by prometheus-postgresql-adapter election release.
+    #[structopt(long, value_name = "true|false", default_value = "false", parse(try_from_str = go::parse_bool))]
+    pub(super) leader_election_hold: bool,
     /// Find leaders by labels: every series names its cluster and its replica, any adapter may be sent any of them, and of
     /// each cluster one replica is stored. Excludes the other elections.
     #[structopt(long, value_name = "true|false", default_value = "false", parse(try_from_str = go::parse_bool))]
@@ -189,9 +203,6 @@ pub(super) struct Log {
 
 #[derive(Debug, StructOpt)]
 pub(super) struct Old {
-    /// Election by an outside party over REST: comes with a later release, refused until then.
-    #[structopt(long, value_name = "true|false", default_value = "false", parse(try_from_str = go::parse_bool))]
-    pub(super) leader_election_rest: bool,
     /// Has no effect: there is no intermediate table any more.
     #[structopt(long, value_name = "NAME", default_value = "", parse(try_from_str = value::text))]
     pub(super) pg_copy_table: String,
@@ -240,7 +251,7 @@ impl Flag {
 
     /// Whether a value may hold a password.
     pub(super) fn is_secret(&self) -> bool {
-        matches!(self.value_name, "URI" | "PASSWORD")
+        matches!(self.value_name, "URI" | "PASSWORD" | "TOKEN")
     }
 
     /// The environment variable that sets it.

@@ -23,6 +23,9 @@ Durations are written 30s, 1h30m, 500ms or 2w.
 Every flag can come from the environment: -pg-host from TS_PROM_PG_HOST, and so on. The
 command line wins, and an empty variable counts as unset. Keep the password there, in
 TS_PROM_PG_PASSWORD: a command line can be read by everyone on the host.
+
+A running adapter is asked or ordered by prometheus-postgresql-adapter election status,
+resign, hand-over, hold, release or lead; election -h says how.
 ";
 
 const OTHER: &str = "

@@ -50,6 +50,7 @@ fn defaults_are_those_of_0_6_0() {
     assert_eq!(
         config.http,
         http::Config {
+            admin_token: None,
             listen_address: "[::]:9201".parse().unwrap(),
             telemetry_path: "/metrics".to_owned(),
             send_timeout: Duration::from_secs(30),
@@ -93,7 +94,8 @@ fn defaults_are_those_of_0_6_0() {
 fn the_two_command_lines_of_the_old_users() {
     let rest = ["-leader-election.pg-advisory-lock-id=1", "-leader-election.pg-advisory-lock.prometheus-timeout=6s"];
     let election = election::Config {
-        lock_id: 1,
+        by: By::Lock(1),
+        is_held: false,
         prometheus_timeout: PrometheusTimeout::After(Duration::from_secs(6)),
         liveness_interval: Duration::from_secs(10),
         election_interval: Duration::from_millis(100),
@@ -110,7 +112,7 @@ fn the_two_command_lines_of_the_old_users() {
 #[test]
 fn every_flag_can_be_set_in_every_way() {
     for flag in flags::table() {
-        let value = if flag.name == "leader-election-rest" { "false" } else { flag.default };
+        let value = flag.default;
         let dotted = flag.name.replacen('-', ".", 1);
         for args in [
             vec![format!("-{}={value}", flag.name)],
@@ -276,7 +278,7 @@ fn check_timeout(value: &str, expected: PrometheusTimeout) {
     let args =
         ["-leader-election-pg-advisory-lock-id=-7", "-leader-election-pg-advisory-lock-prometheus-timeout", value];
     let election = run(&args).election.unwrap();
-    assert_eq!((election.lock_id, election.prometheus_timeout), (-7, expected));
+    assert_eq!((election.by, election.prometheus_timeout), (By::Lock(-7), expected));
 }
 
 #[test]
@@ -319,7 +321,7 @@ fn rules_between_flags() {
 
 #[test]
 fn flags_without_meaning_are_accepted_with_a_warning() {
-    run(&["-leader-election-rest=false", "-pg-copy-table=", "-pg-use-timescaledb=false"]);
+    run(&["-pg-copy-table=", "-pg-use-timescaledb=false"]);
     check_warnings(
         &["-pg-copy-table=x", "-pg-prometheus-normalized-schema=false", "-pg-use-timescaledb"],
         &[
@@ -328,11 +330,43 @@ fn flags_without_meaning_are_accepted_with_a_warning() {
             "-pg-use-timescaledb has no effect yet: samples are stored in plain PostgreSQL",
         ],
     );
+}
+
+#[test]
+fn who_leads_may_be_told_by_rest() {
+    let election = run(&["-leader-election.rest", "-leader-election-hold"]).election.unwrap();
+    assert_eq!((&election.by, election.is_held), (&By::Rest("1".to_owned()), true));
+    assert_eq!(election.prometheus_timeout, PrometheusTimeout::Never, "that is for others to judge");
+    let election = run(&["-leader-election-rest", "-leader-election-rest-group=eu"]).election.unwrap();
+    assert_eq!(election.group(), "rest eu");
+    assert_eq!(run(&["-leader-election-rest=false"]).election, None);
     check_mistakes(
-        &["-leader-election-rest"],
-        &["-leader-election-rest is not available yet: election over REST comes with a later release; use \
-           -leader-election-pg-advisory-lock-id"],
+        &["-leader-election-rest", "-leader-election-pg-advisory-lock-id=1"],
+        &["use either -leader-election-rest or -leader-election-pg-advisory-lock-id"],
     );
+    check_mistakes(
+        &["-leader-election-rest", "-metrics-high-availability"],
+        &["use either -metrics-high-availability or -leader-election-rest"],
+    );
+    check_mistakes(
+        &["-leader-election-rest", "-leader-election-rest-group=a b"],
+        &["invalid value \"a b\" for flag -leader-election-rest-group: must be of letters, digits and signs, without \
+           blanks"],
+    );
+    check_warnings(
+        &["-leader-election-hold", "-leader-election-rest-group=eu"],
+        &[
+            "-leader-election-rest-group has no effect without -leader-election-rest",
+            "-leader-election-hold has no effect without -leader-election-pg-advisory-lock-id or -leader-election-rest",
+        ],
+    );
+}
+
+#[test]
+fn a_token_is_not_shown() {
+    let http = run(&["-web-admin-token=hush"]).http;
+    assert!(http.admin_token.is_some() && !format!("{http:?}").contains("hush"), "{http:?}");
+    assert_eq!(run(&[]).http.admin_token, None);
 }
 
 #[test]

@@ -49,6 +49,17 @@ pub(super) fn not_empty(value: &str) -> Result<String, String> {
     if value.is_empty() { Err("must not be empty".to_owned()) } else { text(value) }
 }
 
+/// The name of a group; with it go the names of sessions, which PostgreSQL cuts short.
+pub(super) fn group(value: &str) -> Result<String, String> {
+    match value {
+        _ if value.len() > 20 => Err("is longer than 20 bytes".to_owned()),
+        _ if !value.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err("must be of letters, digits and signs, without blanks".to_owned())
+        }
+        _ => not_empty(value),
+    }
+}
+
 pub(super) fn number<T: FromStr<Err = ParseIntError>>(value: &str) -> Result<T, String> {
     value.parse().map_err(|error: ParseIntError| match error.kind() {
         IntErrorKind::PosOverflow => "is too large".to_owned(),

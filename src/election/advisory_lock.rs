@@ -8,11 +8,12 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::election::Config;
+use crate::election::desk::Desk;
 use crate::election::liveness::Heard;
-use crate::election::lock_session::{LockSession, group_name, prove_exclusion};
+use crate::election::lock_session::{Claim, LockSession, prove_exclusion};
 use crate::election::machine::{Action, Machine, Observed, Reason};
 use crate::election::role::{LockHolder, Role};
+use crate::election::{By, Config};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Connector, within};
 use crate::storage::fence::Fence;
@@ -71,7 +72,7 @@ pub struct Takeover {
 
 /// One adapter's part in the election.
 pub struct Election<S> {
-    /// Timings and the lock's id.
+    /// Timings, and what makes a leader.
     pub config: Config,
     /// Opens the lock session.
     pub connector: Connector,
@@ -94,8 +95,8 @@ pub struct Election<S> {
 }
 
 impl<S: Succession> Election<S> {
-    /// Takes part until `stop`; then gives the lock up, last of all, and returns.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Takes part until `stop`, as is ordered at `desk`; then gives the lock up, last of all, and returns.
+    pub async fn run(self, stop: CancellationToken, mut desk: Desk) {
         let mut machine = Machine::new(self.config.clone(), Instant::now());
         let mut session: Option<LockSession> = None;
         let mut proven = false;
@@ -116,23 +117,36 @@ impl<S: Succession> Election<S> {
             machine.on_liveness(self.heard.read().silent_at(now), now);
             let action = machine.next(now);
             self.publish(&machine, now);
+            desk.answer(&mut machine, now);
             match (action, &session) {
-                (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stop).await,
+                (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stop, &mut desk).await,
                 (Action::Close(reason), _) => {
                     self.close(session.take(), reason).await;
                     machine.on_closed(Instant::now());
                 }
                 (Action::Connect, _) => {
-                    let connected = tokio::select! {
-                        connected = self.connect(&mut proven) => connected,
-                        () = stop.cancelled() => continue,
+                    let connected = {
+                        let connecting = self.connect(&mut proven);
+                        tokio::pin!(connecting);
+                        loop {
+                            tokio::select! {
+                                connected = &mut connecting => break Some(connected),
+                                () = stop.cancelled() => break None,
+                                given = desk.next() => {
+                                    desk.take(given, &mut machine);
+                                    desk.answer(&mut machine, Instant::now());
+                                }
+                            }
+                        }
                     };
+                    let Some(connected) = connected else { continue };
                     match connected {
                         Ok(opened) => {
                             if trouble.over() {
                                 log::info!("the lock session is open again");
                             }
                             session = Some(opened);
+                            desk.trouble = None;
                             machine.on_connected(Instant::now());
                         }
                         Err(error) => {
@@ -140,13 +154,14 @@ impl<S: Succession> Election<S> {
                             if trouble.is_news(&why, Instant::now()) {
                                 log::error!("no lock session: {why}");
                             }
+                            desk.trouble = Some(why);
                             self.count(&error);
                             machine.on_lost(Reason::SessionLost, Instant::now());
                         }
                     }
                 }
                 (Action::RaiseTerm, Some(opened)) => tokio::select! {
-                    () = self.take_over(opened, &mut machine, &mut last_token) => {}
+                    () = self.take_over(opened, &mut machine, &mut last_token, &mut desk) => {}
                     () = stop.cancelled() => {}
                 },
                 (Action::TryLock | Action::Observe | Action::Heartbeat, Some(opened)) => {
@@ -157,12 +172,17 @@ impl<S: Succession> Election<S> {
                         self.name_holder(opened, &mut machine).await;
                     }
                 }
-                (Action::RaiseTerm | Action::TryLock | Action::Observe | Action::Heartbeat, None) => {
+                (Action::HandOver, Some(opened)) => self.hand_over(opened, &mut machine).await,
+                (
+                    Action::RaiseTerm | Action::TryLock | Action::Observe | Action::Heartbeat | Action::HandOver,
+                    None,
+                ) => {
                     machine.on_lost(Reason::SessionLost, now);
                 }
             }
         }
         self.publish(&machine, Instant::now());
+        desk.answer(&mut machine, Instant::now());
     }
 
     /// Sleeps until `until`, or until something happens that the machine may want to know.
@@ -172,6 +192,7 @@ impl<S: Succession> Election<S> {
         session: Option<&LockSession>,
         machine: &mut Machine,
         stop: &CancellationToken,
+        desk: &mut Desk,
     ) {
         let ended = async {
             match session {
@@ -185,6 +206,7 @@ impl<S: Succession> Election<S> {
             () = ended => machine.on_lost(Reason::SessionLost, Instant::now()),
             () = self.heard.begun(), if candidate => {}
             () = self.heard.gone() => {}
+            given = desk.next() => desk.take(given, machine),
             () = self.fenced.notified(), if machine.fence().is_some() => machine.on_lost(Reason::Fenced, Instant::now()),
             () = stop.cancelled(), if !machine.is_stopped() => machine.on_shutdown(),
         }
@@ -195,7 +217,7 @@ impl<S: Succession> Election<S> {
             prove_exclusion(&self.connector, &self.config).await?;
             *proven = true;
         }
-        LockSession::open(&self.connector, &self.config, &self.names).await
+        LockSession::open(&self.connector, &self.config, &self.names, &self.holder).await
     }
 
     /// One short statement on the lock session.
@@ -205,13 +227,13 @@ impl<S: Succession> Election<S> {
         let limit =
             machine.deadline().map_or(self.config.stale_after(), |until| until.saturating_duration_since(sent_at));
         let done = within(limit, async {
-            match action {
-                Action::TryLock if opened.try_lock(self.config.lock_id).await? => {
-                    log::info!("lock obtained for {}", group_name(self.config.lock_id));
+            match (action, &self.config.by) {
+                (Action::TryLock, By::Lock(id)) if opened.try_lock(*id).await? => {
+                    log::info!("lock obtained for {}", self.config.group());
                     machine.on_tried(true, None, sent_at);
                 }
-                Action::TryLock => machine.on_tried(false, self.observe(opened).await?, sent_at),
-                Action::Observe => machine.on_observed(self.observe(opened).await?, sent_at),
+                (Action::TryLock, _) => machine.on_tried(false, self.observe(opened).await?, sent_at),
+                (Action::Observe, _) => machine.on_observed(self.observe(opened).await?, sent_at),
                 _ => {
                     let Some(fence) = machine.fence() else { return Ok(()) };
                     if opened.heartbeat(&self.names, fence, self.succession.published()).await? {
@@ -232,7 +254,8 @@ impl<S: Succession> Election<S> {
 
     /// Finds out whose session holds the lock, and says so when that is news.
     async fn name_holder(&self, opened: &LockSession, machine: &mut Machine) {
-        let holder = match within(self.config.stale_after(), opened.holder(self.config.lock_id)).await {
+        let By::Lock(lock_id) = self.config.by else { return };
+        let holder = match within(self.config.stale_after(), opened.holder(lock_id)).await {
             Ok(holder) => holder,
             // The server may keep it from us; the session is as good as before.
             Err(error) if error.sqlstate().is_some() => {
@@ -245,7 +268,7 @@ impl<S: Succession> Election<S> {
             log::warn!(
                 "{} is held by a session that shows no heartbeat, of a frozen adapter or another program: {holder}; end \
                  that session, or give the pair another -leader-election-pg-advisory-lock-id",
-                group_name(self.config.lock_id)
+                self.config.group()
             );
         }
         self.lock_holder.send_replace(holder);
@@ -258,16 +281,64 @@ impl<S: Succession> Election<S> {
         Ok(Some(observed))
     }
 
+    /// Gives the lead up in order: the last watermark is published, and who is to lead next.
+    async fn hand_over(&self, opened: &LockSession, machine: &mut Machine) {
+        let Some(fence) = machine.fence() else { return };
+        let successor = machine.successor().map(str::to_owned);
+        let limit = machine
+            .deadline()
+            .map_or(self.config.stale_after(), |until| until.saturating_duration_since(Instant::now()));
+        let done = within(limit, async {
+            if let Some(to) = &successor {
+                let peers = opened.peers().await?;
+                if *to == self.holder || !peers.iter().any(|peer| opened.is_peer(peer, to)) {
+                    machine.on_no_such_peer(peers);
+                    return Ok(());
+                }
+            }
+            let (published, lasting) = (self.succession.published(), self.config.standing_back());
+            if opened.hand_over(&self.names, fence, published, successor.as_deref(), lasting).await? {
+                machine.on_handed_over(Instant::now());
+            } else {
+                machine.on_lost(Reason::Fenced, Instant::now());
+            }
+            Ok(())
+        })
+        .await;
+        if let Err(error) = done {
+            self.lost(&error, machine);
+        }
+    }
+
+    /// By what right the term is raised.
+    fn claim(&self, machine: &Machine) -> Claim {
+        match (&self.config.by, machine.follows()) {
+            (By::Lock(_), _) => Claim::Lock,
+            (By::Rest(_), Some(token)) => Claim::Follows(token),
+            (By::Rest(_), None) => Claim::Told,
+        }
+    }
+
     /// Raises the term, then lets the hand-over finish while heartbeats go on.
-    async fn take_over(&self, opened: &LockSession, machine: &mut Machine, last_token: &mut Option<Uuid>) {
+    async fn take_over(
+        &self,
+        opened: &LockSession,
+        machine: &mut Machine,
+        last_token: &mut Option<Uuid>,
+        desk: &mut Desk,
+    ) {
         let sent_at = Instant::now();
         // Twice the patience with writers, and the time of the statements themselves.
         let limit = self.config.lease;
-        let raised =
-            match within(limit, opened.raise_term(&self.names, &self.holder, self.config.drain_patience())).await {
-                Ok(raised) => raised,
-                Err(error) => return self.lost(&error, machine),
-            };
+        let raising = opened.raise_term(&self.names, self.claim(machine), self.config.drain_patience());
+        let raised = match within(limit, raising).await {
+            Ok(Some(raised)) => raised,
+            Ok(None) => {
+                log::info!("another adapter is to lead {}: this one lets it", self.config.group());
+                return machine.on_refused(Instant::now());
+            }
+            Err(error) => return self.lost(&error, machine),
+        };
         machine.on_term(raised.fence, raised.proven_at);
         let takeover = Takeover {
             fence: raised.fence,
@@ -294,8 +365,12 @@ impl<S: Succession> Election<S> {
                                     *last_token = Some(fence.token);
                                     machine.on_prepared();
                                     log::info!(
-                                        "became leader of {} (term {}), {} ms after obtaining the lock",
-                                        group_name(self.config.lock_id), fence.term, sent_at.elapsed().as_millis()
+                                        "became leader of {} (term {}), {} ms after {}",
+                                        self.config.group(), fence.term, sent_at.elapsed().as_millis(),
+                                        match self.config.by {
+                                            By::Lock(_) => "obtaining the lock",
+                                            By::Rest(_) => "being told to",
+                                        }
                                     );
                                 }
                                 Err(error) => self.lost(&error, machine),
@@ -304,7 +379,9 @@ impl<S: Succession> Election<S> {
                         }
                         () = opened.ended() => return machine.on_lost(Reason::SessionLost, Instant::now()),
                         () = tokio::time::sleep_until(until.into()) => {}
+                        given = desk.next() => desk.take(given, machine),
                     }
+                    desk.answer(machine, Instant::now());
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
                 // The machine has given the term up; asked again by the main loop, it says so again.
@@ -316,7 +393,7 @@ impl<S: Succession> Election<S> {
     fn lost(&self, error: &Error, machine: &mut Machine) {
         self.count(error);
         let reason = if error.class() == Class::Fenced { Reason::Fenced } else { Reason::SessionLost };
-        log::warn!("lock session of {} failed: {error}", group_name(self.config.lock_id));
+        log::warn!("lock session of {} failed: {error}", self.config.group());
         machine.on_lost(reason, Instant::now());
     }
 
@@ -324,15 +401,16 @@ impl<S: Succession> Election<S> {
         let Some(opened) = session else { return };
         match reason {
             Reason::PrometheusTimeout if self.heard.read().is_gone() => {
-                log::warn!("own Prometheus closed its connections; resigned from {}", group_name(self.config.lock_id))
+                log::warn!("own Prometheus closed its connections; resigned from {}", self.config.group())
             }
             Reason::PrometheusTimeout => log::warn!(
                 "Prometheus timeout exceeded: no write request for {:?}; resigned from {}",
                 self.heard.read().timeout().unwrap_or_default(),
-                group_name(self.config.lock_id)
+                self.config.group()
             ),
-            Reason::Shutdown => log::info!("giving up the lock session of {}", group_name(self.config.lock_id)),
-            other => log::warn!("closing the lock session of {}: {}", group_name(self.config.lock_id), other.label()),
+            Reason::Shutdown => log::info!("giving up the lock session of {}", self.config.group()),
+            Reason::Requested => log::info!("gave up the lead of {}", self.config.group()),
+            other => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
         }
         match reason {
             Reason::PrometheusTimeout | Reason::Requested | Reason::Shutdown => opened.close().await,
@@ -357,7 +435,7 @@ impl<S: Succession> Election<S> {
                 if !same {
                     log::info!(
                         "standing by in {}: {} leads (term {})",
-                        group_name(self.config.lock_id),
+                        self.config.group(),
                         leader.holder,
                         leader.term
                     );

@@ -24,6 +24,10 @@ use crate::storage::row::{from_postgres_us, to_postgres_us};
 pub(super) struct LockSession {
     session: Session,
     group_no: i32,
+    /// How this adapter is called in the group's row.
+    holder: String,
+    /// What the others' sessions are called, before their names.
+    prefix: String,
     clock: Mutex<ClockOffset>,
 }
 
@@ -40,6 +44,20 @@ pub(super) struct Raised {
     /// From before the server was asked for the term.
     pub(super) proven_at: Instant,
 }
+
+/// By what right a term is raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// The lock is held: unless another adapter is named to lead next.
+    Lock,
+    /// It was told to lead, just now.
+    Told,
+    /// It was told once, and nobody later: this token is in force.
+    Follows(Uuid),
+}
+
+/// What the server keeps of a name.
+const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
 /// How far our clock is ahead of the server's.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +99,16 @@ impl ClockOffset {
 
 impl LockSession {
     /// Opens a session whose silence the server bounds, on a writable primary, and finds the group's row.
-    pub(super) async fn open(connector: &Connector, config: &Config, names: &Names) -> Result<Self, Error> {
-        let group = group_name(config.lock_id);
-        let session =
-            connector.lock_session(&format!("prometheus-postgresql-adapter {group}")).await.map_err(not_primary)?;
+    pub(super) async fn open(
+        connector: &Connector,
+        config: &Config,
+        names: &Names,
+        holder: &str,
+    ) -> Result<Self, Error> {
+        let group = config.group();
+        // By these the adapters of a group find each other.
+        let prefix = format!("prometheus-postgresql-adapter {group} ");
+        let session = connector.lock_session(&format!("{prefix}{holder}")).await.map_err(not_primary)?;
         let work = async {
             session.client().batch_execute(&session_settings(config)).await?;
             // Not on every platform, and only a help against ghosts in running statements.
@@ -100,7 +124,7 @@ impl LockSession {
             Ok((row.try_get(0)?, clock))
         };
         let (group_no, clock) = within(config.lease, work).await?;
-        Ok(Self { session, group_no, clock: Mutex::new(clock) })
+        Ok(Self { session, group_no, holder: holder.to_owned(), prefix, clock: Mutex::new(clock) })
     }
 
     /// Tries the lock. After `true` it must not be called again on this session: the lock would stack.
@@ -134,11 +158,13 @@ impl LockSession {
     pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Observation)>, Error> {
         let statement = names.fill(&format!(
             "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
-             CASE WHEN watermark <= clock_timestamp() THEN watermark END, token, {} \
+             CASE WHEN watermark <= clock_timestamp() THEN watermark END, token, {}, \
+             CASE WHEN successor <> $2 THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
              FROM {{leader}} WHERE group_no = $1 AND heartbeat IS NOT NULL",
             holes_of("holes"),
         ));
-        let row = self.session.client().query_typed_opt(&statement, &[(&self.group_no, Type::INT4)]).await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.group_no, Type::INT4), (&self.holder, Type::TEXT)];
+        let row = self.session.client().query_typed_opt(&statement, &parameters).await?;
         row.map(|row| {
             let age: f64 = row.try_get(2)?;
             let watermark: Option<Timestamp> = row.try_get(3)?;
@@ -146,6 +172,9 @@ impl LockSession {
             let observed = Observed {
                 leader: Leader { holder: row.try_get(0)?, term },
                 heartbeat_age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
+                yields_for: row
+                    .try_get::<_, Option<f64>>(6)?
+                    .and_then(|remaining| Duration::try_from_secs_f64(remaining).ok()),
             };
             let observation = Observation {
                 fence: Fence { group_no: self.group_no, term, token: row.try_get(4)? },
@@ -159,8 +188,14 @@ impl LockSession {
     }
 
     /// Waits until no writer of an old term is under way, then begins a new one, with no watermark yet. A writer that
-    /// takes longer than `patience` is terminated.
-    pub(super) async fn raise_term(&self, names: &Names, holder: &str, patience: Duration) -> Result<Raised, Error> {
+    /// takes longer than `patience` is terminated. `None` if another token is in force than the one to be followed, or
+    /// another adapter is named to lead next.
+    pub(super) async fn raise_term(
+        &self,
+        names: &Names,
+        claim: Claim,
+        patience: Duration,
+    ) -> Result<Option<Raised>, Error> {
         if !self.drain(names, Some(patience)).await? {
             self.terminate_writers(names).await?;
             self.drain(names, None).await?;
@@ -169,6 +204,7 @@ impl LockSession {
         // In doubt is all since the last watermark, or since that before if the last leader published none.
         let statement = names.fill(&format!(
             "UPDATE {{leader}} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
+             successor = NULL, successor_until = NULL, \
              heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = \
              (coalesce(old.clock_offsets_ms, ARRAY[]::bigint[]))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3, \
              holes = kept + tstzmultirange(tstzrange(coalesce( \
@@ -180,18 +216,30 @@ impl LockSession {
              FROM {{leader}} old \
              CROSS JOIN LATERAL (SELECT old.holes * tstzmultirange(tstzrange(clock_timestamp() - {FILLED}, NULL))) h (kept) \
              CROSS JOIN LATERAL (SELECT min(ms), max(ms) FROM unnest(old.clock_offsets_ms || $3) ms) c (least_ms, most_ms) \
-             WHERE new.group_no = $1 AND old.group_no = new.group_no \
+             WHERE new.group_no = $1 AND old.group_no = new.group_no AND CASE WHEN $4 THEN true WHEN $5 IS NOT NULL THEN old.token = $5 \
+             ELSE old.successor IS NULL OR old.successor = $2 OR old.successor_until <= clock_timestamp() END \
              RETURNING new.term, new.token, old.token, old.clock_offsets_ms, {}",
             holes_of("new.holes"),
         ));
         let clock_offset_ms = self.clock_offset_ms();
         let client = self.session.client();
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&self.group_no, Type::INT4), (&holder, Type::TEXT), (&clock_offset_ms, Type::INT8)];
-        let row = client.query_typed_one(&statement, &parameters).await?;
+        let (is_told, follows) = match claim {
+            Claim::Told => (true, None),
+            Claim::Follows(token) => (false, Some(token)),
+            Claim::Lock => (false, None),
+        };
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&self.group_no, Type::INT4),
+            (&self.holder, Type::TEXT),
+            (&clock_offset_ms, Type::INT8),
+            (&is_told, Type::BOOL),
+            (&follows, Type::UUID),
+        ];
+        let row = client.query_typed_opt(&statement, &parameters).await?;
         client.batch_execute("COMMIT").await?;
+        let Some(row) = row else { return Ok(None) };
         let last_offsets_ms: Option<Vec<i64>> = row.try_get(3)?;
-        Ok(Raised {
+        Ok(Some(Raised {
             holes: holes(&row.try_get::<_, Vec<Timestamp>>(4)?),
             clock_offset_ms,
             fence: Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? },
@@ -202,7 +250,7 @@ impl LockSession {
                 .map(|last_ms| clock_offset_ms.saturating_sub(last_ms))
                 .collect(),
             proven_at,
-        })
+        }))
     }
 
     /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
@@ -270,6 +318,44 @@ impl LockSession {
         Ok(true)
     }
 
+    /// Publishes the last of the term of `fence`, and who is to lead next, which for `lasting` keeps others from it.
+    /// `false` if that term is over.
+    pub(super) async fn hand_over(
+        &self,
+        names: &Names,
+        fence: Fence,
+        published: Published,
+        successor: Option<&str>,
+        lasting: Duration,
+    ) -> Result<bool, Error> {
+        let statement = names.fill(
+            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, successor = $4, \
+             successor_until = clock_timestamp() + make_interval(secs => $5) WHERE group_no = $1 AND token = $2",
+        );
+        let watermark = published.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&self.group_no, Type::INT4),
+            (&fence.token, Type::UUID),
+            (&watermark, Type::TIMESTAMPTZ),
+            (&successor, Type::TEXT),
+            (&lasting.as_secs_f64(), Type::FLOAT8),
+        ];
+        Ok(self.session.client().execute_typed(&statement, &parameters).await? == 1)
+    }
+
+    /// The names of the other adapters of this group that are connected, as far as the server keeps them.
+    pub(super) async fn peers(&self) -> Result<Vec<String>, Error> {
+        let statement = "SELECT DISTINCT substr(application_name, length($1) + 1) FROM pg_stat_activity \
+             WHERE datname = current_database() AND starts_with(application_name, $1) AND pid <> pg_backend_pid() ORDER BY 1";
+        let rows = self.session.client().query_typed(statement, &[(&self.prefix, Type::TEXT)]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// Whether `peer`, as the server has it, may be whole `name`: it cuts names short.
+    pub(super) fn is_peer(&self, peer: &str, name: &str) -> bool {
+        peer == name || (name.starts_with(peer) && self.prefix.len() + peer.len() >= APPLICATION_NAME_BYTES_MAX)
+    }
+
     /// Ends when the session has ended, whoever ended it.
     pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         self.session.ended()
@@ -297,12 +383,6 @@ pub(super) fn holes_of(holes: &str) -> String {
 pub(super) fn holes(ends: &[Timestamp]) -> Vec<Hole> {
     let ms = |Timestamp(time_us): Timestamp| from_postgres_us(time_us);
     ends.chunks_exact(2).map(|ends| Hole { lower_ms: ms(ends[0]), upper_ms: ms(ends[1]) }).collect()
-}
-
-/// What the group of a lock id is called in the leader table, log and status.
-#[must_use]
-pub fn group_name(lock_id: i64) -> String {
-    format!("lock {lock_id}")
 }
 
 /// Everything a role or database might have set otherwise, so that the server bounds a silent session, and only so.

@@ -6,9 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::election::Config;
+use crate::election::orders::{Order, Pending, Refusal, StandingOrders};
 use crate::election::role::{Leader, Role};
+use crate::election::{By, Config};
 use crate::storage::fence::Fence;
+use uuid::Uuid;
 
 /// What the driver is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +23,14 @@ pub enum Action {
     TryLock,
     /// Look at the leader's row only; then [`Machine::on_observed`] or [`Machine::on_lost`].
     Observe,
-    /// Wait out old writers and raise the term; then [`Machine::on_term`] or [`Machine::on_lost`].
+    /// Wait out old writers and raise the term, if that is allowed: see [`Machine::follows`]; then [`Machine::on_term`],
+    /// [`Machine::on_refused`] or [`Machine::on_lost`].
     RaiseTerm,
     /// Publish a heartbeat for the own term; then [`Machine::on_heartbeat`] or [`Machine::on_lost`].
     Heartbeat,
+    /// Publish the last heartbeat of the own term, and name [`Machine::successor`] if there is one; then
+    /// [`Machine::on_handed_over`], [`Machine::on_no_such_peer`] or [`Machine::on_lost`].
+    HandOver,
     /// Close the session, if there is one, which gives the lock up; then [`Machine::on_closed`].
     Close(Reason),
 }
@@ -46,6 +52,8 @@ pub enum Reason {
     Fenced,
     /// The holder of the lock shows no fresh heartbeat.
     LeaderStale,
+    /// No fresh heartbeat, and this adapter may not lead: it is held, stands back for another, or was not told to.
+    NobodyLeads,
     /// This adapter is stopping.
     Shutdown,
     /// An operator asked for it.
@@ -59,6 +67,8 @@ pub struct Observed {
     pub leader: Leader,
     /// How old its heartbeat is by the server's clock.
     pub heartbeat_age: Duration,
+    /// For how long another adapter than the reader is still named to lead next.
+    pub yields_for: Option<Duration>,
 }
 
 /// See the module.
@@ -70,6 +80,7 @@ pub struct Machine {
     silent_at: Option<Instant>,
     stopping: bool,
     last_reason: Reason,
+    orders: StandingOrders,
 }
 
 #[derive(Clone, Debug)]
@@ -83,7 +94,7 @@ enum State {
         next_at: Instant,
         returned: bool,
     },
-    /// The lock is held, the term not raised.
+    /// The lock is held, or the order to lead given, and the term not raised.
     Locked,
     /// The term is raised; what was held is being stored.
     Preparing(Tenure),
@@ -123,6 +134,7 @@ impl Reason {
             Reason::HeartbeatOverdue => "heartbeat_overdue",
             Reason::Fenced => "fenced",
             Reason::LeaderStale => "leader_stale",
+            Reason::NobodyLeads => "nobody_leads",
             Reason::Shutdown => "shutdown",
             Reason::Requested => "requested",
         }
@@ -133,12 +145,14 @@ impl Machine {
     /// An adapter that has just started, whose Prometheus has not sent yet.
     #[must_use]
     pub fn new(config: Config, now: Instant) -> Self {
+        let orders = StandingOrders::new(config.is_held);
         Self {
             config,
             state: State::Disconnected { retry_at: now },
             silent_at: Some(now),
             stopping: false,
             last_reason: Reason::SessionLost,
+            orders,
         }
     }
 
@@ -149,15 +163,30 @@ impl Machine {
             self.last_reason = reason;
             self.state = State::Closing { reason };
         }
+        if let (State::Following { .. }, By::Rest(_)) = (&self.state, &self.config.by)
+            && self.orders.may_try(&self.config.by, now)
+        {
+            self.state = State::Locked;
+        }
+        match (self.decide(now), &self.orders.pending) {
+            // Somebody is to be told by then.
+            (Action::Wait(until), Some(pending)) => Action::Wait(until.min(pending.until)),
+            (action, _) => action,
+        }
+    }
+
+    fn decide(&self, now: Instant) -> Action {
         match &self.state {
             State::Closing { reason } => Action::Close(*reason),
             State::Stopped => Action::Wait(now + self.config.liveness_interval),
             State::Disconnected { retry_at } if now < *retry_at => Action::Wait(*retry_at),
             State::Disconnected { .. } => Action::Connect,
             State::Following { next_at, .. } if now < *next_at => Action::Wait(*next_at),
-            State::Following { .. } if self.is_silent(now) => Action::Observe,
-            State::Following { .. } => Action::TryLock,
+            State::Following { .. } if self.may_try(now) => Action::TryLock,
+            State::Following { .. } => Action::Observe,
             State::Locked => Action::RaiseTerm,
+            State::Preparing(_) | State::Leading(_) if self.gives_up(now) => Action::HandOver,
+            State::Preparing(_) | State::Leading(_) if self.orders.is_told_now() => Action::Heartbeat,
             State::Preparing(tenure) | State::Leading(tenure) => {
                 let heartbeat_at = tenure.renewed_at + self.config.heartbeat_interval();
                 if now >= heartbeat_at {
@@ -204,6 +233,10 @@ impl Machine {
         let heartbeat = self.config.heartbeat_interval();
         let interval = if self.is_silent(sent_at) { heartbeat } else { self.config.election_interval.min(heartbeat) };
         let stale_after = self.config.stale_after();
+        let term = observed.as_ref().map(|observed| observed.leader.term);
+        let yields_for = observed.as_ref().and_then(|observed| observed.yields_for);
+        self.orders.on_observed(term, yields_for.map(|remaining| sent_at + remaining));
+        let may_try = self.may_try(sent_at);
         if let State::Following { seen, next_at, returned } = &mut self.state {
             *returned = false;
             *next_at = sent_at + interval;
@@ -211,14 +244,30 @@ impl Machine {
                 let remaining = stale_after.checked_sub(observed.heartbeat_age)?;
                 Some(Seen { leader: observed.leader, fresh_until: sent_at + remaining })
             });
-            self.last_reason = if seen.is_some() { Reason::LeaderElsewhere } else { Reason::LeaderStale };
+            self.last_reason = match seen {
+                Some(_) => Reason::LeaderElsewhere,
+                None if may_try => Reason::LeaderStale,
+                None => Reason::NobodyLeads,
+            };
         }
     }
 
     /// The term was raised; the statement that proves it was sent at `sent_at`. What was held is to be stored now.
     pub fn on_term(&mut self, fence: Fence, sent_at: Instant) {
         if let State::Locked = self.state {
+            self.orders.on_proven(fence.token);
             self.state = State::Preparing(Tenure { fence, renewed_at: sent_at });
+        }
+    }
+
+    /// The term was not raised: another adapter is named to lead next, or was told to lead later than this one.
+    pub fn on_refused(&mut self, now: Instant) {
+        match self.config.by {
+            By::Lock(_) => {
+                self.orders.on_observed(None, Some(now + self.config.standing_back()));
+                self.on_lost(Reason::Requested, now);
+            }
+            By::Rest(_) => self.on_lost(Reason::Fenced, now),
         }
     }
 
@@ -234,11 +283,92 @@ impl Machine {
     pub fn on_heartbeat(&mut self, sent_at: Instant) {
         if let State::Preparing(tenure) | State::Leading(tenure) = &mut self.state {
             tenure.renewed_at = tenure.renewed_at.max(sent_at);
+            self.orders.on_proven(tenure.fence.token);
         }
+    }
+
+    /// The last heartbeat is published, and it is written down who is to lead next.
+    pub fn on_handed_over(&mut self, now: Instant) {
+        let Some(fence) = self.fence() else { return };
+        if let Some(Pending { order: Order::HandOver { .. }, is_named, .. }) = &mut self.orders.pending {
+            *is_named = true;
+            self.orders.stand_back(Some(fence.term), now + self.config.standing_back());
+        }
+        self.on_lost(Reason::Requested, now);
+    }
+
+    /// Nobody is called as the one to hand over to; `connected` are.
+    pub fn on_no_such_peer(&mut self, connected: Vec<String>) {
+        if let Some(Pending { order: Order::HandOver { to }, .. }) = self.orders.pending.take() {
+            self.orders.refused = Some(Refusal::NoSuchPeer { to, connected });
+        }
+    }
+
+    /// Somebody orders something, and waits until `until` for [`Machine::outcome`]. One order at a time.
+    pub fn on_order(&mut self, order: Order, now: Instant, until: Instant) {
+        let term = self.fence().map(|fence| fence.term);
+        let given = self.orders.give(order.clone(), &self.config.by, term, now + self.config.standing_back());
+        match given {
+            Ok(()) => {
+                self.orders.pending = Some(Pending { order, since: now, until, is_named: false });
+                if let State::Following { next_at, .. } = &mut self.state {
+                    *next_at = now;
+                }
+            }
+            Err(refusal) => self.orders.refused = Some(refusal),
+        }
+    }
+
+    /// What became of the last order, once.
+    pub fn outcome(&mut self, now: Instant) -> Option<Result<(), Refusal>> {
+        if let Some(refusal) = self.orders.refused.take() {
+            return Some(Err(refusal));
+        }
+        let Pending { order, since, until, is_named } = self.orders.pending.as_ref()?;
+        let has_lead = !matches!(self.state, State::Disconnected { .. } | State::Following { .. } | State::Stopped);
+        let outcome = match order {
+            Order::Lead if matches!(self.state, State::Leading(_)) && !self.orders.is_told_now() => Ok(()),
+            Order::Release => Ok(()),
+            Order::HandOver { .. } if !has_lead && !is_named => Err(Refusal::Lost(self.last_reason.label())),
+            Order::Resign | Order::Hold | Order::HandOver { .. } if !has_lead => Ok(()),
+            _ if self.stopping => Err(Refusal::Stopping),
+            _ if now >= *until => {
+                let (after, reason) = (*until - *since, self.reason(now).label());
+                self.orders.withdraw();
+                Err(Refusal::Overdue { after, reason, trouble: None })
+            }
+            _ => return None,
+        };
+        self.orders.pending = None;
+        Some(outcome)
+    }
+
+    /// Who is to lead next, if an order names one.
+    #[must_use]
+    pub fn successor(&self) -> Option<&str> {
+        match &self.orders.pending {
+            Some(Pending { order: Order::HandOver { to }, .. }) => Some(to),
+            _ => None,
+        }
+    }
+
+    /// The token that must be in force for the term to be raised; `None` is any.
+    #[must_use]
+    pub fn follows(&self) -> Option<Uuid> {
+        self.orders.follows()
+    }
+
+    /// Whether this adapter is held out of elections.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.orders.is_held
     }
 
     /// Something failed, or ended, or is in doubt: the session must go.
     pub fn on_lost(&mut self, reason: Reason, now: Instant) {
+        if reason == Reason::Fenced {
+            self.orders.on_fenced();
+        }
         match self.state {
             State::Disconnected { .. } => self.state = State::Disconnected { retry_at: now + RECONNECT },
             State::Closing { .. } | State::Stopped => return,
@@ -310,7 +440,10 @@ impl Machine {
     pub fn reason(&self, now: Instant) -> Reason {
         match &self.state {
             State::Following { .. } if self.is_silent(now) => Reason::PrometheusTimeout,
-            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until => Reason::LeaderStale,
+            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until && self.may_try(now) => {
+                Reason::LeaderStale
+            }
+            State::Following { seen: Some(seen), .. } if now >= seen.fresh_until => Reason::NobodyLeads,
             State::Leading(tenure) if now >= tenure.renewed_at + self.config.leader_deadline() => {
                 Reason::HeartbeatOverdue
             }
@@ -328,11 +461,22 @@ impl Machine {
         self.silent_at.is_some_and(|silent_at| now >= silent_at)
     }
 
+    /// Whether it may try to take the lead.
+    fn may_try(&self, now: Instant) -> bool {
+        !self.is_silent(now) && self.orders.may_try(&self.config.by, now)
+    }
+
+    /// Whether it was ordered to give the lead up that it has.
+    fn gives_up(&self, now: Instant) -> bool {
+        self.successor().is_some() || !self.orders.may_lead(&self.config.by, now)
+    }
+
     /// Why the session must go, if it must and is not on its way already.
     fn reason_to_close(&self, now: Instant) -> Option<Reason> {
         match &self.state {
             State::Closing { .. } | State::Stopped => None,
             _ if self.stopping => Some(Reason::Shutdown),
+            State::Locked if !self.orders.may_lead(&self.config.by, now) => Some(Reason::Requested),
             State::Preparing(tenure) | State::Leading(tenure)
                 if now >= tenure.renewed_at + self.config.leader_deadline() =>
             {

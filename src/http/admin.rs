@@ -1,17 +1,79 @@
-//! What an operator may ask of a running adapter, from its own host alone.
+//! What an operator may ask of a running adapter, and who counts as one.
+
+use std::fmt;
 
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderMap, ORIGIN};
 use hyper::{Method, Request, StatusCode};
+use sha2::{Digest, Sha256};
 
-use crate::http::{Answer, Service, method_not_allowed, text, unavailable, with_type};
+use crate::http::{Answer, Service, election, method_not_allowed, text, unavailable, with_type};
+
+/// What an operator shows. Never shown itself: only its digest is kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminToken([u8; 32]);
+
+impl AdminToken {
+    /// The token that an operator chose.
+    #[must_use]
+    pub fn new(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    fn is_shown(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token =
+            shown.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        // Of digests: how long a comparison takes tells nothing.
+        token.is_some_and(|(_, token)| Self::new(token.trim()) == *self)
+    }
+}
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything under `/admin/`.
+pub(super) async fn answer(service: &Service, request: Request<Incoming>, is_local: bool) -> Answer {
+    let is_reading = request.method() == Method::GET;
+    if !is_reading && let Err(answer) = authorise(service, request.headers(), is_local) {
+        return *answer;
+    }
+    match request.uri().path() {
+        "/admin/storage/seal" => seal(service, &request).await,
+        "/admin/election/leader" => election::leader(service, request).await,
+        "/admin/election/resign" | "/admin/election/hand-over" | "/admin/election/hold" | "/admin/election/release" => {
+            election::order(service, &request).await
+        }
+        path => text(StatusCode::NOT_FOUND, format!("no such path: {path}")),
+    }
+}
+
+/// Who may change something: with a token whoever shows it, without one whoever is on this host and no web page.
+fn authorise(service: &Service, headers: &HeaderMap, is_local: bool) -> Result<(), Box<Answer>> {
+    match &service.config.admin_token {
+        Some(token) if token.is_shown(headers) => Ok(()),
+        Some(_) => Err(Box::new(text(
+            StatusCode::FORBIDDEN,
+            "only with the adapter's -web-admin-token: send it as Authorization: Bearer TOKEN",
+        ))),
+        None if !is_local => Err(Box::new(text(
+            StatusCode::FORBIDDEN,
+            "only from this host: call it by 127.0.0.1, or start the adapter with -web-admin-token",
+        ))),
+        None if headers.contains_key(ORIGIN) => {
+            Err(Box::new(text(StatusCode::FORBIDDEN, "not from a web page: start the adapter with -web-admin-token")))
+        }
+        None => Ok(()),
+    }
+}
 
 /// Seals what is hot, and answers when that is done.
-pub(super) async fn seal(service: &Service, request: &Request<Incoming>, is_local: bool) -> Answer {
+async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
     if request.method() != Method::POST {
         return method_not_allowed("POST");
-    }
-    if !is_local {
-        return text(StatusCode::FORBIDDEN, "only from this host: call it by 127.0.0.1");
     }
     if service.read_only {
         return text(StatusCode::CONFLICT, "this adapter only reads: ask one that writes");

@@ -28,6 +28,7 @@ pub(super) fn refresh(service: &Service) {
     let now = Instant::now();
     let role = service.role_now();
     service.metrics.set_role(role.word());
+    service.metrics.held.set(i64::from(service.is_held()));
     if let Some(clusters) = &service.clusters {
         let shown = clusters.shown();
         let silent = shown.iter().filter(|cluster| cluster.is_silent).count();
@@ -65,6 +66,8 @@ pub(super) fn json(service: &Service) -> String {
         "term": term,
         "leader": leader,
         "lock_holder": lock_holder,
+        "name": service.name,
+        "held": service.is_held(),
         "clusters": service.clusters.as_ref().map(clusters_json),
         "read_only": service.read_only,
         "prometheus_timeout_seconds": heard.timeout().map(|timeout| timeout.as_secs_f64()),
@@ -119,6 +122,12 @@ pub(super) fn page(service: &Service) -> String {
     };
     let no_group = if service.clusters.is_some() { "by labels, see below" } else { "no election" };
     let group = service.group.as_deref().map_or(no_group.to_owned(), escape);
+    let held = if service.is_held() {
+        "<tr><th>Elections</th><td>held out of them; <code>election release</code> ends that</td></tr>"
+    } else {
+        ""
+    };
+    let name = escape(&service.name);
     let ready = not_ready(service).map_or("yes".to_owned(), |why| format!("no: {}", escape(&why)));
     let heard = service.heard.read();
     let last = heard.last().map_or("none yet".to_owned(), |last| format!("{:.1} s ago", last.elapsed().as_secs_f64()));
@@ -133,6 +142,7 @@ pub(super) fn page(service: &Service) -> String {
          th{{text-align:left;padding-right:2rem;font-weight:normal;color:#555}}td{{font-weight:600}}</style>\
          <h1>prometheus-postgresql-adapter {version}</h1><table>\
          <tr><th>Role</th><td>{role_word}{who}</td></tr><tr><th>Group</th><td>{group}</td></tr>\
+         <tr><th>Name</th><td>{name}</td></tr>{held}\
          <tr><th>Ready for writes</th><td>{ready}</td></tr><tr><th>Last write request</th><td>{last}</td></tr>\
          <tr><th>Prometheus timeout</th><td>{timeout}</td></tr></table>{clusters}\
          <p><a href=\"{telemetry}\">metrics</a> · <a href=\"/status.json\">status.json</a> · <a href=\"/-/ready\">ready</a> · \

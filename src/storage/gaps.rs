@@ -51,7 +51,7 @@ pub struct Compared {
 pub const LOOK_AROUND_MS: i64 = 2 * 60_000;
 
 /// Steps between stored samples that tell a pace.
-const STORED_STEPS_MIN: usize = 4;
+const STORED_STEPS_MIN: usize = 6;
 
 /// A scrape may be so late on a busy host.
 const LATE_MS: i64 = 500;
@@ -85,9 +85,12 @@ impl Stored {
             let known = known.get(&id).copied().unwrap_or_default();
             let times = self.times.get(&id).map_or(&[][..], Vec::as_slice);
             let pace_ms = own_pace_ms(of_series, known);
-            // One step alone may be a gap of its sender's.
-            let is_sure = of_series.len() > 1 || known.pace_ms.is_some();
-            let likely_ms = if is_sure { pace_ms } else { pace_ms.into_iter().chain(stored_pace_ms(times)).min() };
+            // One step alone may be a gap of its sender's; so may several, if what is stored comes twice as often: samples in
+            // doubt need not follow each other.
+            let stored_pace_ms = stored_pace_ms(times);
+            let is_sure = (of_series.len() > 1 || known.pace_ms.is_some())
+                && pace_ms.zip(stored_pace_ms).is_none_or(|(own_ms, stored_ms)| own_ms < stored_ms * 2);
+            let likely_ms = if is_sure { pace_ms } else { pace_ms.into_iter().chain(stored_pace_ms).min() };
             let limit_ms = likely_ms.map_or(i64::MAX, |pace_ms| pace_ms + LATE_MS.max(pace_ms / 8));
             let Known { mut last_ms, mut filled_ms, .. } = known;
             for row in of_series {

@@ -42,6 +42,9 @@ CREATE TABLE {leader} (
     token uuid,
     holder text,
     heartbeat timestamptz,
+    -- Until then nobody but this one takes the lead; a new term clears both.
+    successor text,
+    successor_until timestamptz,
     -- Every sample up to here is committed; a standby may forget it.
     watermark timestamptz,
     -- How far the clocks of those are ahead of the server's by which what is stored last may have been stored: of the

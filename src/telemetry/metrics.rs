@@ -35,6 +35,8 @@ pub struct Metrics {
     role: IntGaugeVec,
     /// 1 on the leader, else 0.
     pub leader: IntGauge,
+    /// 1 if this adapter is held out of elections, else 0.
+    pub held: IntGauge,
     /// The number of our own term while we lead, else the last one known.
     pub term: IntGauge,
     /// Changes of role, by the role entered (`to`) and the cause (`reason`).
@@ -129,6 +131,7 @@ impl Metrics {
         let metrics = Metrics {
             role: gauges(r, "role", "The state of this adapter in its group: 1 for the current one.", "role"),
             leader: gauge(r, "leader", "1 if this adapter leads its group, else 0."),
+            held: gauge(r, "held", "1 if this adapter is held out of elections, else 0."),
             term: gauge(r, "term", "The last term this adapter led or saw."),
             transitions_total: counters(
                 r,

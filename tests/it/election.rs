@@ -12,9 +12,12 @@ use tokio::task::JoinSet;
 
 use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 
+mod by_hand;
 mod frozen;
 mod holes;
+mod lease;
 mod lock;
+mod rest;
 mod take_over;
 
 /// The lock of every group here; each has a database of its own, and locks are a database's own.

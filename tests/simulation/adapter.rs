@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use prometheus_postgresql_adapter::election::By;
 use prometheus_postgresql_adapter::election::liveness::Liveness;
 use prometheus_postgresql_adapter::election::machine::{Action, Machine, Observed, Reason};
+use prometheus_postgresql_adapter::election::orders::Order;
 use prometheus_postgresql_adapter::election::role::{Leader, Role};
 use prometheus_postgresql_adapter::handover::cut::{Cut, Unknown};
 use prometheus_postgresql_adapter::handover::held::HELD_AT_LEAST;
@@ -18,7 +20,7 @@ use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
 use crate::Bug;
-use crate::postgres::Group;
+use crate::postgres::{Claim, Group};
 use crate::prometheus::Batch;
 use crate::settings::{Settings, ms};
 use crate::world::{Address, Event, Ms, Remote, Sender, World, show};
@@ -41,6 +43,7 @@ pub(crate) enum Local {
     },
     /// The own Prometheus' connections are closed.
     Gone,
+    Order(Order),
     /// A request that waited for a role to settle has waited long enough.
     Settle(u64),
     /// The series of a request are found.
@@ -50,11 +53,30 @@ pub(crate) enum Local {
 /// What the server answers.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    Connected { session: u64, server_ms: i64 },
-    Tried { obtained: bool, group: Option<(Group, Ms)> },
+    Connected {
+        session: u64,
+        server_ms: i64,
+    },
+    Tried {
+        obtained: bool,
+        group: Option<(Group, Ms)>,
+    },
     Drained,
-    Raised { fence: Fence, behind_ms: Vec<i64>, last_token: Uuid, holes: Vec<Hole> },
-    Beat { is_ours: bool, server_ms: i64 },
+    Raised {
+        fence: Fence,
+        behind_ms: Vec<i64>,
+        last_token: Uuid,
+        holes: Vec<Hole>,
+    },
+    /// The term is not to be raised.
+    Refused,
+    Beat {
+        is_ours: bool,
+        server_ms: i64,
+    },
+    HandedOver {
+        is_ours: bool,
+    },
     LastTimes(HashMap<i64, i64>),
     Around(StoredTimes),
     Copied,
@@ -241,6 +263,13 @@ impl World {
                 self.step(me);
             }
             Local::Resolved(id) => self.resolved(me, id),
+            Local::Order(order) => {
+                let now = self.instant();
+                self.say(format_args!("adapter {me}: ordered to {order:?}"));
+                let lease = self.settings.election.lease;
+                self.adapters[me].machine.on_order(order, now, now + lease);
+                self.step(me);
+            }
         }
     }
 
@@ -256,6 +285,9 @@ impl World {
                 adapter.machine.on_liveness(silent_at, now);
             }
             let action = adapter.machine.next(now);
+            if let Some(outcome) = adapter.machine.outcome(now) {
+                self.say(format_args!("adapter {me}: order ended {outcome:?}"));
+            }
             if !is_preparing {
                 self.publish(me);
             }
@@ -300,6 +332,12 @@ impl World {
             Action::TryLock => Remote::TryLock { session, op },
             Action::Observe => Remote::Observe { session, op },
             Action::RaiseTerm => Remote::Drain { session, op },
+            Action::HandOver => {
+                let Some(fence) = adapter.machine.fence() else { return };
+                let watermark = adapter.ledger.watermark(wall);
+                let successor = adapter.machine.successor().and_then(|name| name.parse().ok());
+                Remote::HandOver { session, op, token: fence.token, watermark, successor }
+            }
             _ => {
                 let Some(fence) = adapter.machine.fence() else { return };
                 let watermark = adapter.ledger.watermark(wall);
@@ -389,6 +427,10 @@ impl World {
                     Observed {
                         leader: Leader { holder: group.holder.to_string(), term: group.term },
                         heartbeat_age: Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)),
+                        yields_for: group
+                            .successor
+                            .filter(|(to, _)| *to != me)
+                            .map(|(_, until)| Duration::from_millis(u64::try_from(until - self.now).unwrap_or(0))),
                     }
                 });
                 match action {
@@ -403,7 +445,12 @@ impl World {
                 adapter.waiting.insert(op, Waiting::Election { action, asked, asked_ms });
                 let clock_offset_ms = adapter.clock_offset_ms;
                 let Some(session) = adapter.session else { return };
-                return self.send_server(me, Remote::Raise { session, op, clock_offset_ms });
+                let claim = match (&self.settings.election.by, adapter.machine.follows()) {
+                    (By::Lock(_), _) => Claim::Lock,
+                    (By::Rest(_), None) => Claim::Told,
+                    (By::Rest(_), Some(token)) => Claim::Follows(token),
+                };
+                return self.send_server(me, Remote::Raise { session, op, clock_offset_ms, claim });
             }
             Reply::Raised { fence, behind_ms, last_token, holes } => {
                 let proven_at = adapter.proven_at;
@@ -420,6 +467,15 @@ impl World {
                 self.adapters[me].replay =
                     Some(Replay { fence, cut, follows_itself, rest: rows, asked: None, committing: 0 });
                 self.go_on_with_replay(me);
+            }
+            Reply::Refused => adapter.machine.on_refused(now),
+            Reply::HandedOver { is_ours } => {
+                adapter.replay = None;
+                if is_ours {
+                    adapter.machine.on_handed_over(now);
+                } else {
+                    adapter.machine.on_lost(Reason::Fenced, now);
+                }
             }
             Reply::Beat { is_ours, server_ms } => {
                 if is_ours {

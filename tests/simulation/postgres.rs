@@ -32,6 +32,14 @@ pub(crate) struct LockSession {
     pub(crate) is_waiting: bool,
 }
 
+/// By what right a term is raised.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Claim {
+    Lock,
+    Told,
+    Follows(Uuid),
+}
+
 /// The group's row.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Group {
@@ -39,6 +47,8 @@ pub(crate) struct Group {
     pub(crate) token: Uuid,
     pub(crate) holder: usize,
     pub(crate) heartbeat: Option<Ms>,
+    /// Who is to lead next, and until when nobody else.
+    pub(crate) successor: Option<(usize, Ms)>,
     pub(crate) watermark: Option<i64>,
     pub(crate) clock_offsets_ms: Vec<i64>,
     pub(crate) holes: Vec<Hole>,

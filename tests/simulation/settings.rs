@@ -2,26 +2,70 @@
 
 use std::time::Duration;
 
-use prometheus_postgresql_adapter::election::{Config, PrometheusTimeout};
+use prometheus_postgresql_adapter::election::{By, Config, PrometheusTimeout};
 
 use crate::random::Random;
 use crate::world::Ms;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    KillAdapter { adapter: usize, down_ms: Ms },
-    KillHost { adapter: usize, down_ms: Ms },
-    StopAdapter { adapter: usize, down_ms: Ms },
-    Freeze { adapter: usize, for_ms: Ms },
-    FreezeInWrite { adapter: usize, for_ms: Ms },
-    Cut { adapter: usize, for_ms: Ms },
-    CutAll { for_ms: Ms },
-    KillPrometheus { replica: usize, down_ms: Ms },
-    Silence { replica: usize, for_ms: Ms },
-    ServerCrash { down_ms: Ms },
+    KillAdapter {
+        adapter: usize,
+        down_ms: Ms,
+    },
+    KillHost {
+        adapter: usize,
+        down_ms: Ms,
+    },
+    StopAdapter {
+        adapter: usize,
+        down_ms: Ms,
+    },
+    Freeze {
+        adapter: usize,
+        for_ms: Ms,
+    },
+    FreezeInWrite {
+        adapter: usize,
+        for_ms: Ms,
+    },
+    Cut {
+        adapter: usize,
+        for_ms: Ms,
+    },
+    CutAll {
+        for_ms: Ms,
+    },
+    KillPrometheus {
+        replica: usize,
+        down_ms: Ms,
+    },
+    Silence {
+        replica: usize,
+        for_ms: Ms,
+    },
+    ServerCrash {
+        down_ms: Ms,
+    },
     KillLockSession,
     KillWrites,
-    SlowServer { for_ms: Ms },
+    SlowServer {
+        for_ms: Ms,
+    },
+    /// Somebody orders something, wisely or not.
+    Order {
+        adapter: usize,
+        order: Ordered,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ordered {
+    Lead,
+    Resign,
+    HandOver { to: usize },
+    Hold,
+    Release,
 }
 
 #[derive(Debug)]
@@ -59,8 +103,11 @@ impl Settings {
             0 => PrometheusTimeout::Automatic,
             _ => PrometheusTimeout::After(Duration::from_secs([6, 10][random.below(2)])),
         };
+        let by = if random.chance(25) { By::Rest("1".to_owned()) } else { By::Lock(1) };
+        let timeout = if by == By::Lock(1) { timeout } else { PrometheusTimeout::Never };
         let election = Config {
-            lock_id: 1,
+            by,
+            is_held: false,
             prometheus_timeout: timeout,
             liveness_interval: Duration::from_secs(10),
             election_interval: Duration::from_millis([300, 1_000][random.below(2)]),
@@ -80,8 +127,13 @@ impl Settings {
             })
             .collect();
         let calm_at = 30_000;
-        let mut faults: Vec<(Ms, Fault)> =
-            (0..random.between(1, 5)).map(|_| (random.between(5_000, calm_at), draw_fault(random, replicas))).collect();
+        let by_rest = matches!(election.by, By::Rest(_));
+        let mut faults: Vec<(Ms, Fault)> = (0..random.between(1, 5))
+            .map(|_| (random.between(5_000, calm_at), draw_fault(random, replicas, by_rest)))
+            .collect();
+        if faults.iter().any(|(_, fault)| matches!(fault, Fault::Order { order: Ordered::Hold, .. })) {
+            faults.extend((0..replicas).map(|adapter| (calm_at, Fault::Order { adapter, order: Ordered::Release })));
+        }
         faults.sort_by_key(|(at, _)| *at);
         let begins_at = (0..replicas).map(|_| random.spread(0, 5_000)).collect();
         Self {
@@ -133,9 +185,12 @@ pub(crate) fn ms(duration: Duration) -> Ms {
     Ms::try_from(duration.as_millis()).unwrap_or(Ms::MAX)
 }
 
-fn draw_fault(random: &mut Random, replicas: usize) -> Fault {
+fn draw_fault(random: &mut Random, replicas: usize, by_rest: bool) -> Fault {
     let adapter = random.below(replicas);
-    match random.below(14) {
+    if by_rest {
+        return draw_fault_by_rest(random, adapter);
+    }
+    match random.below(18) {
         0 | 1 => Fault::KillAdapter { adapter, down_ms: random.spread(50, 20_000) },
         2 => Fault::KillHost { adapter, down_ms: random.spread(1_000, 25_000) },
         3 => Fault::StopAdapter { adapter, down_ms: random.spread(50, 10_000) },
@@ -148,6 +203,23 @@ fn draw_fault(random: &mut Random, replicas: usize) -> Fault {
         10 => Fault::ServerCrash { down_ms: random.spread(50, 10_000) },
         11 => Fault::KillLockSession,
         12 => Fault::KillWrites,
+        13 => Fault::Order { adapter, order: Ordered::Resign },
+        14 | 15 => Fault::Order { adapter, order: Ordered::HandOver { to: random.below(replicas) } },
+        16 => Fault::Order { adapter, order: Ordered::Hold },
         _ => Fault::SlowServer { for_ms: random.spread(500, 10_000) },
+    }
+}
+
+/// Whether a leader's Prometheus sends is for whoever tells who leads to see; here all do, or will again.
+fn draw_fault_by_rest(random: &mut Random, adapter: usize) -> Fault {
+    match random.below(6) {
+        0 => Fault::Order { adapter, order: Ordered::Resign },
+        1 | 2 => Fault::Order { adapter, order: Ordered::Lead },
+        3 => Fault::Order { adapter, order: Ordered::Hold },
+        _ => match draw_fault(random, adapter + 1, false) {
+            Fault::KillPrometheus { replica, down_ms } => Fault::Silence { replica, for_ms: down_ms },
+            Fault::Order { .. } => Fault::Order { adapter, order: Ordered::Lead },
+            fault => fault,
+        },
     }
 }

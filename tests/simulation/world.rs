@@ -5,6 +5,9 @@ use std::collections::BinaryHeap;
 use std::fmt::Arguments;
 use std::time::{Duration, Instant};
 
+use prometheus_postgresql_adapter::election::By;
+use prometheus_postgresql_adapter::election::orders::Order;
+use prometheus_postgresql_adapter::election::role::Role;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
@@ -12,10 +15,10 @@ use uuid::Uuid;
 use crate::Bug;
 use crate::adapter::{Adapter, Local, Reply};
 use crate::judge::Verdict;
-use crate::postgres::{LockSession, Server, Stage, Stored, Told, Transaction};
+use crate::postgres::{Claim, LockSession, Server, Stage, Stored, Told, Transaction};
 use crate::prometheus::{Batch, Prometheus, Scraped, series_index};
 use crate::random::Random;
-use crate::settings::{Fault, Settings};
+use crate::settings::{Fault, Ordered, Settings, ms};
 
 /// Virtual time, ms since the beginning.
 pub(crate) type Ms = i64;
@@ -53,6 +56,8 @@ pub(crate) enum Event {
     ServerUp,
     AdapterUp(usize),
     PrometheusUp(usize),
+    /// The outside party, where there is one, sees to it that somebody leads.
+    Tell,
     /// Scraping is about to end, unless a hole is still to be filled.
     Ending,
     Fault(usize),
@@ -87,6 +92,14 @@ pub(crate) enum Remote {
         session: u64,
         op: u64,
         clock_offset_ms: i64,
+        claim: Claim,
+    },
+    HandOver {
+        session: u64,
+        op: u64,
+        token: Uuid,
+        watermark: Option<i64>,
+        successor: Option<usize>,
     },
     Heartbeat {
         session: u64,
@@ -216,6 +229,9 @@ impl World {
                 let phase = world.settings.phase(replica, series);
                 world.at(phase, Event::Scrape { replica, series });
             }
+        }
+        if let By::Rest(_) = world.settings.election.by {
+            world.at(6_000, Event::Tell);
         }
         world.at(world.settings.scrape_until - world.settings.scrape_ms - 1, Event::Ending);
         for index in 0..world.settings.faults.len() {
@@ -357,8 +373,11 @@ impl World {
             Event::AdapterUp(index) => self.start_adapter(index),
             Event::PrometheusUp(index) => {
                 self.prometheis[index].is_up = true;
+                // Where leaders are told, one leads on without its Prometheus for as long as it is let.
+                self.is_unheard |= matches!(self.settings.election.by, By::Rest(_));
                 self.say(format_args!("prometheus {index}: up"));
             }
+            Event::Tell => self.tell_leader(),
             Event::Ending => {
                 if self.settings.scrape_until < SCRAPE_UNTIL_MAX && self.is_waiting() {
                     self.settings.scrape_until += 10_000;
@@ -431,8 +450,22 @@ impl World {
                 self.at(self.now + 500, Event::DrainOverdue(session));
                 self.settle();
             }
-            Remote::Raise { session, op, clock_offset_ms } => {
+            Remote::Raise { session, op, clock_offset_ms, claim } => {
                 let group = &mut self.server.group;
+                let may = match claim {
+                    Claim::Told => true,
+                    Claim::Follows(token) => token == group.token,
+                    Claim::Lock => group.successor.is_none_or(|(to, until)| to == from.adapter || until <= self.now),
+                };
+                if !may {
+                    if self.server.exclusive == Some(session) {
+                        self.server.exclusive = None;
+                    }
+                    self.say(format_args!("server: no term of adapter {}", from.adapter));
+                    self.tell_adapter(from, op, Reply::Refused);
+                    return self.settle();
+                }
+                group.successor = None;
                 let (last_offsets_ms, last_token) = (group.clock_offsets_ms.clone(), group.token);
                 let watermark = group.watermark.take();
                 group.term += 1;
@@ -450,6 +483,17 @@ impl World {
                 self.say(format_args!("server: term {} of adapter {}", fence.term, from.adapter));
                 self.tell_adapter(from, op, Reply::Raised { fence, behind_ms, last_token, holes });
                 self.settle();
+            }
+            Remote::HandOver { op, token, watermark, successor, .. } => {
+                let until = self.now + ms(self.settings.election.standing_back());
+                let group = &mut self.server.group;
+                let is_ours = group.token == token;
+                if is_ours {
+                    group.heartbeat = Some(self.now);
+                    group.watermark = watermark;
+                    group.successor = successor.map(|to| (to, until));
+                }
+                self.tell_adapter(from, op, Reply::HandedOver { is_ours });
             }
             Remote::Heartbeat { session, op, token, watermark, clock_offset_ms, is_settled } => {
                 if self.bug == Some(Bug::LockTwice) {
@@ -730,6 +774,28 @@ impl World {
         self.local(replica, after, Local::Deliver { shard, attempt, batch });
     }
 
+    // ---- whoever tells who leads
+
+    /// Tells the first adapter that seems well to lead, unless one that is leads already.
+    fn tell_leader(&mut self) {
+        let again = self.now + self.random.between(500, 3_000);
+        self.at(again, Event::Tell);
+        let now = self.instant();
+        let is_well = |adapter: &Adapter| {
+            adapter.is_up
+                && adapter.frozen_until <= self.now
+                && adapter.cut_until <= self.now
+                && !adapter.machine.is_held()
+        };
+        let leads = |adapter: &Adapter| matches!(adapter.role.at(now), Role::Leader { .. } | Role::TakingOver);
+        if self.adapters.iter().any(|adapter| is_well(adapter) && leads(adapter)) {
+            return;
+        }
+        if let Some(well) = self.adapters.iter().position(is_well) {
+            self.local(well, 1, Local::Order(Order::Lead));
+        }
+    }
+
     // ---- faults
 
     fn start_adapter(&mut self, index: usize) {
@@ -816,9 +882,20 @@ impl World {
                 self.at(self.now + down_ms, Event::ServerUp);
             }
             Fault::KillLockSession => {
-                if let Some((session, _)) = self.server.lock {
+                let first = self.server.sessions.keys().next().copied();
+                if let Some(session) = self.server.lock.map(|(session, _)| session).or(first) {
                     self.kill_session(session);
                 }
+            }
+            Fault::Order { adapter, order } => {
+                let order = match order {
+                    Ordered::Lead => Order::Lead,
+                    Ordered::Resign => Order::Resign,
+                    Ordered::HandOver { to } => Order::HandOver { to: to.to_string() },
+                    Ordered::Hold => Order::Hold,
+                    Ordered::Release => Order::Release,
+                };
+                self.local(adapter, 0, Local::Order(order));
             }
             Fault::KillWrites => self.fail_all_transactions(),
             Fault::SlowServer { for_ms } => self.slow_until = self.now + for_ms,
@@ -841,6 +918,7 @@ impl Remote {
             | Remote::Observe { op, .. }
             | Remote::Drain { op, .. }
             | Remote::Raise { op, .. }
+            | Remote::HandOver { op, .. }
             | Remote::Heartbeat { op, .. }
             | Remote::LastTimes { op, .. }
             | Remote::Begin { op, .. }
@@ -857,6 +935,7 @@ impl Remote {
             | Remote::Observe { session, .. }
             | Remote::Drain { session, .. }
             | Remote::Raise { session, .. }
+            | Remote::HandOver { session, .. }
             | Remote::Heartbeat { session, .. } => Some(*session),
             _ => None,
         }

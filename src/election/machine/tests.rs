@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Action, Machine, Observed, Reason};
 use crate::election::role::{Leader, Role};
-use crate::election::{Config, PrometheusTimeout};
+use crate::election::{By, Config, PrometheusTimeout};
 
 mod driver;
 mod server;
@@ -92,7 +92,8 @@ fn stories() -> impl Strategy<Value = Story> {
 
 fn config(lease: Duration, timeout: PrometheusTimeout) -> Config {
     Config {
-        lock_id: 1,
+        by: By::Lock(1),
+        is_held: false,
         prometheus_timeout: timeout,
         liveness_interval: Duration::from_secs(10),
         election_interval: Duration::from_millis(250),
@@ -162,7 +163,7 @@ fn a_leader_that_goes_stale_is_the_reason_not_to_stand_by() {
     machine.on_liveness(None, start);
     machine.on_connected(start);
     let leader = Leader { holder: "other".into(), term: 7 };
-    let observed = Observed { leader, heartbeat_age: Duration::from_secs(1) };
+    let observed = Observed { leader, heartbeat_age: Duration::from_secs(1), yields_for: None };
     machine.on_tried(false, Some(observed), start);
     assert_eq!((machine.role(start).word(), machine.reason(start)), ("standby", Reason::LeaderElsewhere));
     let stale = start + config.stale_after() - Duration::from_secs(1);

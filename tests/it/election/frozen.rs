@@ -10,7 +10,8 @@ use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, start};
 /// The shortest there is.
 const LEASE: Duration = Duration::from_secs(3);
 
-fn write_in_background(adapter: &rig::adapter::Adapter, metric: &str) -> JoinSet<Option<u16>> {
+/// Sends a sample, and does not wait for the answer.
+pub(super) fn write_in_background(adapter: &rig::adapter::Adapter, metric: &str) -> JoinSet<Option<u16>> {
     let url = adapter.url("/write");
     let body = Body::new().sample(metric, now_ms(), 1.0).compressed();
     let mut answer = JoinSet::new();

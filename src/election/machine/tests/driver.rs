@@ -207,6 +207,7 @@ impl World {
                 lease
             }
             Action::Observe => self.config.stale_after(),
+            Action::HandOver => unreachable!("nobody orders anything"),
             Action::Heartbeat => {
                 let tenure = adapter.tenure.expect("a heartbeat without a term");
                 let deadline = self.start + Duration::from_millis(tenure.renewed_at) + self.config.leader_deadline();

@@ -184,6 +184,7 @@ impl World {
         self.server.heartbeat.map(|heartbeat| Observed {
             leader: Leader { holder: self.server.holder.to_string(), term: self.server.term },
             heartbeat_age: Duration::from_millis(self.now - heartbeat),
+            yields_for: None,
         })
     }
 }

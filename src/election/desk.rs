@@ -1,0 +1,118 @@
+//! Where orders are given, and where the election takes them, one at a time.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::election::machine::Machine;
+use crate::election::orders::{Order, Refusal};
+use crate::election::{By, Config};
+
+/// How much longer than an order may take is waited for word of it.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Gives orders.
+#[derive(Clone, Debug)]
+pub struct Orders {
+    given: mpsc::Sender<Given>,
+    patience: Duration,
+    by_rest: bool,
+    is_held: watch::Receiver<bool>,
+}
+
+/// Takes them.
+#[derive(Debug)]
+pub struct Desk {
+    given: mpsc::Receiver<Given>,
+    waiting: Option<oneshot::Sender<Result<(), Refusal>>>,
+    is_held: watch::Sender<bool>,
+    /// What the database said last, while there is no session.
+    pub(super) trouble: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Given {
+    order: Order,
+    given_at: Instant,
+    until: Instant,
+    answer: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// Both sides; an order may take as long as the lease.
+#[must_use]
+pub fn open(config: &Config) -> (Orders, Desk) {
+    let (sender, given) = mpsc::channel(1);
+    let (held_sender, held) = watch::channel(config.is_held);
+    let by_rest = matches!(config.by, By::Rest(_));
+    let orders = Orders { given: sender, patience: config.lease, by_rest, is_held: held };
+    (orders, Desk { given, waiting: None, is_held: held_sender, trouble: None })
+}
+
+impl Orders {
+    /// Gives an order, and waits until it is carried out. One whose giver has gone before its turn is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not carried out.
+    pub async fn give(&self, order: Order) -> Result<(), Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let given_at = Instant::now();
+        let until = given_at + self.patience;
+        let work = async {
+            let given = Given { order, given_at, until, answer };
+            self.given.send(given).await.map_err(|_| Refusal::Stopping)?;
+            answered.await.map_err(|_| Refusal::Stopping)?
+        };
+        let overdue = Refusal::Overdue { after: self.patience, reason: "the election is busy", trouble: None };
+        tokio::time::timeout_at((until + GRACE).into(), work).await.unwrap_or(Err(overdue))
+    }
+
+    /// Whether an outside party tells who leads.
+    #[must_use]
+    pub fn by_rest(&self) -> bool {
+        self.by_rest
+    }
+
+    /// Whether the adapter is held out of elections.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        *self.is_held.borrow()
+    }
+}
+
+impl Desk {
+    /// Waits for the next order, while none is being carried out.
+    pub(super) async fn next(&mut self) -> Given {
+        while self.waiting.is_none()
+            && let Some(given) = self.given.recv().await
+        {
+            if !given.answer.is_closed() {
+                return given;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Has it carried out.
+    pub(super) fn take(&mut self, Given { order, given_at, until, answer }: Given, machine: &mut Machine) {
+        log::info!("ordered: {order:?}");
+        machine.on_order(order, given_at, until);
+        self.waiting = Some(answer);
+    }
+
+    /// Says what became of it.
+    pub(super) fn answer(&mut self, machine: &mut Machine, now: Instant) {
+        let is_held = machine.is_held();
+        self.is_held.send_if_modified(|known| std::mem::replace(known, is_held) != is_held);
+        let Some(mut outcome) = machine.outcome(now) else { return };
+        if let Err(refusal) = &mut outcome {
+            if let Refusal::Overdue { trouble, .. } = refusal {
+                trouble.clone_from(&self.trouble);
+            }
+            log::info!("not carried out: {refusal}");
+        }
+        if let Some(answer) = self.waiting.take() {
+            let _ = answer.send(outcome);
+        }
+    }
+}
