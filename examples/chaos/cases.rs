@@ -11,7 +11,7 @@ use crate::host::Shape;
 use crate::pooler::Pooler;
 use crate::random::Random;
 use crate::stage::{Outcome, PATIENCE, Setup, Stage, median, sleep};
-use crate::{disk, judge, real};
+use crate::{by_labels, disk, judge, real};
 
 /// A case.
 #[derive(Debug)]
@@ -41,12 +41,19 @@ pub(crate) enum Needs {
     Disk,
 }
 
+impl Case {
+    /// Whether it goes on for as long as there is time.
+    pub(crate) fn is_mixture(&self) -> bool {
+        self.name.ends_with("mixture")
+    }
+}
+
 const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str) -> Case {
     Case { name, what, short, needs }
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 34] = [
+pub(crate) const CASES: [Case; 45] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -80,7 +87,28 @@ pub(crate) const CASES: [Case; 34] = [
     case("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back"),
     case("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby"),
     case("real", false, Needs::Nothing, "real Prometheis; leading adapter killed, stopped, killed"),
+    case("labels-calm", true, Needs::Nothing, "by labels: nothing; then the judge must see six kinds of damage"),
+    case("labels-replica-killed", true, Needs::Nothing, "2 adapters, 2 replicas: the leading one killed for 8 s"),
+    case("labels-replica-killed-3", false, Needs::Nothing, "3 adapters, 3 replicas: the leading one killed for 8 s"),
+    case("labels-replica-silent", false, Needs::Nothing, "the leading replica frozen, timeout 2 s"),
+    case("labels-replica-silent-3", false, Needs::Nothing, "the same with 3 adapters, 3 replicas"),
+    case("labels-adapter-killed", false, Needs::Nothing, "kill -9 of one adapter of 3 after another"),
+    case(
+        "labels-reshuffle",
+        false,
+        Needs::Nothing,
+        "all connections cut and balanced anew, a leading replica killed too",
+    ),
+    case(
+        "labels-rolling",
+        false,
+        Needs::Nothing,
+        "each adapter replaced, then stopped, a leading replica killed between",
+    ),
+    case("labels-pg-restarted", false, Needs::Nothing, "by labels: PostgreSQL crashed"),
+    case("labels-adapter-cut", false, Needs::Network, "an adapter's host cut off, a leading replica killed meanwhile"),
     case("mixture", false, Needs::Nothing, "chance: one failure after another"),
+    case("labels-mixture", false, Needs::Nothing, "by labels, chance: one failure after another"),
 ];
 
 /// What every case is given.
@@ -98,7 +126,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    async fn set(&self, setup: Setup) -> Stage<'_> {
+    pub(crate) async fn set(&self, setup: Setup) -> Stage<'_> {
         Stage::set(self.network, self.binary, setup, self.random.clone()).await
     }
 }
@@ -126,7 +154,7 @@ pub(crate) fn obstacle(needs: Needs, network: &Result<Network, String>) -> Optio
 pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
     let usual = Setup::default();
     match name {
-        "calm" => calm(context).await,
+        "calm" => calm(context.set(usual).await).await,
         "crash" => crash(context, usual, if context.short { 3 } else { 12 }).await,
         "crash-load" => {
             let batches = Shape { series: 20_000, interval_ms: 5_000, shards: 4, batch: 2_000, ..usual.shape };
@@ -176,19 +204,18 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "backlog" => backlog(context).await,
         "real" => real::play(context).await,
         "mixture" => mixture(context).await,
-        _ => unreachable!("names are from the list"),
+        name => by_labels::play(name, context).await,
     }
 }
 
-async fn calm(context: &Context<'_>) -> Outcome {
-    let stage = context.set(Setup::default()).await;
+pub(crate) async fn calm(stage: Stage<'_>) -> Outcome {
     sleep(5.0).await;
     let (mut outcome, kept) = stage.finish().await;
     if let Some((postgres, promised)) = kept {
-        let unseen = judge::prove(&postgres, &promised).await;
+        let (count, unseen) = judge::prove(&postgres, &promised).await;
         outcome.record.broken.extend(unseen.iter().map(|what| format!("the judge does not see {what}")));
         if unseen.is_empty() {
-            outcome.record.notes.push("5 of 5 kinds of damage seen".to_owned());
+            outcome.record.notes.push(format!("{count} of {count} kinds of damage seen"));
         }
     }
     outcome
@@ -422,7 +449,7 @@ async fn flapping(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
+pub(crate) async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
     for _ in 0..2 {
         sleep(2.0).await;
         pg_restart_once(&mut stage, how).await;
@@ -430,15 +457,15 @@ async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
     stage.finish().await.0
 }
 
-async fn pg_restart_once(stage: &mut Stage<'_>, how: Stop) {
-    stage.healthy().await;
+pub(crate) async fn pg_restart_once(stage: &mut Stage<'_>, how: Stop) {
+    stage.settled().await;
     stage.event(format!("PostgreSQL: {how:?} stop"));
     stage.postgres.stop(how).await;
     let pause = stage.random.seconds(0.2, 3.0);
     sleep(pause).await;
     stage.postgres.start_again().await;
     stage.event("PostgreSQL is back");
-    stage.healthy().await;
+    stage.settled().await;
 }
 
 async fn pg_backend(mut stage: Stage<'_>) -> Outcome {
@@ -486,9 +513,9 @@ async fn pg_full(context: &Context<'_>) -> Outcome {
             rows /= 2;
         }
     }
-    let errors = stage.hosts.each_ref().map(|host| host.counts().retried).iter().sum::<usize>();
+    let errors = stage.hosts.iter().map(|host| host.counts().retried).sum::<usize>();
     sleep(5.0).await;
-    let after = stage.hosts.each_ref().map(|host| host.counts().retried).iter().sum::<usize>();
+    let after = stage.hosts.iter().map(|host| host.counts().retried).sum::<usize>();
     if after == errors {
         stage.record().notes.push("nothing was refused: the disk was not full".to_owned());
     }

@@ -1,22 +1,19 @@
-//! One host of the pair: a thread inside the host's namespace that is its Prometheus, as Prometheus sends, and that
-//! watches its adapter.
+//! One Prometheus: a thread, inside its host's namespace if it has one, that scrapes and sends as Prometheus does.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rig::exposition;
 use rig::http::{Client, WRITE_HEADERS};
 use rig::network;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
+use crate::balancer::Balancer;
 use crate::message;
-
-/// How often an adapter is asked what it is and has.
-const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+use crate::mode::REPLICAS;
 
 /// Prometheus' `min_backoff` and `max_backoff`.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(5)];
@@ -76,22 +73,21 @@ pub(crate) struct Counts {
     pub(crate) retried: usize,
 }
 
-/// What an adapter said of itself.
-#[derive(Clone, Debug)]
-pub(crate) struct Observation {
-    /// When.
-    pub(crate) at: Instant,
-    /// Its role; none while it does not answer.
-    pub(crate) role: Option<&'static str>,
-    /// Samples committed.
-    pub(crate) stored: f64,
-    /// Samples held as standby.
-    pub(crate) held_samples: f64,
-    /// Memory of these.
-    pub(crate) held_bytes: f64,
+/// Who a Prometheus is, and where it sends.
+pub(crate) struct Identity {
+    /// Its cluster.
+    pub(crate) cluster: &'static str,
+    /// Which of the cluster's replicas it is.
+    pub(crate) index: usize,
+    /// Its host's, if it has one.
+    pub(crate) namespace: Option<String>,
+    /// Where its requests go.
+    pub(crate) balancer: Arc<Balancer>,
+    /// Which of the balancer's senders it is.
+    pub(crate) number: usize,
 }
 
-/// A host; ends with its owner.
+/// A Prometheus; ends with its owner.
 pub(crate) struct Host {
     state: Arc<State>,
     orders: Option<mpsc::UnboundedSender<Order>>,
@@ -108,7 +104,10 @@ enum Order {
 struct State {
     index: usize,
     shape: Shape,
-    url: String,
+    balancer: Arc<Balancer>,
+    number: usize,
+    /// Its connections; none while it does not run.
+    client: Mutex<Option<Client>>,
     /// Labels of each series, as they stand in a message.
     labels: Vec<Vec<u8>>,
     /// The series of each shard: scraped ones, then rules.
@@ -123,7 +122,6 @@ struct State {
     skew_ms: AtomicI64,
     acknowledged: Mutex<Vec<Part>>,
     counts: Mutex<Counts>,
-    observations: Mutex<Vec<Observation>>,
 }
 
 #[derive(Default)]
@@ -133,18 +131,21 @@ struct Queue {
 }
 
 impl Host {
-    /// Host `index`, whose adapter listens on `port` of the namespace's loopback. Its Prometheus is not started.
-    pub(crate) fn new(index: usize, namespace: Option<String>, port: u16, shape: Shape) -> Self {
+    /// Not started.
+    pub(crate) fn new(identity: Identity, shape: Shape) -> Self {
+        let Identity { cluster, index, namespace, balancer, number } = identity;
         let all = shape.series + shape.rules;
-        let replica = ["a", "b"][index];
+        let replica = REPLICAS[index];
         let own: Vec<Vec<usize>> =
             (0..shape.shards).map(|shard| (shard..all).step_by(shape.shards).collect()).collect();
         let scraped = own.iter().map(|list| list.partition_point(|series| *series < shape.series)).collect();
         let state = Arc::new(State {
             index,
             shape,
-            url: format!("http://127.0.0.1:{port}"),
-            labels: (0..all).map(|series| message::labels(&shape, series, replica)).collect(),
+            balancer,
+            number,
+            client: Mutex::default(),
+            labels: (0..all).map(|series| message::labels(&shape, series, cluster, replica)).collect(),
             queues: (0..shape.shards).map(|_| Queue::default()).collect(),
             own,
             scraped,
@@ -155,7 +156,6 @@ impl Host {
             skew_ms: AtomicI64::new(0),
             acknowledged: Mutex::default(),
             counts: Mutex::default(),
-            observations: Mutex::default(),
         });
         let (orders, received) = mpsc::unbounded_channel();
         let of_thread = Arc::clone(&state);
@@ -245,16 +245,6 @@ impl Host {
             series.sort_unstable();
         }
         times
-    }
-
-    /// What its adapter said so far.
-    pub(crate) fn observations(&self) -> Vec<Observation> {
-        lock(&self.state.observations).clone()
-    }
-
-    /// What its adapter said last.
-    pub(crate) fn role(&self) -> Option<&'static str> {
-        lock(&self.state.observations).last().and_then(|last| last.role)
     }
 
     fn order(&self, order: Order) {
@@ -356,9 +346,9 @@ impl State {
     }
 }
 
-/// Where in the interval host `index` scrapes; rules are evaluated at its very beginning, on both.
+/// Where in the interval replica `index` scrapes; rules are evaluated at its very beginning, on all.
 pub(crate) fn phase_ms(shape: &Shape, index: usize) -> i64 {
-    shape.interval_ms * [130, 570][index] / 1000
+    shape.interval_ms * [130, 570, 850][index] / 1000
 }
 
 /// By this machine's clock.
@@ -375,8 +365,6 @@ fn next_ms(interval_ms: i64, phase_ms: i64) -> i64 {
 /// The host's thread: follows orders until its owner is gone.
 async fn live(state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>) {
     let mut prometheus = JoinSet::new();
-    let mut watch = JoinSet::new();
-    watch.spawn(watch_adapter(Arc::clone(&state)));
     while let Some(order) = orders.recv().await {
         prometheus.shutdown().await;
         for queue in &state.queues {
@@ -386,13 +374,17 @@ async fn live(state: Arc<State>, mut orders: mpsc::UnboundedReceiver<Order>) {
             }
         }
         match order {
-            Order::Kill => state.waiting.store(0, Ordering::Relaxed),
+            Order::Kill => {
+                *lock(&state.client) = None;
+                state.waiting.store(0, Ordering::Relaxed);
+            }
             Order::Start => {
-                let client = Client::new(state.shape.timeout);
+                *lock(&state.client) = Some(Client::new(state.shape.timeout));
+                prometheus.spawn(reconnect(Arc::clone(&state)));
                 prometheus.spawn(scrape(Arc::clone(&state), true));
                 prometheus.spawn(scrape(Arc::clone(&state), false));
                 for shard in 0..state.shape.shards {
-                    prometheus.spawn(send(Arc::clone(&state), shard, client.clone()));
+                    prometheus.spawn(send(Arc::clone(&state), shard));
                 }
             }
         }
@@ -419,18 +411,34 @@ async fn scrape(state: Arc<State>, of_targets: bool) {
     }
 }
 
+/// Whenever connections are cut, idle ones are too.
+async fn reconnect(state: Arc<State>) {
+    let mut cuts = state.balancer.cuts();
+    while cuts.changed().await.is_ok() {
+        *lock(&state.client) = Some(Client::new(state.shape.timeout));
+    }
+}
+
 /// One shard: its batches in order, each until it is answered for good.
-async fn send(state: Arc<State>, shard: usize, client: Client) {
-    let url = format!("{}/write", state.url);
+async fn send(state: Arc<State>, shard: usize) {
+    let mut cuts = state.balancer.cuts();
     loop {
         let batch = state.next_batch(shard).await;
         let samples: usize = batch.iter().map(Part::len).sum();
         let poison = state.poison.load(Ordering::Relaxed);
         let body = bytes::Bytes::from(state.encode(&batch, poison));
-        let mut backoff = BACKOFF[0];
+        let (mut backoff, mut attempt) = (BACKOFF[0], 0);
         loop {
             state.thaw().await;
-            let answer = client.post(&url, &WRITE_HEADERS, body.clone()).await;
+            cuts.mark_unchanged();
+            let url = format!("{}/write", state.balancer.pick(state.number, shard, attempt));
+            let client = lock(&state.client).clone().unwrap_or_default();
+            let answer = tokio::select! {
+                answer = client.post(&url, &WRITE_HEADERS, body.clone()) => answer.ok(),
+                _ = cuts.changed() => None,
+            };
+            drop(client);
+            attempt += 1;
             state.thaw().await;
             let status = answer.as_ref().map_or(0, |answer| answer.status);
             match status {
@@ -440,7 +448,7 @@ async fn send(state: Arc<State>, shard: usize, client: Client) {
                 }
                 0 | 429 | 500..=599 => {
                     lock(&state.counts).retried += samples;
-                    let asked = answer.ok().and_then(|answer| answer.header("retry-after")?.parse().ok());
+                    let asked = answer.and_then(|answer| answer.header("retry-after")?.parse().ok());
                     let asked = asked.map(Duration::from_secs).filter(|asked| !asked.is_zero());
                     tokio::time::sleep(asked.unwrap_or(backoff).min(BACKOFF[1])).await;
                     backoff = (backoff * 2).min(BACKOFF[1]);
@@ -456,28 +464,6 @@ async fn send(state: Arc<State>, shard: usize, client: Client) {
                 }
             }
         }
-    }
-}
-
-async fn watch_adapter(state: Arc<State>) {
-    let client = Client::new(Duration::from_millis(250));
-    let url = format!("{}/metrics", state.url);
-    let roles = ["leader", "standby", "unknown", "taking_over", "resigned"];
-    loop {
-        let text = client.get(&url).await.map(|answer| answer.text()).unwrap_or_default();
-        let metric = |name: &str, label: &str| {
-            exposition::sum(&text, &format!("prometheus_postgresql_adapter_{name}"), label).unwrap_or(0.0)
-        };
-        let role = roles.into_iter().find(|role| metric("role", &format!("role=\"{role}\"")) > 0.0);
-        let observation = Observation {
-            at: Instant::now(),
-            role,
-            stored: metric("samples_stored_total", ""),
-            held_samples: metric("standby_held_samples", ""),
-            held_bytes: metric("standby_held_bytes", ""),
-        };
-        lock(&state.observations).push(observation);
-        tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
 

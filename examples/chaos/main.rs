@@ -5,17 +5,22 @@
 //! Nothing it starts outlives it, whether it ends well, by a panic or by Ctrl-C.
 #![allow(missing_docs, clippy::print_stdout, reason = "a program that prints a table")]
 
+mod balancer;
+mod by_labels;
 mod cases;
 mod disk;
 mod host;
 mod judge;
 mod message;
+mod mode;
 mod picture;
 mod pooler;
 mod random;
 mod real;
 mod report;
 mod stage;
+mod watch;
+mod witness;
 
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -47,7 +52,7 @@ struct Flags {
     /// Name the cases and end.
     #[structopt(long)]
     list: bool,
-    /// A few cases, in under two minutes.
+    /// A few cases, in under three minutes.
     #[structopt(long)]
     short: bool,
     /// The adapter's program; the one built beside this without it.
@@ -59,7 +64,7 @@ fn main() -> ExitCode {
     let flags = Flags::from_args();
     if flags.list {
         for case in &CASES {
-            println!("{:22} {}", case.name, case.what);
+            println!("{:24} {}", case.name, case.what);
         }
         return ExitCode::SUCCESS;
     }
@@ -88,17 +93,18 @@ async fn run(flags: &Flags) -> bool {
     let mut rows: Vec<Row<'_>> = Vec::new();
     for (number, case) in CASES.iter().enumerate().filter(|(_, case)| chosen(case)) {
         if let Some(why) = obstacle(case.needs, &network) {
-            println!("{:22} skipped: {why}", case.name);
+            println!("{:24} skipped: {why}", case.name);
             rows.push(Row { case, outcome: Err(format!("skipped: {why}")) });
             continue;
         }
         let left = Duration::from_secs_f64(flags.minutes * 60.0).saturating_sub(began.elapsed());
+        let mixtures = CASES[number..].iter().filter(|case| chosen(case) && case.is_mixture()).count();
         let context = Context {
             network: network.as_ref().ok(),
             binary: &binary,
             short: flags.short,
             random: Random(flags.seed.wrapping_mul(1_000) + number as u64),
-            mixture: left.max(Duration::from_secs(30)),
+            mixture: (left / u32::try_from(mixtures.max(1)).unwrap_or(1)).max(Duration::from_secs(30)),
         };
         // A panic has said what it waited for; the other cases are still due.
         let outcome = AssertUnwindSafe(play(case.name, &context)).catch_unwind().await;
@@ -106,7 +112,7 @@ async fn run(flags: &Flags) -> bool {
         println!("{}", row.line());
         if let Ok(outcome) = &row.outcome {
             picture::draw(&pictures, case.name, case.what, outcome);
-            for (host, log) in ["a", "b"].iter().zip(&outcome.logs) {
+            for (host, log) in &outcome.logs {
                 let path = pictures.join(format!("{}-{host}.log", case.name));
                 std::fs::write(path, log).expect("cannot write a log");
             }

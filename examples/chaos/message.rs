@@ -2,8 +2,8 @@
 
 use crate::host::Shape;
 
-/// Labels of `series`, as the fields of a `TimeSeries`.
-pub(crate) fn labels(shape: &Shape, series: usize, replica: &str) -> Vec<u8> {
+/// Labels of `series` as a replica of `cluster` sends it, as the fields of a `TimeSeries`.
+pub(crate) fn labels(shape: &Shape, series: usize, cluster: &str, replica: &str) -> Vec<u8> {
     let name = match series {
         _ if series >= shape.series => "chaos:rule",
         _ if is_constant(shape, series) => "chaos_constant",
@@ -14,7 +14,7 @@ pub(crate) fn labels(shape: &Shape, series: usize, replica: &str) -> Vec<u8> {
     let labels = [
         ("__name__", name),
         ("__replica__", replica),
-        ("cluster", "chaos"),
+        ("cluster", cluster),
         ("instance", &instance),
         ("job", "chaos"),
         ("series", &number),
@@ -27,11 +27,12 @@ pub(crate) fn is_constant(shape: &Shape, series: usize) -> bool {
     series < shape.series && series.is_multiple_of(4)
 }
 
-/// What host `index` sees of `series` at a time: a counter is the time itself, so that going back shows.
+/// What replica `index` sees of `series` at a time: a counter is the time itself, so that going back shows; a rule says by
+/// its fraction who evaluated it.
 #[expect(clippy::cast_precision_loss, reason = "times in ms are far below 2^53")]
 pub(crate) fn value(shape: &Shape, series: usize, true_ms: i64, index: usize) -> f64 {
     match series {
-        _ if series >= shape.series => (true_ms % 1_000_000) as f64 + index as f64 / 2.0,
+        _ if series >= shape.series => (true_ms % 1_000_000) as f64 + index as f64 / 4.0,
         _ if is_constant(shape, series) => series as f64,
         _ => true_ms as f64,
     }

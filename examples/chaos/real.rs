@@ -9,6 +9,7 @@ use rig::prometheus::{self, Prometheus};
 
 use crate::cases::Context;
 use crate::judge::Findings;
+use crate::mode::REPLICAS;
 use crate::stage::{Outcome, PATIENCE, Record, sleep};
 
 /// Samples missing in the targets' `up`, scraped each second, and samples at a time that has one already.
@@ -83,8 +84,10 @@ pub(crate) async fn play(context: &Context<'_>) -> Outcome {
     let [failed, retried] = [failed as usize, retried as usize];
     record.notes.push("judged by SQL: holes in up, doubles in all series".to_owned());
     let seconds = began.elapsed().as_secs_f64();
-    let logs = adapters.map(|adapter| adapter.map(|a| a.process().log().lines().join("\n")).unwrap_or_default());
-    let (leaderless, held, bands) = (0.0, (0.0, 0.0), [Vec::new(), Vec::new()]);
+    let log =
+        |adapter: &Option<Adapter>| adapter.as_ref().map(|a| a.process().log().lines().join("\n")).unwrap_or_default();
+    let logs = REPLICAS.into_iter().zip(adapters.iter().map(log)).collect();
+    let (leaderless, held, bands) = (0.0, (0.0, 0.0), vec![Vec::new(), Vec::new()]);
     Outcome { record, findings, failed, retried, leaderless, held, logs, seconds, bands }
 }
 

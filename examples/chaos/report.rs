@@ -28,11 +28,11 @@ impl Row<'_> {
     pub(crate) fn line(&self) -> String {
         let outcome = match &self.outcome {
             Ok(outcome) => outcome,
-            Err(why) => return format!("{:22} WRONG: {why}", self.case.name),
+            Err(why) => return format!("{:24} WRONG: {why}", self.case.name),
         };
         let findings = &outcome.findings;
         let mut line = format!(
-            "{:22} {} {:>8} stored, {} lost, {} doubled, {} stale, {} backwards, {} failed, {} retried, {} terms; {:.0} s",
+            "{:24} {} {:>8} stored, {} lost, {} doubled, {} stale, {} backwards, {} failed, {} retried, {} terms; {:.0} s",
             self.case.name,
             if self.is_well() { "ok   " } else { "WRONG" },
             findings.stored,
@@ -50,7 +50,7 @@ impl Row<'_> {
         }
         let notes = outcome.record.notes.iter().chain(&findings.examples);
         for text in problems(outcome).iter().map(|problem| format!("broken: {problem}")).chain(notes.cloned()) {
-            let _ = write!(line, "\n{:24}{text}", "");
+            let _ = write!(line, "\n{:26}{text}", "");
         }
         line
     }

@@ -1,23 +1,34 @@
-//! Where a case is played: one PostgreSQL, two hosts with an adapter each, and a record of what was done.
+//! Where a case is played: one PostgreSQL, adapters, Prometheis that send to them, and a record of what was done.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rig::adapter::{self, Adapter};
 use rig::network::Network;
+use rig::port;
 use rig::postgres::{self, Postgres};
 use tokio_postgres::Client;
 
-use crate::host::{Host, Shape};
+use crate::balancer::Balancer;
+use crate::host::{Host, Identity, Shape, now_ms};
 use crate::judge::{self, Findings, Promised};
+use crate::mode::{Mode, REPLICAS};
 use crate::random::Random;
+use crate::watch::{ALL_LED, NO_CLUSTER, Watch};
+use crate::witness;
 
 /// A wait that takes longer has failed, and the case with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
+/// What nobody stored at first is filled in by then.
+const FILLED_WITHIN: Duration = Duration::from_secs(120);
+
 /// How a case is set up.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
+    /// How the adapters agree who leads.
+    pub(crate) mode: Mode,
     /// What is sent.
     pub(crate) shape: Shape,
     /// `-leader-election-lease`.
@@ -26,7 +37,7 @@ pub(crate) struct Setup {
     pub(crate) postgres: postgres::Options,
     /// More words for the adapters, `HOST`, `PORT` and `SECOND` replaced by where PostgreSQL and its replica are.
     pub(crate) uri: String,
-    /// More arguments of both adapters.
+    /// More arguments of all adapters.
     pub(crate) arguments: Vec<String>,
     /// More environment of the second adapter.
     pub(crate) environment: Vec<(String, String)>,
@@ -50,6 +61,7 @@ impl Default for Setup {
             timeout: Duration::from_secs(30),
         };
         Self {
+            mode: Mode::AdvisoryLock,
             shape,
             lease_seconds: 3.0,
             postgres: postgres::Options::default(),
@@ -66,9 +78,13 @@ impl Default for Setup {
 /// One case under way.
 pub(crate) struct Stage<'a> {
     // In the order in which they are to end.
-    pub(crate) hosts: [Host; 2],
-    adapters: [Option<Adapter>; 2],
-    options: [adapter::Options; 2],
+    /// The Prometheis, cluster by cluster; of a pair as their adapters.
+    pub(crate) hosts: Vec<Host>,
+    watches: Vec<Watch>,
+    adapters: Vec<Option<Adapter>>,
+    options: Vec<adapter::Options>,
+    /// What the Prometheis send by; of a pair one each.
+    balancers: Vec<Arc<Balancer>>,
     /// pgbouncer, if any.
     _pooler: Option<crate::pooler::Pooler>,
     /// The replica, if any.
@@ -83,7 +99,7 @@ pub(crate) struct Stage<'a> {
     began: Instant,
     record: Record,
     /// What adapters that are gone have written.
-    past_logs: [Vec<String>; 2],
+    past_logs: Vec<Vec<String>>,
 }
 
 /// What was done and measured.
@@ -111,16 +127,16 @@ pub(crate) struct Outcome {
     pub(crate) failed: usize,
     /// Samples sent again.
     pub(crate) retried: usize,
-    /// Seconds in which no adapter said that it leads.
+    /// Seconds in which no adapter said that it leads, or that a replica of every cluster does.
     pub(crate) leaderless: f64,
     /// Most samples held by a standby, and their bytes.
     pub(crate) held: (f64, f64),
-    /// What the adapters wrote.
-    pub(crate) logs: [String; 2],
+    /// What the adapters wrote, and what they are called.
+    pub(crate) logs: Vec<(&'static str, String)>,
     /// Seconds it took.
     pub(crate) seconds: f64,
-    /// For the picture: for each host what its adapter said, by seconds of the case.
-    pub(crate) bands: [Vec<Band>; 2],
+    /// For the picture: what each adapter said, by seconds of the case.
+    pub(crate) bands: Vec<Vec<Band>>,
 }
 
 /// An adapter's role and what it stored meanwhile.
@@ -137,7 +153,7 @@ pub(crate) struct Band {
 }
 
 impl<'a> Stage<'a> {
-    /// Sets everything up and waits until one adapter leads and the other stands by.
+    /// Sets everything up and waits until it is settled who leads.
     pub(crate) async fn set(network: Option<&'a Network>, binary: &Path, setup: Setup, random: Random) -> Self {
         let options = setup.postgres.clone().with("listen_addresses", "*").with("track_commit_timestamp", "on");
         let postgres = Postgres::start(options.with("wal_level", "replica")).await;
@@ -149,43 +165,65 @@ impl<'a> Stage<'a> {
             let text = text.replace("HOST", &server).replace("PORT", &port.to_string());
             text.replace("SECOND", &second.to_string())
         };
-        let options = [0, 1].map(|host| {
-            let mut options = adapter::Options::new(binary)
-                .name(["adapter a", "adapter b"][host])
-                .arg("-leader-election-pg-advisory-lock-id=7")
-                .arg(format!("-leader-election-lease={}ms", setup.lease_seconds * 1000.0))
-                .arg("-log-level=info")
-                // Sealed while it happens, in segments and portions as small as can be.
-                .arg("-pg-seal-samples=5000")
-                .arg("-pg-seal-after=1s")
-                .arg("-pg-prometheus-chunk-interval=10s")
-                .arg(format!("-pg-uri={}", fill(&setup.uri, pooler.as_ref().map_or(postgres.port(), |p| p.port()))));
-            if pooler.is_some() {
-                options = options.arg(format!("-pg-lock-uri={}", fill(&setup.uri, postgres.port())));
-            }
-            if let Some(network) = network {
-                options = options.namespace(&network.namespace(host));
-            }
-            for argument in &setup.arguments {
-                options = options.arg(argument.clone());
-            }
-            for (name, value) in setup.environment.iter().filter(|_| host == 1) {
-                options = options.env(name, value);
-            }
-            options
-        });
-        let adapters = options.clone().map(|options| Some(options.spawn()));
-        for adapter in adapters.iter().flatten() {
+        let mode = setup.mode;
+        let options: Vec<adapter::Options> = (0..mode.adapters())
+            .map(|host| {
+                let mut options = adapter::Options::new(binary)
+                    .name(&format!("adapter {}", mode.adapter_name(host)))
+                    .arg("-log-level=info")
+                    // Sealed while it happens, in segments and portions as small as can be.
+                    .arg("-pg-seal-samples=5000")
+                    .arg("-pg-seal-after=1s")
+                    .arg("-pg-prometheus-chunk-interval=10s")
+                    .arg(format!(
+                        "-pg-uri={}",
+                        fill(&setup.uri, pooler.as_ref().map_or(postgres.port(), |p| p.port()))
+                    ));
+                if pooler.is_some() {
+                    options = options.arg(format!("-pg-lock-uri={}", fill(&setup.uri, postgres.port())));
+                }
+                if let Some(network) = network {
+                    options = options.namespace(&network.namespace(host));
+                }
+                if let Some(network) = network.filter(|_| mode.is_balanced()) {
+                    options = options.address(&network.address(host));
+                }
+                for argument in mode.arguments(setup.lease_seconds).iter().chain(&setup.arguments) {
+                    options = options.arg(argument.clone());
+                }
+                for (name, value) in setup.environment.iter().filter(|_| host == 1) {
+                    options = options.env(name, value);
+                }
+                options
+            })
+            .collect();
+        let adapters: Vec<Adapter> = options.iter().map(adapter::Options::spawn).collect();
+        for adapter in &adapters {
             adapter.process().wait_for_log("listening on", PATIENCE).await;
         }
-        let hosts = [0, 1].map(|host| {
-            let namespace = network.map(|network| network.namespace(host));
-            Host::new(host, namespace, adapters[host].as_ref().map_or(0, Adapter::port), setup.shape)
-        });
+        // Those of a pair and their Prometheis live on the same hosts; what is balanced is seen from this one.
+        let namespace = |host: usize| network.filter(|_| !mode.is_balanced()).map(|network| network.namespace(host));
+        let watch = |(host, adapter): (usize, &Adapter)| Watch::start(adapter.url(""), namespace(host));
+        let watches = adapters.iter().enumerate().map(watch).collect();
+        let targets: Vec<String> = adapters.iter().map(|adapter| adapter.url("")).collect();
+        let balancers: Vec<Arc<Balancer>> = match mode.is_balanced() {
+            true => vec![Arc::new(Balancer::new(targets))],
+            false => targets.into_iter().map(|target| Arc::new(Balancer::new(vec![target]))).collect(),
+        };
+        let replicas =
+            || mode.clusters().iter().flat_map(|cluster| (0..mode.replicas()).map(move |index| (*cluster, index)));
+        let host = |(number, (cluster, index)): (usize, (&'static str, usize))| {
+            let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { index }]);
+            Host::new(Identity { cluster, index, namespace: namespace(index), balancer, number }, setup.shape)
+        };
+        let hosts = replicas().enumerate().map(host).collect();
         let mut stage = Self {
             hosts,
-            adapters,
+            watches,
+            past_logs: vec![Vec::new(); adapters.len()],
+            adapters: adapters.into_iter().map(Some).collect(),
             options,
+            balancers,
             _pooler: pooler,
             replica,
             postgres,
@@ -194,7 +232,6 @@ impl<'a> Stage<'a> {
             random,
             began: Instant::now(),
             record: Record { takeover_wanted: 1.0, ..Record::default() },
-            past_logs: [Vec::new(), Vec::new()],
         };
         stage.witness().await;
         if stage.setup.senders {
@@ -202,7 +239,7 @@ impl<'a> Stage<'a> {
                 host.start();
             }
             stage.began = Instant::now();
-            stage.healthy().await;
+            stage.settled().await;
         }
         stage.began = Instant::now();
         stage
@@ -214,7 +251,8 @@ impl<'a> Stage<'a> {
         let there = "SELECT to_regclass('metrics_requests') IS NOT NULL AND to_regclass('metrics_leader') IS NOT NULL";
         let ready = async || client.query_one(there, &[]).await.ok()?.get::<_, bool>(0).then_some(());
         self.postgres.process().wait_until("the adapters have made their schema", PATIENCE, ready).await;
-        client.batch_execute(judge::WITNESS).await.expect("cannot add the witness");
+        let witness = witness::statements(self.setup.mode, &self.setup.shape);
+        client.batch_execute(&witness).await.expect("cannot add the witness");
     }
 
     /// A session as superuser.
@@ -238,11 +276,29 @@ impl<'a> Stage<'a> {
         &mut self.record
     }
 
-    /// Waits until one adapter leads and the other stands by; which one leads.
+    /// Waits until it is settled who leads.
+    pub(crate) async fn settled(&self) {
+        if !self.setup.mode.is_balanced() {
+            self.healthy().await;
+            return;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let roles: Vec<_> = self.watches.iter().map(Watch::role).collect();
+            let is_well = |role: &Option<&str>| matches!(*role, Some(ALL_LED | NO_CLUSTER));
+            if roles.iter().all(is_well) && roles.contains(&Some(ALL_LED)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not all clusters led within {PATIENCE:?}: {roles:?}\n{}", self.logs());
+            sleep(0.02).await;
+        }
+    }
+
+    /// Waits until one adapter of a pair leads and the other stands by; which one leads.
     pub(crate) async fn healthy(&self) -> usize {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let roles = [self.hosts[0].role(), self.hosts[1].role()];
+            let roles = [self.watches[0].role(), self.watches[1].role()];
             match roles {
                 [Some("leader"), Some("standby")] => return 0,
                 [Some("standby"), Some("leader")] => return 1,
@@ -285,6 +341,70 @@ impl<'a> Stage<'a> {
         self.adapters[host] = Some(adapter);
     }
 
+    /// Puts a new adapter in the place of one, which is then asked to end: before it is taken out of the balancer, or after.
+    pub(crate) async fn replace(&mut self, slot: usize, is_told_first: bool) {
+        self.options[slot] = self.options[slot].clone().port(port::free());
+        let new = self.options[slot].spawn();
+        new.process().wait_for_log("listening on", PATIENCE).await;
+        let balancer = Arc::clone(self.balancer());
+        balancer.add(new.url(""));
+        self.watches[slot].follow(new.url(""));
+        let Some(old) = std::mem::replace(&mut self.adapters[slot], Some(new)) else { return };
+        if !is_told_first {
+            balancer.remove(&old.url(""));
+        }
+        let end = old.process().terminate(PATIENCE);
+        let remove = async {
+            sleep(0.3).await;
+            balancer.remove(&old.url(""));
+        };
+        let (exit, ()) = futures_util::future::join(end, remove).await;
+        if exit != rig::process::Exit::Status(0) {
+            self.record.broken.push(format!("asked to end, the adapter ended with {exit:?}"));
+        }
+        self.past_logs[slot].extend(old.process().log().lines());
+    }
+
+    /// What all send by.
+    pub(crate) fn balancer(&self) -> &Arc<Balancer> {
+        &self.balancers[0]
+    }
+
+    /// The Prometheus of a cluster's replica.
+    pub(crate) fn host(&self, cluster: usize, replica: usize) -> &Host {
+        &self.hosts[cluster * self.setup.mode.replicas() + replica]
+    }
+
+    /// How a replica is called.
+    pub(crate) fn replica_name(&self, cluster: usize, replica: usize) -> String {
+        format!("{}/{}", self.setup.mode.clusters()[cluster], REPLICAS[replica])
+    }
+
+    /// Which replica of a cluster leads, and its term.
+    pub(crate) async fn leading(&self, cluster: usize) -> (usize, i64) {
+        let found = witness::leading(&self.client().await, self.setup.mode.clusters()[cluster]).await;
+        let (replica, term, _) = found.unwrap_or_else(|| panic!("no replica leads\n{}", self.logs()));
+        (replica, term)
+    }
+
+    /// Waits until another replica of a cluster leads than in `term`, and an adapter has begun to store it; notes how long
+    /// after `deed`.
+    pub(crate) async fn succession(&mut self, cluster: usize, term: i64, deed: Instant) {
+        let client = self.client().await;
+        let name = self.setup.mode.clusters()[cluster];
+        let replica = loop {
+            match witness::leading(&client, name).await {
+                Some((replica, now, true)) if now > term => break replica,
+                _ => {}
+            }
+            assert!(deed.elapsed() < PATIENCE, "no other replica leads {name} within {PATIENCE:?}\n{}", self.logs());
+            sleep(0.01).await;
+        };
+        let seconds = deed.elapsed().as_secs_f64();
+        self.record.takeovers.push(seconds);
+        self.event(format!("{} leads after {seconds:.2} s", self.replica_name(cluster, replica)));
+    }
+
     /// Cuts a host off from the others, or joins it again.
     pub(crate) fn cut(&self, host: usize, cut: bool) {
         self.network.expect("cases that cut need a network").cut(host, cut);
@@ -304,7 +424,7 @@ impl<'a> Stage<'a> {
         self.event(format!("{name} leads after {seconds:.2} s"));
     }
 
-    /// The last lines of both adapters.
+    /// The last lines of all adapters.
     pub(crate) fn logs(&self) -> String {
         let of = |adapter: &Adapter| format!("{}:\n{}", adapter.process().name(), adapter.process().log().tail());
         self.adapters.iter().flatten().map(of).collect()
@@ -315,7 +435,7 @@ impl<'a> Stage<'a> {
         let deadline = Instant::now() + PATIENCE;
         while self.hosts.iter().any(|host| host.waiting() > 0) {
             if Instant::now() > deadline {
-                let waiting = self.hosts.each_ref().map(Host::waiting);
+                let waiting: Vec<usize> = self.hosts.iter().map(Host::waiting).collect();
                 self.record.broken.push(format!("{waiting:?} samples were not answered for within {PATIENCE:?}"));
                 return;
             }
@@ -326,22 +446,22 @@ impl<'a> Stage<'a> {
     /// Ends the case: lets everything settle, stops the scraping, waits for the last answer, judges.
     pub(crate) async fn finish(mut self) -> (Outcome, Option<(Postgres, Promised)>) {
         sleep(2.5).await;
+        if self.setup.mode.is_balanced() {
+            self.settled().await;
+            self.filled_in().await;
+        }
         for host in &self.hosts {
             host.stop_scraping();
         }
         self.drained().await;
         sleep(0.5).await;
-        let promised = Promised {
-            shape: self.setup.shape,
-            journals: self.hosts.each_ref().map(Host::journal),
-            skews_ms: self.hosts.each_ref().map(Host::skew_ms),
-        };
-        let stored = judge::read(&self.postgres, &self.setup.shape).await;
+        let promised = self.promised();
+        let stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
         let findings = judge::judge(&promised, &stored);
-        let bands = self.hosts.each_ref().map(|host| self.bands(host));
-        let held = self.hosts.iter().flat_map(Host::observations).map(|o| (o.held_samples, o.held_bytes));
+        let bands: Vec<Vec<Band>> = self.watches.iter().map(|watch| self.bands(watch)).collect();
+        let held = self.watches.iter().flat_map(Watch::observations).map(|o| (o.held_samples, o.held_bytes));
         let mut outcome = Outcome {
-            logs: Default::default(),
+            logs: Vec::new(),
             findings,
             failed: self.hosts.iter().map(|host| host.counts().failed).sum(),
             retried: self.hosts.iter().map(|host| host.counts().retried).sum(),
@@ -351,22 +471,57 @@ impl<'a> Stage<'a> {
             bands,
             record: self.record.clone(),
         };
-        for host in 0..2 {
+        for (host, lines) in self.past_logs.iter_mut().enumerate() {
             if let Some(adapter) = &self.adapters[host] {
-                self.past_logs[host].extend(adapter.process().log().lines());
+                lines.extend(adapter.process().log().lines());
             }
+            outcome.logs.push((self.setup.mode.adapter_name(host), lines.join("\n")));
         }
-        outcome.logs = self.past_logs.clone().map(|lines| lines.join("\n"));
-        let Self { adapters, hosts, postgres, .. } = self;
-        drop((adapters, hosts));
+        let Self { adapters, hosts, watches, postgres, .. } = self;
+        drop((adapters, hosts, watches));
         (outcome, Some((postgres, promised)))
     }
 
-    fn bands(&self, host: &Host) -> Vec<Band> {
+    fn promised(&self) -> Promised {
+        let replicas = self.hosts.chunks(self.setup.mode.replicas());
+        let clusters = replicas.map(|hosts| judge::Cluster {
+            journals: hosts.iter().map(Host::journal).collect(),
+            skews_ms: hosts.iter().map(Host::skew_ms).collect(),
+        });
+        Promised { shape: self.setup.shape, mode: self.setup.mode, clusters: clusters.collect() }
+    }
+
+    /// Waits until nothing is missing any more. What nobody stored is filled in once the leading replica's samples are
+    /// stored far beyond it, so all go on sending meanwhile.
+    async fn filled_in(&mut self) {
+        let began = Instant::now();
+        let mut first = None;
+        loop {
+            // What was acknowledged by then is stored by now, if it ever is at first.
+            let (promised, until_ms) = (self.promised(), now_ms() - 3_000);
+            sleep(0.5).await;
+            let mut stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
+            stored.forget_after(until_ms);
+            let findings = judge::judge(&promised.before(until_ms), &stored);
+            if findings.lost == 0 || began.elapsed() > FILLED_WITHIN {
+                if let Some(first) = first {
+                    let seconds = began.elapsed().as_secs_f64();
+                    self.record
+                        .notes
+                        .push(format!("{first} were missing at first, {} after {seconds:.0} s", findings.lost));
+                }
+                return;
+            }
+            first.get_or_insert_with(|| format!("{} ({})", findings.lost, findings.examples.join("; ")));
+            sleep(1.0).await;
+        }
+    }
+
+    fn bands(&self, watch: &Watch) -> Vec<Band> {
         let mut bands: Vec<Band> = Vec::new();
         let mut stored = 0.0;
         let seconds = |at: Instant| at.saturating_duration_since(self.began).as_secs_f64();
-        let observations = host.observations();
+        let observations = watch.observations();
         for pair in observations.windows(2).filter(|pair| pair[0].at >= self.began) {
             let (from, to, role) = (seconds(pair[0].at), seconds(pair[1].at), pair[0].role);
             // A restart begins the counter anew; silence says nothing of it.
@@ -419,12 +574,13 @@ pub(crate) fn median(seconds: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Seconds in which neither adapter said that it leads.
-fn leaderless(bands: &[Vec<Band>; 2]) -> f64 {
+/// Seconds in which no adapter said that it leads, or all it knows of do.
+fn leaderless(bands: &[Vec<Band>]) -> f64 {
     let mut edges: Vec<f64> = bands.iter().flatten().flat_map(|band| [band.from, band.to]).collect();
     edges.sort_by(f64::total_cmp);
     let leads = |at: f64| {
-        let holds = |band: &Band| band.role == Some("leader") && band.from <= at && at < band.to;
+        let leads = |band: &Band| matches!(band.role, Some("leader" | ALL_LED));
+        let holds = |band: &Band| leads(band) && band.from <= at && at < band.to;
         bands.iter().flatten().any(holds)
     };
     edges.windows(2).filter(|pair| !leads(pair[0].midpoint(pair[1]))).fold(0.0, |sum, pair| sum + pair[1] - pair[0])

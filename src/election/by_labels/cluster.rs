@@ -102,6 +102,8 @@ pub struct Cluster {
     read_at: Option<Instant>,
     /// Since when rounds have gone through: what was not heard before proves nothing.
     steady_since: Option<Instant>,
+    /// Since when the leading replica is known to lead: no silence of its before tells anything, and no closed connection.
+    leads_since: Option<Instant>,
     /// When any adapter last heard the leading replica, as far as is known here.
     heard_at: Option<Instant>,
     /// The longest pause between signs of life of the leading replica seen lately.
@@ -123,6 +125,7 @@ impl Cluster {
             seen: None,
             read_at: None,
             steady_since: None,
+            leads_since: None,
             heard_at: None,
             usual_pause: Duration::ZERO,
             in_doubt_since: None,
@@ -205,6 +208,7 @@ impl Cluster {
         let token = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.fence.token);
         let is_new = token(&self.seen) != token(&seen);
         if is_new {
+            self.leads_since = Some(now);
             (self.heard_at, self.in_doubt_since, self.usual_pause) = (None, None, Duration::ZERO);
         }
         let elsewhere = seen.as_ref().and_then(|seen| asked.checked_sub(seen.heard_ago?));
@@ -345,7 +349,7 @@ impl Cluster {
             return Some(since);
         }
         let deadline = self.deadline()?;
-        (deadline <= now).then(|| self.gone_since().or(self.heard_at).or(self.steady_since).unwrap_or(now))
+        (deadline <= now).then(|| self.gone_since().or(self.heard_at).or(self.listened_since()).unwrap_or(now))
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -355,13 +359,19 @@ impl Cluster {
         let leading = self.replicas.get(self.leading()?);
         let unheard = Liveness::new(self.timeout);
         let timeout = leading.map_or(&unheard, |heard| &heard.liveness).timeout()?;
-        Some(self.heard_at.max(self.steady_since)? + timeout)
+        Some(self.heard_at.max(self.listened_since())? + timeout)
     }
 
-    /// When the leading replica closed its last connection to this adapter, if no adapter has heard it since.
+    /// Since when its leading replica would have been heard as such.
+    fn listened_since(&self) -> Option<Instant> {
+        self.steady_since.max(self.leads_since)
+    }
+
+    /// When the leading replica closed its last connection to this adapter, if it has done so as such and no adapter has
+    /// heard it since.
     fn gone_since(&self) -> Option<Instant> {
         let gone_at = self.replicas.get(self.leading()?)?.liveness.gone_at()?;
-        self.heard_at.is_none_or(|heard_at| heard_at <= gone_at).then_some(gone_at)
+        (self.heard_at.max(self.leads_since) <= Some(gone_at)).then_some(gone_at)
     }
 }
 

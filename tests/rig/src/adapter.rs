@@ -22,6 +22,7 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Options {
     binary: PathBuf,
     name: String,
+    address: String,
     port: u16,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -33,8 +34,8 @@ impl Options {
     /// `env!("CARGO_BIN_EXE_prometheus-postgresql-adapter")`, elsewhere [`binary_beside_this`].
     pub fn new(binary: impl AsRef<Path>) -> Self {
         let binary = binary.as_ref().to_owned();
-        let (name, port) = ("adapter".to_owned(), port::free());
-        Self { binary, name, port, arguments: Vec::new(), environment: Vec::new(), namespace: None }
+        let (name, address, port) = ("adapter".to_owned(), "127.0.0.1".to_owned(), port::free());
+        Self { binary, name, address, port, arguments: Vec::new(), environment: Vec::new(), namespace: None }
     }
 
     /// What to call it in messages.
@@ -48,6 +49,13 @@ impl Options {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
+        self
+    }
+
+    /// Listen on this address of its host.
+    #[must_use]
+    pub fn address(mut self, address: &str) -> Self {
+        self.address = address.to_owned();
         self
     }
 
@@ -65,7 +73,7 @@ impl Options {
         self
     }
 
-    /// Run on a host of its own: it then listens on that host's loopback, out of reach of [`Adapter::client`].
+    /// Run on a host of its own: on that host's loopback it is out of reach of [`Adapter::client`].
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {
         self.namespace = Some(namespace.to_owned());
@@ -86,7 +94,7 @@ impl Options {
             }
             None => Command::new(&self.binary),
         };
-        command.arg(format!("-web-listen-address=127.0.0.1:{}", self.port)).args(&self.arguments);
+        command.arg(format!("-web-listen-address={}:{}", self.address, self.port)).args(&self.arguments);
         // What the caller's shell says must not reach it.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TS_PROM_") || name.to_string_lossy().starts_with("PG") {
@@ -95,7 +103,7 @@ impl Options {
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::spawn(&self.name, command);
-        Adapter { process, port: self.port, client: Client::default() }
+        Adapter { process, address: self.address.clone(), port: self.port, client: Client::default() }
     }
 
     /// Starts it and waits until it listens.
@@ -116,6 +124,7 @@ impl Options {
 #[derive(Debug)]
 pub struct Adapter {
     process: Process,
+    address: String,
     port: u16,
     client: Client,
 }
@@ -133,7 +142,7 @@ impl Adapter {
 
     /// The URL of `path`, which begins with `/`.
     pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
+        format!("http://{}:{}{path}", self.address, self.port)
     }
 
     /// The client that talks to it.

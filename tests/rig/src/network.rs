@@ -8,16 +8,16 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::guard::Guard;
 
-/// Takes everything of a network away: the namespaces of `$1`a and `$1`b, and its bridge. Links go with these.
+/// Takes everything of a network away: the namespaces of `$1`a to `$1`c, and its bridge. Links go with these.
 const REMOVE: &str = r#"
-for host in a b; do ip netns del "$1$host"; ip link del "$1v$host"; done 2>/dev/null
+for host in a b c; do ip netns del "$1$host"; ip link del "$1v$host"; done 2>/dev/null
 ip link del "$1br" 2>/dev/null
 "#;
 
 /// Names of the hosts.
-const HOSTS: [&str; 2] = ["a", "b"];
+const HOSTS: [&str; 3] = ["a", "b", "c"];
 
-/// Two hosts, and this one, on a bridge. Gone with its owner, however that ends.
+/// Three hosts, and this one, on a bridge. Gone with its owner, however that ends.
 #[derive(Debug)]
 pub struct Network {
     prefix: String,
@@ -66,7 +66,12 @@ impl Network {
         format!("{}.1", self.net)
     }
 
-    /// The namespace of host 0 or 1, for `ip netns exec`.
+    /// The address at which a host, 0 to 2, is reached from this one and the others.
+    pub fn address(&self, host: usize) -> String {
+        format!("{}.{}", self.net, host + 2)
+    }
+
+    /// The namespace of a host, for `ip netns exec`.
     pub fn namespace(&self, host: usize) -> String {
         format!("{}{}", self.prefix, HOSTS[host])
     }

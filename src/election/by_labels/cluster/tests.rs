@@ -8,3 +8,62 @@ fn nothing_is_known_of_a_cluster_before_its_row_is_read() {
     assert_eq!(cluster.role("a", now), Role::Unknown);
     assert_eq!(cluster.candidate(None, now), Some("a"));
 }
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The term in which `replica` leads, not heard in it yet.
+fn term(term: i64, replica: &str) -> Option<Seen> {
+    let token = Uuid::from_u128(u128::from(term.unsigned_abs()));
+    let fence = Fence { group_no: 1, term, token };
+    Some(Seen { fence, replica: replica.to_owned(), heard_ago: None, watermark_ms: None, holes: Vec::new() })
+}
+
+/// One that has gone on for a minute in which `a` led, and `b` and `c` were heard.
+fn settled(start: Instant) -> (Cluster, Instant) {
+    let mut cluster = Cluster::new(PrometheusTimeout::After(TIMEOUT));
+    let mut now = start;
+    while now < start + Duration::from_secs(60) {
+        for replica in ["a", "b", "c"] {
+            cluster.on_request(replica, 0, now);
+            cluster.on_answer(replica, false, now);
+        }
+        cluster.on_read(term(1, "a"), now, now);
+        now += Duration::from_secs(1);
+    }
+    (cluster, now)
+}
+
+#[test]
+fn a_replica_that_leads_has_its_whole_timeout_to_be_heard() {
+    let (mut cluster, now) = settled(Instant::now());
+    cluster.on_request("c", 0, now);
+    cluster.on_read(term(2, "b"), now, now);
+    assert_eq!(cluster.succession(now + Duration::from_millis(100)), None, "it has only just begun");
+    assert!(!cluster.is_silent(now + Duration::from_millis(100)));
+    let silent = now + TIMEOUT;
+    for millis in [500, 1_000, 1_500, 2_000] {
+        let now = now + Duration::from_millis(millis);
+        cluster.on_request("c", 0, now);
+        cluster.on_read(term(2, "b"), now, now);
+    }
+    assert_eq!(cluster.succession(silent).map(|succession| succession.replica), Some("c".to_owned()));
+}
+
+#[test]
+fn a_connection_that_a_replica_closed_before_it_led_tells_nothing() {
+    let (mut cluster, now) = settled(Instant::now());
+    cluster.on_connected("b");
+    cluster.on_closed("b", true, now);
+    let later = now + Duration::from_millis(50);
+    cluster.on_read(term(2, "b"), later, later);
+    let later = now + Duration::from_millis(500);
+    cluster.on_request("c", 0, later);
+    assert_eq!(cluster.succession(later), None);
+    // One that it closes as a leader does.
+    cluster.on_request("b", 0, later);
+    cluster.on_answer("b", false, later);
+    cluster.on_connected("b");
+    cluster.on_closed("b", true, later);
+    let later = later + RECONNECT_TIME;
+    assert_eq!(cluster.succession(later).map(|succession| succession.replica), Some("c".to_owned()));
+}
