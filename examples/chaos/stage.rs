@@ -349,7 +349,7 @@ impl<'a> Stage<'a> {
         let balancer = Arc::clone(self.balancer());
         balancer.add(new.url(""));
         self.watches[slot].follow(new.url(""));
-        let Some(old) = std::mem::replace(&mut self.adapters[slot], Some(new)) else { return };
+        let Some(old) = self.adapters[slot].replace(new) else { return };
         if !is_told_first {
             balancer.remove(&old.url(""));
         }

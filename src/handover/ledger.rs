@@ -128,6 +128,15 @@ impl Ledger {
         }
     }
 
+    /// As [`Ledger::passed`]; and this is what is in doubt by now.
+    pub fn led(&mut self, watermark_ms: Option<i64>, holes: &[Hole]) {
+        self.passed(watermark_ms);
+        if self.holes != holes {
+            self.known = HashMap::new();
+            self.holes = holes.to_vec();
+        }
+    }
+
     /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had, but
     /// for the series replayed: nobody else has stored between.
     pub fn replayed(&mut self, cut: Arc<Cut>, follows_itself: bool, now: Instant) {

@@ -9,6 +9,8 @@ CREATE UNLOGGED TABLE {reports} (
     tokens uuid[] NOT NULL,
     begun boolean[] NOT NULL,
     heard timestamptz[] NOT NULL,
+    -- Since when it has been silent, if it may have lost what it had not sent: whoever has another replica is to let it lead.
+    doubted timestamptz[] NOT NULL,
     -- The newest sample stored, the largest lag seen lately, the earliest sample that is under way.
     newest timestamptz[] NOT NULL,
     lag_ms bigint[] NOT NULL,

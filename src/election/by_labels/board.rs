@@ -27,6 +27,8 @@ pub struct Report {
     pub has_begun: bool,
     /// How long ago it was heard, if it was in this term.
     pub heard_ago: Option<Duration>,
+    /// How long ago the silence began for which it is in doubt.
+    pub doubted_ago: Option<Duration>,
     /// How far it is stored.
     pub progress: Progress,
 }
@@ -77,34 +79,45 @@ pub async fn round(
     let numbers: Vec<i32> = reports.iter().map(|report| report.group_no).collect();
     let tokens: Vec<Uuid> = reports.iter().map(|report| report.token).collect();
     let begun: Vec<bool> = reports.iter().map(|report| report.has_begun).collect();
-    let heard: Vec<Option<f64>> = reports.iter().map(|report| report.heard_ago.map(|ago| ago.as_secs_f64())).collect();
+    let seconds = |ago: Option<Duration>| ago.map(|ago| ago.as_secs_f64());
+    let heard: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.heard_ago)).collect();
+    let doubted: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.doubted_ago)).collect();
     let newest: Vec<Option<Timestamp>> = reports.iter().map(|report| at(report.progress.newest_ms)).collect();
     let lag_ms: Vec<i64> = reports.iter().map(|report| report.progress.lag_ms).collect();
     let pending: Vec<Option<Timestamp>> = reports.iter().map(|report| at(report.progress.pending_ms)).collect();
-    let tell = names.fill(
-        "INSERT INTO {reports} (adapter, reported_at, groups, tokens, begun, heard, newest, lag_ms, pending) \
-         VALUES ($1, clock_timestamp(), $2, $3, $4, ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) \
-         FROM unnest($5) WITH ORDINALITY a (ago, n) ORDER BY n), $6, $7, $8) \
+    let times = |parameter: &str| {
+        format!(
+            "ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) \
+             FROM unnest({parameter}) WITH ORDINALITY a (ago, n) ORDER BY n)"
+        )
+    };
+    let (heard_at, doubted_at) = (times("$5"), times("$6"));
+    let tell = names.fill(&format!(
+        "INSERT INTO {{reports}} (adapter, reported_at, groups, tokens, begun, heard, doubted, newest, lag_ms, pending) \
+         VALUES ($1, clock_timestamp(), $2, $3, $4, {heard_at}, {doubted_at}, $7, $8, $9) \
          ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, groups = excluded.groups, \
-         tokens = excluded.tokens, begun = excluded.begun, heard = excluded.heard, newest = excluded.newest, \
-         lag_ms = excluded.lag_ms, pending = excluded.pending",
-    );
-    let told: [(&(dyn ToSql + Sync), Type); 8] = [
+         tokens = excluded.tokens, begun = excluded.begun, heard = excluded.heard, doubted = excluded.doubted, \
+         newest = excluded.newest, lag_ms = excluded.lag_ms, pending = excluded.pending",
+    ));
+    let told: [(&(dyn ToSql + Sync), Type); 9] = [
         (&adapter, Type::UUID),
         (&numbers, Type::INT4_ARRAY),
         (&tokens, Type::UUID_ARRAY),
         (&begun, Type::BOOL_ARRAY),
         (&heard, Type::FLOAT8_ARRAY),
+        (&doubted, Type::FLOAT8_ARRAY),
         (&newest, Type::TIMESTAMPTZ_ARRAY),
         (&lag_ms, Type::INT8_ARRAY),
         (&pending, Type::TIMESTAMPTZ_ARRAY),
     ];
     let read = names.fill(&format!(
-        "WITH told AS (SELECT u.token, max(u.heard) AS heard, max(u.newest) FILTER (WHERE is_fresh) AS newest, \
+        "WITH told AS (SELECT u.token, max(u.heard) AS heard, max(u.doubted) FILTER (WHERE lives) AS doubted, max(u.newest) FILTER (WHERE is_fresh) AS newest, \
          max(u.lag_ms) FILTER (WHERE is_fresh) AS lag_ms, min(u.pending) FILTER (WHERE is_fresh) AS pending \
-         FROM (SELECT *, reported_at > clock_timestamp() - {FRESH} AS is_fresh FROM {{reports}}) r, \
-         unnest(r.tokens, r.heard, r.newest, r.lag_ms, r.pending) AS u (token, heard, newest, lag_ms, pending) GROUP BY 1) \
-         SELECT group_name, group_no, term, l.token, holder, extract(epoch FROM clock_timestamp() - t.heard)::float8, \
+         FROM (SELECT *, reported_at > clock_timestamp() - {FRESH} AS is_fresh, \
+         reported_at > clock_timestamp() - {LIVES} AS lives FROM {{reports}}) r, \
+         unnest(r.tokens, r.heard, r.doubted, r.newest, r.lag_ms, r.pending) AS u (token, heard, doubted, newest, lag_ms, pending) \
+         GROUP BY 1) SELECT group_name, group_no, term, l.token, holder, \
+         extract(epoch FROM clock_timestamp() - t.heard)::float8, extract(epoch FROM clock_timestamp() - t.doubted)::float8, \
          least(t.newest - make_interval(secs => (t.lag_ms + $2) / 1000.0), t.pending - interval '1 millisecond'), {} \
          FROM {{leader}} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
         holes_of("l.holes"),
@@ -121,16 +134,18 @@ pub async fn round(
 fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
     let (group_name, group_no): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
     let (token, replica): (Option<Uuid>, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
-    let ago: Option<f64> = row.try_get(5)?;
-    let watermark: Option<Timestamp> = row.try_get(6)?;
+    let (heard, doubted): (Option<f64>, Option<f64>) = (row.try_get(5)?, row.try_get(6)?);
+    let ago = |secs: f64| Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(Duration::MAX);
+    let watermark: Option<Timestamp> = row.try_get(7)?;
     let term = row.try_get(2)?;
     let seen = match token.zip(replica) {
         Some((token, replica)) => Some(Seen {
             fence: Fence { group_no, term, token },
             replica,
-            heard_ago: ago.map(|ago| Duration::try_from_secs_f64(ago.max(0.0)).unwrap_or(Duration::MAX)),
+            heard_ago: heard.map(ago),
+            doubted_ago: doubted.map(ago),
             watermark_ms: watermark.map(|Timestamp(time_us)| from_postgres_us(time_us)),
-            holes: holes(&row.try_get::<_, Vec<Timestamp>>(7)?),
+            holes: holes(&row.try_get::<_, Vec<Timestamp>>(8)?),
         }),
         None => None,
     };
@@ -188,6 +203,26 @@ pub async fn take_over(
         (&cluster_label, Type::TEXT),
     ];
     Ok(client.query_typed_one(&statement, &parameters).await?.try_get(0)?)
+}
+
+/// Leaves in doubt what the leading replicas of these clusters may have lost, from where they are known to be stored.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn open_holes(client: &Client, names: &Names, clusters: &[&Seen]) -> Result<(), Error> {
+    let statement = names.fill(&format!(
+        "UPDATE {{leader}} l SET holes = holes + tstzmultirange(tstzrange(coalesce(passed, clock_timestamp() - {FILLED}), \
+         clock_timestamp() + {UNSURE})) FROM unnest($1::uuid[], $2::timestamptz[]) AS w (of_token, passed) \
+         WHERE l.token = w.of_token",
+    ));
+    let tokens: Vec<Uuid> = clusters.iter().map(|seen| seen.fence.token).collect();
+    let passed: Vec<Option<Timestamp>> =
+        clusters.iter().map(|seen| seen.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)))).collect();
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&tokens, Type::UUID_ARRAY), (&passed, Type::TIMESTAMPTZ_ARRAY)];
+    client.execute_typed(&statement, &parameters).await?;
+    Ok(())
 }
 
 /// Where these terms begin.

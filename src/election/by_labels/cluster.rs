@@ -26,6 +26,9 @@ pub const STALE: Duration = Duration::from_secs(3);
 /// what it had not sent. Another replica has it.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
 
+/// A leading replica in doubt goes on when after so long nobody has let another one lead: by then every adapter has been told.
+const UNDISPUTED: Duration = Duration::from_millis(2_500);
+
 /// What was read is known to be older than it was by so much at most.
 const TOLERANCE: Duration = Duration::from_millis(500);
 
@@ -47,6 +50,8 @@ pub struct Seen {
     pub replica: String,
     /// How long ago any adapter heard it in this term, by the server's clock; `None` if none has.
     pub heard_ago: Option<Duration>,
+    /// How long ago the silence began for which an adapter is in doubt of it, if one is.
+    pub doubted_ago: Option<Duration>,
     /// Everything it will send up to here is stored, ms since 1970.
     pub watermark_ms: Option<i64>,
     /// What changes of leader left in doubt.
@@ -111,6 +116,10 @@ pub struct Cluster {
     /// The leading replica has been silent since then, though not for its timeout, and may have lost what it had not sent:
     /// its samples wait until it is decided whether another is to lead.
     in_doubt_since: Option<Instant>,
+    /// When others were first asked whether another replica is to lead.
+    asked_at: Option<Instant>,
+    /// The same as `in_doubt_since`, as another adapter has it.
+    doubted_at: Option<Instant>,
     /// The token of the term in which this adapter stores: it has stored what it held.
     ready: Option<Uuid>,
     replicas: BTreeMap<String, Heard>,
@@ -129,6 +138,8 @@ impl Cluster {
             heard_at: None,
             usual_pause: Duration::ZERO,
             in_doubt_since: None,
+            asked_at: None,
+            doubted_at: None,
             ready: None,
             replicas: BTreeMap::new(),
         }
@@ -153,9 +164,9 @@ impl Cluster {
         }
         if let Some(heard_at) = self.heard_at {
             let pause = now.saturating_duration_since(heard_at);
-            let is_steady = self.steady_since.is_some_and(|since| since <= heard_at);
+            // If others have heard it meanwhile, the next read tells.
             let is_long = pause > PAUSE_MIN.max(self.usual_pause * 3 / 2 + Duration::from_secs(1));
-            if was_gone || (is_steady && is_long) {
+            if was_gone || is_long {
                 self.in_doubt_since = Some(heard_at);
                 return;
             }
@@ -217,6 +228,8 @@ impl Cluster {
             self.in_doubt_since = None;
             self.heard_at = self.heard_at.max(elsewhere);
         }
+        self.asked_at = self.asked_at.filter(|_| self.in_doubt_since.is_some());
+        self.doubted_at = seen.as_ref().and_then(|seen| asked.checked_sub(seen.doubted_ago?));
         self.seen = seen;
         is_new
     }
@@ -232,11 +245,19 @@ impl Cluster {
         self.ready == Some(token)
     }
 
-    /// There is nobody to take over from a leading replica that is in doubt: it goes on.
-    pub fn on_undisputed(&mut self, now: Instant) {
-        if self.in_doubt_since.take().is_some() {
-            self.heard_at = Some(now);
+    /// This adapter has nobody to take over from a leading replica that is in doubt. Returns whether no other adapter has
+    /// had either for long enough: once a hole is open for what it may have lost, [it goes on](Cluster::on_hole).
+    pub fn is_undisputed(&mut self, now: Instant) -> bool {
+        if self.in_doubt_since.is_none() {
+            return false;
         }
+        let asked_at = *self.asked_at.get_or_insert(now);
+        now.saturating_duration_since(asked_at) >= UNDISPUTED
+    }
+
+    /// A hole is open for what the leading replica, in doubt, may have lost: others will fill it, and it goes on.
+    pub fn on_hole(&mut self, now: Instant) {
+        (self.in_doubt_since, self.asked_at, self.heard_at) = (None, None, Some(now));
     }
 
     /// What is read of the cluster.
@@ -266,6 +287,13 @@ impl Cluster {
     pub fn heard_ago(&self, now: Instant) -> Option<Duration> {
         let last = self.replicas.get(self.leading()?)?.liveness.last()?;
         self.heard_at.map(|heard_at| now.saturating_duration_since(heard_at.min(last)))
+    }
+
+    /// How long ago the silence began for which the leading replica is in doubt here: for others to let another one lead.
+    #[must_use]
+    pub fn doubted_ago(&self, now: Instant) -> Option<Duration> {
+        let gone = || self.gone_since().filter(|gone_at| *gone_at + RECONNECT_TIME <= now);
+        Some(now.saturating_duration_since(self.in_doubt_since.or_else(gone)?))
     }
 
     /// How long ago any adapter heard the leading replica, as far as is known here.
@@ -345,7 +373,8 @@ impl Cluster {
 
     /// Since when the leading replica has been silent, if it has been for long enough.
     fn silent_since(&self, now: Instant) -> Option<Instant> {
-        if let Some(since) = self.in_doubt_since {
+        let elsewhere = || self.doubted_at.filter(|since| self.heard_at <= Some(*since + TOLERANCE));
+        if let Some(since) = self.in_doubt_since.or_else(elsewhere) {
             return Some(since);
         }
         let deadline = self.deadline()?;

@@ -216,8 +216,16 @@ impl Clusters {
             let seen = known.cluster.seen()?;
             let source = Source { cluster: name.clone(), replica: seen.replica.clone() };
             let Fence { group_no, token, .. } = seen.fence;
-            let (has_begun, heard_ago) = (known.cluster.is_ready(token), known.cluster.heard_ago(now));
-            Some((source, board::Report { group_no, token, has_begun, heard_ago, progress: Progress::default() }))
+            let cluster = &known.cluster;
+            let report = board::Report {
+                group_no,
+                token,
+                has_begun: cluster.is_ready(token),
+                heard_ago: cluster.heard_ago(now),
+                doubted_ago: cluster.doubted_ago(now),
+                progress: Progress::default(),
+            };
+            Some((source, report))
         };
         self.known().iter().filter_map(report).collect()
     }
@@ -259,11 +267,23 @@ impl Clusters {
         self.known().iter().filter_map(succession).collect()
     }
 
-    /// Nobody takes over from leading replicas in doubt that are not in `contested`: they go on.
-    pub(super) fn on_undisputed(&self, contested: &[(String, Succession)], now: Instant) {
-        for (name, known) in self.known().iter_mut() {
-            if !contested.iter().any(|(contested, _)| contested == name) {
-                known.cluster.on_undisputed(now);
+    /// Clusters whose leading replica is in doubt, and from which nobody takes over.
+    pub(super) fn undisputed(&self, contested: &[(String, Succession)], now: Instant) -> Vec<(String, Seen)> {
+        let undisputed = |(name, known): (&String, &mut Known)| {
+            let is_contested = contested.iter().any(|(contested, _)| contested == name);
+            if is_contested || !known.cluster.is_undisputed(now) {
+                return None;
+            }
+            Some((name.clone(), known.cluster.seen()?.clone()))
+        };
+        self.known().iter_mut().filter_map(undisputed).collect()
+    }
+
+    /// Holes are open for what the leading replicas of these may have lost: they go on.
+    pub(super) fn on_holes(&self, clusters: &[(String, Seen)], now: Instant) {
+        for (name, _) in clusters {
+            if let Some(known) = self.known().get_mut(name) {
+                known.cluster.on_hole(now);
             }
         }
     }

@@ -163,7 +163,12 @@ impl<S: Shares> Rounds<S> {
             let names: Vec<String> = successions.iter().map(|(cluster, _)| cluster.clone()).collect();
             read(&reports, &names).await?;
         }
-        clusters.on_undisputed(&successions, Instant::now());
+        let undisputed = clusters.undisputed(&successions, Instant::now());
+        if !undisputed.is_empty() {
+            let seen: Vec<&Seen> = undisputed.iter().map(|(_, seen)| seen).collect();
+            board::open_holes(&client, &self.names, &seen).await?;
+            clusters.on_holes(&undisputed, Instant::now());
+        }
         let to_begin = clusters.to_begin();
         if !to_begin.is_empty() {
             let tokens: Vec<Uuid> = to_begin.iter().map(|begin| begin.seen.fence.token).collect();

@@ -15,7 +15,14 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 fn term(term: i64, replica: &str) -> Option<Seen> {
     let token = Uuid::from_u128(u128::from(term.unsigned_abs()));
     let fence = Fence { group_no: 1, term, token };
-    Some(Seen { fence, replica: replica.to_owned(), heard_ago: None, watermark_ms: None, holes: Vec::new() })
+    Some(Seen {
+        fence,
+        replica: replica.to_owned(),
+        heard_ago: None,
+        doubted_ago: None,
+        watermark_ms: None,
+        holes: Vec::new(),
+    })
 }
 
 /// One that has gone on for a minute in which `a` led, and `b` and `c` were heard.
@@ -66,4 +73,45 @@ fn a_connection_that_a_replica_closed_before_it_led_tells_nothing() {
     cluster.on_closed("b", true, later);
     let later = later + RECONNECT_TIME;
     assert_eq!(cluster.succession(later).map(|succession| succession.replica), Some("c".to_owned()));
+}
+
+#[test]
+fn one_that_was_silent_goes_on_only_once_nobody_wants_to_follow_and_a_hole_is_open() {
+    let start = Instant::now();
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(60)));
+    cluster.on_read(term(1, "a"), start, start);
+    let token = cluster.seen().expect("it was read").fence.token;
+    cluster.on_ready(token);
+    cluster.on_request("a", 0, at(1));
+    cluster.on_answer("a", false, at(1));
+    assert!(matches!(cluster.role("a", at(1)), Role::Leader { .. }));
+    cluster.on_request("a", 0, at(9));
+    assert_eq!(cluster.role("a", at(9)), Role::TakingOver, "it may have restarted");
+    assert_eq!(cluster.doubted_ago(at(9)), Some(Duration::from_secs(8)), "others are told");
+    assert!(!cluster.is_undisputed(at(9)));
+    assert!(!cluster.is_undisputed(at(10)));
+    assert!(cluster.is_undisputed(at(12)));
+    assert_eq!(cluster.role("a", at(12)), Role::TakingOver, "no hole is open yet");
+    cluster.on_hole(at(12));
+    assert!(matches!(cluster.role("a", at(12)), Role::Leader { .. }));
+}
+
+#[test]
+fn what_another_adapter_doubts_lets_a_replica_lead_that_only_this_one_is_sent() {
+    let start = Instant::now();
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(60)));
+    let read = |heard, doubted| {
+        let ago = |seconds: Option<u64>| seconds.map(Duration::from_secs);
+        term(1, "a").map(|seen| Seen { heard_ago: ago(heard), doubted_ago: ago(doubted), ..seen })
+    };
+    cluster.on_read(read(Some(0), None), at(1), at(1));
+    cluster.on_request("b", 0, at(5));
+    cluster.on_read(read(Some(4), None), at(5), at(5));
+    assert_eq!(cluster.succession(at(5)), None);
+    cluster.on_read(read(Some(5), Some(5)), at(6), at(6));
+    assert_eq!(cluster.succession(at(6)).map(|succession| succession.replica), Some("b".to_owned()));
+    cluster.on_read(read(Some(0), Some(6)), at(7), at(7));
+    assert_eq!(cluster.succession(at(7)), None, "it was heard meanwhile");
 }
