@@ -20,11 +20,11 @@ pub(crate) async fn seal(adapter: &Adapter) -> serde_json::Value {
 }
 
 /// Everything the view has, every bit of it, in one text.
-const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
+pub(crate) const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
                        ORDER BY name, labels::text, time, value)) || count(*) FROM metrics";
 
 /// Series of every kind: constants, counters, decimals, odd floats, one that ends, one with times of its own.
-fn body(start_ms: i64, scrapes: i64) -> Body {
+pub(crate) fn body(start_ms: i64, scrapes: i64) -> Body {
     let series = |f: &dyn Fn(i64) -> Option<f64>, offset_ms: i64| -> Vec<Sample> {
         (0..scrapes).filter_map(|n| Some(at(start_ms + n * 1_000 + offset_ms, f(n)?))).collect()
     };
@@ -44,7 +44,7 @@ fn body(start_ms: i64, scrapes: i64) -> Body {
 }
 
 /// Both answers of a remote read of everything, NaN and all.
-async fn read(adapter: &Adapter) -> String {
+pub(crate) async fn read(adapter: &Adapter) -> String {
     let answers = both(adapter, &[query(0, now_ms() + 3_600_000, &[])]).await;
     let bits = |sample: &Sample| (sample.timestamp_ms, sample.value.to_bits());
     let series = |(labels, samples): &(Vec<(String, String)>, Vec<Sample>)| {
