@@ -3,10 +3,10 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo demo-docker chaos chaos-short bench fmt lint doc install-deps
+.PHONY: help build test demo demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps
 
 help: ## Show these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the adapter for use: target/release/prometheus-postgresql-adapter
 	$(CARGO) build --release --bin prometheus-postgresql-adapter
@@ -44,6 +44,10 @@ lint: ## Check format and lints, warnings are errors
 
 doc: ## Build the documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+validate-kubernetes: ## Hold the manifests of examples/kubernetes against the schemas of Kubernetes and its Operator
+	@.ci/install-deps python3-venv prometheus
+	@examples/kubernetes/validate
 
 install-deps: ## Install what tests, demo and chaos run: PostgreSQL, Prometheus, pgbouncer and their like
 	@.ci/install-deps

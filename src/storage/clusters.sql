@@ -4,8 +4,10 @@
 CREATE UNLOGGED TABLE {reports} (
     adapter uuid PRIMARY KEY,
     reported_at timestamptz NOT NULL,
-    -- The term under which the leading replica was heard.
+    groups integer[] NOT NULL,
+    -- The term this adapter knows, and whether it has stored what it held of the leading replica.
     tokens uuid[] NOT NULL,
+    begun boolean[] NOT NULL,
     heard timestamptz[] NOT NULL,
     -- The newest sample stored, the largest lag seen lately, the earliest sample that is under way.
     newest timestamptz[] NOT NULL,
@@ -23,12 +25,12 @@ CREATE TABLE {cuts} (
 );
 
 -- Lets other replicas lead: in each of these groups if its token is still the one given, no adapter has heard the leading
--- replica for so many seconds, and no write of its is under way. A group that is being written to or taken over just now is
--- left for the next try. Returns the groups that have a new term. Needs READ COMMITTED: what a statement here sees is what
--- was committed once the locks were granted.
+-- replica for so many seconds, every adapter that lives has stored what it held of it, and no write of its is under way. A
+-- group that is being written to or taken over just now is left for the next try. Returns the groups that have a new term.
+-- Needs READ COMMITTED: what a statement here sees is what was committed once the locks were granted.
 CREATE FUNCTION {take_over}(
     of_groups integer[], clusters text[], with_tokens uuid[], replicas text[], silent_seconds double precision[],
-    watermarks timestamptz[], behind_ms bigint[], cluster_label text, looked_back interval, unsure interval
+    watermarks timestamptz[], behind_ms bigint[], cluster_label text, looked_back interval, unsure interval, lives interval
 ) RETURNS integer[] LANGUAGE plpgsql VOLATILE AS $body$
 DECLARE
     taken integer[];
@@ -43,6 +45,10 @@ BEGIN
     ), heard AS (
         SELECT u.token, max(u.heard) AS at FROM {reports} r, unnest(r.tokens, r.heard) AS u (token, heard)
         WHERE u.token = ANY (with_tokens) GROUP BY 1
+    ), beginning AS (
+        SELECT u.of_group FROM {reports} r, unnest(r.groups, r.tokens, r.begun) AS u (of_group, token, begun)
+        JOIN wanted w ON w.of_group = u.of_group
+        WHERE r.reported_at > clock_timestamp() - lives AND NOT (u.begun AND u.token = w.with_token)
     ), raised AS (
         UPDATE {leader} new SET term = new.term + 1, token = pg_catalog.gen_random_uuid(), holder = w.replica,
             heartbeat = clock_timestamp(), watermark = w.passed,
@@ -53,6 +59,7 @@ BEGIN
         FROM {leader} old JOIN wanted w ON w.of_group = old.group_no LEFT JOIN heard h ON h.token = old.token
         WHERE new.group_no = old.group_no AND old.token IS NOT DISTINCT FROM w.with_token
             AND (h.at IS NULL OR h.at <= clock_timestamp() - make_interval(secs => w.silent))
+            AND NOT EXISTS (SELECT FROM beginning b WHERE b.of_group = old.group_no)
         RETURNING new.group_no
     )
     SELECT array_agg(group_no) INTO taken FROM raised;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rig::adapter::{Adapter, Options};
 use rig::http::{Client, WRITE_HEADERS};
@@ -150,21 +150,42 @@ async fn wait_stored(client: &tokio_postgres::Client, cluster: &str, value: f64,
     tokio::time::timeout(SOON, stored).await.unwrap_or_else(|_| panic!("no {count} samples of {cluster} ({value})"));
 }
 
-/// Nothing is missing, nothing is there twice, and leaders change no more often than `changes`; returns the values of
-/// those that led, in order.
+/// Nothing is missing, once every adapter has stored its share, nothing is there twice, and leaders change no more often
+/// than `changes`; returns the values of those that led, in order.
 async fn check_stored(client: &tokio_postgres::Client, cluster: &str, changes: usize) -> Vec<f64> {
-    let sql = "SELECT (extract(epoch FROM time) * 1000)::bigint, value FROM metrics WHERE labels ->> 'cluster' = $1 ORDER BY 1";
-    let rows = client.query(sql, &[&cluster]).await.expect("the view answers");
-    let stored: Vec<(i64, f64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    assert!(stored.len() > 10, "{} samples", stored.len());
-    for (at, two) in stored.windows(2).enumerate() {
-        let step_ms = two[1].0 - two[0].0;
-        let around = || &stored[at.saturating_sub(9)..stored.len().min(at + 9)];
-        assert!(step_ms > 0, "{two:?} are stored twice: {:?}", around());
-        assert!(step_ms <= STEP_MS, "something is missing between {two:?}: {:?}", around());
-    }
+    let sql = "SELECT (extract(epoch FROM time) * 1000)::bigint, value FROM metrics WHERE labels ->> 'cluster' = $1 \
+               AND time <= $2 ORDER BY 1";
+    let until = SystemTime::now();
+    let ends = Instant::now() + SOON;
+    let stored = loop {
+        let rows = client.query(sql, &[&cluster, &until]).await.expect("the view answers");
+        let stored: Vec<(i64, f64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        match faults(&stored) {
+            Ok(()) => break stored,
+            Err(fault) if Instant::now() > ends => panic!("{fault}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
     let mut leaders: Vec<f64> = stored.iter().map(|(_, value)| *value).collect();
     leaders.dedup();
     assert!(leaders.len() <= changes + 1, "{leaders:?}");
     leaders
+}
+
+/// The first thing wrong with what is stored.
+fn faults(stored: &[(i64, f64)]) -> Result<(), String> {
+    if stored.len() <= 10 {
+        return Err(format!("{} samples", stored.len()));
+    }
+    for (at, two) in stored.windows(2).enumerate() {
+        let step_ms = two[1].0 - two[0].0;
+        let around = &stored[at.saturating_sub(9)..stored.len().min(at + 9)];
+        if step_ms <= 0 {
+            return Err(format!("{two:?} are stored twice: {around:?}"));
+        }
+        if step_ms > STEP_MS {
+            return Err(format!("something is missing between {two:?}: {around:?}"));
+        }
+    }
+    Ok(())
 }

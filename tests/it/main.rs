@@ -7,6 +7,7 @@ mod by_labels;
 mod chunks;
 mod election;
 mod http;
+mod kubernetes;
 mod read;
 mod reader;
 mod seal;

@@ -19,8 +19,12 @@ use crate::storage::row::{from_postgres_us, to_postgres_us};
 /// What one adapter tells of a leading replica.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
+    /// The cluster's number.
+    pub group_no: i32,
     /// The term.
     pub token: Uuid,
+    /// Whether what was held of its replica is stored.
+    pub has_begun: bool,
     /// How long ago it was heard, if it was in this term.
     pub heard_ago: Option<Duration>,
     /// How far it is stored.
@@ -52,6 +56,9 @@ pub struct Beginning {
 /// What adapters report is relied on for so long, but for when a replica was heard.
 const FRESH: &str = "interval '60 seconds'";
 
+/// An adapter that has not reported for so long is not waited for before another replica leads.
+const LIVES: &str = "interval '5 seconds'";
+
 /// Tells the others, and reads what they told of these clusters; `margin_ms` is the watermark's distance from the newest
 /// sample. One round trip. Clusters without a row are not in the answer.
 ///
@@ -67,20 +74,26 @@ pub async fn round(
     margin_ms: i64,
 ) -> Result<Vec<Read>, Error> {
     let at = |ms: Option<i64>| ms.map(|ms| Timestamp(to_postgres_us(ms)));
+    let numbers: Vec<i32> = reports.iter().map(|report| report.group_no).collect();
     let tokens: Vec<Uuid> = reports.iter().map(|report| report.token).collect();
+    let begun: Vec<bool> = reports.iter().map(|report| report.has_begun).collect();
     let heard: Vec<Option<f64>> = reports.iter().map(|report| report.heard_ago.map(|ago| ago.as_secs_f64())).collect();
     let newest: Vec<Option<Timestamp>> = reports.iter().map(|report| at(report.progress.newest_ms)).collect();
     let lag_ms: Vec<i64> = reports.iter().map(|report| report.progress.lag_ms).collect();
     let pending: Vec<Option<Timestamp>> = reports.iter().map(|report| at(report.progress.pending_ms)).collect();
     let tell = names.fill(
-        "INSERT INTO {reports} (adapter, reported_at, tokens, heard, newest, lag_ms, pending) VALUES ($1, clock_timestamp(), \
-         $2, ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($3) WITH ORDINALITY a (ago, n) ORDER BY n), \
-         $4, $5, $6) ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, tokens = excluded.tokens, \
-         heard = excluded.heard, newest = excluded.newest, lag_ms = excluded.lag_ms, pending = excluded.pending",
+        "INSERT INTO {reports} (adapter, reported_at, groups, tokens, begun, heard, newest, lag_ms, pending) \
+         VALUES ($1, clock_timestamp(), $2, $3, $4, ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) \
+         FROM unnest($5) WITH ORDINALITY a (ago, n) ORDER BY n), $6, $7, $8) \
+         ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, groups = excluded.groups, \
+         tokens = excluded.tokens, begun = excluded.begun, heard = excluded.heard, newest = excluded.newest, \
+         lag_ms = excluded.lag_ms, pending = excluded.pending",
     );
-    let told: [(&(dyn ToSql + Sync), Type); 6] = [
+    let told: [(&(dyn ToSql + Sync), Type); 8] = [
         (&adapter, Type::UUID),
+        (&numbers, Type::INT4_ARRAY),
         (&tokens, Type::UUID_ARRAY),
+        (&begun, Type::BOOL_ARRAY),
         (&heard, Type::FLOAT8_ARRAY),
         (&newest, Type::TIMESTAMPTZ_ARRAY),
         (&lag_ms, Type::INT8_ARRAY),
@@ -162,7 +175,8 @@ pub async fn take_over(
     let passed: Vec<Option<Timestamp>> =
         all().map(|succession| succession.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)))).collect();
     let behind_ms: Vec<i64> = all().map(|succession| succession.behind_ms).collect();
-    let statement = names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, $6, $7, $8, {FILLED}, {UNSURE})"));
+    let statement =
+        names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, $6, $7, $8, {FILLED}, {UNSURE}, {LIVES})"));
     let parameters: [(&(dyn ToSql + Sync), Type); 8] = [
         (&groups, Type::INT4_ARRAY),
         (&clusters, Type::TEXT_ARRAY),

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use crate::election::Progress;
 use crate::election::by_labels::cluster::{Cluster, Seen, Succession};
 use crate::election::by_labels::{Config, board};
 use crate::election::role::Role;
 use crate::model::source::Source;
+use crate::storage::fence::Fence;
 
 /// See the module.
 pub struct Clusters {
@@ -208,14 +210,16 @@ impl Clusters {
         self.known().iter().filter(|(_, known)| known.group_no.is_none()).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Leading replicas, and how long ago they were heard here, if they were in their present term.
-    pub(super) fn heard(&self, now: Instant) -> Vec<(Source, Uuid, Option<Duration>)> {
-        let heard = |(name, known): (&String, &Known)| {
+    /// What is to be reported of each leading replica, but for how far it is stored.
+    pub(super) fn reports(&self, now: Instant) -> Vec<(Source, board::Report)> {
+        let report = |(name, known): (&String, &Known)| {
             let seen = known.cluster.seen()?;
             let source = Source { cluster: name.clone(), replica: seen.replica.clone() };
-            Some((source, seen.fence.token, known.cluster.heard_ago(now)))
+            let Fence { group_no, token, .. } = seen.fence;
+            let (has_begun, heard_ago) = (known.cluster.is_ready(token), known.cluster.heard_ago(now));
+            Some((source, board::Report { group_no, token, has_begun, heard_ago, progress: Progress::default() }))
         };
-        self.known().iter().filter_map(heard).collect()
+        self.known().iter().filter_map(report).collect()
     }
 
     /// The rows of these clusters were read by a statement sent at `asked`; some may have none.
@@ -286,6 +290,8 @@ impl Clusters {
             known.beginning = known.beginning.filter(|beginning| *beginning != token);
             if has_begun {
                 known.cluster.on_ready(token);
+                // Others wait to be told.
+                self.wake.notify_one();
             }
         }
         self.changed();

@@ -66,6 +66,9 @@ pub struct Rounds<S> {
 /// However often something cannot wait, rounds are so far apart.
 const ROUNDS_APART: Duration = Duration::from_millis(20);
 
+/// Where another replica is to lead and cannot yet, it is tried again after so long.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
 /// Terms that are begun at a time.
 const BEGINNINGS: usize = 16;
 
@@ -82,8 +85,12 @@ impl<S: Shares> Rounds<S> {
         let mut ends_at = None;
         loop {
             let began = Instant::now();
+            let mut next = began + ROUND;
             match within(STALE, self.round(adapter, &beginnings)).await {
-                Ok(()) => {
+                Ok(have_taken) => {
+                    if !have_taken {
+                        next = began + TRY_AGAIN;
+                    }
                     if began.saturating_duration_since(steady_at) > STALE * 2 {
                         self.shares.forget_series();
                     }
@@ -109,7 +116,6 @@ impl<S: Shares> Rounds<S> {
                     return;
                 }
             }
-            let next = began + ROUND;
             let next = self.clusters.looks_at(Instant::now()).map_or(next, |looks_at| looks_at.min(next));
             tokio::select! {
                 () = tokio::time::sleep_until(next.into()) => {}
@@ -120,11 +126,12 @@ impl<S: Shares> Rounds<S> {
         }
     }
 
-    async fn round(&self, adapter: Uuid, beginnings: &Arc<Semaphore>) -> Result<(), Error> {
+    /// Returns whether every replica that was to lead does.
+    async fn round(&self, adapter: Uuid, beginnings: &Arc<Semaphore>) -> Result<bool, Error> {
         let client = Pooled::take(&self.pool).await?;
         let clusters = &self.clusters;
-        let report = |(source, token, heard_ago)| Report { token, heard_ago, progress: self.shares.progress(&source) };
-        let reports: Vec<Report> = clusters.heard(Instant::now()).into_iter().map(report).collect();
+        let progress = |(source, report)| Report { progress: self.shares.progress(&source), ..report };
+        let reports: Vec<Report> = clusters.reports(Instant::now()).into_iter().map(progress).collect();
         let read = async |reports: &[Report], names: &[String]| {
             let asked = Instant::now();
             let rows = board::round(&client, &self.names, adapter, reports, names, S::MARGIN_MS).await?;
@@ -144,9 +151,11 @@ impl<S: Shares> Rounds<S> {
             read(&reports, &rowless).await?;
         }
         let successions = clusters.successions(Instant::now());
+        let mut have_taken = true;
         if !successions.is_empty() {
             let label = &clusters.config().cluster_label;
             let taken = board::take_over(&client, &self.names, label, &successions).await?;
+            have_taken = taken.len() == successions.len();
             for (cluster, succession) in successions.iter().filter(|(_, one)| taken.contains(&one.group_no)) {
                 log::info!("replica {:?} leads cluster {cluster:?} now", succession.replica);
                 self.metrics.cluster_leader_changes_total.inc();
@@ -165,7 +174,7 @@ impl<S: Shares> Rounds<S> {
         for source in clusters.forget(Instant::now()) {
             self.shares.forget(&source);
         }
-        Ok(())
+        Ok(have_taken)
     }
 
     /// Begins terms, beside the rounds.
