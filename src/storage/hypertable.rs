@@ -22,17 +22,21 @@ pub const SQL: &str = include_str!("hypertable.sql");
 /// tenth as many a second.
 const LATE: Duration = Duration::from_secs(3600);
 
-/// The schema that TimescaleDB is in, quoted; `None` where it is not installed in the database, or too old: before 2.11
-/// compressed segments took no samples whose time might be there already.
+/// The oldest TimescaleDB that serves: in those before, INSERT … ON CONFLICT DO NOTHING into a compressed segment ends,
+/// without a word, at the first row that is there already.
+pub const VERSION_MIN: &str = "2.18.1";
+
+/// The schema that TimescaleDB is in, quoted; `None` where it is not installed in the database, or older than
+/// [`VERSION_MIN`].
 ///
 /// # Errors
 ///
 /// What the server said.
 pub async fn extension(client: &Client) -> Result<Option<String>, Error> {
     let statement = "SELECT nspname::text FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace \
-                     WHERE extname = 'timescaledb' \
-                     AND string_to_array(substring(extversion FROM '^\\d+\\.\\d+'), '.')::integer[] >= ARRAY[2, 11]";
-    let row = client.query_typed_opt(statement, &[]).await?;
+                     WHERE extname = 'timescaledb' AND string_to_array(substring(extversion FROM '^[0-9.]+'), '.')::integer[] \
+                     >= string_to_array($1, '.')::integer[]";
+    let row = client.query_typed_opt(statement, &[(&VERSION_MIN, Type::TEXT)]).await?;
     Ok(row.map(|row| row.try_get::<_, String>(0)).transpose()?.map(|schema| identifier(&schema)))
 }
 
@@ -44,7 +48,10 @@ pub async fn extension(client: &Client) -> Result<Option<String>, Error> {
 /// What the server said.
 pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_after: Duration) -> Result<(), Error> {
     let schema = extension(client).await?.ok_or_else(|| {
-        Error::Unfit(format!("{} is a hypertable, and TimescaleDB 2.11 or later is gone", names.qualified("_samples")))
+        Error::Unfit(format!(
+            "{} is a hypertable and needs TimescaleDB {VERSION_MIN} or later: ALTER EXTENSION timescaledb UPDATE",
+            names.qualified("_samples")
+        ))
     })?;
     let fill = |text: &str| names.fill(&text.replace("{timescaledb}", &schema));
     let statement =

@@ -57,7 +57,7 @@ impl Layout {
         match hypertable::extension(client).await? {
             Some(_) => Ok(Self::Hypertable),
             None if wanted == UseTimescaledb::Auto => Ok(Self::Chunks),
-            None => Err(missing(&"it is older than 2.11")),
+            None => Err(missing(&"it is older")),
         }
     }
 
@@ -79,8 +79,9 @@ impl Layout {
 
 fn missing(why: &dyn std::fmt::Display) -> Error {
     Error::Unfit(format!(
-        "-pg-use-timescaledb=true needs TimescaleDB 2.11 or later in the database, and there is none ({why}): install it, name \
+        "-pg-use-timescaledb=true needs TimescaleDB {} or later in the database, and there is none ({why}): install it, name \
          it in the server's shared_preload_libraries, restart the server, and CREATE EXTENSION timescaledb as a superuser; or \
-         leave the flag out"
+         leave the flag out",
+        hypertable::VERSION_MIN
     ))
 }

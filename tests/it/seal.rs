@@ -137,17 +137,19 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
 
 #[tokio::test]
 async fn a_sealer_that_dies_at_any_point_changes_nothing() {
-    let database = Database::new().await;
+    let sealed = ["LOCK metrics_sealed IN SHARE MODE", "LOCK metrics_segments IN ACCESS EXCLUSIVE MODE"];
+    check_dying_sealer(&Database::new().await, &sealed).await;
+}
+
+/// Where a sealer waits for each of these locks, and for what is hot, it is ended.
+pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
     let adapter = start(&database.adapter()).await;
     store(&adapter, body(now_ms() - 200_000, 100)).await;
     let content = database.one::<String>(CONTENT).await;
-    // Where it waits for each of these locks it is ended.
-    for (lock, ends) in [
-        ("LOCK metrics_hot IN ACCESS EXCLUSIVE MODE", "session"),
-        ("LOCK metrics_sealed IN SHARE MODE", "session"),
-        ("LOCK metrics_segments IN ACCESS EXCLUSIVE MODE", "session"),
-        ("LOCK metrics_sealed IN SHARE MODE", "adapter"),
-    ] {
+    let hot = "LOCK metrics_hot IN ACCESS EXCLUSIVE MODE";
+    for (lock, ends) in
+        [hot].iter().chain(locks).map(|lock| (*lock, "session")).chain([(locks[0], "adapter"), (hot, "adapter")])
+    {
         let adapter = start(&database.adapter()).await;
         let blocker = database.session().await;
         blocker.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
