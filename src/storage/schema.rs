@@ -90,7 +90,8 @@ async fn migrate_locked(client: &Client, names: &Names, wanted: UseTimescaledb) 
             "CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {VERSION}'"
         );
         client.batch_execute(&names.fill(&statement)).await?;
-        log::info!("made or migrated the tables of {} to version {VERSION}", names.view());
+        let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
+        log::info!("made or migrated the tables of {} to version {VERSION}{with}", names.view());
     }
     Ok(layout)
 }
