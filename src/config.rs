@@ -214,10 +214,6 @@ impl Given {
             !flags.old.pg_prometheus_normalized_schema,
             "-pg-prometheus-normalized-schema has no effect: labels are always stored once a series",
         );
-        self.warn(
-            self.is_set("pg-use-timescaledb") && flags.old.pg_use_timescaledb,
-            "-pg-use-timescaledb has no effect yet: samples are stored in plain PostgreSQL",
-        );
     }
 
     fn election(&mut self, flags: &Flags) -> Option<election::Config> {
@@ -348,6 +344,7 @@ impl Given {
         storage::Config {
             schema: Some(storage.pg_schema.clone()).filter(|schema| !schema.is_empty()),
             table: storage.pg_table.clone(),
+            use_timescaledb: storage.pg_use_timescaledb,
             chunk_interval,
             seal_samples: storage.pg_seal_samples,
             seal_after: storage.pg_seal_after,

@@ -24,6 +24,7 @@ use crate::storage::fence::Fence;
 use crate::storage::fill::Doubtful;
 use crate::storage::gaps::Compared;
 use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
+use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
 use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
@@ -37,7 +38,9 @@ pub mod fence;
 pub mod fill;
 pub mod gaps;
 pub mod hot;
+pub mod hypertable;
 pub mod ingest;
+pub mod layout;
 pub mod names;
 pub mod query;
 pub mod row;
@@ -55,6 +58,8 @@ pub struct Config {
     pub schema: Option<String>,
     /// `-pg-table`: the name of the view, and the first part of the name of everything else.
     pub table: String,
+    /// `-pg-use-timescaledb`: where sealed samples go.
+    pub use_timescaledb: UseTimescaledb,
     /// `-pg-prometheus-chunk-interval`: the span of time of one segment of sealed samples.
     pub chunk_interval: Duration,
     /// `-pg-seal-samples`: hot samples are sealed when they are so many.
@@ -90,6 +95,7 @@ pub struct SourcesConfig {
 pub struct Store {
     config: Config,
     names: Arc<Names>,
+    layout: Layout,
     connector: Connector,
     pool: Pool,
     cache: series::Cache,
@@ -176,7 +182,7 @@ impl Store {
         let pool = connector.pool(writers, config.read_only);
         let client = Pooled::take(&pool).await?;
         let names = schema::locate(&client, config.schema.as_deref(), &config.table).await?;
-        if config.read_only {
+        let layout = if config.read_only {
             match schema::version(&client, &names).await? {
                 Some(version) if version <= schema::VERSION => {}
                 Some(version) => {
@@ -192,15 +198,23 @@ impl Store {
                     )));
                 }
             }
+            Layout::of(&client, &names).await?
         } else {
-            schema::migrate(&client, &names).await?;
-        }
+            let layout = schema::migrate(&client, &names, config.use_timescaledb).await?;
+            if layout == Layout::Hypertable {
+                hypertable::adjust(&client, &names, config.chunk_interval, config.seal_after).await?;
+            }
+            if let Some(disagreement) = layout.disagreement(config.use_timescaledb, &names) {
+                log::warn!("{disagreement}");
+            }
+            layout
+        };
         client.give_back();
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
         let sources = Sources::default();
-        Ok((Self { config, names, connector, pool, cache, sources, ingest, metrics, tracker }, writers))
+        Ok((Self { config, names, layout, connector, pool, cache, sources, ingest, metrics, tracker }, writers))
     }
 
     /// Its connections, for what else there is to say to its database.
@@ -431,7 +445,7 @@ impl Store {
     ///
     /// What the server said, or that there is no connection.
     pub async fn read(&self) -> Result<Reading, Error> {
-        self.counted(Reading::begin(&self.pool, &self.names, &self.connector, &self.tracker)).await
+        self.counted(Reading::begin(&self.pool, &self.names, self.layout, &self.connector, &self.tracker)).await
     }
 
     /// How many samples are hot; their meters are set by it.
@@ -496,6 +510,7 @@ impl Store {
         let sealer = Sealer {
             client,
             names: &self.names,
+            layout: self.layout,
             interval: self.config.chunk_interval,
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
@@ -543,7 +558,10 @@ impl Store {
     async fn upkeep_by(&self, client: &Client, led: Duration) -> Result<(), Error> {
         client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
         if let Some(retention) = self.config.retention {
-            let dropped = upkeep::drop_expired(client, &self.names, retention).await?;
+            let dropped = match self.layout {
+                Layout::Chunks => upkeep::drop_expired(client, &self.names, retention).await?,
+                Layout::Hypertable => hypertable::drop_expired(client, &self.names, retention).await?,
+            };
             if !dropped.is_empty() {
                 log::info!("retention: dropped {}", dropped.join(", "));
                 upkeep::mark_ended(client, &self.names).await?;

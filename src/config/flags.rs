@@ -17,6 +17,7 @@ use super::go::{self, Kind};
 use super::value::{self, Labels, MaybeUri, Secret, Unlabelled};
 use crate::election::PrometheusTimeout;
 use crate::postgres::SslMode;
+use crate::storage::layout::UseTimescaledb;
 use crate::telemetry::log::Format;
 
 /// All flags with their values.
@@ -183,6 +184,10 @@ pub(super) struct Storage {
     /// Age at which samples are dropped, no less than one segment. 0 keeps them for ever.
     #[structopt(long, value_name = "DURATION", default_value = "0", parse(try_from_str = duration::parse))]
     pub(super) pg_retention: Duration,
+    /// Whether a new store keeps sealed samples in a hypertable of TimescaleDB, where its columnstore can compress them: auto
+    /// if the database has the extension, true or not at all. A store that is there stays as it is.
+    #[structopt(long, value_name = "auto|true|false", default_value = "auto", parse(try_from_str = value::use_timescaledb))]
+    pub(super) pg_use_timescaledb: UseTimescaledb,
     /// Serve reads only, from a replica for instance; take part in no election.
     #[structopt(long, value_name = "true|false", default_value = "false", parse(try_from_str = go::parse_bool))]
     pub(super) pg_read_only: bool,
@@ -209,9 +214,6 @@ pub(super) struct Old {
     /// Has no effect: labels are always stored once a series.
     #[structopt(long, value_name = "true|false", default_value = "true", parse(try_from_str = go::parse_bool))]
     pub(super) pg_prometheus_normalized_schema: bool,
-    /// Has no effect yet: samples are stored in plain PostgreSQL.
-    #[structopt(long, value_name = "true|false", default_value = "true", parse(try_from_str = go::parse_bool))]
-    pub(super) pg_use_timescaledb: bool,
 }
 
 impl Flags {
@@ -281,7 +283,7 @@ fn flags_of(group: &'static str, app: App<'static, 'static>) -> Vec<Flag> {
         Some(Flag {
             group,
             name: option.s.long?,
-            kind: if value_name == "true|false" { Kind::Switch } else { Kind::Value },
+            kind: if value_name.ends_with("true|false") { Kind::Switch } else { Kind::Value },
             value_name,
             default: option.v.default_val.and_then(|default| default.to_str())?,
             help: option.b.long_help.or(option.b.help)?,

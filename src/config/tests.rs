@@ -7,6 +7,7 @@ use tokio_postgres::config::{Host, SslMode as WireSslMode};
 
 use super::*;
 use crate::postgres::SslMode;
+use crate::storage::layout::UseTimescaledb;
 use crate::telemetry::log::Format;
 
 pub(super) fn parse(args: &[&str], env: &[(&str, &str)]) -> Result<Parsed, UsageError> {
@@ -62,6 +63,7 @@ fn defaults_are_those_of_0_6_0() {
         storage::Config {
             schema: None,
             table: "metrics".to_owned(),
+            use_timescaledb: UseTimescaledb::Auto,
             chunk_interval: Duration::from_secs(12 * 3_600),
             seal_samples: 2_000_000,
             seal_after: Duration::from_secs(3_600),
@@ -152,7 +154,7 @@ fn every_flag_of_0_6_0_is_known() {
         ("pg-prometheus-normalized-schema", "true"),
         ("pg-prometheus-log-samples", "false"),
         ("pg-prometheus-chunk-interval", "12h"),
-        ("pg-use-timescaledb", "true"),
+        ("pg-use-timescaledb", "auto"),
         ("pg-db-connect-retries", "0"),
         ("pg-read-only", "false"),
     ] {
@@ -315,19 +317,23 @@ fn rules_between_flags() {
     assert_eq!(run(&["-pg-retention=0"]).storage.retention, None);
     let few = run(&["-pg-max-open-conns=2"]);
     assert_eq!((few.storage.write_connections, few.postgres.max_idle_conns), (2, 2));
+    let timescaledb = |args: &[&str]| run(args).storage.use_timescaledb;
+    assert_eq!(timescaledb(&["-pg-use-timescaledb"]), UseTimescaledb::Always, "a switch once");
+    assert_eq!(timescaledb(&["-pg.use-timescaledb=T"]), UseTimescaledb::Always);
+    assert_eq!(timescaledb(&["-pg-use-timescaledb=false"]), UseTimescaledb::Never);
+    assert_eq!(timescaledb(&["-pg-use-timescaledb", "-pg-use-timescaledb=auto"]), UseTimescaledb::Auto);
     assert_eq!(run(&["-replica-labels=a, b,"]).storage.replica_labels, ["a", "b"]);
     assert_eq!(run(&["-replica-labels="]).storage.replica_labels, [""; 0]);
 }
 
 #[test]
 fn flags_without_meaning_are_accepted_with_a_warning() {
-    run(&["-pg-copy-table=", "-pg-use-timescaledb=false"]);
+    run(&["-pg-copy-table="]);
     check_warnings(
-        &["-pg-copy-table=x", "-pg-prometheus-normalized-schema=false", "-pg-use-timescaledb"],
+        &["-pg-copy-table=x", "-pg-prometheus-normalized-schema=false"],
         &[
             "-pg-copy-table has no effect: there is no intermediate table any more",
             "-pg-prometheus-normalized-schema has no effect: labels are always stored once a series",
-            "-pg-use-timescaledb has no effect yet: samples are stored in plain PostgreSQL",
         ],
     );
 }

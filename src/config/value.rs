@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use ::log::LevelFilter;
 
-use super::duration;
 use super::server::Uri;
+use super::{duration, go};
 use crate::election::PrometheusTimeout;
 use crate::model::labels::METRIC_NAME;
 use crate::postgres::SslMode;
+use crate::storage::layout::UseTimescaledb;
 use crate::telemetry::log::Format;
 
 /// A text that is never shown.
@@ -186,6 +187,15 @@ pub(super) fn unlabelled(value: &str) -> Result<Unlabelled, String> {
         "refuse" => Ok(Unlabelled::Refuse),
         "store" => Ok(Unlabelled::Store),
         _ => Err("must be refuse or store".to_owned()),
+    }
+}
+
+pub(super) fn use_timescaledb(value: &str) -> Result<UseTimescaledb, String> {
+    match (value, go::parse_bool(value)) {
+        ("auto", _) => Ok(UseTimescaledb::Auto),
+        (_, Ok(true)) => Ok(UseTimescaledb::Always),
+        (_, Ok(false)) => Ok(UseTimescaledb::Never),
+        _ => Err("must be auto, true or false".to_owned()),
     }
 }
 

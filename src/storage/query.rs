@@ -17,6 +17,7 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
 use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, place_of};
+use crate::storage::layout::Layout;
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
 use crate::storage::seal::{CHUNK_COLUMNS, read_chunk};
@@ -30,7 +31,18 @@ pub const SERIES_MAX: usize = 1_000_000;
 const CHUNKS_IN_RANGE: &str = "FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.places & $4 <> 0 AND c.last >= $2 AND c.first <= $3 \
      AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2)";
 
-/// Compressed bytes that are fetched at once: bounds a reader's memory, but for a single bucket that is larger.
+/// The sealed samples of the series $1 from $2 to $3, where a hypertable has them.
+const ROWS_IN_RANGE: &str = "FROM {samples} WHERE series_id = ANY ($1) AND \"time\" >= $2 AND \"time\" <= $3";
+
+/// What is hot of the series $1 from $2 to $3, in the order of storing.
+const HOT_IN_RANGE: &str = "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time\", unnest(series) AS id, unnest(value) AS value, no FROM {hot} \
+     WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] <= (SELECT max(id) FROM unnest($1) AS u (id)) \
+     AND series[cardinality(series)] >= (SELECT min(id) FROM unnest($1) AS u (id)) \
+     AND (cardinality($1) > 8 OR series && $1)) h \
+     JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no";
+
+/// Bytes that are fetched at once, compressed ones of chunks: bounds a reader's memory, but for a single bucket, or series of a
+/// hypertable, that is larger.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How long one statement of a read may take: twice what Prometheus waits (1 m), for those who wait longer.
@@ -40,6 +52,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Reading {
     connection: Pooled,
     names: Names,
+    layout: Layout,
     /// Cancels what still runs when the reader has left.
     on_leave: OnLeave,
 }
@@ -57,7 +70,7 @@ pub struct Samples<'a> {
     ids: Vec<i64>,
     start_ms: i64,
     end_ms: i64,
-    /// Compressed bytes of each bucket in the range.
+    /// Bytes of each bucket, or series of a hypertable, in the range.
     sizes: HashMap<i64, u64>,
     /// The place of the series whose samples these are.
     place: usize,
@@ -65,11 +78,12 @@ pub struct Samples<'a> {
     batch: Batch,
 }
 
-/// Some of the series: their chunks as they are stored, and what is hot.
+/// Some of the series: their chunks as they are stored, or rows of a hypertable, and what is hot.
 #[derive(Default)]
 struct Batch {
     places: Range<usize>,
     chunks: HashMap<i64, Vec<Encoded>>,
+    sealed: HashMap<i64, Vec<Sample>>,
     hot: HashMap<i64, Vec<Sample>>,
 }
 
@@ -82,12 +96,18 @@ impl Reading {
     pub async fn begin(
         pool: &Pool,
         names: &Names,
+        layout: Layout,
         connector: &Connector,
         tracker: &TaskTracker,
     ) -> Result<Self, Error> {
         let connection = Pooled::take(pool).await?;
+        // TimescaleDB compresses a segment by truncating it, so a snapshot from before would miss what is in it.
+        let level = match layout {
+            Layout::Chunks => "REPEATABLE READ",
+            Layout::Hypertable => "READ COMMITTED",
+        };
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {}",
+            "BEGIN ISOLATION LEVEL {level} READ ONLY; SET LOCAL statement_timeout = {}",
             STATEMENT_TIMEOUT.as_millis()
         );
         connection.batch_execute(&begin).await?;
@@ -97,7 +117,7 @@ impl Reading {
             tracker: tracker.clone(),
             ended: false,
         };
-        Ok(Self { connection, names: names.clone(), on_leave })
+        Ok(Self { connection, names: names.clone(), layout, on_leave })
     }
 
     /// The series that all `matchers` match, in the order of their labels. PostgreSQL narrows by what it has indexes
@@ -134,11 +154,17 @@ impl Reading {
     ///
     /// What the server said.
     pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
-        let statement = self.names.fill(&format!(
-            "SELECT c.bucket, sum(pg_column_size(c))::bigint \
-             {CHUNKS_IN_RANGE} GROUP BY c.bucket"
-        ));
-        let rows = self.chunks_in_range(&statement, ids, start_ms, end_ms).await?;
+        let rows = match self.layout {
+            Layout::Chunks => {
+                let sizes =
+                    format!("SELECT c.bucket, sum(pg_column_size(c))::bigint {CHUNKS_IN_RANGE} GROUP BY c.bucket");
+                self.chunks_in_range(&self.names.fill(&sizes), ids, start_ms, end_ms).await?
+            }
+            Layout::Hypertable => {
+                let sizes = format!("SELECT series_id, count(*) * 16 {ROWS_IN_RANGE} GROUP BY series_id");
+                self.rows_in_range(&self.names.fill(&sizes), ids, start_ms, end_ms).await?
+            }
+        };
         tokio::pin!(rows);
         let mut sizes = HashMap::new();
         while let Some(row) = rows.next().await {
@@ -170,28 +196,37 @@ impl Reading {
         Ok(chunks)
     }
 
-    /// What is hot of these series in the range, in the order of storing.
-    async fn hot(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Sample>>, Error> {
-        let statement = self.names.fill(
-            "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time\", unnest(series) AS id, unnest(value) AS value, no FROM {hot} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] <= (SELECT max(id) FROM unnest($1) AS u (id)) \
-             AND series[cardinality(series)] >= (SELECT min(id) FROM unnest($1) AS u (id)) \
-             AND (cardinality($1) > 8 OR series && $1)) h \
-             JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no",
-        );
-        let (start, end) = (Timestamp(to_postgres_us(start_ms)), Timestamp(to_postgres_us(end_ms)));
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&ids, Type::INT8_ARRAY), (&start, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ)];
-        let rows = self.connection.query_typed_raw(&statement, parameters).await?;
+    /// Samples by series: what `statement` gives of id, time and value.
+    async fn rows(
+        &self,
+        statement: &str,
+        ids: &[i64],
+        start_ms: i64,
+        end_ms: i64,
+    ) -> Result<HashMap<i64, Vec<Sample>>, Error> {
+        let rows = self.rows_in_range(&self.names.fill(statement), ids, start_ms, end_ms).await?;
         tokio::pin!(rows);
-        let mut hot: HashMap<i64, Vec<Sample>> = HashMap::new();
+        let mut samples: HashMap<i64, Vec<Sample>> = HashMap::new();
         while let Some(row) = rows.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(1)?;
             let sample = Sample { timestamp_ms: from_postgres_us(time_us), value: row.try_get(2)? };
-            hot.entry(row.try_get(0)?).or_default().push(sample);
+            samples.entry(row.try_get(0)?).or_default().push(sample);
         }
-        Ok(hot)
+        Ok(samples)
+    }
+
+    async fn rows_in_range(
+        &self,
+        statement: &str,
+        ids: &[i64],
+        start_ms: i64,
+        end_ms: i64,
+    ) -> Result<RowStream, tokio_postgres::Error> {
+        let (start, end) = (Timestamp(to_postgres_us(start_ms)), Timestamp(to_postgres_us(end_ms)));
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&ids, Type::INT8_ARRAY), (&start, Type::TIMESTAMPTZ), (&end, Type::TIMESTAMPTZ)];
+        self.connection.query_typed_raw(statement, parameters).await
     }
 
     async fn chunks_in_range(
@@ -258,17 +293,29 @@ impl Samples<'_> {
         let mut seen = HashSet::new();
         let mut bytes = 0;
         let fits = |id: &&i64| {
-            let bucket = bucket_of(**id);
-            if seen.insert(bucket) {
-                bytes += self.sizes.get(&bucket).copied().unwrap_or_default();
+            let unit = match self.reading.layout {
+                Layout::Chunks => bucket_of(**id),
+                Layout::Hypertable => **id,
+            };
+            if seen.insert(unit) {
+                bytes += self.sizes.get(&unit).copied().unwrap_or_default();
             }
             bytes <= BATCH_BYTES || seen.len() == 1
         };
         let count = self.ids[first..].iter().take_while(fits).count();
         let ids = &self.ids[first..first + count];
-        let chunks = self.reading.chunks(ids, self.start_ms, self.end_ms).await?;
-        let hot = self.reading.hot(ids, self.start_ms, self.end_ms).await?;
-        self.batch = Batch { places: first..first + count, chunks, hot };
+        let (reading, start_ms, end_ms) = (self.reading, self.start_ms, self.end_ms);
+        // What is hot comes first: what is sealed meanwhile is then seen twice, where each statement sees a state of its own,
+        // and never not at all.
+        let hot = reading.rows(HOT_IN_RANGE, ids, start_ms, end_ms).await?;
+        let (chunks, sealed) = match reading.layout {
+            Layout::Chunks => (reading.chunks(ids, start_ms, end_ms).await?, HashMap::new()),
+            Layout::Hypertable => {
+                let statement = format!("SELECT series_id, \"time\", value {ROWS_IN_RANGE}");
+                (HashMap::new(), reading.rows(&statement, ids, start_ms, end_ms).await?)
+            }
+        };
+        self.batch = Batch { places: first..first + count, chunks, sealed, hot };
         Ok(())
     }
 
@@ -291,6 +338,7 @@ impl Samples<'_> {
             };
             decode().map_err(|why| Error::Unfit(format!("a chunk of series {id} is corrupt: {why}")))?;
         }
+        samples.extend(self.batch.sealed.remove(&id).unwrap_or_default());
         samples.extend(self.batch.hot.remove(&id).unwrap_or_default());
         if !samples.is_sorted_by(|one, next| one.timestamp_ms < next.timestamp_ms) {
             // Stable: what is sealed comes before what is hot, and of that, what was stored first.

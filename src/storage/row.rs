@@ -6,8 +6,8 @@ const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 /// The earliest timestamptz, 4714-11-24 BC, in ms since 1970.
 pub const TIME_MIN_MS: i64 = -210_866_803_200_000;
 
-/// The last timestamptz that counts, 294276-12-31, in ms since 1970.
-pub const TIME_MAX_MS: i64 = 9_224_318_015_999_999;
+/// The last timestamptz that counts, 294246-12-31, in ms since 1970: PostgreSQL has thirty years more, TimescaleDB has not.
+pub const TIME_MAX_MS: i64 = 9_223_371_331_199_999;
 
 /// One sample of a known series.
 #[derive(Clone, Copy, Debug)]

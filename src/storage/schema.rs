@@ -4,15 +4,19 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, types::Type};
 
 use crate::postgres::error::Error;
-use crate::storage::chunk;
+use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
+use crate::storage::{chunk, hypertable};
 
 /// The version of the schema that this program writes and reads.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// What leads from each version to the next, the first from nothing to 1.
-const MIGRATIONS: [&[&str]; 1] =
-    [&[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql"), include_str!("clusters.sql")]];
+/// What leads from each version to the next, the first from nothing to 1: with sealed samples as chunks, and in a
+/// hypertable.
+const MIGRATIONS: [(&[&str], &[&str]); 1] = [(
+    &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql"), include_str!("clusters.sql")],
+    &[include_str!("schema.sql"), hypertable::SQL, include_str!("clusters.sql")],
+)];
 
 /// Finds out where the store is: `schema`, or the first schema of the session's `search_path` that exists.
 ///
@@ -33,23 +37,24 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
 }
 
 /// Makes the store, or brings it to [`VERSION`]. Any number of adapters may do so at once: the first does the work, the
-/// others wait and find it done.
+/// others wait and find it done. `wanted` decides how a store is made that is not there yet; returns how it is.
 ///
 /// # Errors
 ///
 /// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
 /// tables; else what the server said.
-pub async fn migrate(client: &Client, names: &Names) -> Result<(), Error> {
+pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb) -> Result<Layout, Error> {
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-    let migrated = migrate_locked(client, names).await;
-    match &migrated {
-        Ok(()) => client.batch_execute("COMMIT").await?,
-        Err(_) => client.batch_execute("ROLLBACK").await?,
+    let migrated = migrate_locked(client, names, wanted).await;
+    let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    if migrated.is_ok() {
+        // Else the first error is the one to report.
+        ended?;
     }
     migrated.map_err(|error| explain(error, names))
 }
 
-async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
+async fn migrate_locked(client: &Client, names: &Names, wanted: UseTimescaledb) -> Result<Layout, Error> {
     // 2615 is pg_namespace: a key that no table of anybody's has. Two starters must not both create the schema.
     client
         .query_typed(
@@ -71,9 +76,12 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
             names.view()
         )));
     }
-    for migration in &MIGRATIONS[usize::try_from(version).unwrap_or(0)..] {
-        for part in *migration {
-            client.batch_execute(&names.fill(part)).await?;
+    let layout = if version == 0 { Layout::choose(client, wanted).await? } else { Layout::of(client, names).await? };
+    let timescaledb = hypertable::extension(client).await?.unwrap_or_default();
+    for (chunks, hypertable) in &MIGRATIONS[usize::try_from(version).unwrap_or(0)..] {
+        let parts = if layout == Layout::Chunks { chunks } else { hypertable };
+        for part in *parts {
+            client.batch_execute(&names.fill(&part.replace("{timescaledb}", &timescaledb))).await?;
         }
     }
     if version < VERSION {
@@ -82,9 +90,10 @@ async fn migrate_locked(client: &Client, names: &Names) -> Result<(), Error> {
             "CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {VERSION}'"
         );
         client.batch_execute(&names.fill(&statement)).await?;
-        log::info!("made or migrated the tables of {} to version {VERSION}", names.view());
+        let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
+        log::info!("made or migrated the tables of {} to version {VERSION}{with}", names.view());
     }
-    Ok(())
+    Ok(layout)
 }
 
 /// The version of the store; `None` where there is none.

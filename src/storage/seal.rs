@@ -19,6 +19,8 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::chunk::{self, Encoded, Places, bucket_of};
 use crate::storage::hot::Elements;
+use crate::storage::hypertable;
+use crate::storage::layout::Layout;
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 use crate::storage::segments::{self, Span};
@@ -79,6 +81,8 @@ pub struct Sealer<'a> {
     pub client: &'a Client,
     /// The store's.
     pub names: &'a Names,
+    /// Where sealed samples go.
+    pub layout: Layout,
     /// The span of a segment to be made.
     pub interval: Duration,
     /// Now, in ms since 1970.
@@ -153,6 +157,13 @@ impl Sealer<'_> {
             let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&last, Type::INT8), (&SAMPLES_MAX, Type::INT8)];
             let record = self.client.query_typed_one(&self.names.fill(first), &parameters).await?;
             let Some(last) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
+            if self.layout == Layout::Hypertable {
+                let sealed = hypertable::seal(self.client, self.names, last, self.expired_ms);
+                return match self.transaction(async { Ok(Ended::Done(sealed.await?)) }).await? {
+                    Ended::Done(outcome) => Ok(Some(outcome)),
+                    Ended::Busy | Ended::Again => Ok(None),
+                };
+            }
             let times: Vec<Timestamp> = record.try_get(1)?;
             let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us));
             let times: BTreeSet<i64> = times.filter(|time_ms| !self.is_expired(*time_ms)).collect();
@@ -174,6 +185,9 @@ impl Sealer<'_> {
     ///
     /// What the server said; nothing has changed then.
     pub async fn merge(&self, buckets_max: usize) -> Result<Option<Outcome>, Error> {
+        if self.layout == Layout::Hypertable {
+            return Ok(Some(Outcome::default()));
+        }
         let spans = segments::list(self.client, self.names).await?;
         match self.transaction(self.merge_locked(buckets_max, &spans)).await? {
             Ended::Done(outcome) => Ok(Some(outcome)),
@@ -182,9 +196,15 @@ impl Sealer<'_> {
     }
 
     async fn transaction(&self, work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Error> {
+        // TimescaleDB compresses a segment by truncating it, which older snapshots see. So no snapshot is taken before it
+        // has ended, however long that takes, and none begins.
+        let lock = match self.layout {
+            Layout::Chunks => String::new(),
+            Layout::Hypertable => self.names.fill("LOCK TABLE {samples} IN ROW EXCLUSIVE MODE; "),
+        };
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL statement_timeout = {}; \
-             SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
+             {lock}SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
             STATEMENT_TIMEOUT.as_millis(),
             IDLE_TIMEOUT.as_millis()
         );

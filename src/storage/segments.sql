@@ -62,6 +62,12 @@ $body$;
 CREATE FUNCTION {sealed_series}() RETURNS SETOF bigint LANGUAGE sql STABLE PARALLEL SAFE AS $body$
     SELECT DISTINCT bucket * 32 + place FROM {sealed}, generate_series(0, 31) place WHERE places >> place & 1 = 1
 $body$;
+-- How many segments there are, samples in them, and bytes of them.
+CREATE FUNCTION {sealed_sizes}() RETURNS TABLE (segments bigint, samples bigint, bytes bigint)
+LANGUAGE sql STABLE AS $body$
+    SELECT count(*), coalesce(sum(s.samples), 0)::bigint, coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+    FROM {segments} s JOIN pg_class c ON c.relname = s.relation AND c.relnamespace = {schema:literal}::regnamespace
+$body$;
 
 -- What SQL users see.
 CREATE VIEW {view} AS

@@ -22,7 +22,7 @@ pub const REQUESTS_KEPT: Duration = Duration::from_secs(300);
 pub async fn lock(client: &Client, names: &Names) -> Result<bool, Error> {
     // Simple queries: a portal would keep its snapshot, and an index built concurrently waits for older snapshots.
     client.batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
-    let lock = names.fill("SELECT pg_try_advisory_xact_lock({segments:literal}::regclass::oid::integer, 0)");
+    let lock = names.fill("SELECT pg_try_advisory_xact_lock({series:literal}::regclass::oid::integer, 0)");
     let answer = client.simple_query(&lock).await?;
     Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
 }
@@ -187,7 +187,7 @@ pub async fn rebuild_labels_index(client: &Client, names: &Names) -> Result<bool
 pub struct Sizes {
     /// Segments there are.
     pub segments: i64,
-    /// Samples in their chunks.
+    /// Samples in them; in a hypertable, about so many.
     pub samples: i64,
     /// Bytes of their relations, indexes included.
     pub bytes: i64,
@@ -199,10 +199,7 @@ pub struct Sizes {
 ///
 /// What the server said.
 pub async fn sizes(client: &Client, names: &Names) -> Result<Sizes, Error> {
-    let statement = names.fill(
-        "SELECT count(*), coalesce(sum(samples), 0)::bigint, coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint \
-         FROM {segments} JOIN pg_class c ON c.relname = relation AND c.relnamespace = $1::text::regnamespace",
-    );
-    let row = client.query_typed_one(&statement, &[(&names.schema(), Type::TEXT)]).await?;
+    let statement = names.fill("SELECT segments, samples, bytes FROM {sealed_sizes}()");
+    let row = client.query_typed_one(&statement, &[]).await?;
     Ok(Sizes { segments: row.try_get(0)?, samples: row.try_get(1)?, bytes: row.try_get(2)? })
 }

@@ -31,7 +31,7 @@ const HOLDER: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND g
     AND objid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// A candidate for the group's lock at `uri`.
-fn candidate(uri: &str, name: &str) -> Options {
+pub(crate) fn candidate(uri: &str, name: &str) -> Options {
     adapter_at(uri).name(name).arg(format!("-leader-election-pg-advisory-lock-id={LOCK}"))
 }
 

@@ -13,6 +13,7 @@ mod reader;
 mod seal;
 mod setup;
 mod storage;
+mod timescaledb;
 mod write;
 mod write_once;
 mod write_read_random;

@@ -197,8 +197,8 @@ async fn begin_read(adapter: &Adapter, database: &Database, body: &[u8]) -> TcpS
 }
 
 /// The sessions that read.
-const ACTIVE_READS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%AS wanted (id)%' \
-     AND pid <> pg_backend_pid()";
+const ACTIVE_READS: &str = "SELECT FROM pg_stat_activity WHERE datname = current_database() \
+     AND (query LIKE '%AS wanted (id)%' OR query LIKE '%metrics_sealed_ c WHERE%') AND pid <> pg_backend_pid()";
 
 #[tokio::test]
 async fn a_reader_that_leaves_before_its_answer_cancels_its_query() {

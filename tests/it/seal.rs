@@ -20,11 +20,11 @@ pub(crate) async fn seal(adapter: &Adapter) -> serde_json::Value {
 }
 
 /// Everything the view has, every bit of it, in one text.
-const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
+pub(crate) const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
                        ORDER BY name, labels::text, time, value)) || count(*) FROM metrics";
 
 /// Series of every kind: constants, counters, decimals, odd floats, one that ends, one with times of its own.
-fn body(start_ms: i64, scrapes: i64) -> Body {
+pub(crate) fn body(start_ms: i64, scrapes: i64) -> Body {
     let series = |f: &dyn Fn(i64) -> Option<f64>, offset_ms: i64| -> Vec<Sample> {
         (0..scrapes).filter_map(|n| Some(at(start_ms + n * 1_000 + offset_ms, f(n)?))).collect()
     };
@@ -44,7 +44,7 @@ fn body(start_ms: i64, scrapes: i64) -> Body {
 }
 
 /// Both answers of a remote read of everything, NaN and all.
-async fn read(adapter: &Adapter) -> String {
+pub(crate) async fn read(adapter: &Adapter) -> String {
     let answers = both(adapter, &[query(0, now_ms() + 3_600_000, &[])]).await;
     let bits = |sample: &Sample| (sample.timestamp_ms, sample.value.to_bits());
     let series = |(labels, samples): &(Vec<(String, String)>, Vec<Sample>)| {
@@ -137,17 +137,19 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
 
 #[tokio::test]
 async fn a_sealer_that_dies_at_any_point_changes_nothing() {
-    let database = Database::new().await;
+    let sealed = ["LOCK metrics_sealed IN SHARE MODE", "LOCK metrics_segments IN ACCESS EXCLUSIVE MODE"];
+    check_dying_sealer(&Database::new().await, &sealed).await;
+}
+
+/// Where a sealer waits for each of these locks, and for what is hot, it is ended.
+pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
     let adapter = start(&database.adapter()).await;
     store(&adapter, body(now_ms() - 200_000, 100)).await;
     let content = database.one::<String>(CONTENT).await;
-    // Where it waits for each of these locks it is ended.
-    for (lock, ends) in [
-        ("LOCK metrics_hot IN ACCESS EXCLUSIVE MODE", "session"),
-        ("LOCK metrics_sealed IN SHARE MODE", "session"),
-        ("LOCK metrics_segments IN ACCESS EXCLUSIVE MODE", "session"),
-        ("LOCK metrics_sealed IN SHARE MODE", "adapter"),
-    ] {
+    let hot = "LOCK metrics_hot IN ACCESS EXCLUSIVE MODE";
+    for (lock, ends) in
+        [hot].iter().chain(locks).map(|lock| (*lock, "session")).chain([(locks[0], "adapter"), (hot, "adapter")])
+    {
         let adapter = start(&database.adapter()).await;
         let blocker = database.session().await;
         blocker.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();

@@ -24,7 +24,11 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn new() -> Self {
-        let server = Postgres::shared().await;
+        Self::on(Postgres::shared().await).await
+    }
+
+    /// The same on another server.
+    pub(crate) async fn on(server: &'static Postgres) -> Self {
         let name = server.create_database().await;
         let client = server.connect(&name).await;
         Self { server, name, client }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
+use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::{Config, Store};
 use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
 use rig::process::Exit;
@@ -17,7 +18,7 @@ use crate::setup::{Body, Database, SOON, adapter_at, at, now_ms, one, start, sto
 const HOUR_MS: i64 = 3_600_000;
 
 /// Waits until an adapter that may try twice gives up, and returns what it said.
-async fn refusal(options: &rig::adapter::Options) -> String {
+pub(crate) async fn refusal(options: &rig::adapter::Options) -> String {
     let adapter = options.clone().arg("-pg-db-connect-retries=1").spawn();
     let line = adapter.process().wait_for_log("gave up", SOON).await;
     assert_eq!(adapter.process().wait_exit(SOON).await, Exit::Status(1));
@@ -25,7 +26,7 @@ async fn refusal(options: &rig::adapter::Options) -> String {
 }
 
 /// The store as a library, for rounds of upkeep when a test wants them.
-async fn library(database: &Database, retention: Option<Duration>) -> Store {
+pub(crate) async fn library(database: &Database, retention: Option<Duration>) -> Store {
     let uri: tokio_postgres::Config = database.server.uri(&database.name).parse().unwrap();
     let server = Server {
         server: uri.clone(),
@@ -41,6 +42,7 @@ async fn library(database: &Database, retention: Option<Duration>) -> Store {
     let config = Config {
         schema: None,
         table: "metrics".into(),
+        use_timescaledb: UseTimescaledb::Auto,
         chunk_interval: Duration::from_secs(3600),
         seal_samples: 1_000_000,
         seal_after: Duration::from_secs(3600),

@@ -1,0 +1,87 @@
+//! How sealed samples are stored: chosen when a store is made, found when it is opened.
+
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use crate::postgres::error::Error;
+use crate::storage::hypertable;
+use crate::storage::names::Names;
+
+/// `-pg-use-timescaledb`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UseTimescaledb {
+    /// If the database has it.
+    Auto,
+    /// Or nothing is stored.
+    Always,
+    /// Even if it is there.
+    Never,
+}
+
+/// How sealed samples are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As chunks, in partitions: plain PostgreSQL.
+    Chunks,
+    /// As rows of a hypertable.
+    Hypertable,
+}
+
+impl Layout {
+    /// That of the store that is there.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn of(client: &Client, names: &Names) -> Result<Self, Error> {
+        let statement = "SELECT to_regclass($1) IS NOT NULL";
+        let row = client.query_typed_one(statement, &[(&names.qualified("_samples"), Type::TEXT)]).await?;
+        Ok(if row.try_get(0)? { Self::Hypertable } else { Self::Chunks })
+    }
+
+    /// That of a store to be made.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unfit`] when TimescaleDB must be used and cannot be; or what the server said.
+    pub async fn choose(client: &Client, wanted: UseTimescaledb) -> Result<Self, Error> {
+        if wanted == UseTimescaledb::Never {
+            return Ok(Self::Chunks);
+        }
+        if wanted == UseTimescaledb::Always {
+            client
+                .batch_execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+                .await
+                .map_err(|error| missing(&Error::from(error)))?;
+        }
+        match hypertable::extension(client).await? {
+            Some(_) => Ok(Self::Hypertable),
+            None if wanted == UseTimescaledb::Auto => Ok(Self::Chunks),
+            None => Err(missing(&"it is older")),
+        }
+    }
+
+    /// What `wanted` says of a store that has this layout already, if it is something else.
+    #[must_use]
+    pub fn disagreement(self, wanted: UseTimescaledb, names: &Names) -> Option<String> {
+        let (is, flag) = match (self, wanted) {
+            (Self::Chunks, UseTimescaledb::Always) => ("without", "true"),
+            (Self::Hypertable, UseTimescaledb::Never) => ("with", "false"),
+            _ => return None,
+        };
+        Some(format!(
+            "-pg-use-timescaledb={flag} has no effect: {} was made {is} TimescaleDB and stays so; for another, set -pg-schema \
+             or -pg-table",
+            names.view()
+        ))
+    }
+}
+
+fn missing(why: &dyn std::fmt::Display) -> Error {
+    Error::Unfit(format!(
+        "-pg-use-timescaledb=true needs TimescaleDB {} or later in the database, and there is none ({why}): install it, name \
+         it in the server's shared_preload_libraries, restart the server, and CREATE EXTENSION timescaledb as a superuser; or \
+         leave the flag out",
+        hypertable::VERSION_MIN
+    ))
+}
