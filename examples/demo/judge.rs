@@ -1,4 +1,4 @@
-//! What is stored, held against what the two Prometheis have in their own databases.
+//! What is stored of a cluster, held against what its two Prometheis have in their own databases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -8,7 +8,7 @@ use rig::postgres::Postgres;
 use rig::prometheus::Prometheus;
 use serde_json::Value;
 
-/// Milliseconds between scrapes and between evaluations in `prometheus-configs/`.
+/// Milliseconds between scrapes, and between evaluations.
 const SCRAPE_MS: i64 = 1_000;
 
 /// Scrapes of the two sides so close to each other are one and the same: which of them comes first is chance.
@@ -24,13 +24,25 @@ const WARM_MS: i64 = 2 * SCRAPE_MS;
 /// are series only while they burn: the sides need not agree on that.
 const OWN: &str = r#"{__name__=~".+", __name__!~"ALERTS|ALERTS_FOR_STATE", cluster=""}"#;
 
-/// Every series with the times of its samples.
+/// Every series of a cluster with the times of its samples.
 const STORED: &str = "
 SELECT l.metric_name, l.labels::text, array_agg((extract(epoch FROM v.time) * 1000)::bigint ORDER BY v.time)
-FROM metrics_values v JOIN metrics_labels l ON l.id = v.labels_id GROUP BY l.id, l.metric_name, l.labels";
+FROM metrics_values v JOIN metrics_labels l ON l.id = v.labels_id
+WHERE l.labels ->> 'cluster' = $1 GROUP BY l.id, l.metric_name, l.labels";
 
 /// Times in ms since 1970 of the samples of each series, which is its labels.
 type Times = BTreeMap<BTreeMap<String, String>, Vec<i64>>;
+
+/// Whose samples are judged.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    /// Its label `cluster`.
+    pub(crate) cluster: &'a str,
+    /// Its name in the table of leaders.
+    pub(crate) group: &'a str,
+    /// Its replicas.
+    pub(crate) sides: [&'a Prometheus; 2],
+}
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -48,21 +60,23 @@ pub(crate) struct Findings {
     pub(crate) example: Option<String>,
 }
 
-/// Judges all that is stored, but for the last seconds.
-pub(crate) async fn judge(postgres: &Postgres, sides: [&Prometheus; 2], ran_for: Duration) -> Findings {
+/// Judges all that is stored of a cluster, but for the last seconds.
+pub(crate) async fn judge(postgres: &Postgres, subject: &Subject<'_>, ran_for: Duration) -> Findings {
+    let Subject { cluster, group, sides } = *subject;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     let until = i64::try_from(now.as_millis()).expect("the clock is not far ahead") - SETTLED_MS;
     let expression = format!("{OWN}[{}s]", ran_for.as_secs() + 1);
     let scraped = [own(sides[0], &expression).await, own(sides[1], &expression).await];
     let client = postgres.connect("postgres").await;
     let mut stored = Times::new();
-    for row in client.query(STORED, &[]).await.expect("cannot read what is stored") {
+    for row in client.query(STORED, &[&cluster]).await.expect("cannot read what is stored") {
         let labels: BTreeMap<String, String> = serde_json::from_str(row.get(1)).expect("labels are an object of texts");
         let name = ("__name__".to_owned(), row.get(0));
         let labels = labels.into_iter().filter(|(name, _)| name != "cluster").chain([name]).collect();
         stored.insert(labels, row.get(2));
     }
-    let terms: i64 = client.query_one("SELECT max(term) FROM metrics_leader", &[]).await.expect("nobody led").get(0);
+    let term = "SELECT term FROM metrics_leader WHERE group_name = $1";
+    let terms: i64 = client.query_one(term, &[&group]).await.expect("nobody led").get(0);
     let from = stored.values().filter_map(|times| times.first()).min().copied().unwrap_or(until) + WARM_MS;
     compare(&stored, &scraped, from..until, usize::try_from(terms).expect("terms count up"))
 }

@@ -1,142 +1,109 @@
-//! The pair as a reader would set it up by hand: the configurations of `prometheus-configs/`, on their own ports
-//! where these are free.
+//! A pair of Prometheis, each beside an adapter. The leader's Prometheus is killed, then the new leader's adapter.
 
-use std::path::Path;
-use std::process::Command;
+mod stage;
 
-use rig::adapter::{self, Adapter};
-use rig::port;
-use rig::postgres::{self, Postgres};
-use rig::process::Process;
-use rig::prometheus::{self, Prometheus};
+use std::time::Instant;
 
-/// What `prometheus-configs/` says.
-const PROMETHEUS_PORTS: [u16; 2] = [9090, 9091];
-const READER_PORT: u16 = 9092;
-const NODE_PORT: u16 = 9100;
-const ADAPTER_PORTS: [u16; 2] = [9201, 9202];
+use self::stage::{PROMETHEUS_TIMEOUT_SECONDS, Pair};
+use crate::judge::Subject;
+use crate::verdict::{self, Verdict};
+use crate::{PATIENCE, PEACE, Teller};
 
-/// How long a leader's Prometheus may be silent, as on the adapters' command line.
-pub(crate) const PROMETHEUS_TIMEOUT_SECONDS: f64 = 6.0;
+/// The cluster of `prometheus-configs/`.
+const CLUSTER: &str = "demo";
 
-/// One of the two sides.
-pub(crate) struct Side {
-    /// `A` or `B`.
-    pub(crate) name: &'static str,
-    /// Its Prometheus.
-    pub(crate) prometheus: Prometheus,
-    /// Its adapter; `None` while it is dead.
-    pub(crate) adapter: Option<Adapter>,
-    adapter_options: adapter::Options,
+/// What the adapters call their group.
+const GROUP: &str = "lock 1";
+
+/// Tells it; whether all ends well.
+pub(crate) async fn story(teller: Teller) -> bool {
+    let say = |text: &str| teller.say(text);
+    let mut verdict = Verdict::new("VERDICT");
+    let mut senders = Vec::new();
+
+    say("starting PostgreSQL, node_exporter, two Prometheis and an adapter beside each ...");
+    let mut pair = Pair::start(teller).await;
+    let first = leader(&pair).await;
+    let second = 1 - first;
+    let (first_name, second_name) = (pair.sides[first].name, pair.sides[second].name);
+    pair.sides[second].adapter().wait_role("standby", PATIENCE).await;
+    say(&format!("adapter {first_name} leads and stores; adapter {second_name} stands by and stores nothing"));
+    tokio::time::sleep(PEACE).await;
+    roles(&pair, teller).await;
+
+    senders.push((format!("Prometheus {first_name} until its death"), pair.sides[first].prometheus.sender().await));
+    say(&format!("kill -9 of Prometheus {first_name}: its adapter lives, but has nothing to store any more"));
+    let killed = Instant::now();
+    pair.sides[first].prometheus.kill9().await;
+    pair.sides[second].adapter().wait_role("leader", PATIENCE).await;
+    let silence = killed.elapsed().as_secs_f64();
+    say(&format!("adapter {second_name} leads, {silence:.2} s after the kill"));
+    pair.sides[first].prometheus.start_again().await;
+    say(&format!("Prometheus {first_name} is started again"));
+    pair.sides[first].adapter().wait_role("standby", PATIENCE).await;
+    say(&format!("adapter {first_name} stands by: nobody takes the lead from a leader that does its work"));
+    tokio::time::sleep(PEACE).await;
+    roles(&pair, teller).await;
+
+    say(&format!("kill -9 of adapter {second_name}, which leads"));
+    let killed = Instant::now();
+    pair.sides[second].kill_adapter().await;
+    pair.sides[first].adapter().wait_role("leader", PATIENCE).await;
+    let crash = killed.elapsed().as_secs_f64();
+    say(&format!("adapter {first_name} leads, {crash:.2} s after the kill"));
+    pair.sides[second].start_adapter().await;
+    pair.sides[second].adapter().wait_role("standby", PATIENCE).await;
+    say(&format!("adapter {second_name} is started again, and stands by"));
+    tokio::time::sleep(PEACE).await;
+    roles(&pair, teller).await;
+
+    say("what a SQL client sees:");
+    verdict::show(&pair.postgres, CLUSTER, teller).await;
+    say("and what is true of all of it:");
+    let bound = PROMETHEUS_TIMEOUT_SECONDS + 1.0;
+    verdict
+        .check(&format!("take-over after {silence:.2} s when a Prometheus dies, at most {bound} s"), silence <= bound);
+    verdict.check(&format!("take-over after {crash:.2} s when an adapter dies, at most 1 s"), crash <= 1.0);
+    let sides = pair.sides.each_ref().map(|side| &side.prometheus);
+    let subject = Subject { cluster: CLUSTER, group: GROUP, sides };
+    let found = verdict::by_the_pair(&mut verdict, &pair.postgres, &subject, teller.elapsed()).await;
+    verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader, CLUSTER).await;
+    for side in &pair.sides {
+        senders.push((format!("Prometheus {}", side.name), side.prometheus.sender().await));
+    }
+    for (name, sender) in senders {
+        verdict::by_sender(&mut verdict, &name, sender);
+    }
+    let leaders = leaders(&pair).await.len();
+    verdict.check(&format!("{leaders} of two adapters leads"), leaders == 1);
+    verdict.conclude(&format!(
+        "{} samples stored once: {} lost, {} doubled; take-overs in {silence:.2} s and {crash:.2} s",
+        found.samples, found.lost, found.doubled,
+    ))
 }
 
-impl Side {
-    /// The adapter.
-    ///
-    /// # Panics
-    ///
-    /// While it is dead.
-    pub(crate) fn adapter(&self) -> &Adapter {
-        self.adapter.as_ref().expect("this adapter is dead")
-    }
+/// Which side leads, as soon as one does.
+async fn leader(pair: &Pair) -> usize {
+    let one_leads = async || leaders(pair).await.first().copied();
+    pair.sides[0].adapter().process().wait_until("one of the two adapters leads", PATIENCE, one_leads).await
+}
 
-    /// Kills the adapter (SIGKILL).
-    pub(crate) async fn kill_adapter(&mut self) {
-        if let Some(adapter) = self.adapter.take() {
-            adapter.process().kill9().await;
+/// The sides whose adapters say that they lead.
+async fn leaders(pair: &Pair) -> Vec<usize> {
+    let mut leaders = Vec::new();
+    for (index, side) in pair.sides.iter().enumerate() {
+        if side.adapter().role().await.as_deref() == Some("leader") {
+            leaders.push(index);
         }
     }
-
-    /// Starts the adapter again as it was.
-    pub(crate) async fn start_adapter(&mut self) {
-        self.adapter = Some(self.adapter_options.start().await);
-    }
+    leaders
 }
 
-/// Everything the demo runs; all of it goes when this is dropped.
-pub(crate) struct Pair {
-    /// The two sides.
-    pub(crate) sides: [Side; 2],
-    /// The third Prometheus, which only reads.
-    pub(crate) reader: Prometheus,
-    /// The database.
-    pub(crate) postgres: Postgres,
-    _node_exporter: Process,
-}
-
-impl Pair {
-    /// Starts all of it; the adapters before their Prometheis.
-    pub(crate) async fn start(say: impl Fn(&str)) -> Self {
-        let ports = Ports::choose(&say);
-        let postgres = Postgres::start(postgres::Options::default()).await;
-        say(&format!("PostgreSQL is up: {}", postgres.uri("postgres")));
-        let node_exporter = node_exporter(ports.of(NODE_PORT));
-        let side = async |name, replica: &str, index: usize| {
-            let adapter_options = adapter::Options::new(adapter::binary_beside_this())
-                .name(&format!("adapter {name}"))
-                .port(ports.of(ADAPTER_PORTS[index]))
-                .arg("-leader-election.pg-advisory-lock-id=1")
-                .arg(format!("-leader-election.pg-advisory-lock.prometheus-timeout={PROMETHEUS_TIMEOUT_SECONDS}s"))
-                .arg(format!("-pg-uri={}", postgres.uri("postgres")));
-            let adapter = Some(adapter_options.start().await);
-            let config = ports.config(&format!("prometheus-{replica}.yml"));
-            let options = prometheus::Options::new(config)
-                .name(&format!("Prometheus {name}"))
-                .port(ports.of(PROMETHEUS_PORTS[index]))
-                .file("rules.yml", ports.config("rules.yml"));
-            let prometheus = Prometheus::start(options).await;
-            say(&format!(
-                "{name}: Prometheus on port {}, its adapter on port {}",
-                prometheus.port(),
-                ports.of(ADAPTER_PORTS[index])
-            ));
-            Side { name, prometheus, adapter, adapter_options }
-        };
-        let sides = [side("A", "a", 0).await, side("B", "b", 1).await];
-        let options = prometheus::Options::new(ports.config("prometheus-reader.yml"));
-        let reader = Prometheus::start(options.name("Prometheus, reading").port(ports.of(READER_PORT))).await;
-        Self { sides, reader, postgres, _node_exporter: node_exporter }
+async fn roles(pair: &Pair, teller: Teller) {
+    for side in &pair.sides {
+        let role = side.adapter().role().await.unwrap_or_else(|| "silent".to_owned());
+        let stored = side.adapter().metric("samples_stored_total").await.unwrap_or(0.0);
+        let received = side.adapter().metric("samples_received_total").await.unwrap_or(0.0);
+        teller.say(&format!("    adapter {}: {role:<8} {received:>7} samples received, {stored:>7} stored", side.name));
     }
-}
-
-/// The port that is used for each port that the configurations name.
-struct Ports(Vec<(u16, u16)>);
-
-impl Ports {
-    fn choose(say: &impl Fn(&str)) -> Self {
-        let named = [PROMETHEUS_PORTS.as_slice(), &[READER_PORT, NODE_PORT], &ADAPTER_PORTS].concat();
-        let choose = |named| {
-            if port::is_free(named) {
-                return (named, named);
-            }
-            let other = port::free();
-            say(&format!("port {named} is taken: {other} instead"));
-            (named, other)
-        };
-        Self(named.into_iter().map(choose).collect())
-    }
-
-    fn of(&self, named: u16) -> u16 {
-        self.0.iter().find(|(port, _)| *port == named).expect("every port of the configurations is chosen").1
-    }
-
-    /// The text of a file in `prometheus-configs/` with the ports that are used.
-    fn config(&self, name: &str) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus-configs").join(name);
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-        let replace = |text: String, (named, used): &(u16, u16)| {
-            text.replace(&format!("localhost:{named}"), &format!("localhost:{used}"))
-        };
-        self.0.iter().fold(text, replace)
-    }
-}
-
-/// Debian calls it otherwise than its authors.
-fn node_exporter(port: u16) -> Process {
-    let programs = ["prometheus-node-exporter", "node_exporter"];
-    let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();
-    let program = programs.into_iter().find(runs).expect("no node_exporter: run make install-deps");
-    let mut command = Command::new(program);
-    command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-    Process::spawn("node_exporter", command)
 }

@@ -1,21 +1,26 @@
-//! What is said of what is stored: by the pair's own databases, by SQL, and by a Prometheus that reads it.
+//! What is said of what is stored: by the Prometheis' own databases, by SQL, and by a Prometheus that reads it.
 
 use std::time::Duration;
 
 use rig::postgres::Postgres;
-use rig::prometheus::Prometheus;
+use rig::prometheus::{Prometheus, Sender};
 use serde_json::Value;
-use tokio_postgres::Client;
 
-use crate::judge::{Findings, judge};
+use crate::Teller;
+use crate::judge::{Findings, Subject, judge};
 
 /// What was measured, and whether all of it is as it must be.
-#[derive(Default)]
 pub(crate) struct Verdict {
+    title: String,
     wrong: Vec<String>,
 }
 
 impl Verdict {
+    /// One that will be printed under this title.
+    pub(crate) fn new(title: &str) -> Self {
+        Self { title: title.to_owned(), wrong: Vec::new() }
+    }
+
     /// Prints one finding, and remembers it when it is wrong.
     pub(crate) fn check(&mut self, what: &str, ok: bool) {
         println!("  {} {what}", if ok { "ok   " } else { "WRONG" });
@@ -27,9 +32,9 @@ impl Verdict {
     /// Prints the end of the story; whether it is a good one.
     pub(crate) fn conclude(&self, summary: &str) -> bool {
         if self.wrong.is_empty() {
-            println!("\nVERDICT: {summary}");
+            println!("\n{}: {summary}", self.title);
         } else {
-            println!("\nVERDICT: WRONG: {}", self.wrong.join("; "));
+            println!("\n{}: WRONG: {}", self.title, self.wrong.join("; "));
         }
         self.wrong.is_empty()
     }
@@ -39,10 +44,10 @@ impl Verdict {
 pub(crate) async fn by_the_pair(
     verdict: &mut Verdict,
     postgres: &Postgres,
-    sides: [&Prometheus; 2],
+    subject: &Subject<'_>,
     ran_for: Duration,
 ) -> Findings {
-    let findings = judge(postgres, sides, ran_for).await;
+    let findings = judge(postgres, subject, ran_for).await;
     let Findings { samples, series, lost, doubled, .. } = findings;
     verdict.check(&format!("{samples} samples of {series} series are stored"), samples > 0);
     verdict.check(&format!("{lost} lost (a Prometheus has it, and nothing of that scrape is stored)"), lost == 0);
@@ -51,35 +56,40 @@ pub(crate) async fn by_the_pair(
         println!("        the first: {example}");
     }
     let client = postgres.connect("postgres").await;
-    let replicas = number(&client, "SELECT count(*) FROM metrics WHERE labels ? '__replica__'").await;
+    let count = "SELECT count(*) FROM metrics WHERE labels ->> 'cluster' = $1 AND labels ? '__replica__'";
+    let counted = client.query_one(count, &[&subject.cluster]).await;
+    let replicas: i64 = counted.expect("cannot query the stored data").get(0);
     verdict.check(&format!("{replicas} carry the label that tells the replicas apart"), replicas == 0);
     findings
 }
 
 /// Shows the newest samples of a target as any SQL client would.
-pub(crate) async fn show(postgres: &Postgres, say: impl Fn(&str)) {
-    let statement = r#"SELECT time, value FROM metrics WHERE name='up' AND labels @> '{"job":"node"}'"#;
-    say(statement);
+pub(crate) async fn show(postgres: &Postgres, cluster: &str, teller: Teller) {
+    let labels = format!(r#"{{"cluster":"{cluster}","job":"node"}}"#);
+    let statement = format!("SELECT time, value FROM metrics WHERE name='up' AND labels @> '{labels}'");
+    teller.say(&statement);
     let client = postgres.connect("postgres").await;
     let newest = format!("SELECT time::text, value FROM ({statement} ORDER BY time DESC LIMIT 3) newest");
     for row in client.query(&newest, &[]).await.expect("cannot query the stored data") {
-        say(&format!("    {}  {}", row.get::<_, String>(0), row.get::<_, f64>(1)));
+        teller.say(&format!("    {}  {}", row.get::<_, String>(0), row.get::<_, f64>(1)));
     }
 }
 
-/// Compares what the third Prometheus reads with what the database holds, over the same half minute.
-pub(crate) async fn by_remote_read(verdict: &mut Verdict, postgres: &Postgres, reader: &Prometheus) {
+/// Compares what a Prometheus reads with what the database holds, over the same half minute.
+pub(crate) async fn by_remote_read(verdict: &mut Verdict, postgres: &Postgres, reader: &Prometheus, cluster: &str) {
     let client = postgres.connect("postgres").await;
     // Well before the newest sample, so that nothing arrives meanwhile, and off any whole millisecond of a scrape.
-    let newest = r#"SELECT extract(epoch FROM max(time))::float8 - 3 FROM metrics
-                    WHERE name = 'up' AND labels @> '{"job":"node"}'"#;
-    let end: f64 = client.query_one(newest, &[]).await.expect("cannot query the stored data").get(0);
+    let newest = "SELECT extract(epoch FROM max(time))::float8 - 3 FROM metrics
+                  WHERE name = 'up' AND labels @> jsonb_build_object('job', 'node', 'cluster', $1::text)";
+    let end: f64 = client.query_one(newest, &[&cluster]).await.expect("cannot query the stored data").get(0);
     let end = (end * 1000.0).floor() / 1000.0;
-    let count = r#"SELECT count(*) FROM metrics WHERE name = 'up' AND labels @> '{"job":"node"}'
-                   AND time BETWEEN to_timestamp($1::float8 - 30) AND to_timestamp($1::float8)"#;
-    let stored: i64 = client.query_one(count, &[&end]).await.expect("cannot query the stored data").get(0);
-    let expression = r#"sum(count_over_time(up{job="node"}[30s]))"#;
-    let answer = reader.query_at(expression, end).await;
+    let count = "SELECT count(*) FROM metrics
+                 WHERE name = 'up' AND labels @> jsonb_build_object('job', 'node', 'cluster', $1::text)
+                 AND time BETWEEN to_timestamp($2::float8 - 30) AND to_timestamp($2::float8)";
+    let counted = client.query_one(count, &[&cluster, &end]).await;
+    let stored: i64 = counted.expect("cannot query the stored data").get(0);
+    let expression = format!(r#"sum(count_over_time(up{{cluster="{cluster}",job="node"}}[30s]))"#);
+    let answer = reader.query_at(&expression, end).await;
     let read = serde_json::from_str::<Value>(&answer)
         .ok()
         .and_then(|json| json.pointer("/data/result/0/value/1")?.as_str()?.parse::<i64>().ok());
@@ -88,6 +98,9 @@ pub(crate) async fn by_remote_read(verdict: &mut Verdict, postgres: &Postgres, r
     verdict.check(&what, read == stored && read > 0);
 }
 
-async fn number(client: &Client, statement: &str) -> i64 {
-    client.query_one(statement, &[]).await.unwrap_or_else(|e| panic!("{statement}: {e}")).get(0)
+/// Says what a Prometheus could not send.
+pub(crate) fn by_sender(verdict: &mut Verdict, name: &str, sender: Sender) {
+    let Sender { sent, failed, dropped, .. } = sender;
+    let what = format!("{name} sent {sent} samples, {failed} failed, {dropped} dropped");
+    verdict.check(&what, failed == 0.0 && dropped == 0.0 && sent > 0.0);
 }
