@@ -3,7 +3,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps
+.PHONY: help build test demo demo-clusters demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ test: install-deps ## Run every test, real PostgreSQL and Prometheus included
 demo: install-deps ## Show two take-overs of a real pair, and judge what was stored (under two minutes)
 	$(CARGO) build --bin prometheus-postgresql-adapter --example demo
 	@$(CARGO) run --quiet --example demo
+
+demo-clusters: install-deps ## The same with leaders by labels: two clusters on two adapters behind a proxy (under two minutes)
+	$(CARGO) build --bin prometheus-postgresql-adapter --example demo
+	@$(CARGO) run --quiet --example demo -- clusters
 
 chaos: install-deps ## Inject every failure and count samples lost and doubled; CHAOS="--seed 1 --minutes 15 --cases a,b" or "--list"
 	$(CARGO) build --release --bin prometheus-postgresql-adapter
