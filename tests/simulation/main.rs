@@ -18,6 +18,7 @@ mod by_labels;
 mod judge;
 mod postgres;
 mod prometheus;
+mod queue;
 mod random;
 mod settings;
 mod world;

@@ -1,7 +1,5 @@
 //! A group in virtual time: what happens, in order, and what each part does about it.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt::Arguments;
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use crate::adapter::{Adapter, Local, Reply};
 use crate::judge::Verdict;
 use crate::postgres::{Claim, LockSession, Server, Stage, Stored, Told, Transaction};
 use crate::prometheus::{Batch, Prometheus, Scraped, series_index};
+use crate::queue::Queue;
 use crate::random::Random;
 use crate::settings::{Fault, Ordered, Settings, ms};
 
@@ -151,29 +150,6 @@ pub(crate) enum Sender {
     Timeout { shard: usize, attempt: u64 },
 }
 
-struct Due {
-    at: Ms,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
 pub(crate) struct World {
     pub(crate) now: Ms,
     pub(crate) start: Instant,
@@ -189,7 +165,7 @@ pub(crate) struct World {
     pub(crate) clock_error_ms: i64,
     /// A Prometheus died unnoticed by its adapter, which had a request of its in hand, or heard of the next one at once.
     pub(crate) is_unheard: bool,
-    queue: BinaryHeap<Reverse<Due>>,
+    queue: Queue<Event>,
     next_id: u64,
     slow_until: Ms,
     trace: Option<Vec<String>>,
@@ -216,7 +192,7 @@ impl World {
             events: 0,
             clock_error_ms: 0,
             is_unheard: false,
-            queue: BinaryHeap::new(),
+            queue: Queue::new(),
             next_id: 1,
             slow_until: 0,
             trace: with_trace.then(Vec::new),
@@ -243,13 +219,13 @@ impl World {
 
     /// Runs to the end, or to the first broken promise.
     pub(crate) fn run(&mut self) {
-        while let Some(Reverse(due)) = self.queue.pop() {
-            if due.at > self.settings.end_at || self.verdict.broken.is_some() {
+        while let Some((at, event)) = self.queue.pop() {
+            if at > self.settings.end_at || self.verdict.broken.is_some() {
                 break;
             }
-            self.now = due.at;
+            self.now = at;
             self.events += 1;
-            self.handle(due.event);
+            self.handle(event);
         }
         if self.verdict.broken.is_none() {
             self.judge_end();
@@ -288,7 +264,7 @@ impl World {
 
     pub(crate) fn at(&mut self, at: Ms, event: Event) {
         let order = self.id();
-        self.queue.push(Reverse(Due { at: at.max(self.now), order, event }));
+        self.queue.push(at.max(self.now), order, event);
     }
 
     pub(crate) fn local(&mut self, adapter: usize, after: Ms, local: Local) {

@@ -1,7 +1,6 @@
 //! One cluster in virtual time: what happens, in order; the server, the senders and the balancer between.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Arguments;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use crate::by_labels::settings::{Fault, Settings};
 use crate::judge::Verdict;
 use crate::postgres::{Server, Stage, Stored, Told, Transaction};
 use crate::prometheus::{Batch, Prometheus, Scraped, series_index};
+use crate::queue::Queue;
 use crate::random::Random;
 use crate::world::{Address, EPOCH_MS, Ms, show};
 
@@ -85,29 +85,6 @@ pub(crate) enum Sender {
     Timeout { shard: usize, attempt: u64 },
 }
 
-struct Due {
-    at: Ms,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
 pub(crate) struct World {
     pub(crate) now: Ms,
     start: Instant,
@@ -127,7 +104,7 @@ pub(crate) struct World {
     pub(crate) verdict: Verdict,
     pub(crate) bug: Option<Bug>,
     pub(crate) events: u64,
-    queue: BinaryHeap<Reverse<Due>>,
+    queue: Queue<Event>,
     /// A replica died while a request of its was in hand: it was not seen to go.
     pub(crate) is_unheard: bool,
     next_id: u64,
@@ -160,7 +137,7 @@ impl World {
             verdict: Verdict::default(),
             bug,
             events: 0,
-            queue: BinaryHeap::new(),
+            queue: Queue::new(),
             is_unheard: false,
             next_id: 1,
             slow_until: 0,
@@ -187,13 +164,13 @@ impl World {
 
     /// Runs to the end, or to the first broken promise.
     pub(crate) fn run(&mut self) {
-        while let Some(Reverse(due)) = self.queue.pop() {
-            if due.at > self.settings.end_at || self.verdict.broken.is_some() {
+        while let Some((at, event)) = self.queue.pop() {
+            if at > self.settings.end_at || self.verdict.broken.is_some() {
                 break;
             }
-            self.now = due.at;
+            self.now = at;
             self.events += 1;
-            self.handle(due.event);
+            self.handle(event);
         }
         if self.verdict.broken.is_none() {
             self.judge_end();
@@ -232,7 +209,7 @@ impl World {
 
     pub(crate) fn at(&mut self, at: Ms, event: Event) {
         let order = self.id();
-        self.queue.push(Reverse(Due { at: at.max(self.now), order, event }));
+        self.queue.push(at.max(self.now), order, event);
     }
 
     pub(crate) fn local(&mut self, adapter: usize, after: Ms, local: Local) {
