@@ -4,6 +4,7 @@
 //! reads, [`rounds`] carries the decisions out. No adapter holds a lock or has to know another.
 
 use crate::election::PrometheusTimeout;
+use crate::storage::upkeep::CLUSTER_GROUPS;
 
 pub mod board;
 pub mod cluster;
@@ -24,8 +25,5 @@ pub struct Config {
 /// What a cluster is called in the leader table, log and status.
 #[must_use]
 pub fn group_name(cluster: &str) -> String {
-    format!("{PREFIX}{cluster}")
+    format!("{CLUSTER_GROUPS}{cluster}")
 }
-
-/// Tells clusters from other groups.
-const PREFIX: &str = "cluster ";

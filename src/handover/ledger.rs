@@ -121,20 +121,16 @@ impl Ledger {
         self.cut = Some(cut);
     }
 
-    /// The leader of the present term has got so far, by way of all adapters together.
-    pub fn passed(&mut self, watermark_ms: Option<i64>) {
+    fn passed(&mut self, watermark_ms: Option<i64>) {
         if let Some(term) = &mut self.term {
             term.watermark_ms = term.watermark_ms.max(watermark_ms);
         }
     }
 
-    /// As [`Ledger::passed`]; and this is what is in doubt by now.
-    pub fn led(&mut self, watermark_ms: Option<i64>, holes: &[Hole]) {
+    /// The leader of the present term has got so far, by way of all adapters together; and this is in doubt by now.
+    pub fn led(&mut self, watermark_ms: Option<i64>, holes: Vec<Hole>) {
         self.passed(watermark_ms);
-        if self.holes != holes {
-            self.known = HashMap::new();
-            self.holes = holes.to_vec();
-        }
+        self.doubtful_are(holes);
     }
 
     /// What was held is stored: from here on the leader serves. One that follows itself goes on with the cut it had, but
@@ -156,11 +152,15 @@ impl Ledger {
     }
 
     fn now_in(&mut self, term: Term, holes: Vec<Hole>) {
+        self.doubtful_are(holes);
+        self.term = Some(term);
+    }
+
+    fn doubtful_are(&mut self, holes: Vec<Hole>) {
         if self.holes != holes {
             self.known = HashMap::new();
         }
         self.holes = holes;
-        self.term = Some(term);
     }
 
     /// Takes out of what this leader is sent all that comes so late that others may have filled in for it already.

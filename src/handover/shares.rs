@@ -111,7 +111,7 @@ impl rounds::Shares for Shares {
         let handovers = self.handovers.read().unwrap_or_else(PoisonError::into_inner);
         for (replica, handover) in handovers.get(cluster).into_iter().flatten() {
             if *replica == seen.replica {
-                handover.with(|ledger| ledger.led(seen.watermark_ms, &seen.holes));
+                handover.with(|ledger| ledger.led(seen.watermark_ms, seen.holes.clone()));
             } else {
                 let term = self.term(cluster, replica, seen);
                 handover.with(|ledger| ledger.observed(term, seen.holes.clone(), Instant::now()));

@@ -14,6 +14,9 @@ use crate::storage::series::TRUSTED;
 /// ([`forget_requests`]).
 pub const REQUESTS_KEPT: Duration = Duration::from_secs(300);
 
+/// What the names of groups begin with that are clusters.
+pub const CLUSTER_GROUPS: &str = "cluster ";
+
 /// Begins a transaction that keeps others from doing this at the same time; `false` if one does.
 ///
 /// # Errors
@@ -103,13 +106,13 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
 ///
 /// What the server said.
 pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error> {
-    let statement = names.fill(
-        "DELETE FROM {reports} WHERE reported_at < now() - interval '1 day'; \
-         WITH old AS (DELETE FROM {leader} l WHERE starts_with(group_name, 'cluster ') \
-         AND coalesce(heartbeat, '-infinity') < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {reports} r, \
+    let statement = names.fill(&format!(
+        "DELETE FROM {{reports}} WHERE reported_at < now() - interval '1 day'; \
+         WITH old AS (DELETE FROM {{leader}} l WHERE starts_with(group_name, '{CLUSTER_GROUPS}') \
+         AND coalesce(heartbeat, '-infinity') < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {{reports}} r, \
          unnest(r.tokens, r.heard) AS u (token, heard) WHERE u.token = l.token AND u.heard > now() - interval '1 day') \
-         RETURNING group_no) DELETE FROM {cuts} WHERE group_no IN (SELECT group_no FROM old)",
-    );
+         RETURNING group_no) DELETE FROM {{cuts}} WHERE group_no IN (SELECT group_no FROM old)",
+    ));
     Ok(client.batch_execute(&statement).await?)
 }
 

@@ -8,13 +8,14 @@ use uuid::Uuid;
 
 use crate::election::Progress;
 use crate::election::by_labels::cluster::{Seen, Succession};
-use crate::election::by_labels::{PREFIX, group_name};
+use crate::election::by_labels::group_name;
 use crate::election::lock_session::{FILLED, UNSURE, holes, holes_of};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::fence::Fence;
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
+use crate::storage::upkeep::CLUSTER_GROUPS;
 
 /// What one adapter tells of a leading replica.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +150,7 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
         }),
         None => None,
     };
-    Ok(Read { cluster: group_name.trim_start_matches(PREFIX).to_owned(), group_no, seen })
+    Ok(Read { cluster: group_name.trim_start_matches(CLUSTER_GROUPS).to_owned(), group_no, seen })
 }
 
 /// Makes rows for new clusters, as long as there are fewer than `clusters_max`.
@@ -165,7 +166,7 @@ pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_m
     let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
     let most = i64::try_from(clusters_max).unwrap_or(i64::MAX);
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&groups, Type::TEXT_ARRAY), (&most, Type::INT8), (&PREFIX, Type::TEXT)];
+        [(&groups, Type::TEXT_ARRAY), (&most, Type::INT8), (&CLUSTER_GROUPS, Type::TEXT)];
     client.execute_typed(&statement, &parameters).await?;
     Ok(())
 }

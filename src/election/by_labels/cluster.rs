@@ -210,15 +210,14 @@ impl Cluster {
         }
     }
 
-    /// The cluster's row was read by a statement sent at `asked`. Returns whether its term is a new one to this adapter.
-    pub fn on_read(&mut self, seen: Option<Seen>, asked: Instant, now: Instant) -> bool {
+    /// The cluster's row was read by a statement sent at `asked`.
+    pub fn on_read(&mut self, seen: Option<Seen>, asked: Instant, now: Instant) {
         if self.read_at.is_none_or(|read_at| now.saturating_duration_since(read_at) > STALE) {
             self.steady_since = Some(now);
         }
         self.read_at = Some(asked);
         let token = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.fence.token);
-        let is_new = token(&self.seen) != token(&seen);
-        if is_new {
+        if token(&self.seen) != token(&seen) {
             self.leads_since = Some(now);
             (self.heard_at, self.in_doubt_since, self.usual_pause) = (None, None, Duration::ZERO);
         }
@@ -231,7 +230,6 @@ impl Cluster {
         self.asked_at = self.asked_at.filter(|_| self.in_doubt_since.is_some());
         self.doubted_at = seen.as_ref().and_then(|seen| asked.checked_sub(seen.doubted_ago?));
         self.seen = seen;
-        is_new
     }
 
     /// What this adapter held of the leading replica is stored: it may store under this token.
