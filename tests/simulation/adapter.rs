@@ -742,7 +742,7 @@ impl World {
 }
 
 /// The earliest and the latest time of a request.
-fn span(rows: &[Row]) -> Option<(i64, i64)> {
+pub(crate) fn span(rows: &[Row]) -> Option<(i64, i64)> {
     let times = || rows.iter().map(|row| row.time_ms);
     Some((times().min()?, times().max()?))
 }

@@ -14,7 +14,7 @@ use crate::Bug;
 use crate::adapter::{Adapter, Local, Reply};
 use crate::judge::Verdict;
 use crate::postgres::{Claim, LockSession, Server, Stage, Stored, Told, Transaction};
-use crate::prometheus::{Batch, Prometheus, Scraped, series_index};
+use crate::prometheus::{Prometheus, series_index};
 use crate::queue::Queue;
 use crate::random::Random;
 use crate::settings::{Fault, Ordered, Settings, ms};
@@ -649,31 +649,20 @@ impl World {
         if self.now + interval < self.settings.scrape_until {
             self.at(self.now + interval, Event::Scrape { replica, series });
         }
-        let time_ms = self.wall(replica);
-        let prometheus = &mut self.prometheis[replica];
-        if !prometheus.is_up {
-            return;
-        }
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let row = Row { series_id: series as i64, time_ms, value: self.now as f64 };
-        prometheus.scraped[series].push(Scraped { time_ms, is_destroyed: false });
-        let shard = series % prometheus.shards.len();
-        prometheus.shards[shard].queue.push_back(row);
-        self.schedule_send(replica, shard);
+        let row = Row { series_id: series as i64, time_ms: self.wall(replica), value: self.now as f64 };
+        if let Some(shard) = self.prometheis[replica].scrape(row) {
+            self.schedule_send(replica, shard);
+        }
     }
 
     fn schedule_send(&mut self, replica: usize, shard: usize) {
-        let batch_max = self.settings.batch_max;
-        let deadline = self.settings.send_deadline_ms;
-        let prometheus = &mut self.prometheis[replica];
-        let queue = &mut prometheus.shards[shard];
-        if queue.is_scheduled || queue.batch.is_some() || queue.queue.is_empty() {
-            return;
+        let (batch_max, deadline_ms) = (self.settings.batch_max, self.settings.send_deadline_ms);
+        let sender = &mut self.prometheis[replica];
+        let life = sender.life;
+        if let Some(after) = sender.shards[shard].schedule(batch_max, deadline_ms) {
+            self.at(self.now + after, Event::Sender { replica, life, what: Sender::Send { shard } });
         }
-        queue.is_scheduled = true;
-        let life = prometheus.life;
-        let after = if queue.queue.len() >= batch_max { 1 } else { deadline };
-        self.at(self.now + after, Event::Sender { replica, life, what: Sender::Send { shard } });
     }
 
     fn on_sender(&mut self, replica: usize, what: Sender) {
@@ -681,57 +670,35 @@ impl World {
             Sender::Send { shard } => self.send(replica, shard),
             Sender::Answer { shard, attempt, accepted } => {
                 let state = &mut self.prometheis[replica].shards[shard];
-                if state.attempt != attempt || state.batch.is_none() {
-                    return;
-                }
-                if accepted {
-                    state.batch = None;
-                    state.backoff_ms = 30;
+                if accepted && state.awaits(attempt) {
+                    state.accepted();
                     self.schedule_send(replica, shard);
                 } else {
-                    self.retry(replica, shard);
+                    self.retry(replica, shard, attempt);
                 }
             }
-            Sender::Timeout { shard, attempt } => {
-                let state = &self.prometheis[replica].shards[shard];
-                if state.attempt == attempt && state.batch.is_some() {
-                    self.retry(replica, shard);
-                }
-            }
+            Sender::Timeout { shard, attempt } => self.retry(replica, shard, attempt),
         }
     }
 
-    fn retry(&mut self, replica: usize, shard: usize) {
-        let life = self.prometheis[replica].life;
-        let state = &mut self.prometheis[replica].shards[shard];
-        state.attempt += 1;
-        state.is_scheduled = true;
-        let after = state.backoff_ms.max(30);
-        state.backoff_ms = (after * 2).min(5_000);
-        self.at(self.now + after, Event::Sender { replica, life, what: Sender::Send { shard } });
+    /// Tries again what this attempt did not achieve.
+    fn retry(&mut self, replica: usize, shard: usize, attempt: u64) {
+        let sender = &mut self.prometheis[replica];
+        let life = sender.life;
+        if sender.shards[shard].awaits(attempt) {
+            let after = sender.shards[shard].back_off();
+            self.at(self.now + after, Event::Sender { replica, life, what: Sender::Send { shard } });
+        }
     }
 
     fn send(&mut self, replica: usize, shard: usize) {
         let key = Uuid::from_u128(u128::from(self.id()));
         let batch_max = self.settings.batch_max;
-        let prometheus = &mut self.prometheis[replica];
-        let life = prometheus.life;
-        let state = &mut prometheus.shards[shard];
-        state.is_scheduled = false;
-        if state.batch.is_none() {
-            let count = state.queue.len().min(batch_max);
-            if count == 0 {
-                return;
-            }
-            let mut rows: Vec<Row> = state.queue.drain(..count).collect();
-            prometheus_postgresql_adapter::storage::row::sort_and_dedup(&mut rows);
-            state.batch = Some(Batch { key, rows });
-        }
-        state.attempt += 1;
-        let attempt = state.attempt;
-        let Some(batch) = state.batch.clone() else { return };
+        let sender = &mut self.prometheis[replica];
+        let life = sender.life;
+        let Some((attempt, batch)) = sender.shards[shard].begin(key, batch_max) else { return };
         let lossy = if self.now < self.settings.calm_at { self.settings.lossy } else { 0 };
-        let is_silent = prometheus.silent_until > self.now;
+        let is_silent = sender.silent_until > self.now;
         let timeout = self.settings.remote_timeout_ms;
         self.at(self.now + timeout, Event::Sender { replica, life, what: Sender::Timeout { shard, attempt } });
         if is_silent || self.random.chance(lossy) {

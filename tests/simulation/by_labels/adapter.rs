@@ -17,6 +17,7 @@ use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
 use crate::Bug;
+use crate::adapter::span;
 use crate::by_labels::settings::Settings;
 use crate::by_labels::world::{Beginning, Event, Remote, Report, Sender, World};
 use crate::prometheus::Batch;
@@ -393,7 +394,7 @@ impl World {
         let (bug, now, wall) = (self.bug, self.instant(), self.wall());
         for (replica, ledger) in self.adapters[me].ledgers.iter_mut().enumerate() {
             if replica.to_string() == seen.replica {
-                ledger.led(seen.watermark_ms, &seen.holes);
+                ledger.led(seen.watermark_ms, seen.holes.clone());
             } else {
                 let term = Term { fence: seen.fence, clock_offset_ms: 0, watermark_ms: seen.watermark_ms };
                 let early = Term { watermark_ms: Some(wall), ..term };
@@ -529,7 +530,7 @@ impl World {
     fn deliver(&mut self, me: usize, request: Request) {
         let (now, wall, id) = (self.instant(), self.wall(), self.id());
         let (replica, connects) = (request.replica, self.settings.connects);
-        let span = span(&request.batch.rows);
+        let span = span(&request.batch.rows).unwrap_or_default();
         let adapter = &mut self.adapters[me];
         let name = replica.to_string();
         adapter.cluster.on_request(&name, span.1 - wall, now);
@@ -616,7 +617,7 @@ impl World {
         let adapter = &mut self.adapters[me];
         let Some(request) = adapter.requests.remove(&id) else { return };
         let Request { replica, life, shard, attempt, ref batch, .. } = request;
-        let latest_ms = accepted.then_some(span(&batch.rows).1);
+        let latest_ms = span(&batch.rows).map(|(_, latest_ms)| latest_ms).filter(|_| accepted);
         adapter.ledgers[replica].stored(batch.key, latest_ms, wall);
         adapter.cluster.on_answer(&replica.to_string(), !accepted, now);
         let (word, rows) = (if accepted { "takes" } else { "refuses" }, crate::world::show(&batch.rows));
@@ -627,10 +628,4 @@ impl World {
             self.at(self.now + after, Event::Sender { replica, life, what });
         }
     }
-}
-
-/// The earliest and the latest time of a request.
-fn span(rows: &[Row]) -> (i64, i64) {
-    let times = || rows.iter().map(|row| row.time_ms);
-    (times().min().unwrap_or(0), times().max().unwrap_or(0))
 }
