@@ -2,13 +2,25 @@
 
 use std::time::{Duration, Instant};
 
+use rig::adapter::Adapter;
+
 use super::{
-    Replica, TIMEOUT, adapter, adapters, check_stored, clusters, leader, number, targets, wait_leader, wait_stored,
+    Replica, TIMEOUT, Targets, adapter, adapters, check_stored, clusters, leader, number, targets, wait_leader,
+    wait_stored,
 };
 use crate::setup::{Database, SOON, start};
 
 /// What a take-over may take beyond the timeout.
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
+
+/// `r1`, which leads and has stored more than `stored` samples, and `r2`, which does not lead.
+async fn leading_and_held(db: &Database, adapters: &[Adapter], targets: &Targets, stored: i64) -> [Replica; 2] {
+    let one = Replica::start("eu", "r1", targets);
+    wait_leader(&adapters[0], "eu", "r1").await;
+    let other = Replica::start("eu", "r2", targets);
+    wait_stored(&db.client, "eu", number("r1"), stored).await;
+    [one, other]
+}
 
 #[tokio::test]
 async fn the_first_replica_leads_and_the_others_are_held() {
@@ -35,10 +47,7 @@ async fn a_silent_leader_is_followed_within_half_a_second_of_its_timeout() {
     let db = Database::new().await;
     let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
     let targets = targets(&[&adapters[0], &adapters[1]]);
-    let one = Replica::start("eu", "r1", &targets);
-    wait_leader(&adapters[0], "eu", "r1").await;
-    let _other = Replica::start("eu", "r2", &targets);
-    wait_stored(&db.client, "eu", number("r1"), 60).await;
+    let [one, _other] = leading_and_held(&db, &adapters, &targets, 60).await;
     one.pause();
     let heard = one.sent();
     let led = wait_leader(&adapters[0], "eu", "r2").await.min(wait_leader(&adapters[1], "eu", "r2").await);
@@ -54,10 +63,7 @@ async fn a_leader_that_closes_its_connections_is_followed_before_its_timeout() {
     let db = Database::new().await;
     let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
     let targets = targets(&[&adapters[0], &adapters[1]]);
-    let one = Replica::start("eu", "r1", &targets);
-    wait_leader(&adapters[0], "eu", "r1").await;
-    let _other = Replica::start("eu", "r2", &targets);
-    wait_stored(&db.client, "eu", number("r1"), 20).await;
+    let [one, _other] = leading_and_held(&db, &adapters, &targets, 20).await;
     let killed = Instant::now();
     drop(one);
     let took = wait_leader(&adapters[0], "eu", "r2").await.saturating_duration_since(killed);
@@ -116,10 +122,7 @@ async fn a_rolling_update_loses_nothing_and_what_is_held_is_stored_first() {
     let uri = db.server.uri(&db.name);
     let mut adapters = adapters(&uri, &["adapter a", "adapter b"]).await;
     let targets = targets(&[&adapters[0], &adapters[1]]);
-    let one = Replica::start("eu", "r1", &targets);
-    wait_leader(&adapters[0], "eu", "r1").await;
-    let _other = Replica::start("eu", "r2", &targets);
-    wait_stored(&db.client, "eu", number("r1"), 60).await;
+    let [one, _other] = leading_and_held(&db, &adapters, &targets, 60).await;
     // The leading replica goes just when an adapter is told to stop that holds part of what the other one sent.
     targets.lock().unwrap().remove(0);
     adapters[0].process().signal(rustix::process::Signal::TERM);

@@ -31,6 +31,16 @@ async fn member(options: &Options, series: &str) -> Member {
     Member { adapter, sender }
 }
 
+/// Two, of which the first was told to lead and does, and the other stands by.
+async fn pair(uri: &str) -> [Member; 2] {
+    let a = member(&told(uri, "adapter a"), "a").await;
+    let b = member(&told(uri, "adapter b"), "b").await;
+    tell(&a.adapter, "1").await;
+    a.takes().await;
+    b.wait("standby").await;
+    [a, b]
+}
+
 /// PUTs `body` to where leaders are told.
 pub(super) async fn put(adapter: &Adapter, body: &str) -> Response {
     let url = adapter.url("/admin/election/leader");
@@ -78,12 +88,7 @@ async fn answers_and_statuses_are_those_of_0_6_0() {
 #[tokio::test]
 async fn of_two_told_to_lead_the_later_one_does() {
     let db = Database::new().await;
-    let uri = db.server.uri(&db.name);
-    let a = member(&told(&uri, "adapter a"), "a").await;
-    let b = member(&told(&uri, "adapter b"), "b").await;
-    tell(&a.adapter, "1").await;
-    a.takes().await;
-    b.wait("standby").await;
+    let [a, b] = pair(&db.server.uri(&db.name)).await;
     for _ in 0..3 {
         let since = Instant::now();
         tell(&b.adapter, "1").await;
@@ -158,12 +163,7 @@ async fn whoever_was_told_leads_on_when_the_database_is_back() {
 #[tokio::test]
 async fn one_that_resigns_and_nobody_told_is_nobody() {
     let db = Database::new().await;
-    let uri = db.server.uri(&db.name);
-    let a = member(&told(&uri, "adapter a"), "a").await;
-    let b = member(&told(&uri, "adapter b"), "b").await;
-    tell(&a.adapter, "1").await;
-    a.takes().await;
-    b.wait("standby").await;
+    let [a, b] = pair(&db.server.uri(&db.name)).await;
     tell(&a.adapter, "0").await;
     a.sender.pause();
     b.wait("unknown").await;
