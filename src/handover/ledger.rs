@@ -197,10 +197,10 @@ impl Ledger {
         }
         let passed_ms = watermark_ms.map_or(i64::MIN, |at_ms| at_ms.saturating_sub(CLOCKS_APART_MS));
         let rows = self.held.take_doubtful(count, until);
-        self.compared_at = (rows.len() < count).then_some(now);
         if rows.is_empty() {
             return None;
         }
+        self.compared_at = (rows.len() < count).then_some(now);
         let known = |row: &Row| (row.series_id, self.known.get(&row.series_id).copied().unwrap_or_default());
         let mut known: HashMap<i64, Known> = rows.iter().map(known).collect();
         for (id, next_ms) in self.held.next_times(&rows) {
@@ -274,5 +274,32 @@ impl Ledger {
     #[must_use]
     pub fn held(&self) -> &Held {
         &self.held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_doubt_waits_for_as_long_as_it_must_and_no_longer() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let fence = Fence { group_no: 1, term: 1, token: Uuid::nil() };
+        let term = Term { fence, clock_offset_ms: 0, watermark_ms: Some(100_000) };
+        let mut ledger = Ledger::new(usize::MAX, 0);
+        let row = |time_ms| Row { series_id: 1, time_ms, value: 0.0 };
+        ledger.observed(term, vec![Hole { lower_ms: 0, upper_ms: 100_000 }], start);
+        let taken = |ledger: &mut Ledger, seconds| {
+            ledger
+                .take_doubtful(9, at(seconds))
+                .map(|taken| taken.rows.iter().map(|row| row.time_ms).collect::<Vec<_>>())
+        };
+        ledger.doubt(&[row(1)], start).unwrap();
+        assert_eq!(taken(&mut ledger, 9), None, "more of its series may come");
+        assert_eq!(taken(&mut ledger, 10), Some(vec![1]));
+        ledger.doubt(&[row(2)], at(11)).unwrap();
+        assert_eq!(taken(&mut ledger, 20), None, "it has only just come");
+        assert_eq!(taken(&mut ledger, 21), Some(vec![2]));
     }
 }
