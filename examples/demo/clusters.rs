@@ -13,8 +13,8 @@ use self::stage::{Lead, REPLICAS, Stage, TIMEOUT_SECONDS};
 use crate::verdict::{self, Verdict};
 use crate::{PATIENCE, PEACE, Teller};
 
-/// A silent leader is followed within its timeout, and all adapters know a round later at most.
-const BOUND_SECONDS: f64 = TIMEOUT_SECONDS + 1.0;
+/// A silent leader is followed within its timeout, and all adapters know a round later at most; a busy machine has another.
+const BOUND_SECONDS: f64 = TIMEOUT_SECONDS + 2.0;
 
 /// The places of the clusters.
 const EU: usize = 0;
@@ -58,7 +58,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
     tokio::time::sleep(PEACE).await;
     roles(&stage, teller).await;
 
-    say(&format!("kill -9 of adapter {}: every other request is answered 502, and sent again", VICTIM + 1));
+    say(&format!("kill -9 of adapter {}: the proxy passes its turns on to the other one", VICTIM + 1));
     stage.kill_adapter(VICTIM).await;
     tokio::time::sleep(PEACE).await;
     let alone = [stage.settled(EU, None).await, stage.settled(US, None).await];
@@ -161,7 +161,7 @@ async fn roles(stage: &Stage, teller: Teller) {
     let (answered, unanswered) = stage.proxy.counts();
     for (index, adapter) in stage.adapters.iter().enumerate() {
         let Some(adapter) = adapter else {
-            teller.say(&format!("    adapter {}: dead; {unanswered} requests answered 502 by the proxy", index + 1));
+            teller.say(&format!("    adapter {}: dead; {unanswered} requests passed on by the proxy", index + 1));
             continue;
         };
         let stored = adapter.metric("samples_stored_total").await.unwrap_or(0.0);

@@ -17,8 +17,9 @@ const SAME_MS: i64 = SCRAPE_MS / 10;
 /// By then what was scraped has been sent and stored, on a busy machine too.
 const SETTLED_MS: i64 = 5_000;
 
-/// Before that some targets have not been scraped by both.
-const WARM_MS: i64 = 2 * SCRAPE_MS;
+/// Before that some targets have not been scraped, and some rules not been evaluated, by both: each side spreads its first
+/// ones over an interval, and on a busy machine one is up a second or two before the other.
+const WARM_MS: i64 = 4 * SCRAPE_MS;
 
 /// All that a Prometheus has itself: what it could read from its adapter has the label `cluster`. Without alerts, which
 /// are series only while they burn: the sides need not agree on that.
@@ -145,11 +146,22 @@ fn holes(stored: &[i64], scraped: &[Vec<i64>; 2], span: &Range<i64>) -> Vec<Hole
     borders.windows(2).map(hole).filter(|hole| hole.missing > 0).collect()
 }
 
-/// How often a series was stored twice: at the time of another sample, or side by side with the other side.
+/// How often a series was stored twice: at the time of another sample, or side by side with the other side. What one side
+/// filled in where the other scraped nothing is neither.
 fn doubled(stored: &[i64], scraped: &[Vec<i64>; 2], terms: usize) -> usize {
     let at_once = stored.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    let is_filled_in = |time: &i64| {
+        scraped.iter().any(|times| {
+            let next = times.partition_point(|at| at < time);
+            let around = next.checked_sub(1).and_then(|last| times.get(last..=next));
+            around.is_some_and(|around| {
+                let are_stored = around.iter().all(|at| stored.binary_search(at).is_ok());
+                around[1] != *time && around[1] - around[0] > SCRAPE_MS * 3 / 2 && are_stored
+            })
+        })
+    };
     let (mut sides, mut stretches) = ([false, false], 0_usize);
-    for time in stored {
+    for time in stored.iter().filter(|time| !is_filled_in(time)) {
         let now = scraped.each_ref().map(|times| times.binary_search(time).is_ok());
         let still = [sides[0] && now[0], sides[1] && now[1]];
         if still != [false, false] {
@@ -193,6 +205,21 @@ mod tests {
         check(&each_second(0, 15_000), 1, 5, 0);
         check(&each_second(6_000, 20_000), 1, 6, 0);
         check(&[], 0, 19, 0);
+    }
+
+    #[test]
+    fn what_one_side_alone_scraped_is_filled_in_once() {
+        let series = |times: Vec<i64>| Times::from([(BTreeMap::new(), times)]);
+        let sides =
+            [series([each_second(0, 8_000), each_second(12_000, 20_000)].concat()), series(each_second(300, 20_000))];
+        let doubled = |filled_in: &[i64]| {
+            let mut stored = [each_second(0, 8_000), filled_in.to_vec(), each_second(12_000, 20_000)].concat();
+            stored.sort_unstable();
+            compare(&series(stored), &sides, 0..20_000, 1).doubled
+        };
+        assert_eq!(doubled(&each_second(8_300, 12_000)), 0);
+        assert_eq!(doubled(&each_second(8_300, 13_000)), 2, "where the other has samples, too");
+        assert_eq!(doubled(&[3_300, 8_300, 9_300, 10_300, 11_300]), 2);
     }
 
     #[test]

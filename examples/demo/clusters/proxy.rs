@@ -1,5 +1,5 @@
 //! A load balancer as plain as they come: each request goes to the next adapter in turn, whoever sends it. It looks at no
-//! label, checks no health and tries nothing twice: what an adapter does not answer, the sender is told by a 502.
+//! label and checks no health; what an adapter does not answer it passes on to the next, and answers 502 when none does.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -54,7 +55,7 @@ impl Proxy {
         self.port
     }
 
-    /// How many requests each adapter has answered, and how many have been answered 502.
+    /// How many requests each adapter has answered, and how many were passed on because one did not.
     pub(crate) fn counts(&self) -> (Vec<usize>, usize) {
         let answered = self.turns.answered.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         (answered, self.turns.unanswered.load(Ordering::Relaxed))
@@ -77,25 +78,29 @@ async fn serve(listener: TcpListener, turns: Arc<Turns>) {
 
 impl Turns {
     async fn pass(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let turn = self.taken.fetch_add(1, Ordering::Relaxed) % self.adapters.len();
-        let answer = self.ask(self.adapters[turn], request).await;
-        let counter = if answer.is_some() { &self.answered[turn] } else { &self.unanswered };
-        counter.fetch_add(1, Ordering::Relaxed);
-        answer.unwrap_or_else(|| {
-            let mut unanswered = Response::default();
-            *unanswered.status_mut() = StatusCode::BAD_GATEWAY;
-            unanswered
-        })
+        let first = self.taken.fetch_add(1, Ordering::Relaxed);
+        let (head, body) = request.into_parts();
+        if let Ok(body) = body.collect().await {
+            let body = body.to_bytes();
+            for turn in (first..).take(self.adapters.len()).map(|turn| turn % self.adapters.len()) {
+                if let Some(answer) = self.ask(self.adapters[turn], &head, body.clone()).await {
+                    self.answered[turn].fetch_add(1, Ordering::Relaxed);
+                    return answer;
+                }
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let mut unanswered = Response::default();
+        *unanswered.status_mut() = StatusCode::BAD_GATEWAY;
+        unanswered
     }
 
     /// What the adapter on `port` answers, if it does.
-    async fn ask(&self, port: u16, request: Request<Incoming>) -> Option<Response<Full<Bytes>>> {
-        let (head, body) = request.into_parts();
-        let body = body.collect().await.ok()?.to_bytes();
+    async fn ask(&self, port: u16, head: &Parts, body: Bytes) -> Option<Response<Full<Bytes>>> {
         let passed = head.headers.iter().filter(|(name, _)| !OF_THE_CONNECTION.contains(name));
         let headers: Vec<_> = passed.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))).collect();
         let url = format!("http://127.0.0.1:{port}{}", head.uri);
-        let answer = self.client.request(head.method, &url, &headers, body).await.ok()?;
+        let answer = self.client.request(head.method.clone(), &url, &headers, body).await.ok()?;
         let mut response = Response::new(Full::new(answer.body));
         *response.status_mut() = StatusCode::from_u16(answer.status).ok()?;
         let passed = answer.headers.iter().filter(|(name, _)| !OF_THE_CONNECTION.contains(name));
