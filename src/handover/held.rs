@@ -38,6 +38,7 @@ pub enum Refusal {
 struct Block {
     /// The request's.
     key: Uuid,
+    /// When it came, or came to be in doubt.
     arrived: Instant,
     base_ms: i64,
     latest_ms: i64,
@@ -97,7 +98,7 @@ impl Held {
         self.doubtful.is_empty() || self.bytes < self.bytes_max
     }
 
-    /// Takes out about `count` samples held in doubt that arrived before `until`, the earliest first, in the order of
+    /// Takes out about `count` samples that have been in doubt since before `until`, the earliest first, in the order of
     /// series and time, none twice.
     pub fn take_doubtful(&mut self, count: usize, until: Instant) -> Vec<Row> {
         let mut rows = Vec::new();
@@ -133,7 +134,7 @@ impl Held {
                 let in_doubt = |row: &Row| row.time_ms <= watermark_ms && in_hole(holes, row);
                 let (passed, rest): (Vec<Row>, Vec<Row>) = block.rows().partition(in_doubt);
                 if !passed.is_empty() {
-                    doubtful.extend(blocks(block.key, &passed, block.arrived));
+                    doubtful.extend(blocks(block.key, &passed, now));
                     let Some(rest) = blocks(block.key, &rest, block.arrived).pop() else { return false };
                     *block = rest;
                 }

@@ -24,7 +24,7 @@ const CLOCK_SKEW_MAX_MS: i64 = 5 * 60_000;
 /// Clocks that differ by less make no sample filled in follow one that its leader is still to be sent.
 const CLOCKS_APART_MS: i64 = 10_000;
 
-/// So long after it arrived, and after the last comparison, a sample in doubt is compared: the more of a series have come,
+/// So long after it came to be in doubt, and after the last comparison, a sample is compared: the more of a series have come,
 /// the better its pace is known.
 const COMPARED_AFTER: Duration = Duration::from_secs(10);
 
@@ -188,7 +188,7 @@ impl Ledger {
     }
 
     /// Takes out some of what is in doubt, to be compared with what is stored. Nothing for a while after the last time, and
-    /// nothing that has only just arrived: what its sender sends next tells the pace.
+    /// nothing that has only just come to be in doubt: what its sender sends next tells the pace.
     pub fn take_doubtful(&mut self, count: usize, now: Instant) -> Option<Doubtful> {
         let Term { fence, clock_offset_ms, watermark_ms } = self.term?;
         let until = now.checked_sub(COMPARED_AFTER)?;

@@ -91,20 +91,27 @@ impl Stored {
             let is_sure = (of_series.len() > 1 || known.pace_ms.is_some())
                 && pace_ms.zip(stored_pace_ms).is_none_or(|(own_ms, stored_ms)| own_ms < stored_ms * 2);
             let likely_ms = if is_sure { pace_ms } else { pace_ms.into_iter().chain(stored_pace_ms).min() };
-            let limit_ms = likely_ms.map_or(i64::MAX, |pace_ms| pace_ms + LATE_MS.max(pace_ms / 8));
-            let Known { mut last_ms, mut filled_ms, .. } = known;
-            for row in of_series {
+            let limit_ms = likely_ms.map_or(i64::MAX, |pace_ms| pace_ms + LATE_MS.min(pace_ms / 2).max(pace_ms / 8));
+            let Known { mut last_ms, mut filled_ms, next_ms, .. } = known;
+            for (place, row) in of_series.iter().enumerate() {
+                let own_next_ms = of_series.get(place + 1).map(|next| next.time_ms).or(next_ms);
                 let at = times.partition_point(|time_ms| *time_ms < row.time_ms);
                 let stored_ms = at.checked_sub(1).map(|before| times[before]);
                 let before_ms = stored_ms.max(filled_ms.filter(|at_ms| *at_ms < row.time_ms));
                 let after_ms = times.get(at).copied();
                 let is_own = before_ms.is_some() && before_ms == filled_ms;
-                let is_gap = match (before_ms, after_ms) {
-                    (Some(before_ms), Some(after_ms)) => after_ms.saturating_sub(before_ms) > limit_ms,
-                    (Some(before_ms), None) => is_own || row.time_ms.saturating_sub(before_ms) > limit_ms,
-                    (None, Some(after_ms)) => after_ms.saturating_sub(row.time_ms) > limit_ms,
-                    (None, None) => true,
-                };
+                // Next to a stored one of the same sender, with none of another between, it belongs with that: however short
+                // the gap that is left.
+                let follows = before_ms.is_some() && before_ms == last_ms;
+                let precedes = after_ms.is_some() && after_ms == own_next_ms;
+                let is_gap = follows && after_ms.is_some()
+                    || precedes
+                    || match (before_ms, after_ms) {
+                        (Some(before_ms), Some(after_ms)) => after_ms.saturating_sub(before_ms) > limit_ms,
+                        (Some(before_ms), None) => is_own || row.time_ms.saturating_sub(before_ms) > limit_ms,
+                        (None, Some(after_ms)) => after_ms.saturating_sub(row.time_ms) > limit_ms,
+                        (None, None) => true,
+                    };
                 let ahead_ms = if is_own { 0 } else { ahead_ms };
                 let is_between = before_ms.is_none_or(|before_ms| row.time_ms > before_ms + ahead_ms)
                     && after_ms.is_none_or(|after_ms| row.time_ms + behind_ms < after_ms);
@@ -174,6 +181,8 @@ mod tests {
         assert_eq!(missing(&[3, 7, 17], &[2, 12]), [0_i64; 0], "a young series that changed sides");
         assert_eq!(missing(&[21, 31], &[4, 14, 24]), [4, 14], "it began earlier");
         assert_eq!(missing(&[0, 10], &[14, 24, 34]), [24], "the leader may be about to be sent 34");
+        assert_eq!(missing(&[0, 10, 24, 34], &[4, 14, 24, 34]), [14], "its own run begins later than it could");
+        assert_eq!(missing(&[4, 14, 30, 40], &[4, 14, 24, 34]), [24], "and here it ends sooner");
     }
 
     #[test]
