@@ -1,6 +1,7 @@
 //! Where a case is played: one PostgreSQL, adapters, Prometheis that send to them, and a record of what was done.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,7 @@ pub(crate) struct Stage<'a> {
     /// The primary.
     pub(crate) postgres: Postgres,
     network: Option<&'a Network>,
+    binary: PathBuf,
     /// How it was set up.
     pub(crate) setup: Setup,
     /// Where chance comes from.
@@ -228,6 +230,7 @@ impl<'a> Stage<'a> {
             replica,
             postgres,
             network,
+            binary: binary.to_owned(),
             setup,
             random,
             began: Instant::now(),
@@ -237,6 +240,9 @@ impl<'a> Stage<'a> {
         if stage.setup.senders {
             for host in &stage.hosts {
                 host.start();
+            }
+            if stage.setup.mode == Mode::Rest {
+                stage.order(0, &["lead"]).await;
             }
             stage.began = Instant::now();
             stage.settled().await;
@@ -321,6 +327,28 @@ impl<'a> Stage<'a> {
             adapter.process().kill9().await;
             self.past_logs[host].extend(adapter.process().log().lines());
         }
+    }
+
+    /// Has an operator on a host order something of its adapter, and returns what that says.
+    pub(crate) async fn order(&mut self, host: usize, words: &[&str]) -> String {
+        let mut command = match self.network {
+            Some(network) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", &network.namespace(host)]).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
+        let url = format!("-url={}", self.adapter(host).url(""));
+        command.arg("election").args(words).arg(url);
+        let ended = tokio::task::spawn_blocking(move || command.output().expect("the adapter's program cannot be run"));
+        let ended = tokio::time::timeout(PATIENCE, ended).await.expect("an order takes for ever");
+        let ended = ended.expect("the program that gives it is seen to end");
+        let said = [&ended.stdout[..], &ended.stderr].map(String::from_utf8_lossy).concat();
+        if !ended.status.success() {
+            self.record.broken.push(format!("election {}: {}", words.join(" "), said.trim()));
+        }
+        said
     }
 
     /// Asks the adapter of a host to end.
@@ -493,7 +521,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until nothing is missing any more. What nobody stored is filled in once the leading replica's samples are
     /// stored far beyond it, so all go on sending meanwhile.
-    async fn filled_in(&mut self) {
+    pub(crate) async fn filled_in(&mut self) {
         let began = Instant::now();
         let mut first = None;
         loop {

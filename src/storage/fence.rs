@@ -26,10 +26,10 @@ const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn begin(names: &Names, fence: Option<Fence>, timeout: Duration) -> String {
     let mut text = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL statement_timeout = {timeout_ms}; \
-         SET LOCAL lock_timeout = {timeout_ms}; SET LOCAL idle_in_transaction_session_timeout = {idle_ms}; \
-         SELECT set_config('synchronous_commit', 'local', true) \
-         WHERE current_setting('synchronous_commit') = 'off'",
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '{timeout_ms}', true), \
+         set_config('lock_timeout', '{timeout_ms}', true), \
+         set_config('idle_in_transaction_session_timeout', '{idle_ms}', true), \
+         set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), true)",
         timeout_ms = timeout.as_millis(),
         idle_ms = IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
     );
