@@ -20,6 +20,10 @@ pub struct Command {
     pub token: Option<String>,
     /// What it is to do.
     pub verb: Verb,
+    /// Of which cluster, where replicas lead.
+    pub cluster: Option<String>,
+    /// Which replica is to be held or released.
+    pub replica: Option<String>,
 }
 
 /// What an adapter may be asked to do.
@@ -74,19 +78,21 @@ impl Command {
     ///
     /// When the adapter cannot be reached, or refuses.
     pub async fn run(&self) -> Result<String, Error> {
-        let (method, path, body) = match &self.verb {
-            Verb::Status => (Method::GET, "/status.json".to_owned(), ""),
-            Verb::Lead => (Method::PUT, "/admin/election/leader".to_owned(), "1"),
-            Verb::Resign => (Method::POST, "/admin/election/resign".to_owned(), ""),
-            Verb::HandOver(to) => (
-                Method::POST,
-                format!("/admin/election/hand-over?to={}", utf8_percent_encode(to, NON_ALPHANUMERIC)),
-                "",
-            ),
-            Verb::Hold => (Method::POST, "/admin/election/hold".to_owned(), ""),
-            Verb::Release => (Method::POST, "/admin/election/release".to_owned(), ""),
+        let (method, path, to, body) = match &self.verb {
+            Verb::Status => (Method::GET, "/status.json", None, ""),
+            Verb::Lead => (Method::PUT, "/admin/election/leader", None, "1"),
+            Verb::Resign => (Method::POST, "/admin/election/resign", None, ""),
+            Verb::HandOver(to) => (Method::POST, "/admin/election/hand-over", Some(to), ""),
+            Verb::Hold => (Method::POST, "/admin/election/hold", None, ""),
+            Verb::Release => (Method::POST, "/admin/election/release", None, ""),
         };
-        let asked = tokio::time::timeout(TIMEOUT, self.ask(method, &path, body)).await;
+        let parameters = [("cluster", self.cluster.as_ref()), ("replica", self.replica.as_ref()), ("to", to)];
+        let parameters = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let parameters =
+            parameters.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+        let path = format!("{path}?{}", parameters.collect::<Vec<_>>().join("&"));
+        let path = path.trim_end_matches('?');
+        let asked = tokio::time::timeout(TIMEOUT, self.ask(method, path, body)).await;
         let answered = asked.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}").into()));
         let unreachable = |error| Error::Unreachable { url: self.url.clone(), why: chain(error) };
         let (status, text) = answered.map_err(unreachable)?;

@@ -14,6 +14,10 @@ usage: prometheus-postgresql-adapter election VERB [-url=http://localhost:9201]
   release         take part in elections again
   lead            take the lead (with -leader-election-rest only)
 
+With -metrics-high-availability replicas lead, not adapters: say -cluster=NAME with
+resign and with hand-over, which goes to a replica then, and with hold and release
+-replica=NAME too. Any adapter to which the replica sends may be asked.
+
 The port is that of TS_PROM_WEB_LISTEN_ADDRESS, if that is set, and the adapter's
 -web-admin-token that of TS_PROM_WEB_ADMIN_TOKEN.";
 
@@ -28,16 +32,27 @@ pub(super) fn parse(words: &[String], env: impl Fn(&str) -> Option<String>) -> R
         .and_then(|address| Some(address.rsplit_once(':')?.1.to_owned()))
         .unwrap_or_else(|| "9201".to_owned());
     let mut url = format!("http://localhost:{port}");
+    let (mut cluster, mut replica) = (None, None);
     let mut rest = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        match word.trim_start_matches('-').split_once('=') {
-            _ if !word.starts_with('-') => rest.push(word.as_str()),
-            Some(("url", value)) => value.clone_into(&mut url),
-            None if word.trim_start_matches('-') == "url" => {
-                words.next().ok_or_else(|| mistake("-url needs a value"))?.clone_into(&mut url);
-            }
-            None if ["-h", "-help", "--help"].contains(&word.as_str()) => return Ok(None),
+        if !word.starts_with('-') {
+            rest.push(word.as_str());
+            continue;
+        }
+        let (flag, value) = match word.trim_start_matches('-').split_once('=') {
+            Some((flag, value)) => (flag, Some(value.to_owned())),
+            None => (word.trim_start_matches('-'), None),
+        };
+        if ["h", "help"].contains(&flag) {
+            return Ok(None);
+        }
+        let mut value = || value.clone().or_else(|| words.next().cloned()).filter(|value| !value.is_empty());
+        let mut take = |flag: &str| value().ok_or_else(|| mistake(&format!("-{flag} needs a value")));
+        match flag {
+            "url" => url = take(flag)?,
+            "cluster" => cluster = Some(take(flag)?),
+            "replica" => replica = Some(take(flag)?),
             _ => return Err(mistake(&format!("unknown flag {word:?}"))),
         }
     }
@@ -52,9 +67,15 @@ pub(super) fn parse(words: &[String], env: impl Fn(&str) -> Option<String>) -> R
         [] => return Err(mistake("do what?")),
         other => return Err(mistake(&format!("not understood: {}", other.join(" ")))),
     };
+    let takes_replica = matches!(verb, Verb::Hold | Verb::Release);
+    if cluster.is_some() && matches!(verb, Verb::Status | Verb::Lead)
+        || replica.is_some() != (cluster.is_some() && takes_replica)
+    {
+        return Err(mistake("-cluster goes with resign and hand-over, and with -replica with hold and release"));
+    }
     let is_usable = |url: &Uri| url.scheme_str() == Some("http") && url.host().is_some();
     let url = url.parse().ok().filter(is_usable).ok_or_else(|| mistake(&format!("{url:?} is no http://HOST:PORT")))?;
-    Ok(Some(Command { url, token: set("TS_PROM_WEB_ADMIN_TOKEN"), verb }))
+    Ok(Some(Command { url, token: set("TS_PROM_WEB_ADMIN_TOKEN"), verb, cluster, replica }))
 }
 
 /// The page for `election -h`.
@@ -79,6 +100,20 @@ mod tests {
     fn check(words: &[&str], env: &[(&str, &str)], url: &str, verb: &Verb) {
         let command = parsed(words, env).unwrap().unwrap();
         assert_eq!((command.url, &command.verb), (url.parse().unwrap(), verb));
+    }
+
+    #[test]
+    fn a_cluster_and_a_replica_are_named_where_replicas_lead() {
+        let named = |words: &[&str]| {
+            let command = parsed(words, &[])?.unwrap();
+            Ok::<_, String>((command.cluster, command.replica))
+        };
+        assert_eq!(named(&["resign", "-cluster=eu"]), Ok((Some("eu".into()), None)));
+        assert_eq!(named(&["hand-over", "b", "-cluster", "eu"]), Ok((Some("eu".into()), None)));
+        assert_eq!(named(&["hold", "-cluster=eu", "-replica=a"]), Ok((Some("eu".into()), Some("a".into()))));
+        for wrong in [&["hold", "-cluster=eu"][..], &["hold", "-replica=a"], &["lead", "-cluster=eu"]] {
+            assert!(named(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

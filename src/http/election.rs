@@ -1,14 +1,19 @@
 //! Orders to the election: by an outside party as 0.6.0 took them, and by hand.
 
+use std::sync::Arc;
+
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use crate::election::by_labels::by_hand;
+use crate::election::by_labels::clusters::Clusters;
 use crate::election::desk::Orders;
 use crate::election::orders::{Order, Refusal};
 use crate::election::role::Role;
 use crate::http::{Answer, Service, method_not_allowed, text, unavailable, with_type};
+use crate::model::source::Source;
 
 /// A digit, and whatever a client may put around it.
 const BODY_BYTES_MAX: usize = 64;
@@ -17,8 +22,13 @@ const BODY_BYTES_MAX: usize = 64;
 pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Answer {
     let is_leader = matches!(service.role_now(), Role::Leader { .. });
     match *request.method() {
-        Method::GET if service.clusters.is_some() => not_by_labels(),
-        Method::GET => word(is_leader),
+        Method::GET => match &service.clusters {
+            Some(clusters) => match (parameter(&request, "cluster"), parameter(&request, "replica")) {
+                (Some(cluster), Some(replica)) => word(clusters.leads(&Source { cluster, replica })),
+                _ => say("/admin/election/leader?cluster=NAME&replica=NAME"),
+            },
+            None => word(is_leader),
+        },
         Method::PUT => {
             let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
             let body = body.map(|body| body.to_bytes()).unwrap_or_default();
@@ -53,10 +63,13 @@ pub(super) async fn order(service: &Service, request: &Request<Incoming>) -> Ans
         ("resign", _) => Order::Resign,
         ("release", _) => Order::Release,
         _ => match parameter(request, "to") {
-            Some(to) if !to.is_empty() => Order::HandOver { to },
-            _ => return text(StatusCode::BAD_REQUEST, "say to whom: /admin/election/hand-over?to=NAME"),
+            Some(to) => Order::HandOver { to },
+            None => return say("/admin/election/hand-over?to=NAME"),
         },
     };
+    if let Some(clusters) = &service.clusters {
+        return by_labels(clusters, request, order).await;
+    }
     let done = match &order {
         Order::HandOver { to } => format!("handed over to {to}"),
         Order::Hold => "held out of elections until released".to_owned(),
@@ -72,22 +85,55 @@ pub(super) async fn order(service: &Service, request: &Request<Incoming>) -> Ans
     }
 }
 
+/// The same where leaders are found by labels: of which cluster, and of which of its replicas.
+async fn by_labels(clusters: &Arc<Clusters>, request: &Request<Incoming>, order: Order) -> Answer {
+    let path = request.uri().path();
+    let Some(cluster) = parameter(request, "cluster") else {
+        let to = if matches!(order, Order::HandOver { .. }) { "&to=NAME" } else { "" };
+        let replica = if matches!(order, Order::Hold | Order::Release) { "&replica=NAME" } else { "" };
+        return say(&format!("{path}?cluster=NAME{replica}{to}"));
+    };
+    let replica = parameter(request, "replica");
+    let (order, done) = match (order, replica) {
+        (Order::Resign, _) => (by_hand::Order::Resign, "another replica leads".to_owned()),
+        (Order::HandOver { to }, _) => (by_hand::Order::HandOver { to: to.clone() }, format!("handed over to {to}")),
+        (Order::Hold, Some(replica)) => {
+            let done = format!("{replica} is held out of elections until released");
+            (by_hand::Order::Hold { replica }, done)
+        }
+        (Order::Release, Some(replica)) => {
+            let done = format!("{replica} takes part in elections");
+            (by_hand::Order::Release { replica }, done)
+        }
+        _ => return say(&format!("{path}?cluster={cluster}&replica=NAME")),
+    };
+    match clusters.give(&cluster, order).await {
+        Ok(()) => text(StatusCode::OK, done),
+        Err(refusal) => {
+            use by_hand::Refusal;
+            let status = match &refusal {
+                Refusal::NoSuchCluster { .. } | Refusal::NoSuchReplica { .. } => StatusCode::NOT_FOUND,
+                Refusal::HeldOut { .. } | Refusal::Overtaken { .. } => StatusCode::CONFLICT,
+                Refusal::NobodyLeads { .. } | Refusal::Overdue { .. } => return unavailable(refusal.to_string()),
+            };
+            text(status, refusal.to_string())
+        }
+    }
+}
+
+/// What is missing is to be said.
+fn say(what: &str) -> Answer {
+    text(StatusCode::BAD_REQUEST, format!("say of which: {what}"))
+}
+
 /// Where orders are given.
 fn orders(service: &Service) -> Result<&Orders, Box<Answer>> {
     match &service.orders {
-        _ if service.clusters.is_some() => Err(Box::new(not_by_labels())),
+        _ if service.clusters.is_some() => Err(Box::new(refused(&Refusal::NotTold))),
         None => Err(Box::new(text(StatusCode::CONFLICT, "there is no election: this adapter takes part in none"))),
         Some(_) if service.store.get().is_none() => Err(Box::new(unavailable("the database has not been reached yet"))),
         Some(orders) => Ok(orders),
     }
-}
-
-/// Where leaders are found by labels, orders are to name a cluster and a replica.
-fn not_by_labels() -> Answer {
-    text(
-        StatusCode::NOT_IMPLEMENTED,
-        "not by labels yet: with -metrics-high-availability leaders cannot be told by hand",
-    )
 }
 
 fn refused(refusal: &Refusal) -> Answer {
@@ -109,5 +155,5 @@ fn word(value: bool) -> Answer {
 fn parameter(request: &Request<Incoming>, name: &str) -> Option<String> {
     let mut pairs = request.uri().query()?.split('&').filter_map(|pair| pair.split_once('='));
     let value = pairs.find(|(key, _)| *key == name)?.1;
-    Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+    Some(percent_decode_str(value).decode_utf8_lossy().into_owned()).filter(|value| !value.is_empty())
 }

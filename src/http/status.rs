@@ -78,13 +78,13 @@ pub(super) fn json(service: &Service) -> String {
 
 fn clusters_json(clusters: &Arc<Clusters>) -> Vec<serde_json::Value> {
     let seconds = |ago: Option<Duration>| ago.map(|ago| ago.as_secs_f64());
-    let json = |Shown { cluster, leader, replicas, is_silent }: Shown| {
+    let json = |Shown { cluster, leader, replicas, is_silent, held_out }: Shown| {
         let leader = leader.map(|leader| {
             serde_json::json!({"replica": leader.replica, "term": leader.term, "seconds_since_heard": seconds(leader.heard_ago)})
         });
         let replica = |(replica, ago): (String, Option<Duration>)| serde_json::json!({"replica": replica, "seconds_since_heard_here": seconds(ago)});
         let replicas: Vec<_> = replicas.into_iter().map(replica).collect();
-        serde_json::json!({"cluster": cluster, "leader": leader, "silent": is_silent, "replicas": replicas})
+        serde_json::json!({"cluster": cluster, "leader": leader, "silent": is_silent, "replicas": replicas, "held": held_out})
     };
     clusters.shown().into_iter().map(json).collect()
 }
@@ -94,14 +94,16 @@ fn clusters_page(clusters: &Arc<Clusters>) -> String {
     let mut shown = clusters.shown();
     shown.sort_by_key(|cluster| !cluster.is_silent);
     let ago = |ago: Option<Duration>| ago.map_or("never".to_owned(), |ago| format!("{:.1} s ago", ago.as_secs_f64()));
-    let row = |Shown { cluster, leader, replicas, is_silent }: &Shown| {
+    let row = |Shown { cluster, leader, replicas, is_silent, held_out }: &Shown| {
         let leader = leader.as_ref().map_or("nobody yet".to_owned(), |leader| {
             let silent = if *is_silent { ", silent" } else { "" };
             format!("{} (term {}{silent}), heard {}", escape(&leader.replica), leader.term, ago(leader.heard_ago))
         });
         let replicas: Vec<String> =
             replicas.iter().map(|(replica, heard)| format!("{} {}", escape(replica), ago(*heard))).collect();
-        format!("<tr><td>{}</td><td>{leader}</td><td>{}</td></tr>", escape(cluster), replicas.join("<br>"))
+        let held = held_out.iter().map(|replica| escape(replica)).collect::<Vec<_>>().join(", ");
+        let held = if held.is_empty() { held } else { format!("<br>held out of elections: {held}") };
+        format!("<tr><td>{}</td><td>{leader}</td><td>{}{held}</td></tr>", escape(cluster), replicas.join("<br>"))
     };
     let rows: String = shown.iter().map(row).collect();
     format!(

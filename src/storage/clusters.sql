@@ -53,7 +53,7 @@ BEGIN
         WHERE r.reported_at > clock_timestamp() - lives AND NOT (u.begun AND u.token = w.with_token)
     ), raised AS (
         UPDATE {leader} new SET term = new.term + 1, token = pg_catalog.gen_random_uuid(), holder = w.replica,
-            heartbeat = clock_timestamp(), watermark = w.passed,
+            heartbeat = clock_timestamp(), watermark = w.passed, successor = NULL, successor_until = NULL,
             holes = old.holes * tstzmultirange(tstzrange(clock_timestamp() - looked_back, NULL))
                 + tstzmultirange(tstzrange(
                     coalesce(w.passed, (SELECT max(lower(hole)) FROM unnest(old.holes) hole), clock_timestamp() - looked_back),

@@ -42,9 +42,11 @@ CREATE TABLE {leader} (
     token uuid,
     holder text,
     heartbeat timestamptz,
-    -- Until then nobody but this one takes the lead; a new term clears both.
+    -- Until then nobody but this one takes the lead; a new term clears both. By labels: any other replica, where it is NULL.
     successor text,
     successor_until timestamptz,
+    -- By labels: replicas that are held out of elections.
+    held_out text[] NOT NULL DEFAULT ARRAY[]::text[],
     -- Every sample up to here is committed; a standby may forget it.
     watermark timestamptz,
     -- How far the clocks of those are ahead of the server's by which what is stored last may have been stored: of the

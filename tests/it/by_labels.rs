@@ -12,6 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::setup::{Body, SOON, adapter_at, at, now_ms, start};
 
+mod by_hand;
+mod many;
 mod requests;
 mod take_over;
 
@@ -75,9 +77,14 @@ impl Replica {
 
 /// A request with one sample of `cluster` as `replica` has it.
 fn body(cluster: &str, replica: &str, times_ms: &[i64]) -> Body {
+    of(Body::new(), cluster, replica, times_ms)
+}
+
+/// One more series in a request.
+fn of(body: Body, cluster: &str, replica: &str, times_ms: &[i64]) -> Body {
     let labels = [("__name__", "ticks"), ("__replica__", replica), ("cluster", cluster)];
     let samples: Vec<_> = times_ms.iter().map(|time_ms| at(*time_ms, number(replica))).collect();
-    Body::new().series(&labels, &samples)
+    body.series(&labels, &samples)
 }
 
 /// The value of its samples.

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::election::Progress;
-use crate::election::by_labels::cluster::{Seen, Succession};
+use crate::election::by_labels::by_hand::{Given, Order, PATIENCE};
+use crate::election::by_labels::cluster::{Next, Seen, Succession};
 use crate::election::by_labels::group_name;
 use crate::election::lock_session::{FILLED, UNSURE, holes, holes_of};
 use crate::postgres::error::Error;
@@ -58,6 +60,9 @@ pub struct Beginning {
 
 /// What adapters report is relied on for so long, but for when a replica was heard.
 const FRESH: &str = "interval '60 seconds'";
+
+/// Writes under way end within so long, or another try is made.
+const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// An adapter that has not reported for so long is not waited for before another replica leads.
 const LIVES: &str = "interval '5 seconds'";
@@ -119,7 +124,8 @@ pub async fn round(
          unnest(r.tokens, r.heard, r.doubted, r.newest, r.lag_ms, r.pending) AS u (token, heard, doubted, newest, lag_ms, pending) \
          GROUP BY 1) SELECT group_name, group_no, term, l.token, holder, \
          extract(epoch FROM clock_timestamp() - t.heard)::float8, extract(epoch FROM clock_timestamp() - t.doubted)::float8, \
-         least(t.newest - make_interval(secs => (t.lag_ms + $2) / 1000.0), t.pending - interval '1 millisecond'), {} \
+         least(t.newest - make_interval(secs => (t.lag_ms + $2) / 1000.0), t.pending - interval '1 millisecond'), {}, \
+         CASE WHEN l.successor_until > clock_timestamp() THEN coalesce(l.successor, '') END, l.held_out \
          FROM {{leader}} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
         holes_of("l.holes"),
     ));
@@ -147,6 +153,12 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
             doubted_ago: doubted.map(ago),
             watermark_ms: watermark.map(|Timestamp(time_us)| from_postgres_us(time_us)),
             holes: holes(&row.try_get::<_, Vec<Timestamp>>(8)?),
+            // No replica has an empty name: a label without a value is none.
+            next: row.try_get::<_, Option<String>>(9)?.map(|next| match next.is_empty() {
+                true => Next::AnyOther,
+                false => Next::Named(next),
+            }),
+            held_out: row.try_get(10)?,
         }),
         None => None,
     };
@@ -169,6 +181,55 @@ pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_m
         [(&groups, Type::TEXT_ARRAY), (&most, Type::INT8), (&CLUSTER_GROUPS, Type::TEXT)];
     client.execute_typed(&statement, &parameters).await?;
     Ok(())
+}
+
+/// Writes down an order, for all adapters to see.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), Error> {
+    let Given { fence: Fence { group_no, token, .. }, order } = given;
+    let yields = format!(
+        "successor = $2, successor_until = clock_timestamp() + make_interval(secs => {}) WHERE token = '{token}' AND",
+        PATIENCE.as_secs()
+    );
+    let (replica, set) = match order {
+        Order::Resign => (None, yields.as_str()),
+        Order::HandOver { to } => (Some(to), yields.as_str()),
+        Order::Hold { replica } => (Some(replica), "held_out = array_append(array_remove(held_out, $2), $2) WHERE"),
+        Order::Release { replica } => (Some(replica), "held_out = array_remove(held_out, $2) WHERE"),
+    };
+    let statement = names.fill(&format!("UPDATE {{leader}} SET {set} group_no = $1"));
+    client.execute_typed(&statement, &[(group_no, Type::INT4), (&replica, Type::TEXT)]).await?;
+    Ok(())
+}
+
+/// Waits until no write of these groups is under way, in a transaction that [`take_over`] is to be called in and that is to
+/// be committed: else those that write all the time would never let another replica lead. Returns whether it is so.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn drain(client: &Client, names: &Names, groups: &[i32]) -> Result<bool, Error> {
+    client
+        .batch_execute(&format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}",
+            DRAINED_WITHIN.as_millis()
+        ))
+        .await?;
+    let lock = names.fill(
+        "SELECT pg_advisory_xact_lock({leader:literal}::regclass::oid::integer, of_group) FROM unnest($1::integer[]) \
+         AS g (of_group) ORDER BY of_group",
+    );
+    match client.query_typed(&lock, &[(&groups, Type::INT4_ARRAY)]).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+            client.batch_execute("ROLLBACK").await?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Lets other replicas lead, each given with its cluster; returns the numbers of the groups in which one does now.

@@ -22,9 +22,12 @@ pub const ROUND: Duration = Duration::from_secs(1);
 /// What was read so long ago is relied on no more: three rounds.
 pub const STALE: Duration = Duration::from_secs(3);
 
-/// A pause of the leading replica that is this much longer than its usual ones may be a restart, after which it never sends
-/// what it had not sent. Another replica has it.
+/// A pause of the leading replica that is longer than this and than its usual ones may be a restart, after which it never
+/// sends what it had not sent. Another replica has it.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
+
+/// A replica is heard for so long before a pause of its tells anything: one with few samples sends every five seconds.
+const LEARNING: Duration = Duration::from_secs(12);
 
 /// A leading replica in doubt goes on when after so long nobody has let another one lead: by then every adapter has been told.
 const UNDISPUTED: Duration = Duration::from_millis(2_500);
@@ -56,6 +59,19 @@ pub struct Seen {
     pub watermark_ms: Option<i64>,
     /// What changes of leader left in doubt.
     pub holes: Vec<Hole>,
+    /// Who is to lead next, silent or not, by order.
+    pub next: Option<Next>,
+    /// Replicas that are held out of elections, by order.
+    pub held_out: Vec<String>,
+}
+
+/// To whom a leading replica is to leave the lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Whichever other replica is heard.
+    AnyOther,
+    /// This one.
+    Named(String),
 }
 
 /// Another replica is to lead.
@@ -73,6 +89,21 @@ pub struct Succession {
     pub watermark_ms: Option<i64>,
     /// How far the clock of the leading replica is behind that of the next, if that is more than nothing.
     pub behind_ms: i64,
+    /// By order: the leading replica may send, and its writes under way are to be waited for.
+    pub is_ordered: bool,
+}
+
+impl Seen {
+    /// Whether the leading replica is to leave the lead, by order.
+    #[must_use]
+    pub fn is_to_yield(&self) -> bool {
+        self.next.is_some() || self.held_out.contains(&self.replica)
+    }
+
+    fn may_follow(&self, replica: &str) -> bool {
+        let is_meant = !matches!(&self.next, Some(Next::Named(next)) if next != replica);
+        is_meant && !self.held_out.iter().any(|held_out| held_out == replica)
+    }
 }
 
 impl Succession {
@@ -80,7 +111,8 @@ impl Succession {
     #[must_use]
     pub fn first(group_no: i32, replica: &str) -> Self {
         let replica = replica.to_owned();
-        Self { group_no, token: None, replica, silent_for: Duration::ZERO, watermark_ms: None, behind_ms: 0 }
+        let silent_for = Duration::ZERO;
+        Self { group_no, token: None, replica, silent_for, watermark_ms: None, behind_ms: 0, is_ordered: false }
     }
 }
 
@@ -88,6 +120,7 @@ impl Succession {
 #[derive(Clone, Debug)]
 struct Heard {
     liveness: Liveness,
+    rhythm: Rhythm,
     /// Open connections over which it alone sends to this adapter, and whether one of them was kept for a second request:
     /// a sender that opens one for each says nothing by closing it.
     connections: usize,
@@ -96,6 +129,16 @@ struct Heard {
     /// as is known, how far its clock is ahead less the shortest time on the way.
     ahead_ms: [Option<i64>; 2],
     window_ends: Instant,
+}
+
+/// Which pauses of a replica are usual.
+#[derive(Clone, Debug)]
+struct Rhythm {
+    since: Instant,
+    /// The longest usual one seen lately; it shrinks by a quarter in the time of its own length.
+    longest: Duration,
+    /// The last one that was longer, and when it ended.
+    odd: Option<(Instant, Duration)>,
 }
 
 /// See the module.
@@ -111,8 +154,6 @@ pub struct Cluster {
     leads_since: Option<Instant>,
     /// When any adapter last heard the leading replica, as far as is known here.
     heard_at: Option<Instant>,
-    /// The longest pause between signs of life of the leading replica seen lately.
-    usual_pause: Duration,
     /// The leading replica has been silent since then, though not for its timeout, and may have lost what it had not sent:
     /// its samples wait until it is decided whether another is to lead.
     in_doubt_since: Option<Instant>,
@@ -136,7 +177,6 @@ impl Cluster {
             steady_since: None,
             leads_since: None,
             heard_at: None,
-            usual_pause: Duration::ZERO,
             in_doubt_since: None,
             asked_at: None,
             doubted_at: None,
@@ -150,27 +190,27 @@ impl Cluster {
         let timeout = self.timeout;
         let new = || Heard {
             liveness: Liveness::new(timeout),
+            rhythm: Rhythm { since: now, longest: Duration::ZERO, odd: None },
             connections: 0,
             are_kept: false,
             ahead_ms: [None, None],
             window_ends: now,
         };
+        let leads = self.seen.as_ref().is_some_and(|seen| seen.replica == replica);
         let heard = self.replicas.entry(replica.to_owned()).or_insert_with(new);
         let was_gone = heard.liveness.is_gone();
+        // A leading one that has not been heard as such was heard before.
+        let last = if leads { self.heard_at.or(self.leads_since) } else { heard.liveness.last() };
+        let is_usual = last.is_none_or(|last| heard.rhythm.is_usual(now.saturating_duration_since(last), now));
         heard.liveness.begin(now);
         heard.is_ahead(ahead_ms, now);
-        if self.leading() != Some(replica) || self.in_doubt_since.is_some() {
+        if !leads || self.in_doubt_since.is_some() {
             return;
         }
-        if let Some(heard_at) = self.heard_at {
-            let pause = now.saturating_duration_since(heard_at);
+        if was_gone && self.heard_at.is_some() || !is_usual {
             // If others have heard it meanwhile, the next read tells.
-            let is_long = pause > PAUSE_MIN.max(self.usual_pause * 3 / 2 + Duration::from_secs(1));
-            if was_gone || is_long {
-                self.in_doubt_since = Some(heard_at);
-                return;
-            }
-            self.usual_pause = pause.max(self.usual_pause.saturating_sub(pause / 16));
+            self.in_doubt_since = last;
+            return;
         }
         self.heard_at = self.heard_at.max(Some(now));
     }
@@ -219,7 +259,7 @@ impl Cluster {
         let token = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.fence.token);
         if token(&self.seen) != token(&seen) {
             self.leads_since = Some(now);
-            (self.heard_at, self.in_doubt_since, self.usual_pause) = (None, None, Duration::ZERO);
+            (self.heard_at, self.in_doubt_since) = (None, None);
         }
         let elsewhere = seen.as_ref().and_then(|seen| asked.checked_sub(seen.heard_ago?));
         if self.in_doubt_since.is_none_or(|since| elsewhere > Some(since + TOLERANCE)) {
@@ -319,6 +359,7 @@ impl Cluster {
             silent_for: now.saturating_duration_since(silent_since).saturating_sub(TOLERANCE),
             watermark_ms: seen.watermark_ms,
             behind_ms: self.behind_ms(&seen.replica, replica),
+            is_ordered: seen.is_to_yield(),
         })
     }
 
@@ -328,11 +369,13 @@ impl Cluster {
         self.deadline().filter(|deadline| *deadline > now)
     }
 
-    /// The replica heard here last, `but` this one, unless it is silent too.
+    /// The replica heard here last that may lead, `but` this one, unless it is silent too.
     #[must_use]
     pub fn candidate(&self, but: Option<&str>, now: Instant) -> Option<&str> {
         let lives = |heard: &Heard| heard.liveness.silent_at(now).is_none_or(|silent_at| silent_at > now);
-        let others = self.replicas.iter().filter(|(name, heard)| Some(name.as_str()) != but && lives(heard));
+        let may_follow = |name: &str| self.seen.as_ref().is_none_or(|seen| seen.may_follow(name));
+        let others =
+            self.replicas.iter().filter(|(name, heard)| Some(name.as_str()) != but && may_follow(name) && lives(heard));
         others.max_by_key(|(_, heard)| heard.liveness.last()).map(|(name, _)| name.as_str())
     }
 
@@ -369,8 +412,11 @@ impl Cluster {
         self.seen.as_ref().map(|seen| seen.replica.as_str())
     }
 
-    /// Since when the leading replica has been silent, if it has been for long enough.
+    /// Since when the leading replica has been silent, if it has been for long enough. One that is to yield needs not be.
     fn silent_since(&self, now: Instant) -> Option<Instant> {
+        if self.seen.as_ref().is_some_and(Seen::is_to_yield) {
+            return Some(now);
+        }
         let elsewhere = || self.doubted_at.filter(|since| self.heard_at <= Some(*since + TOLERANCE));
         if let Some(since) = self.in_doubt_since.or_else(elsewhere) {
             return Some(since);
@@ -399,6 +445,22 @@ impl Cluster {
     fn gone_since(&self) -> Option<Instant> {
         let gone_at = self.replicas.get(self.leading()?)?.liveness.gone_at()?;
         (self.heard_at.max(self.leads_since) <= Some(gone_at)).then_some(gone_at)
+    }
+}
+
+impl Rhythm {
+    /// Takes a pause that ended `now`.
+    fn is_usual(&mut self, pause: Duration, now: Instant) -> bool {
+        let is_long = |longest: Duration| pause > PAUSE_MIN.max(longest * 3 / 2 + Duration::from_secs(1));
+        if !is_long(self.longest) {
+            self.longest = pause.max(self.longest.saturating_sub(pause / 4));
+            return true;
+        }
+        // Once is chance, twice in a row is how it sends.
+        let before = self.odd.replace((now, pause));
+        let before = before.filter(|(ended, _)| now.saturating_duration_since(*ended) <= pause * 3);
+        self.longest = self.longest.max(before.map_or(Duration::ZERO, |(_, before)| before.min(pause)));
+        !is_long(self.longest) || now.saturating_duration_since(self.since) < LEARNING
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::election::Progress;
+use crate::election::by_labels::by_hand::Orders;
 use crate::election::by_labels::cluster::{Cluster, Seen, Succession};
 use crate::election::by_labels::{Config, board};
 use crate::election::role::Role;
@@ -21,7 +22,8 @@ pub struct Clusters {
     /// Counts what may have changed a role.
     changes: watch::Sender<u64>,
     /// Wakes the rounds before their time.
-    wake: Notify,
+    pub(super) wake: Notify,
+    pub(super) orders: Mutex<Orders>,
 }
 
 struct Known {
@@ -50,6 +52,8 @@ pub struct Shown {
     pub leader: Option<Leading>,
     /// Replicas that send to this adapter, and how long ago they last did.
     pub replicas: Vec<(String, Option<Duration>)>,
+    /// Replicas that are held out of elections.
+    pub held_out: Vec<String>,
     /// Nobody leads, or the leading replica has been silent for its timeout.
     pub is_silent: bool,
 }
@@ -99,7 +103,8 @@ impl Clusters {
     /// None yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config, known: Mutex::default(), changes: watch::Sender::new(0), wake: Notify::new() }
+        let (known, changes, wake) = (Mutex::default(), watch::Sender::new(0), Notify::new());
+        Self { config, known, changes, wake, orders: Mutex::default() }
     }
 
     /// How leaders are found.
@@ -168,6 +173,14 @@ impl Clusters {
         known.get(&source.cluster).map_or(Role::Unknown, |known| known.cluster.role(&source.replica, Instant::now()))
     }
 
+    /// Whether `source` leads, as far as this adapter knows.
+    #[must_use]
+    pub fn leads(&self, source: &Source) -> bool {
+        let known = self.known();
+        let seen = known.get(&source.cluster).and_then(|known| known.cluster.seen());
+        seen.is_some_and(|seen| seen.replica == source.replica)
+    }
+
     /// What is to be shown.
     #[must_use]
     pub fn shown(&self) -> Vec<Shown> {
@@ -180,6 +193,7 @@ impl Clusters {
                 heard_ago: known.cluster.silent_for(now),
             }),
             is_silent: known.cluster.is_silent(now),
+            held_out: known.cluster.seen().map(|seen| seen.held_out.clone()).unwrap_or_default(),
             replicas: known.cluster.replicas(now).map(|(name, ago)| (name.to_owned(), ago)).collect(),
         };
         let mut shown: Vec<Shown> = self.known().iter().map(show).collect();
@@ -191,6 +205,19 @@ impl Clusters {
     #[must_use]
     pub fn ahead_ms(&self, cluster: &str, replica: &str) -> i64 {
         self.known().get(cluster).map_or(0, |known| known.cluster.ahead_ms(replica))
+    }
+
+    /// A cluster's row as it was read last, and the replicas heard here; `None` where nothing is sent of it.
+    pub(super) fn replicas_of(&self, cluster: &str) -> Option<(Option<Seen>, Vec<String>)> {
+        let known = self.known();
+        let cluster = &known.get(cluster)?.cluster;
+        let replicas = cluster.replicas(Instant::now()).map(|(name, _)| name.to_owned()).collect();
+        Some((cluster.seen().cloned(), replicas))
+    }
+
+    /// Tells when a role, or who leads, may have changed.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     // ---- for the rounds

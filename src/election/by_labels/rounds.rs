@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use deadpool_postgres::Pool;
 use tokio::sync::{Semaphore, watch};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::election::Progress;
 use crate::election::by_labels::board::{self, Beginning, Report};
-use crate::election::by_labels::cluster::{ROUND, STALE, Seen};
+use crate::election::by_labels::cluster::{ROUND, STALE, Seen, Succession};
 use crate::election::by_labels::clusters::{Begin, Clusters};
 use crate::election::role::Role;
 use crate::model::source::Source;
@@ -63,8 +64,8 @@ pub struct Rounds<S> {
     pub metrics: Arc<Metrics>,
 }
 
-/// However often something cannot wait, rounds are so far apart.
-const ROUNDS_APART: Duration = Duration::from_millis(20);
+/// However often something cannot wait, rounds are so far apart: where many replicas go at once, one is for many clusters.
+const ROUNDS_APART: Duration = Duration::from_millis(50);
 
 /// Where another replica is to lead and cannot yet, it is tried again after so long.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
@@ -144,6 +145,10 @@ impl<S: Shares> Rounds<S> {
             clusters.on_read(names, rows, asked, Instant::now());
             Ok::<_, Error>(())
         };
+        for (no, given) in clusters.unwritten() {
+            board::order(&client, &self.names, &given).await?;
+            clusters.on_written(no);
+        }
         read(&reports, &clusters.names()).await?;
         let rowless = clusters.rowless();
         if !rowless.is_empty() {
@@ -153,8 +158,7 @@ impl<S: Shares> Rounds<S> {
         let successions = clusters.successions(Instant::now());
         let mut have_taken = true;
         if !successions.is_empty() {
-            let label = &clusters.config().cluster_label;
-            let taken = board::take_over(&client, &self.names, label, &successions).await?;
+            let taken = self.take_over(&client, &successions).await?;
             have_taken = taken.len() == successions.len();
             for (cluster, succession) in successions.iter().filter(|(_, one)| taken.contains(&one.group_no)) {
                 log::info!("replica {:?} leads cluster {cluster:?} now", succession.replica);
@@ -180,6 +184,19 @@ impl<S: Shares> Rounds<S> {
             self.shares.forget(&source);
         }
         Ok(have_taken)
+    }
+
+    /// Returns the numbers of those groups in which another replica leads now.
+    async fn take_over(&self, client: &Client, successions: &[(String, Succession)]) -> Result<Vec<i32>, Error> {
+        let ordered = successions.iter().filter(|(_, succession)| succession.is_ordered);
+        let ordered: Vec<i32> = ordered.map(|(_, succession)| succession.group_no).collect();
+        let is_drained = !ordered.is_empty() && board::drain(client, &self.names, &ordered).await?;
+        let label = &self.clusters.config().cluster_label;
+        let taken = board::take_over(client, &self.names, label, successions).await?;
+        if is_drained {
+            client.batch_execute("COMMIT").await?;
+        }
+        Ok(taken)
     }
 
     /// Begins terms, beside the rounds.

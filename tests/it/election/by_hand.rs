@@ -158,8 +158,10 @@ async fn nobody_is_told_where_a_lock_decides_or_labels_do() {
     by_labels.wait_role("by_labels", SOON).await;
     for verb in ["resign", "hold", "release", "hand-over?to=x"] {
         let answer = order(&by_labels, Method::POST, verb).await;
-        assert_eq!(answer.status, 501, "{verb}: {}", answer.text());
+        assert_eq!(answer.status, 400, "{verb}: {}", answer.text());
+        assert!(answer.text().contains("cluster=NAME"), "{verb}: {}", answer.text());
     }
+    assert_eq!(put(&by_labels, "1").await.status, 409);
     let alone = db.leader().await;
     assert_eq!(order(&alone, Method::POST, "resign").await.status, 409);
     assert_eq!(alone.get("/admin/election/leader").await.unwrap().text(), "true");

@@ -56,6 +56,15 @@ pub(crate) enum Fault {
     SlowServer {
         for_ms: Ms,
     },
+    /// By order, another replica is to lead: this one, if one is named.
+    Yield {
+        to: Option<usize>,
+    },
+    /// By order, a replica is held out of elections.
+    Hold {
+        replica: usize,
+        for_ms: Ms,
+    },
 }
 
 #[derive(Debug)]
@@ -92,9 +101,10 @@ impl Settings {
             _ => PrometheusTimeout::After(Duration::from_secs([4, 6][random.below(2)])),
         };
         let phases = (0..replicas).map(|_| (0..series).map(|_| random.between(0, scrape_ms - 1)).collect()).collect();
-        let calm_at = 30_000;
+        // By then it is known how the replicas send.
+        let (learned_at, calm_at) = (20_000, 45_000);
         let mut faults: Vec<(Ms, Fault)> = (0..random.between(1, 4))
-            .map(|_| (random.between(5_000, calm_at), draw_fault(random, adapters, replicas)))
+            .map(|_| (random.between(learned_at, calm_at), draw_fault(random, adapters, replicas)))
             .collect();
         faults.sort_by_key(|(at, _)| *at);
         Self {
@@ -137,7 +147,7 @@ impl Settings {
 
 fn draw_fault(random: &mut Random, adapters: usize, replicas: usize) -> Fault {
     let (adapter, replica) = (random.below(adapters), random.below(replicas));
-    match random.below(15) {
+    match random.below(18) {
         0 => Fault::KillAdapter { adapter, down_ms: random.spread(50, 20_000) },
         1 => Fault::StopAdapter { adapter, down_ms: random.spread(50, 10_000) },
         2 => Fault::Freeze { adapter, for_ms: random.spread(100, 20_000) },
@@ -150,6 +160,9 @@ fn draw_fault(random: &mut Random, adapters: usize, replicas: usize) -> Fault {
         10 => Fault::Reshuffle,
         11 => Fault::ServerCrash { down_ms: random.spread(50, 8_000) },
         12 => Fault::KillWrites,
+        14 => Fault::Yield { to: None },
+        15 => Fault::Yield { to: Some(replica) },
+        16 => Fault::Hold { replica, for_ms: random.spread(500, 20_000) },
         13 => Fault::KillLeaders { apart_ms: random.between(100, 8_000), down_ms: random.spread(5_000, 20_000) },
         _ => Fault::SlowServer { for_ms: random.spread(500, 8_000) },
     }

@@ -5,7 +5,8 @@ use std::fmt::Arguments;
 use std::time::{Duration, Instant};
 
 use prometheus_postgresql_adapter::election::Progress;
-use prometheus_postgresql_adapter::election::by_labels::cluster::{Seen, Succession};
+use prometheus_postgresql_adapter::election::by_labels::by_hand::PATIENCE;
+use prometheus_postgresql_adapter::election::by_labels::cluster::{Next, Seen, Succession};
 use prometheus_postgresql_adapter::handover::watermark::MARGIN_MS;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::row::Row;
@@ -19,6 +20,7 @@ use crate::postgres::{Server, Stage, Stored, Told, Transaction};
 use crate::prometheus::{Prometheus, series_index};
 use crate::queue::Queue;
 use crate::random::Random;
+use crate::settings::ms;
 use crate::world::{Address, EPOCH_MS, Ms, show};
 
 /// As the statements have it.
@@ -43,6 +45,7 @@ pub(crate) enum Event {
     Ending,
     Fault(usize),
     KillLeader { down_ms: Ms },
+    Release(usize),
 }
 
 /// What an adapter tells the others.
@@ -95,6 +98,9 @@ pub(crate) struct World {
     pub(crate) server: Server,
     /// Whether any replica has led.
     has_led: bool,
+    /// Who is to lead next by order, and until when the order lasts.
+    ordered: Option<(Next, Ms)>,
+    held_out: Vec<usize>,
     beginning: Beginning,
     reports: BTreeMap<usize, Report>,
     /// By transaction, whose samples it stores.
@@ -130,6 +136,8 @@ impl World {
             replicas,
             server,
             has_led: false,
+            ordered: None,
+            held_out: Vec::new(),
             beginning: Beginning::default(),
             reports: BTreeMap::new(),
             whose: HashMap::new(),
@@ -296,6 +304,7 @@ impl World {
                     self.at(self.now + 10_000, Event::Ending);
                 }
             }
+            Event::Release(replica) => self.held_out.retain(|held_out| *held_out != replica),
             Event::KillLeader { down_ms } => self.on_fault(Fault::KillLeader { down_ms }),
             Event::Fault(index) => {
                 let fault = self.settings.faults[index].1;
@@ -414,6 +423,8 @@ impl World {
             doubted_ago: doubted_at.map(ago),
             watermark_ms,
             holes: group.holes.clone(),
+            next: self.ordered.clone().filter(|(_, until)| self.now < *until).map(|(next, _)| next),
+            held_out: self.held_out.iter().map(ToString::to_string).collect(),
         })
     }
 
@@ -444,6 +455,7 @@ impl World {
         let last_ms = (0..self.settings.series).filter_map(last).collect();
         self.beginning = Beginning { last_ms, others_ms: succession.watermark_ms.unwrap_or(i64::MIN) };
         self.has_led = true;
+        self.ordered = None;
         let group = &mut self.server.group;
         group.term += 1;
         group.token = token;
@@ -659,6 +671,16 @@ impl World {
             }
             Fault::KillWrites => self.fail_all_transactions(),
             Fault::SlowServer { for_ms } => self.slow_until = self.now + for_ms,
+            Fault::Yield { to } => {
+                let next = to.map_or(Next::AnyOther, |replica| Next::Named(replica.to_string()));
+                if to != Some(leader) {
+                    self.ordered = Some((next, self.now + ms(PATIENCE)));
+                }
+            }
+            Fault::Hold { replica, for_ms } => {
+                self.held_out.push(replica);
+                self.at(self.now + for_ms, Event::Release(replica));
+            }
         }
     }
 

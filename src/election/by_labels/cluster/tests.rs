@@ -22,6 +22,8 @@ fn term(term: i64, replica: &str) -> Option<Seen> {
         doubted_ago: None,
         watermark_ms: None,
         holes: Vec::new(),
+        next: None,
+        held_out: Vec::new(),
     })
 }
 
@@ -83,18 +85,20 @@ fn one_that_was_silent_goes_on_only_once_nobody_wants_to_follow_and_a_hole_is_op
     cluster.on_read(term(1, "a"), start, start);
     let token = cluster.seen().expect("it was read").fence.token;
     cluster.on_ready(token);
-    cluster.on_request("a", 0, at(1));
-    cluster.on_answer("a", false, at(1));
-    assert!(matches!(cluster.role("a", at(1)), Role::Leader { .. }));
-    cluster.on_request("a", 0, at(9));
-    assert_eq!(cluster.role("a", at(9)), Role::TakingOver, "it may have restarted");
-    assert_eq!(cluster.doubted_ago(at(9)), Some(Duration::from_secs(8)), "others are told");
-    assert!(!cluster.is_undisputed(at(9)));
-    assert!(!cluster.is_undisputed(at(10)));
-    assert!(cluster.is_undisputed(at(12)));
-    assert_eq!(cluster.role("a", at(12)), Role::TakingOver, "no hole is open yet");
-    cluster.on_hole(at(12));
-    assert!(matches!(cluster.role("a", at(12)), Role::Leader { .. }));
+    for second in 1..=20 {
+        cluster.on_request("a", 0, at(second));
+        cluster.on_answer("a", false, at(second));
+    }
+    assert!(matches!(cluster.role("a", at(20)), Role::Leader { .. }));
+    cluster.on_request("a", 0, at(28));
+    assert_eq!(cluster.role("a", at(28)), Role::TakingOver, "it may have restarted");
+    assert_eq!(cluster.doubted_ago(at(28)), Some(Duration::from_secs(8)), "others are told");
+    assert!(!cluster.is_undisputed(at(28)));
+    assert!(!cluster.is_undisputed(at(29)));
+    assert!(cluster.is_undisputed(at(31)));
+    assert_eq!(cluster.role("a", at(31)), Role::TakingOver, "no hole is open yet");
+    cluster.on_hole(at(31));
+    assert!(matches!(cluster.role("a", at(31)), Role::Leader { .. }));
 }
 
 #[test]
@@ -114,4 +118,49 @@ fn what_another_adapter_doubts_lets_a_replica_lead_that_only_this_one_is_sent() 
     assert_eq!(cluster.succession(at(6)).map(|succession| succession.replica), Some("b".to_owned()));
     cluster.on_read(read(Some(0), Some(6)), at(7), at(7));
     assert_eq!(cluster.succession(at(7)), None, "it was heard meanwhile");
+}
+
+#[test]
+fn one_that_is_to_yield_does_though_it_sends() {
+    let (mut cluster, now) = settled(Instant::now());
+    let next = |cluster: &mut Cluster, next: Option<Next>, held_out: &[&str]| {
+        let held_out = held_out.iter().map(|replica| (*replica).to_owned()).collect();
+        cluster.on_read(term(1, "a").map(|seen| Seen { next, held_out, ..seen }), now, now);
+        cluster.succession(now).map(|succession| (succession.replica, succession.silent_for, succession.is_ordered))
+    };
+    let named = |replica: &str| Some(Next::Named(replica.to_owned()));
+    let to = |replica: &str| Some((replica.to_owned(), Duration::ZERO, true));
+    assert_eq!(next(&mut cluster, None, &["b"]), None, "another one is held");
+    assert_eq!(next(&mut cluster, named("b"), &[]), to("b"));
+    assert_eq!(next(&mut cluster, named("c"), &[]), to("c"));
+    assert_eq!(next(&mut cluster, Some(Next::AnyOther), &["c"]), to("b"));
+    assert_eq!(next(&mut cluster, None, &["a", "b"]), to("c"));
+    assert_eq!(next(&mut cluster, named("d"), &[]), None, "it is not sent here");
+    assert_eq!(next(&mut cluster, Some(Next::AnyOther), &["b", "c"]), None, "nobody may");
+}
+
+/// Whether the leading one is ever in doubt, heard at these times.
+fn is_doubted(seconds: impl Iterator<Item = u64>) -> bool {
+    let start = Instant::now();
+    let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(60)));
+    cluster.on_read(term(1, "a"), start, start);
+    let token = cluster.seen().expect("it was read").fence.token;
+    cluster.on_ready(token);
+    let mut doubts = false;
+    for now in seconds.map(|seconds| start + Duration::from_secs(seconds)) {
+        cluster.on_request("a", 0, now);
+        cluster.on_answer("a", false, now);
+        doubts |= !matches!(cluster.role("a", now), Role::Leader { .. });
+    }
+    doubts
+}
+
+#[test]
+fn one_that_sends_rarely_is_not_doubted_for_it() {
+    for step in [1, 3, 5, 7] {
+        assert!(!is_doubted((0..300).step_by(step)), "every {step} s");
+    }
+    assert!(is_doubted((0..60).chain(66..90)), "one that sends often was away");
+    assert!(is_doubted((0..60).step_by(5).chain((75..90).step_by(5))), "and one that does not");
+    assert!(is_doubted((0..60).chain(66..100).chain(106..120)), "again");
 }

@@ -1,0 +1,75 @@
+//! Many clusters at once.
+
+use std::time::Duration;
+
+use rig::adapter::Adapter;
+use rig::http::{Client, WRITE_HEADERS};
+use rig::postgres::{Options, Postgres};
+use tokio::task::JoinSet;
+
+use super::{adapter, of};
+use crate::setup::{Body, SOON, now_ms, start};
+
+const CLUSTERS: usize = 40;
+
+/// What all adapters ask of the server in a take-over, of which there is one for each cluster, is less than so much for each.
+const STATEMENTS: i64 = 5;
+
+/// By this the adapters' statements are told from ours.
+const ACCOUNT: &str = "adapter";
+
+/// Has `replica` of each cluster send to an adapter, whatever that answers: all in one request, as a gateway for them would.
+fn send(replica: &'static str, adapter: &Adapter) -> JoinSet<()> {
+    let (url, client) = (adapter.url("/write"), Client::new(SOON));
+    let mut senders = JoinSet::new();
+    senders.spawn(async move {
+        let mut ticker = tokio::time::interval(Duration::from_millis(300));
+        loop {
+            ticker.tick().await;
+            let add = |body, cluster| of(body, &format!("c{cluster}"), replica, &[now_ms()]);
+            let body = (0..CLUSTERS).fold(Body::new(), add).compressed();
+            let _ = client.post(&url, &WRITE_HEADERS, body).await;
+        }
+    });
+    senders
+}
+
+/// Waits until `replica` leads everywhere, and all that was held of it is stored.
+async fn wait_led(client: &tokio_postgres::Client, replica: &str) {
+    let statement = "SELECT count(DISTINCT l.token) FROM metrics_leader l JOIN (SELECT unnest(tokens) AS token, unnest(begun) AS begun
+        FROM metrics_reports) r ON r.token = l.token AND r.begun WHERE l.holder = $1";
+    let led = async {
+        // There are no tables at first.
+        let led = async || client.query_one(statement, &[&replica]).await.map(|row| row.get::<_, i64>(0)).unwrap_or(0);
+        while led().await < i64::try_from(CLUSTERS).unwrap_or(i64::MAX) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, led).await.unwrap_or_else(|_| panic!("{replica} does not lead in all clusters"));
+}
+
+#[tokio::test]
+async fn a_take_over_of_many_clusters_asks_little_of_the_database() {
+    let server = Postgres::start(Options::default().with("shared_preload_libraries", "pg_stat_statements")).await;
+    let client = server.connect("postgres").await;
+    let prepare = format!("CREATE EXTENSION pg_stat_statements; CREATE ROLE {ACCOUNT} SUPERUSER LOGIN");
+    client.batch_execute(&prepare).await.expect("PostgreSQL comes with pg_stat_statements");
+    let uri = server.uri_as(ACCOUNT, "postgres");
+    let [one, other] = [start(&adapter(&uri, "adapter a")).await, start(&adapter(&uri, "adapter b")).await];
+    let leading = send("r1", &one);
+    wait_led(&client, "r1").await;
+    let _others = send("r2", &other);
+    let holds = async || (other.metric("standby_held_samples").await >= Some(CLUSTERS as f64)).then_some(());
+    other.process().wait_until("it holds", SOON, holds).await;
+    let count = async || {
+        let statement = "SELECT coalesce(sum(s.calls), 0)::bigint FROM pg_stat_statements s JOIN pg_roles r ON r.oid = s.userid WHERE r.rolname = $1";
+        client.query_one(statement, &[&ACCOUNT]).await.expect("it counts").get::<_, i64>(0)
+    };
+    let before = count().await;
+    one.process().kill9().await;
+    drop(leading);
+    wait_led(&client, "r2").await;
+    let asked = count().await - before;
+    println!("{asked} statements for {CLUSTERS} take-overs");
+    assert!(asked < STATEMENTS * i64::try_from(CLUSTERS).unwrap_or(0), "{asked} statements");
+}
