@@ -51,7 +51,7 @@ pub(crate) async fn few_series(
     others: &[String],
     verdicts: &mut Verdicts,
 ) -> f64 {
-    let (adapter, lag) = adapter(setup, load, limit, verdicts).await;
+    let (adapter, lag) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
     let rate = adapter.sent.rate();
     let cpu = adapter.cpu_per_million().unwrap_or_default();
     let mut outcomes = vec![adapter];
@@ -86,7 +86,7 @@ pub(crate) async fn many_series(
     few_rate: Option<f64>,
     verdicts: &mut Verdicts,
 ) {
-    let (adapter, lag) = adapter(setup, load, limit, verdicts).await;
+    let (adapter, lag) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
     let rate = adapter.sent.rate();
     table(&[adapter]);
     let what = format!("samples/s committed, {} series", number_of(load.series));
@@ -98,10 +98,20 @@ pub(crate) async fn many_series(
     lag.judge(verdicts);
 }
 
+/// Measures the adapter with leaders by labels between two runs as a sidecar, under the same load.
+pub(crate) async fn by_labels(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verdicts) {
+    let (before, _) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
+    let (labels, _) = adapter(setup.store_by_labels().await, load, limit, verdicts).await;
+    let (after, _) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
+    let ratio = labels.sent.rate() / before.sent.rate().midpoint(after.sent.rate());
+    let labels = Outcome { name: "by labels".to_owned(), ..labels };
+    table(&[before, labels, after]);
+    verdicts.at_least("ingest with leaders by labels, as a ratio to the sidecar's", 0.9, ratio);
+}
+
 /// The adapter, leading, over an empty database. Its tables must hold exactly what it has acknowledged.
-async fn adapter(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verdicts) -> (Outcome, Lag) {
+async fn adapter(store: Store<'_>, load: Load, limit: Duration, verdicts: &mut Verdicts) -> (Outcome, Lag) {
     println!("\nadapter, {} series ...", number_of(load.series));
-    let store = setup.store(&[]).await;
     let (process, sender) = (store.adapter.process(), store.sender(load.connections));
     // It leads then, and has its connections.
     let first = load.requests(0..1).await;

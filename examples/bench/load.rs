@@ -194,6 +194,21 @@ impl Load {
     }
 }
 
+/// A request with one sample of `replica`'s, of the only series of a small cluster.
+pub(crate) fn one_sample(cluster: &str, replica: &str, time_ms: i64) -> Bytes {
+    let mut labels = labels(cluster, 0);
+    labels[1].value = replica.to_owned();
+    let mut series = TimeSeries { labels }.encode_to_vec();
+    let sample = Sample { value: time_ms as f64, timestamp_ms: time_ms };
+    encode_key(SAMPLES_TAG, WireType::LengthDelimited, &mut series);
+    sample.encode_length_delimited(&mut series).expect("a vector grows");
+    let mut request = Vec::new();
+    encode_key(1, WireType::LengthDelimited, &mut request);
+    encode_varint(series.len() as u64, &mut request);
+    request.extend_from_slice(&series);
+    snap::raw::Encoder::new().compress_vec(&request).expect("a request is far below 4 GiB").into()
+}
+
 /// Ten labels, sorted, as of a service behind a replica label.
 fn labels(cluster: &str, series: usize) -> Vec<Label> {
     let (target, metric) = (series / SERIES_PER_TARGET, series % SERIES_PER_TARGET);

@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::print_stdout, reason = "a program that prints a table")]
 #![allow(clippy::cast_precision_loss, reason = "samples, bytes and series are far below 2^53")]
 
+mod clusters;
 mod ingest;
 mod load;
 mod query;
@@ -25,7 +26,7 @@ use crate::store::Setup;
 use crate::verdict::Verdicts;
 
 /// The parts, in the order in which they run. `copy` and `prometheus` go with `ingest`, `read` with `generated`.
-const PARTS: &str = "ingest,copy,prometheus,many,capture,generated,read,query";
+const PARTS: &str = "ingest,copy,prometheus,many,labels,capture,generated,read,query,clusters";
 
 /// What was wanted of the store, and what is measured.
 #[derive(Debug, StructOpt)]
@@ -118,6 +119,9 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
         let load = Load { series: flags.many_series, ..load };
         ingest::many_series(&setup, load, limit / 4, rate, &mut verdicts).await;
     }
+    if takes_part("labels") {
+        ingest::by_labels(&setup, load, limit / 4, &mut verdicts).await;
+    }
     let capture = match takes_part("capture") {
         true => room::Capture::store(&setup, &flags.capture, &mut verdicts).await,
         false => None,
@@ -141,6 +145,9 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
         // Within the last hour, so that all that is hot is in the way of who asks for that hour.
         let load = Load { interval_ms: 1_000, start_ms: now_ms - 3_600_000, ..load };
         query::under_ingest(&setup, shape, load, now_ms, &mut verdicts).await;
+    }
+    if takes_part("clusters") {
+        clusters::many(&setup, &mut verdicts).await;
     }
     if let Some(capture) = capture {
         capture.measure(&mut verdicts).await;

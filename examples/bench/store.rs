@@ -17,6 +17,13 @@ const SEAL_DEADLINE: Duration = Duration::from_secs(900);
 /// How long an adapter may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Beside one Prometheus, which it does not find silent while a load is built.
+const SIDECAR: [&str; 2] =
+    ["-leader-election-pg-advisory-lock-id=1", "-leader-election-pg-advisory-lock-prometheus-timeout=10m"];
+
+/// Behind a load balancer, as many of them as there are; the same.
+const BY_LABELS: [&str; 2] = ["-metrics-high-availability", "-metrics-high-availability-timeout=5m"];
+
 /// What adapters are started with.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -69,8 +76,17 @@ impl Relation {
 }
 
 impl Setup {
-    /// An adapter with `arguments` over an empty database.
+    /// An adapter beside its Prometheus, with `arguments`, over an empty database.
     pub(crate) async fn store(&self, arguments: &[&str]) -> Store<'_> {
+        self.store_of(&[&SIDECAR, arguments].concat()).await
+    }
+
+    /// One that finds leaders by labels.
+    pub(crate) async fn store_by_labels(&self) -> Store<'_> {
+        self.store_of(&BY_LABELS).await
+    }
+
+    async fn store_of(&self, arguments: &[&str]) -> Store<'_> {
         let database = self.postgres.create_database().await;
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let adapter = self.start(&database, &arguments).await;
@@ -80,8 +96,6 @@ impl Setup {
     async fn start(&self, database: &str, arguments: &[String]) -> Adapter {
         let mut options = adapter::Options::new(self.binary.clone().unwrap_or_else(adapter::binary_beside_this))
             .arg(format!("-pg-uri={}", self.postgres.uri(database)))
-            .arg("-leader-election-pg-advisory-lock-id=1")
-            .arg("-leader-election-pg-advisory-lock-prometheus-timeout=10m")
             .arg("-log-level=warn");
         for argument in self.arguments.iter().chain(arguments) {
             options = options.arg(argument);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rig::postgres::Stop;
 
 use crate::balancer::Policy;
+use crate::by_hand;
 use crate::cases::{Context, calm, pg_restart, pg_restart_once};
 use crate::host::Shape;
 use crate::mode::{ByLabels, Mode};
@@ -34,6 +35,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "labels-reshuffle" => reshuffle(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
         "labels-rolling" => rolling(set(context, TWO).await).await,
         "labels-pg-restarted" => pg_restart(set(context, TWO).await, Stop::Immediate).await,
+        "labels-by-hand" => by_hand::labels(set(context, THREE).await).await,
         "labels-adapter-cut" => adapter_cut(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
         "labels-mixture" => mixture(context).await,
         _ => unreachable!("names are from the list"),

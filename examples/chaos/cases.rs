@@ -8,10 +8,11 @@ use rig::postgres::Stop;
 use rig::process::Signal;
 
 use crate::host::Shape;
+use crate::mode::Mode;
 use crate::pooler::Pooler;
 use crate::random::Random;
 use crate::stage::{Outcome, PATIENCE, Setup, Stage, median, sleep};
-use crate::{by_labels, disk, judge, real};
+use crate::{by_hand, by_labels, disk, judge, real};
 
 /// A case.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 45] = [
+pub(crate) const CASES: [Case; 48] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -86,6 +87,8 @@ pub(crate) const CASES: [Case; 45] = [
     case("skew-ahead", false, Needs::Clock, "leader's clock 30 s ahead, it crashes and comes back"),
     case("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back"),
     case("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby"),
+    case("by-hand", false, Needs::Nothing, "resign, hand-over and hold by an operator's hand"),
+    case("rest", false, Needs::Nothing, "leaders told by REST; both told at once, and a crash"),
     case("real", false, Needs::Nothing, "real Prometheis; leading adapter killed, stopped, killed"),
     case("labels-calm", true, Needs::Nothing, "by labels: nothing; then the judge must see six kinds of damage"),
     case("labels-replica-killed", true, Needs::Nothing, "2 adapters, 2 replicas: the leading one killed for 8 s"),
@@ -104,6 +107,12 @@ pub(crate) const CASES: [Case; 45] = [
         false,
         Needs::Nothing,
         "each adapter replaced, then stopped, a leading replica killed between",
+    ),
+    case(
+        "labels-by-hand",
+        false,
+        Needs::Nothing,
+        "by labels: resign, hand-over and hold by hand, to and from each replica",
     ),
     case("labels-pg-restarted", false, Needs::Nothing, "by labels: PostgreSQL crashed"),
     case("labels-adapter-cut", false, Needs::Network, "an adapter's host cut off, a leading replica killed meanwhile"),
@@ -202,6 +211,8 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "skew-ahead" => skewed(context, 30_000).await,
         "skew-behind" => skewed(context, -30_000).await,
         "backlog" => backlog(context).await,
+        "by-hand" => by_hand::pair(context.set(usual).await).await,
+        "rest" => by_hand::rest(context.set(Setup { mode: Mode::Rest, ..usual }).await).await,
         "real" => real::play(context).await,
         "mixture" => mixture(context).await,
         name => by_labels::play(name, context).await,
@@ -431,6 +442,8 @@ async fn hole(mut stage: Stage<'_>) -> Outcome {
     // Behind the watermark, which is 10 s behind all that the leader has stored, and the largest lag more.
     let log = stage.adapter(1 - leader).process();
     log.wait_for_log_after(marks[1 - leader], "that a change of leader left in doubt", 3 * PATIENCE).await;
+    // What came later than the first of it is compared later.
+    stage.filled_in().await;
     stage.event("filled in");
     stage.finish().await.0
 }

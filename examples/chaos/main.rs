@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::print_stdout, reason = "a program that prints a table")]
 
 mod balancer;
+mod by_hand;
 mod by_labels;
 mod cases;
 mod disk;

@@ -14,6 +14,8 @@ const CLUSTERS: [&str; 2] = ["eu", "us"];
 pub(crate) enum Mode {
     /// A pair, an adapter beside each Prometheus: the adapter that has the advisory lock leads.
     AdvisoryLock,
+    /// The same, but the one that was told to leads.
+    Rest,
     /// Any adapter takes what any replica sends: of each cluster one replica leads.
     ByLabels(ByLabels),
 }
@@ -33,7 +35,7 @@ impl Mode {
     /// How many adapters there are.
     pub(crate) fn adapters(self) -> usize {
         match self {
-            Mode::AdvisoryLock => 2,
+            Mode::AdvisoryLock | Mode::Rest => 2,
             Mode::ByLabels(ByLabels { adapters, .. }) => adapters,
         }
     }
@@ -41,7 +43,7 @@ impl Mode {
     /// How many Prometheis each cluster has.
     pub(crate) fn replicas(self) -> usize {
         match self {
-            Mode::AdvisoryLock => 2,
+            Mode::AdvisoryLock | Mode::Rest => 2,
             Mode::ByLabels(ByLabels { replicas, .. }) => replicas,
         }
     }
@@ -49,7 +51,7 @@ impl Mode {
     /// What is sent as `cluster`.
     pub(crate) fn clusters(self) -> &'static [&'static str] {
         match self {
-            Mode::AdvisoryLock => &["chaos"],
+            Mode::AdvisoryLock | Mode::Rest => &["chaos"],
             Mode::ByLabels(ByLabels { clusters, .. }) => &CLUSTERS[..clusters],
         }
     }
@@ -57,7 +59,7 @@ impl Mode {
     /// What an adapter is called.
     pub(crate) fn adapter_name(self, adapter: usize) -> &'static str {
         match self {
-            Mode::AdvisoryLock => REPLICAS[adapter],
+            Mode::AdvisoryLock | Mode::Rest => REPLICAS[adapter],
             Mode::ByLabels(_) => ADAPTERS[adapter],
         }
     }
@@ -69,6 +71,9 @@ impl Mode {
                 "-leader-election-pg-advisory-lock-id=7".to_owned(),
                 format!("-leader-election-lease={}ms", lease_seconds * 1000.0),
             ],
+            Mode::Rest => {
+                vec!["-leader-election-rest".to_owned(), format!("-leader-election-lease={}ms", lease_seconds * 1000.0)]
+            }
             Mode::ByLabels(_) => vec!["-metrics-high-availability".to_owned()],
         }
     }

@@ -60,7 +60,7 @@ pub(crate) const FOREIGN_WRITE: &str = "INSERT INTO chaos_writes SELECT group_no
 /// What a transaction of an old term does.
 pub(crate) fn stale_write(mode: Mode) -> &'static str {
     match mode {
-        Mode::AdvisoryLock => {
+        Mode::AdvisoryLock | Mode::Rest => {
             "INSERT INTO chaos_writes SELECT group_no, term - 1, inet_client_addr(), pg_current_xact_id() FROM metrics_leader"
         }
         Mode::ByLabels(_) => {
@@ -72,7 +72,7 @@ pub(crate) fn stale_write(mode: Mode) -> &'static str {
 /// What makes it.
 pub(crate) fn statements(mode: Mode, shape: &Shape) -> String {
     let writes = match mode {
-        Mode::AdvisoryLock => WRITES.to_owned(),
+        Mode::AdvisoryLock | Mode::Rest => WRITES.to_owned(),
         Mode::ByLabels(_) => {
             let phases: Vec<String> = (0..REPLICAS.len()).map(|index| phase_ms(shape, index).to_string()).collect();
             let names = REPLICAS.map(|name| format!("'{name}'")).join(", ");
@@ -86,7 +86,7 @@ pub(crate) fn statements(mode: Mode, shape: &Shape) -> String {
 /// Transactions of an old term, and those of whoever does not lead.
 pub(crate) async fn stale(client: &Client, mode: Mode) -> i64 {
     let of_others = match mode {
-        Mode::AdvisoryLock => OF_ANOTHER_HOST,
+        Mode::AdvisoryLock | Mode::Rest => OF_ANOTHER_HOST,
         Mode::ByLabels(_) => OF_ANOTHER_REPLICA,
     };
     let row = client.query_one(&format!("SELECT ({LATE}), ({of_others})"), &[]).await.expect("cannot read the witness");
@@ -96,7 +96,7 @@ pub(crate) async fn stale(client: &Client, mode: Mode) -> i64 {
 /// Terms begun, and how often what is stored of a series may go from one replica to another.
 pub(crate) async fn terms(client: &Client, mode: Mode, cluster: &str) -> (i64, i64) {
     match mode {
-        Mode::AdvisoryLock => {
+        Mode::AdvisoryLock | Mode::Rest => {
             let row = client.query_one("SELECT count(*) FROM chaos_terms", &[]).await.expect("cannot read the witness");
             // The first leader, which needs no switch, was there before the witness; each later one needs one at most.
             (row.get(0), row.get(0))
