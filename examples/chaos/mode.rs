@@ -9,6 +9,9 @@ const ADAPTERS: [&str; 4] = ["1", "2", "3", "4"];
 /// Clusters of a case by labels.
 const CLUSTERS: [&str; 2] = ["eu", "us"];
 
+/// What an operator's orders show.
+pub(crate) const TOKEN: &str = "operator";
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -74,7 +77,10 @@ impl Mode {
             Mode::Rest => {
                 vec!["-leader-election-rest".to_owned(), format!("-leader-election-lease={}ms", lease_seconds * 1000.0)]
             }
-            Mode::ByLabels(_) => vec!["-metrics-high-availability".to_owned()],
+            Mode::ByLabels(_) => {
+                // They listen elsewhere than on loopback, so an operator shows who he is.
+                vec!["-metrics-high-availability".to_owned(), format!("-web-admin-token={TOKEN}")]
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use crate::balancer::Balancer;
 use crate::host::{Host, Identity, Shape, now_ms};
 use crate::judge::{self, Findings, Promised};
-use crate::mode::{Mode, REPLICAS};
+use crate::mode::{Mode, REPLICAS, TOKEN};
 use crate::random::Random;
 use crate::watch::{ALL_LED, NO_CLUSTER, Watch};
 use crate::witness;
@@ -340,12 +340,13 @@ impl<'a> Stage<'a> {
             None => Command::new(&self.binary),
         };
         let url = format!("-url={}", self.adapter(host).url(""));
-        command.arg("election").args(words).arg(url);
+        command.arg("election").args(words).arg(url).env("TS_PROM_WEB_ADMIN_TOKEN", TOKEN);
         let ended = tokio::task::spawn_blocking(move || command.output().expect("the adapter's program cannot be run"));
         let ended = tokio::time::timeout(PATIENCE, ended).await.expect("an order takes for ever");
         let ended = ended.expect("the program that gives it is seen to end");
         let said = [&ended.stdout[..], &ended.stderr].map(String::from_utf8_lossy).concat();
         if !ended.status.success() {
+            println!("election {}: {}", words.join(" "), said.trim());
             self.record.broken.push(format!("election {}: {}", words.join(" "), said.trim()));
         }
         said
