@@ -20,7 +20,8 @@ use crate::handover::ledger::{Ledger, Term};
 use crate::handover::watermark::FAILED_KEPT_MS;
 use crate::postgres::error::Error;
 use crate::storage::Store;
-use crate::storage::gaps::{Compared, Hole};
+use crate::storage::fill::Doubtful;
+use crate::storage::gaps::Hole;
 use crate::storage::ingest::Stored;
 use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
@@ -43,6 +44,9 @@ const REPLAY_ROWS: usize = 50_000;
 
 /// Rows compared with what is stored at once.
 const FILL_ROWS: usize = 100_000;
+
+/// Samples of several senders are compared together if they are no farther apart than this, 10 min.
+const FILL_SPAN_MS: u64 = 10 * 60_000;
 
 /// Held requests that are on their way to the writers at once.
 const REPLAY_REQUESTS: usize = 64;
@@ -122,24 +126,8 @@ impl Handover {
     pub async fn fill(&self) {
         loop {
             self.passed.notified().await;
-            while self.fill_some().await {}
+            while fill_some(&[self], &self.store, &self.metrics).await {}
         }
-    }
-
-    async fn fill_some(&self) -> bool {
-        let doubtful = self.with(|ledger| ledger.take_doubtful(FILL_ROWS, Instant::now()));
-        let Some(doubtful) = doubtful else { return false };
-        let (compared, count) = (self.store.fill(&doubtful).await, doubtful.rows.len());
-        match &compared {
-            Ok(Compared { missing, .. }) if !missing.is_empty() => {
-                self.metrics.samples_filled_total.inc_by(missing.len() as u64);
-                log::info!("filled in {} of {count} samples that a change of leader left in doubt", missing.len());
-            }
-            Ok(_) => log::debug!("compared {count} samples that a change of leader left in doubt"),
-            Err(error) => log::warn!("{count} samples in doubt could not be compared, to be tried again: {error}"),
-        }
-        self.with(|ledger| ledger.compared(&doubtful, compared.as_ref().ok(), Instant::now()));
-        true
     }
 
     async fn apply(&self, cut: &Cut, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {
@@ -284,9 +272,97 @@ impl Succession for Handover {
     }
 }
 
+/// Compares some of what is in doubt of each of these, and stores what is missing; returns whether there was anything.
+async fn fill_some(handovers: &[&Handover], store: &Store, metrics: &Metrics) -> bool {
+    let mut left = FILL_ROWS;
+    let mut taken = Vec::new();
+    for handover in handovers {
+        if let Some(doubtful) = handover.with(|ledger| ledger.take_doubtful(left, Instant::now())) {
+            left = left.saturating_sub(doubtful.rows.len()).max(1);
+            taken.push((*handover, doubtful));
+        }
+    }
+    let is_idle = taken.is_empty();
+    for (handovers, doubtful) in batches(taken) {
+        fill_batch(&handovers, &doubtful, store, metrics).await;
+    }
+    !is_idle
+}
+
+/// What is compared in one transaction: of each group one sender's alone, for the next one's samples are to be compared with
+/// what was filled in; and none that lie far from the others, lest so much of these be looked at.
+fn batches<T>(taken: Vec<(T, Doubtful)>) -> Vec<(Vec<T>, Vec<Doubtful>)> {
+    let middle_ms = |doubtful: &Doubtful| doubtful.rows.get(doubtful.rows.len() / 2).map_or(0, |row| row.time_ms);
+    let mut batches: Vec<(Vec<T>, Vec<Doubtful>)> = Vec::new();
+    for (of, doubtful) in taken {
+        let may_join = |(_, others): &&mut (Vec<T>, Vec<Doubtful>)| {
+            let is_far = middle_ms(&others[0]).abs_diff(middle_ms(&doubtful)) > FILL_SPAN_MS;
+            !is_far && others.iter().all(|other| other.fence.group_no != doubtful.fence.group_no)
+        };
+        match batches.iter_mut().find(may_join) {
+            Some((all, others)) => {
+                all.push(of);
+                others.push(doubtful);
+            }
+            None => batches.push((vec![of], vec![doubtful])),
+        }
+    }
+    batches
+}
+
+async fn fill_batch(handovers: &[&Handover], doubtful: &[Doubtful], store: &Store, metrics: &Metrics) {
+    let count: usize = doubtful.iter().map(|doubtful| doubtful.rows.len()).sum();
+    let compared = store.fill(doubtful).await;
+    match &compared {
+        Ok(compared) => {
+            let missing: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();
+            metrics.samples_filled_total.inc_by(missing as u64);
+            if missing > 0 {
+                log::info!("filled in {missing} of {count} samples that a change of leader left in doubt");
+            } else {
+                log::debug!("compared {count} samples that a change of leader left in doubt");
+            }
+        }
+        Err(error) => log::warn!("{count} samples in doubt could not be compared, to be tried again: {error}"),
+    }
+    let mut compared = compared.unwrap_or_default().into_iter();
+    for (handover, doubtful) in handovers.iter().zip(doubtful) {
+        let compared = compared.next().flatten();
+        handover.with(|ledger| ledger.compared(doubtful, compared.as_ref(), Instant::now()));
+    }
+}
+
 /// Where to split sorted rows: after about `count` of them, at the end of a series.
 fn series_end(rows: &[Row], count: usize) -> usize {
     let Some(last) = rows.get(count) else { return rows.len() };
     let first_of_series = rows.partition_point(|row| row.series_id < last.series_id);
     if first_of_series > 0 { first_of_series } else { rows.partition_point(|row| row.series_id <= last.series_id) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::storage::fence::Fence;
+
+    #[test]
+    fn two_of_a_group_are_compared_one_after_the_other() {
+        let doubtful = |group_no, time_ms| Doubtful {
+            rows: vec![Row { series_id: 1, time_ms, value: 0.0 }],
+            fence: Fence { group_no, term: 1, token: Uuid::nil() },
+            clock_offset_ms: 0,
+            passed_ms: 0,
+            known: HashMap::new(),
+        };
+        let taken = vec![
+            ("a of 1", doubtful(1, 0)),
+            ("b of 1", doubtful(1, 0)),
+            ("a of 2", doubtful(2, 5_000)),
+            ("an hour later", doubtful(3, 3_600_000)),
+            ("c of 1", doubtful(1, 0)),
+        ];
+        let batches: Vec<_> = batches(taken).into_iter().map(|(of, _)| of).collect();
+        assert_eq!(batches, [vec!["a of 1", "a of 2"], vec!["b of 1"], vec!["an hour later"], vec!["c of 1"]]);
+    }
 }

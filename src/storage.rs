@@ -427,13 +427,14 @@ impl Store {
     /// # Errors
     ///
     /// What the server said. What was stored then is found stored by the next attempt.
-    pub async fn fill(&self, doubtful: &Doubtful) -> Result<Compared, Error> {
+    pub async fn fill(&self, doubtful: &[Doubtful]) -> Result<Vec<Option<Compared>>, Error> {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
             let compared = fill::fill(&client, &self.names, doubtful, timeout).await?;
             client.give_back();
-            self.metrics.samples_stored_total.inc_by(compared.missing.len() as u64);
+            let stored: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();
+            self.metrics.samples_stored_total.inc_by(stored as u64);
             Ok(compared)
         }))
         .await

@@ -16,7 +16,7 @@ use crate::election::by_labels::rounds;
 use crate::handover::cut::Cut;
 use crate::handover::ledger::{Ledger, Term};
 use crate::handover::watermark::{FAILED_ELSEWHERE_MS, MARGIN_MS};
-use crate::handover::{Config, Handover, Memory};
+use crate::handover::{Config, Handover, Memory, fill_some};
 use crate::model::source::Source;
 use crate::postgres::error::Error;
 use crate::storage::Store;
@@ -72,9 +72,9 @@ impl Shares {
     pub async fn fill(&self) {
         loop {
             self.passed.notified().await;
-            for handover in self.all() {
-                while handover.fill_some().await {}
-            }
+            let all = self.all();
+            let all: Vec<&Handover> = all.iter().map(Arc::as_ref).collect();
+            while fill_some(&all, &self.store, &self.metrics).await {}
         }
     }
 

@@ -1,20 +1,21 @@
 //! Stores what nobody stored: samples that a change of leader passed over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
 
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
-use crate::storage::fence::{Fence, begin, show};
+use crate::storage::fence::{Fence, begin, show_all};
 use crate::storage::gaps::{Compared, Known, LOOK_AROUND_MS, Stored};
 use crate::storage::ingest::{copy, copy_statement};
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 
-/// Samples to be compared with what is stored, under the term in force.
+/// Samples of one sender to be compared with what is stored, under the term in force.
 #[derive(Clone, Debug)]
 pub struct Doubtful {
     /// In the order of series and time, none twice.
@@ -29,38 +30,65 @@ pub struct Doubtful {
     pub known: HashMap<i64, Known>,
 }
 
-/// One transaction: stores those that [are missing](Stored::compare). One adapter of a group at a time compares, and holds
-/// nobody else up meanwhile: the fence is taken only if there is something to store.
+/// One transaction, for several senders: stores those of each that [are missing](Stored::compare), and returns what became of
+/// each; `None` where another term may have begun. One adapter of a group at a time compares, and holds nobody else up
+/// meanwhile: the fence is taken only if there is something to store.
 ///
 /// # Errors
 ///
 /// What the server said.
-pub async fn fill(client: &Client, names: &Names, doubtful: &Doubtful, timeout: Duration) -> Result<Compared, Error> {
-    let Doubtful { rows, fence, clock_offset_ms, passed_ms, known } = doubtful;
+pub async fn fill(
+    client: &Client,
+    names: &Names,
+    doubtful: &[Doubtful],
+    timeout: Duration,
+) -> Result<Vec<Option<Compared>>, Error> {
+    let mut groups: Vec<i32> = doubtful.iter().map(|doubtful| doubtful.fence.group_no).collect();
+    groups.sort_unstable();
+    groups.dedup();
     client.batch_execute(&begin(names, None, timeout)).await?;
-    let lock = names.fill("SELECT pg_advisory_xact_lock({requests:literal}::regclass::oid::integer, $1)");
-    client.query_typed(&lock, &[(&fence.group_no, Type::INT4)]).await?;
-    let stored = stored_around(client, names, fence.group_no, rows).await?;
-    let compared = stored.compare(rows, *clock_offset_ms, *passed_ms, known);
-    let missing = &compared.missing;
-    if !missing.is_empty() {
-        client.batch_execute(&show(names, *fence)).await?;
+    // All in the same order, so that no two wait for each other.
+    let lock = names.fill(
+        "SELECT pg_advisory_xact_lock({requests:literal}::regclass::oid::integer, of_group) FROM unnest($1::integer[]) \
+         WITH ORDINALITY AS g (of_group, place) ORDER BY place",
+    );
+    client.query_typed(&lock, &[(&groups, Type::INT4_ARRAY)]).await?;
+    let times = stored_around(client, names, doubtful).await?;
+    let clocks_ms = clocks(client, names, &groups).await?;
+    let compare = |doubtful: &Doubtful| {
+        let ids = doubtful.rows.chunk_by(|one, next| one.series_id == next.series_id).map(|rows| rows[0].series_id);
+        let times = ids.filter_map(|id| Some((id, times.get(&id)?.clone()))).collect();
+        let stored = Stored { times, clocks_ms: clocks_ms.get(&doubtful.fence.group_no).copied() };
+        stored.compare(&doubtful.rows, doubtful.clock_offset_ms, doubtful.passed_ms, &doubtful.known)
+    };
+    let mut compared: Vec<Option<Compared>> = doubtful.iter().map(|doubtful| Some(compare(doubtful))).collect();
+    let is_missing = |compared: &Option<Compared>| compared.as_ref().is_some_and(|one| !one.missing.is_empty());
+    let all = doubtful.iter().zip(&compared);
+    let filled: Vec<&Doubtful> =
+        all.filter(|(_, compared)| is_missing(compared)).map(|(doubtful, _)| doubtful).collect();
+    if !filled.is_empty() {
+        let in_force = in_force(client, names, &filled).await?;
+        for (doubtful, compared) in doubtful.iter().zip(&mut compared) {
+            if is_missing(compared) && !in_force.contains(&doubtful.fence.token) {
+                *compared = None;
+            }
+        }
         let statement = client.prepare(&copy_statement(names)).await?;
-        copy(client, &statement, missing.iter()).await?;
-        let clocks = names.fill(
-            "UPDATE {leader} SET hole_clock_least_ms = least(hole_clock_least_ms, $2), \
-             hole_clock_most_ms = greatest(hole_clock_most_ms, $2) WHERE group_no = $1",
-        );
-        client.execute_typed(&clocks, &[(&fence.group_no, Type::INT4), (clock_offset_ms, Type::INT8)]).await?;
+        copy(client, &statement, compared.iter().flatten().flat_map(|compared| &compared.missing)).await?;
+        let filled = filled.iter().filter(|doubtful| in_force.contains(&doubtful.fence.token));
+        note_clocks(client, names, filled.copied()).await?;
     }
     client.batch_execute("COMMIT").await?;
     Ok(compared)
 }
 
-async fn stored_around(client: &Client, names: &Names, group_no: i32, rows: &[Row]) -> Result<Stored, Error> {
-    let mut ids: Vec<i64> = rows.iter().map(|row| row.series_id).collect();
+/// Stored times by series id, from [`LOOK_AROUND_MS`] before the first of all samples to as much after the last.
+async fn stored_around(client: &Client, names: &Names, doubtful: &[Doubtful]) -> Result<HashMap<i64, Vec<i64>>, Error> {
+    let rows = || doubtful.iter().flat_map(|doubtful| &doubtful.rows);
+    let mut ids: Vec<i64> = rows().map(|row| row.series_id).collect();
+    ids.sort_unstable();
     ids.dedup();
-    let times = || rows.iter().map(|row| row.time_ms);
+    let times = || rows().map(|row| row.time_ms);
     let at = |time_ms: i64| Timestamp(to_postgres_us(time_ms));
     let from = at(times().min().unwrap_or(0).saturating_sub(LOOK_AROUND_MS));
     let to = at(times().max().unwrap_or(0).saturating_add(LOOK_AROUND_MS));
@@ -71,14 +99,51 @@ async fn stored_around(client: &Client, names: &Names, group_no: i32, rows: &[Ro
     );
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];
-    let mut stored = Stored::default();
-    for row in client.query_typed(&statement, &parameters).await? {
+    let rows = client.query_typed(&statement, &parameters).await?;
+    let times = |row: &tokio_postgres::Row| {
         let times: Vec<Timestamp> = row.try_get(1)?;
         let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us)).collect();
-        stored.times.insert(row.try_get(0)?, times);
-    }
-    let clocks = names.fill("SELECT hole_clock_least_ms, hole_clock_most_ms FROM {leader} WHERE group_no = $1");
-    let row = client.query_typed_one(&clocks, &[(&group_no, Type::INT4)]).await?;
-    stored.clocks_ms = row.try_get::<_, Option<i64>>(0)?.zip(row.try_get(1)?);
-    Ok(stored)
+        Ok((row.try_get(0)?, times))
+    };
+    rows.iter().map(times).collect()
+}
+
+/// By group, how far the clocks of those who stored around its holes are ahead of the server's: the least and the most.
+async fn clocks(client: &Client, names: &Names, groups: &[i32]) -> Result<HashMap<i32, (i64, i64)>, Error> {
+    let statement = names.fill(
+        "SELECT group_no, hole_clock_least_ms, hole_clock_most_ms FROM {leader} \
+         WHERE group_no = ANY ($1) AND hole_clock_least_ms IS NOT NULL AND hole_clock_most_ms IS NOT NULL",
+    );
+    let rows = client.query_typed(&statement, &[(&groups, Type::INT4_ARRAY)]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
+}
+
+/// Of these rights to write those that are in force, and stay so until the transaction ends.
+async fn in_force(client: &Client, names: &Names, filled: &[&Doubtful]) -> Result<HashSet<Uuid>, Error> {
+    let (groups, tokens) = rights(filled.iter().copied());
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
+    let in_force: Vec<Uuid> = client.query_typed_one(&show_all(names), &parameters).await?.try_get(0)?;
+    Ok(in_force.into_iter().collect())
+}
+
+async fn note_clocks<'a>(
+    client: &Client,
+    names: &Names,
+    filled: impl Iterator<Item = &'a Doubtful> + Clone,
+) -> Result<(), Error> {
+    let statement = names.fill(
+        "UPDATE {leader} l SET hole_clock_least_ms = least(hole_clock_least_ms, f.least), \
+         hole_clock_most_ms = greatest(hole_clock_most_ms, f.most) \
+         FROM (SELECT of_group, min(clock) AS least, max(clock) AS most FROM unnest($1::integer[], $2::bigint[]) \
+         AS f (of_group, clock) GROUP BY 1) f WHERE group_no = f.of_group",
+    );
+    let (groups, _) = rights(filled.clone());
+    let clocks_ms: Vec<i64> = filled.map(|doubtful| doubtful.clock_offset_ms).collect();
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&clocks_ms, Type::INT8_ARRAY)];
+    client.execute_typed(&statement, &parameters).await?;
+    Ok(())
+}
+
+fn rights<'a>(filled: impl Iterator<Item = &'a Doubtful>) -> (Vec<i32>, Vec<Uuid>) {
+    filled.map(|doubtful| (doubtful.fence.group_no, doubtful.fence.token)).unzip()
 }
