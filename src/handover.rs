@@ -278,8 +278,11 @@ async fn fill_some(handovers: &[&Handover], store: &Store, metrics: &Metrics) ->
     let mut taken = Vec::new();
     for handover in handovers {
         if let Some(doubtful) = handover.with(|ledger| ledger.take_doubtful(left, Instant::now())) {
-            left = left.saturating_sub(doubtful.rows.len()).max(1);
+            left = left.saturating_sub(doubtful.rows.len());
             taken.push((*handover, doubtful));
+        }
+        if left == 0 {
+            break;
         }
     }
     let is_idle = taken.is_empty();
@@ -313,6 +316,14 @@ fn batches<T>(taken: Vec<(T, Doubtful)>) -> Vec<(Vec<T>, Vec<Doubtful>)> {
 async fn fill_batch(handovers: &[&Handover], doubtful: &[Doubtful], store: &Store, metrics: &Metrics) {
     let count: usize = doubtful.iter().map(|doubtful| doubtful.rows.len()).sum();
     let compared = store.fill(doubtful).await;
+    if let (Err(error), true) = (&compared, doubtful.len() > 1) {
+        // One of them may be what is wrong, or all together too much.
+        log::warn!("{count} samples in doubt could not be compared together, so one sender's after another's: {error}");
+        for (handover, doubtful) in handovers.iter().zip(doubtful) {
+            Box::pin(fill_batch(&[handover], std::slice::from_ref(doubtful), store, metrics)).await;
+        }
+        return;
+    }
     match &compared {
         Ok(compared) => {
             let missing: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();

@@ -68,7 +68,16 @@ pub(super) async fn order(service: &Service, request: &Request<Incoming>) -> Ans
         },
     };
     if let Some(clusters) = &service.clusters {
+        if service.store.get().is_none() {
+            return unavailable("the database has not been reached yet");
+        }
         return by_labels(clusters, request, order).await;
+    }
+    if parameter(request, "cluster").or_else(|| parameter(request, "replica")).is_some() {
+        return text(
+            StatusCode::CONFLICT,
+            "adapters lead here, not replicas: without -metrics-high-availability name none",
+        );
     }
     let done = match &order {
         Order::HandOver { to } => format!("handed over to {to}"),

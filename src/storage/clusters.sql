@@ -27,7 +27,8 @@ CREATE TABLE {cuts} (
 );
 
 -- Lets other replicas lead: in each of these groups if its token is still the one given, no adapter has heard the leading
--- replica for so many seconds, every adapter that lives has stored what it held of it, and no write of its is under way. A
+-- replica for so many seconds, every adapter that lives has stored what it held of it, no order forbids it, and no write of its
+-- is under way. A
 -- group that is being written to or taken over just now is left for the next try. Returns the groups that have a new term.
 -- Needs READ COMMITTED: what a statement here sees is what was committed once the locks were granted.
 CREATE FUNCTION {take_over}(
@@ -62,6 +63,8 @@ BEGIN
         WHERE new.group_no = old.group_no AND old.token IS NOT DISTINCT FROM w.with_token
             AND (h.at IS NULL OR h.at <= clock_timestamp() - make_interval(secs => w.silent))
             AND NOT EXISTS (SELECT FROM beginning b WHERE b.of_group = old.group_no)
+            AND w.replica <> ALL (old.held_out)
+            AND (old.successor IS NULL OR old.successor = w.replica OR old.successor_until <= clock_timestamp())
         RETURNING new.group_no
     )
     SELECT array_agg(group_no) INTO taken FROM raised;

@@ -31,8 +31,8 @@ pub struct Doubtful {
 }
 
 /// One transaction, for several senders: stores those of each that [are missing](Stored::compare), and returns what became of
-/// each; `None` where another term may have begun. One adapter of a group at a time compares, and holds nobody else up
-/// meanwhile: the fence is taken only if there is something to store.
+/// each; `None` where another term may have begun. One adapter of a group at a time compares; a fence is taken only if there is
+/// something to store, and then holds a take-over up until the end.
 ///
 /// # Errors
 ///

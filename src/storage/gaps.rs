@@ -72,7 +72,7 @@ pub fn in_hole(holes: &[Hole], row: &Row) -> bool {
 
 impl Stored {
     /// Of `rows`, in the order of series and time, those that nobody stored: in a gap that is longer than the series'
-    /// pace, and not where another clock than ours, `clock_ms` ahead of the server's, might have seen them before what
+    /// pace, or beside the same sender's own, and not where another clock than ours, `clock_ms` ahead of the server's, might have seen them before what
     /// is stored earlier, or after what is stored later. A gap that is open to the future is one up to `passed_ms`. `known`
     /// is from comparing earlier rows.
     #[must_use]
@@ -91,7 +91,8 @@ impl Stored {
             let is_sure = (of_series.len() > 1 || known.pace_ms.is_some())
                 && pace_ms.zip(stored_pace_ms).is_none_or(|(own_ms, stored_ms)| own_ms < stored_ms * 2);
             let likely_ms = if is_sure { pace_ms } else { pace_ms.into_iter().chain(stored_pace_ms).min() };
-            let limit_ms = likely_ms.map_or(i64::MAX, |pace_ms| pace_ms + LATE_MS.min(pace_ms / 2).max(pace_ms / 8));
+            let limit_ms = likely_ms.map_or(i64::MAX, |pace_ms| pace_ms + LATE_MS.max(pace_ms / 8));
+            let apart_ms = likely_ms.map_or(i64::MAX, |pace_ms| pace_ms / 8);
             let Known { mut last_ms, mut filled_ms, next_ms, .. } = known;
             for (place, row) in of_series.iter().enumerate() {
                 let own_next_ms = of_series.get(place + 1).map(|next| next.time_ms).or(next_ms);
@@ -100,11 +101,14 @@ impl Stored {
                 let before_ms = stored_ms.max(filled_ms.filter(|at_ms| *at_ms < row.time_ms));
                 let after_ms = times.get(at).copied();
                 let is_own = before_ms.is_some() && before_ms == filled_ms;
-                // Next to a stored one of the same sender, with none of another between, it belongs with that: however short
-                // the gap that is left.
-                let follows = before_ms.is_some() && before_ms == last_ms;
-                let precedes = after_ms.is_some() && after_ms == own_next_ms;
-                let is_gap = follows && after_ms.is_some()
+                // Next to a stored one of the same sender, with none of another between, it belongs with that, also in a gap that
+                // a late scrape of the other's would leave; but not right beside the other's.
+                let is_far = |at_ms: Option<i64>| {
+                    at_ms.is_none_or(|at_ms| at_ms.abs_diff(row.time_ms) >= apart_ms.unsigned_abs())
+                };
+                let follows = before_ms.is_some() && before_ms == last_ms && after_ms.is_some() && is_far(after_ms);
+                let precedes = after_ms.is_some() && after_ms == own_next_ms && is_far(before_ms);
+                let is_gap = follows
                     || precedes
                     || match (before_ms, after_ms) {
                         (Some(before_ms), Some(after_ms)) => after_ms.saturating_sub(before_ms) > limit_ms,
@@ -181,8 +185,21 @@ mod tests {
         assert_eq!(missing(&[3, 7, 17], &[2, 12]), [0_i64; 0], "a young series that changed sides");
         assert_eq!(missing(&[21, 31], &[4, 14, 24]), [4, 14], "it began earlier");
         assert_eq!(missing(&[0, 10], &[14, 24, 34]), [24], "the leader may be about to be sent 34");
-        assert_eq!(missing(&[0, 10, 24, 34], &[4, 14, 24, 34]), [14], "its own run begins later than it could");
-        assert_eq!(missing(&[4, 14, 30, 40], &[4, 14, 24, 34]), [24], "and here it ends sooner");
+    }
+
+    #[test]
+    fn at_the_end_of_a_hole_a_sample_belongs_beside_its_own() {
+        // Each second, in ms.
+        let missing = |stored: &[i64], held: &[i64]| {
+            let row = |time_ms: &i64| Row { series_id: 1, time_ms: *time_ms, value: 0.0 };
+            let stored = Stored { times: HashMap::from([(1, stored.to_vec())]), clocks_ms: None };
+            let compared = stored.compare(&held.iter().map(row).collect::<Vec<_>>(), 0, 30_000, &HashMap::new());
+            compared.missing.iter().map(|row| row.time_ms).collect::<Vec<_>>()
+        };
+        assert_eq!(missing(&[0, 1_000, 2_440, 3_440], &[440, 1_440, 2_440, 3_440]), [1_440], "its run begins too late");
+        assert_eq!(missing(&[440, 1_440, 2_900, 3_900], &[440, 1_440, 2_440, 3_440]), [2_440], "or ends too soon");
+        assert_eq!(missing(&[0, 1_000, 2_440, 3_440], &[250, 1_250, 2_250]), [0_i64; 0], "a third one's is late");
+        assert_eq!(missing(&[0, 1_000, 2_100, 3_100], &[100, 1_100, 2_100]), [0_i64; 0], "its twin is stored");
     }
 
     #[test]

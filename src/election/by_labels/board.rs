@@ -1,6 +1,6 @@
 //! What adapters tell each other about clusters, in the database: statements and what they return.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -8,7 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::election::Progress;
-use crate::election::by_labels::by_hand::{Given, Order, PATIENCE};
+use crate::election::by_labels::by_hand::{Given, Order};
 use crate::election::by_labels::cluster::{Next, Seen, Succession};
 use crate::election::by_labels::group_name;
 use crate::election::lock_session::{FILLED, UNSURE, holes, holes_of};
@@ -189,10 +189,11 @@ pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_m
 ///
 /// What the server said.
 pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), Error> {
-    let Given { fence: Fence { group_no, token, .. }, order } = given;
+    let Given { fence: Fence { group_no, token, .. }, order, until } = given;
+    let left = until.saturating_duration_since(Instant::now());
     let yields = format!(
         "successor = $2, successor_until = clock_timestamp() + make_interval(secs => {}) WHERE token = '{token}' AND",
-        PATIENCE.as_secs()
+        left.as_secs_f64()
     );
     let (replica, set) = match order {
         Order::Resign => (None, yields.as_str()),
@@ -212,19 +213,20 @@ pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), 
 ///
 /// What the server said.
 pub async fn drain(client: &Client, names: &Names, groups: &[i32]) -> Result<bool, Error> {
-    client
-        .batch_execute(&format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}",
-            DRAINED_WITHIN.as_millis()
-        ))
-        .await?;
+    // All of it is bounded: who is frozen or cut off now holds up all that write.
+    let bounds = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {0}; \
+         SET LOCAL idle_in_transaction_session_timeout = {0}",
+        DRAINED_WITHIN.as_millis()
+    );
+    client.batch_execute(&bounds).await?;
     let lock = names.fill(
         "SELECT pg_advisory_xact_lock({leader:literal}::regclass::oid::integer, of_group) FROM unnest($1::integer[]) \
          AS g (of_group) ORDER BY of_group",
     );
     match client.query_typed(&lock, &[(&groups, Type::INT4_ARRAY)]).await {
         Ok(_) => Ok(true),
-        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
             client.batch_execute("ROLLBACK").await?;
             Ok(false)
         }

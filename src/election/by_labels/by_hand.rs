@@ -1,7 +1,7 @@
 //! Orders to a cluster's election: written down in its row, where every adapter reads them.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::election::by_labels::cluster::Seen;
 use crate::election::by_labels::clusters::Clusters;
@@ -89,6 +89,8 @@ pub struct Given {
     pub fence: Fence,
     /// What is ordered.
     pub order: Order,
+    /// Then nobody waits for it any more; a hold and a release last.
+    pub until: Instant,
 }
 
 impl Order {
@@ -132,8 +134,12 @@ impl Clusters {
                 return Err(Refusal::HeldOut { replica: replica.to_owned() });
             }
         }
+        if let Some(outcome) = order.outcome(seen.fence, &seen) {
+            return outcome;
+        }
         log::info!("ordered of cluster {cluster:?}: {order:?}");
-        let given = Given { fence: seen.fence, order };
+        let until = Instant::now() + PATIENCE;
+        let given = Given { fence: seen.fence, order, until };
         let way = self.on_its_way(given.clone());
         let mut changes = self.changes();
         let carried_out = async {
@@ -149,7 +155,7 @@ impl Clusters {
                 }
             }
         };
-        let outcome = tokio::time::timeout(PATIENCE, carried_out).await;
+        let outcome = tokio::time::timeout_at(until.into(), carried_out).await;
         let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Overdue { is_written: way.is_written() }));
         if let Err(refusal) = &outcome {
             log::info!("not carried out: {refusal}");

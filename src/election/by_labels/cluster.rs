@@ -25,9 +25,18 @@ pub const STALE: Duration = Duration::from_secs(3);
 /// A pause of the leading replica that is longer than this and than its usual ones may be a restart, after which it never
 /// sends what it had not sent. Another replica has it.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
+const LONGER_MIN: Duration = Duration::from_secs(1);
 
-/// A replica is heard for so long before a pause of its tells anything: one with few samples sends every five seconds.
+/// A replica is heard for so long before a pause of its tells anything, if it is no longer than of one that has few samples:
+/// a Prometheus sends those every five seconds.
 const LEARNING: Duration = Duration::from_secs(12);
+const UNLEARNED: Duration = Duration::from_secs(6);
+
+/// The longest pause counts for one to two of these: scrapes are a minute apart at the most.
+const RHYTHM_WINDOW: Duration = Duration::from_secs(60);
+
+/// Two long pauses within this are a rhythm.
+const REPEATED: Duration = Duration::from_secs(180);
 
 /// A leading replica in doubt goes on when after so long nobody has let another one lead: by then every adapter has been told.
 const UNDISPUTED: Duration = Duration::from_millis(2_500);
@@ -135,10 +144,20 @@ struct Heard {
 #[derive(Clone, Debug)]
 struct Rhythm {
     since: Instant,
-    /// The longest usual one seen lately; it shrinks by a quarter in the time of its own length.
-    longest: Duration,
-    /// The last one that was longer, and when it ended.
+    /// Since when it has led without a break.
+    led_since: Option<Instant>,
+    /// Of its pauses as all adapters together heard them while it led, and as this one alone did before.
+    leading: Longest,
+    standing_by: Longest,
+    /// The last one that was longer than usual, and when it ended.
     odd: Option<(Instant, Duration)>,
+}
+
+/// The longest pause of one to two windows.
+#[derive(Clone, Debug, Default)]
+struct Longest {
+    window_ends: Option<Instant>,
+    pauses: [Duration; 2],
 }
 
 /// See the module.
@@ -190,7 +209,13 @@ impl Cluster {
         let timeout = self.timeout;
         let new = || Heard {
             liveness: Liveness::new(timeout),
-            rhythm: Rhythm { since: now, longest: Duration::ZERO, odd: None },
+            rhythm: Rhythm {
+                since: now,
+                led_since: None,
+                leading: Longest::default(),
+                standing_by: Longest::default(),
+                odd: None,
+            },
             connections: 0,
             are_kept: false,
             ahead_ms: [None, None],
@@ -201,10 +226,13 @@ impl Cluster {
         let was_gone = heard.liveness.is_gone();
         // A leading one that has not been heard as such was heard before.
         let last = if leads { self.heard_at.or(self.leads_since) } else { heard.liveness.last() };
-        let is_usual = last.is_none_or(|last| heard.rhythm.is_usual(now.saturating_duration_since(last), now));
         heard.liveness.begin(now);
         heard.is_ahead(ahead_ms, now);
-        if !leads || self.in_doubt_since.is_some() {
+        if leads && self.in_doubt_since.is_some() {
+            return;
+        }
+        let is_usual = last.is_none_or(|last| heard.rhythm.is_usual(now.saturating_duration_since(last), leads, now));
+        if !leads {
             return;
         }
         if was_gone && self.heard_at.is_some() || !is_usual {
@@ -302,6 +330,12 @@ impl Cluster {
     #[must_use]
     pub fn seen(&self) -> Option<&Seen> {
         self.seen.as_ref()
+    }
+
+    /// Whether `replica` leads, as was read lately.
+    #[must_use]
+    pub fn leads(&self, replica: &str, now: Instant) -> bool {
+        self.leading() == Some(replica) && self.read_at.is_some_and(|read_at| now < read_at + STALE)
     }
 
     /// What this adapter may do with samples of `replica`.
@@ -450,17 +484,49 @@ impl Cluster {
 
 impl Rhythm {
     /// Takes a pause that ended `now`.
-    fn is_usual(&mut self, pause: Duration, now: Instant) -> bool {
-        let is_long = |longest: Duration| pause > PAUSE_MIN.max(longest * 3 / 2 + Duration::from_secs(1));
-        if !is_long(self.longest) {
-            self.longest = pause.max(self.longest.saturating_sub(pause / 4));
+    fn is_usual(&mut self, pause: Duration, leads: bool, now: Instant) -> bool {
+        if !leads {
+            self.led_since = None;
+            self.standing_by.add(pause, now);
             return true;
         }
-        // Once is chance, twice in a row is how it sends.
+        let led_since = *self.led_since.get_or_insert(now);
+        let mut longest = self.leading.get(now);
+        if now.saturating_duration_since(led_since) < LEARNING {
+            longest = longest.max(self.standing_by.get(now));
+        }
+        let is_long = |longest: Duration| pause > PAUSE_MIN.max(longest + LONGER_MIN.max(longest / 4));
+        if !is_long(longest) {
+            self.leading.add(pause, now);
+            return true;
+        }
+        // Once is chance, twice is how it sends.
         let before = self.odd.replace((now, pause));
-        let before = before.filter(|(ended, _)| now.saturating_duration_since(*ended) <= pause * 3);
-        self.longest = self.longest.max(before.map_or(Duration::ZERO, |(_, before)| before.min(pause)));
-        !is_long(self.longest) || now.saturating_duration_since(self.since) < LEARNING
+        let again = before.filter(|(ended, _)| now.saturating_duration_since(*ended) <= REPEATED);
+        let again = again.map_or(Duration::ZERO, |(_, before)| before.min(pause));
+        self.leading.add(again, now);
+        !is_long(again) || (pause <= UNLEARNED && now.saturating_duration_since(self.since) < LEARNING)
+    }
+}
+
+impl Longest {
+    fn roll(&mut self, now: Instant) {
+        let ends = *self.window_ends.get_or_insert(now + RHYTHM_WINDOW);
+        if now >= ends {
+            let is_recent = now < ends + RHYTHM_WINDOW;
+            self.pauses = [Duration::ZERO, if is_recent { self.pauses[0] } else { Duration::ZERO }];
+            self.window_ends = Some(now + RHYTHM_WINDOW);
+        }
+    }
+
+    fn add(&mut self, pause: Duration, now: Instant) {
+        self.roll(now);
+        self.pauses[0] = self.pauses[0].max(pause);
+    }
+
+    fn get(&mut self, now: Instant) -> Duration {
+        self.roll(now);
+        self.pauses[0].max(self.pauses[1])
     }
 }
 

@@ -177,8 +177,7 @@ impl Clusters {
     #[must_use]
     pub fn leads(&self, source: &Source) -> bool {
         let known = self.known();
-        let seen = known.get(&source.cluster).and_then(|known| known.cluster.seen());
-        seen.is_some_and(|seen| seen.replica == source.replica)
+        known.get(&source.cluster).is_some_and(|known| known.cluster.leads(&source.replica, Instant::now()))
     }
 
     /// What is to be shown.

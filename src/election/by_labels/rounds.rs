@@ -145,11 +145,15 @@ impl<S: Shares> Rounds<S> {
             clusters.on_read(names, rows, asked, Instant::now());
             Ok::<_, Error>(())
         };
-        for (no, given) in clusters.unwritten() {
-            board::order(&client, &self.names, &given).await?;
-            clusters.on_written(no);
-        }
         read(&reports, &clusters.names()).await?;
+        let unwritten = clusters.unwritten();
+        if !unwritten.is_empty() {
+            for (no, given) in unwritten {
+                board::order(&client, &self.names, &given).await?;
+                clusters.on_written(no);
+            }
+            read(&reports, &clusters.names()).await?;
+        }
         let rowless = clusters.rowless();
         if !rowless.is_empty() {
             board::add(&client, &self.names, &rowless, clusters.config().clusters_max).await?;
@@ -188,12 +192,16 @@ impl<S: Shares> Rounds<S> {
 
     /// Returns the numbers of those groups in which another replica leads now.
     async fn take_over(&self, client: &Client, successions: &[(String, Succession)]) -> Result<Vec<i32>, Error> {
-        let ordered = successions.iter().filter(|(_, succession)| succession.is_ordered);
-        let ordered: Vec<i32> = ordered.map(|(_, succession)| succession.group_no).collect();
-        let is_drained = !ordered.is_empty() && board::drain(client, &self.names, &ordered).await?;
         let label = &self.clusters.config().cluster_label;
-        let taken = board::take_over(client, &self.names, label, successions).await?;
-        if is_drained {
+        let (ordered, silent): (Vec<_>, Vec<_>) =
+            successions.iter().cloned().partition(|(_, succession)| succession.is_ordered);
+        let mut taken = Vec::new();
+        if !silent.is_empty() {
+            taken = board::take_over(client, &self.names, label, &silent).await?;
+        }
+        let groups: Vec<i32> = ordered.iter().map(|(_, succession)| succession.group_no).collect();
+        if !groups.is_empty() && board::drain(client, &self.names, &groups).await? {
+            taken.extend(board::take_over(client, &self.names, label, &ordered).await?);
             client.batch_execute("COMMIT").await?;
         }
         Ok(taken)

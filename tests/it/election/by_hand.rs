@@ -151,6 +151,8 @@ async fn nobody_is_told_where_a_lock_decides_or_labels_do() {
         let answer = put(&a.adapter, body).await;
         assert_eq!(answer.status, 409, "{}", answer.text());
     }
+    let answer = order(&a.adapter, Method::POST, "hold?cluster=eu&replica=a").await;
+    assert_eq!(answer.status, 409, "{}", answer.text());
     assert_eq!(order(&a.adapter, Method::GET, "resign").await.status, 405);
     assert_eq!(order(&a.adapter, Method::POST, "nonsense").await.status, 404);
     assert_eq!(a.adapter.role().await.as_deref(), Some("leader"));
