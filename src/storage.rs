@@ -200,7 +200,7 @@ impl Store {
             }
             Layout::of(&client, &names).await?
         } else {
-            let layout = schema::migrate(&client, &names, config.use_timescaledb).await?;
+            let layout = schema::migrate(&client, &names, config.use_timescaledb, config.sources.is_some()).await?;
             if layout == Layout::Hypertable {
                 hypertable::adjust(&client, &names, config.chunk_interval, config.seal_after).await?;
             }
@@ -579,7 +579,9 @@ impl Store {
         if led >= kept {
             upkeep::forget_requests(client, &self.names, kept).await?;
         }
-        upkeep::forget_clusters(client, &self.names).await?;
+        if self.config.sources.is_some() {
+            upkeep::forget_clusters(client, &self.names).await?;
+        }
         let sizes = upkeep::sizes(client, &self.names).await?;
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);

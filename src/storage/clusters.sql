@@ -1,4 +1,4 @@
--- The election by labels: what its adapters tell each other, and where terms begin.
+-- The election by labels: what its adapters tell each other, and where terms begin. Made once an adapter finds leaders so.
 
 -- A row an adapter: what it last heard of leading replicas, an element a cluster. Worth nothing once the server has crashed.
 CREATE UNLOGGED TABLE {reports} (

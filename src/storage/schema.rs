@@ -14,9 +14,12 @@ pub const VERSION: i32 = MIGRATIONS.len() as i32;
 /// What leads from each version to the next, the first from nothing to 1: with sealed samples as chunks, and in a
 /// hypertable.
 const MIGRATIONS: [(&[&str], &[&str]); 1] = [(
-    &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql"), include_str!("clusters.sql")],
-    &[include_str!("schema.sql"), hypertable::SQL, include_str!("clusters.sql")],
+    &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
+    &[include_str!("schema.sql"), hypertable::SQL],
 )];
+
+/// What the election by labels needs beside: made by the first adapter that finds leaders so.
+const CLUSTERS: &str = include_str!("clusters.sql");
 
 /// Finds out where the store is: `schema`, or the first schema of the session's `search_path` that exists.
 ///
@@ -37,15 +40,16 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
 }
 
 /// Makes the store, or brings it to [`VERSION`]. Any number of adapters may do so at once: the first does the work, the
-/// others wait and find it done. `wanted` decides how a store is made that is not there yet; returns how it is.
+/// others wait and find it done. `wanted` decides how a store is made that is not there yet; `by_labels` whether the election
+/// by labels finds its tables. Returns how the store is.
 ///
 /// # Errors
 ///
 /// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
 /// tables; else what the server said.
-pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb) -> Result<Layout, Error> {
+pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb, by_labels: bool) -> Result<Layout, Error> {
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-    let migrated = migrate_locked(client, names, wanted).await;
+    let migrated = migrate_locked(client, names, wanted, by_labels).await;
     let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     if migrated.is_ok() {
         // Else the first error is the one to report.
@@ -54,7 +58,12 @@ pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb) -> 
     migrated.map_err(|error| explain(error, names))
 }
 
-async fn migrate_locked(client: &Client, names: &Names, wanted: UseTimescaledb) -> Result<Layout, Error> {
+async fn migrate_locked(
+    client: &Client,
+    names: &Names,
+    wanted: UseTimescaledb,
+    by_labels: bool,
+) -> Result<Layout, Error> {
     // 2615 is pg_namespace: a key that no table of anybody's has. Two starters must not both create the schema.
     client
         .query_typed(
@@ -92,6 +101,13 @@ async fn migrate_locked(client: &Client, names: &Names, wanted: UseTimescaledb) 
         client.batch_execute(&names.fill(&statement)).await?;
         let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
         log::info!("made or migrated the tables of {} to version {VERSION}{with}", names.view());
+    }
+    if by_labels {
+        let is_there = "SELECT to_regclass($1) IS NOT NULL";
+        let row = client.query_typed_one(is_there, &[(&names.fill("{reports}"), Type::TEXT)]).await?;
+        if !row.try_get::<_, bool>(0)? {
+            client.batch_execute(&names.fill(CLUSTERS)).await?;
+        }
     }
     Ok(layout)
 }
