@@ -22,6 +22,9 @@ const RATE_GUESS: f64 = 1_200_000.0;
 /// Samples of each series that are built for those who take the same again and again, or less than the adapter.
 const SCRAPES: usize = 500;
 
+/// Samples a second that are wanted with few series; half of it with many.
+const WANTED: f64 = 1e6;
+
 /// `-pg-seal-samples` as it is shipped.
 const SEAL_SAMPLES: f64 = 2_000_000.0;
 
@@ -51,7 +54,7 @@ pub(crate) async fn few_series(
     others: &[String],
     verdicts: &mut Verdicts,
 ) -> f64 {
-    let (adapter, lag) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
+    let (adapter, lag) = adapter(setup.store(&[]).await, load, f64::INFINITY, limit, verdicts).await;
     let rate = adapter.sent.rate();
     let cpu = adapter.cpu_per_million().unwrap_or_default();
     let mut outcomes = vec![adapter];
@@ -63,7 +66,7 @@ pub(crate) async fn few_series(
         outcomes.push(prometheus(load, limit / 4).await);
     }
     table(&outcomes);
-    verdicts.at_least(&format!("samples/s committed, {} series", number_of(load.series)), 1e6, rate);
+    verdicts.at_least(&format!("samples/s committed, {} series", number_of(load.series)), WANTED, rate);
     for outcome in outcomes.iter().skip(1) {
         let bar = if outcome.name.starts_with("Prometheus") { Some(1.0) } else { None };
         let bar = if outcome.name == copy_name(load.batch) { Some(0.5) } else { bar };
@@ -73,8 +76,9 @@ pub(crate) async fn few_series(
             None => verdicts.note(&what, ratio),
         }
     }
-    lag.judge(verdicts);
+    lag.note(verdicts);
     verdicts.below("... adapter's CPU seconds per million samples", 0.4, cpu);
+    keeps_up(setup, load, WANTED, limit / 4, verdicts).await;
     rate
 }
 
@@ -86,7 +90,7 @@ pub(crate) async fn many_series(
     few_rate: Option<f64>,
     verdicts: &mut Verdicts,
 ) {
-    let (adapter, lag) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
+    let (adapter, lag) = adapter(setup.store(&[]).await, load, f64::INFINITY, limit, verdicts).await;
     let rate = adapter.sent.rate();
     table(&[adapter]);
     let what = format!("samples/s committed, {} series", number_of(load.series));
@@ -95,22 +99,32 @@ pub(crate) async fn many_series(
         Some(few_rate) => verdicts.at_least("... as a ratio to that with few", 0.5, rate / few_rate),
         None => verdicts.skip("... as a ratio to that with few", "that was not measured"),
     }
-    lag.judge(verdicts);
+    lag.note(verdicts);
+    keeps_up(setup, load, WANTED / 2.0, limit, verdicts).await;
+}
+
+/// Whether sealing keeps up at the rate that is wanted, without a pause.
+async fn keeps_up(setup: &Setup, load: Load, rate: f64, limit: Duration, verdicts: &mut Verdicts) {
+    let (adapter, lag) = adapter(setup.store(&[]).await, load, rate, limit, verdicts).await;
+    table(&[adapter]);
+    let what = format!("hot samples at most, at {} a second, {} series", number(rate), number_of(load.series));
+    verdicts.below(&what, 3.0 * SEAL_SAMPLES, lag.most);
 }
 
 /// Measures the adapter with leaders by labels between two runs as a sidecar, under the same load.
 pub(crate) async fn by_labels(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verdicts) {
-    let (before, _) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
-    let (labels, _) = adapter(setup.store_by_labels().await, load, limit, verdicts).await;
-    let (after, _) = adapter(setup.store(&[]).await, load, limit, verdicts).await;
+    let (before, _) = adapter(setup.store(&[]).await, load, f64::INFINITY, limit, verdicts).await;
+    let (labels, _) = adapter(setup.store_by_labels().await, load, f64::INFINITY, limit, verdicts).await;
+    let (after, _) = adapter(setup.store(&[]).await, load, f64::INFINITY, limit, verdicts).await;
     let ratio = labels.sent.rate() / before.sent.rate().midpoint(after.sent.rate());
     let labels = Outcome { name: "by labels".to_owned(), ..labels };
     table(&[before, labels, after]);
     verdicts.at_least("ingest with leaders by labels, as a ratio to the sidecar's", 0.9, ratio);
 }
 
-/// The adapter, leading, over an empty database. Its tables must hold exactly what it has acknowledged.
-async fn adapter(store: Store<'_>, load: Load, limit: Duration, verdicts: &mut Verdicts) -> (Outcome, Lag) {
+/// The adapter, leading, over an empty database, sent at most `pace` samples a second. Its tables must hold exactly what it
+/// has acknowledged.
+async fn adapter(store: Store<'_>, load: Load, pace: f64, limit: Duration, verdicts: &mut Verdicts) -> (Outcome, Lag) {
     println!("\nadapter, {} series ...", number_of(load.series));
     let (process, sender) = (store.adapter.process(), store.sender(load.connections));
     // It leads then, and has its connections.
@@ -125,7 +139,7 @@ async fn adapter(store: Store<'_>, load: Load, limit: Duration, verdicts: &mut V
         started.elapsed().as_secs_f64(),
         ratio(bytes, samples)
     );
-    if load.series >= 100_000 {
+    if load.series >= 100_000 && pace.is_infinite() {
         cache(&store, load, before, verdicts).await;
     }
     drop(first);
@@ -135,7 +149,7 @@ async fn adapter(store: Store<'_>, load: Load, limit: Duration, verdicts: &mut V
     let mut next = 1;
     while sent.elapsed < limit {
         let left = limit - sent.elapsed;
-        let rate = if sent.samples == 0 { RATE_GUESS } else { sent.rate() * 1.1 };
+        let rate = if sent.samples == 0 { RATE_GUESS.min(pace) } else { sent.rate() } * 1.1;
         let scrapes = scrapes(load, (left.as_secs_f64() * rate).min(BODIES_BYTES as f64 / ratio(bytes, samples)));
         let began = Instant::now();
         let requests = load.requests(next..next + scrapes).await;
@@ -147,7 +161,7 @@ async fn adapter(store: Store<'_>, load: Load, limit: Duration, verdicts: &mut V
         next += scrapes;
         // The lag of a round is its own: sealing catches up while the next one is built.
         sent += tokio::select! {
-            sent = sender.send_all(&requests, left) => sent,
+            sent = sender.send_at(pace, &requests, left) => sent,
             never = lag.watch(&store) => match never {},
         };
     }
@@ -205,8 +219,8 @@ impl Lag {
         }
     }
 
-    fn judge(&self, verdicts: &mut Verdicts) {
-        verdicts.below("... hot samples at most, as the adapter saw them", 3.0 * SEAL_SAMPLES, self.most);
+    fn note(&self, verdicts: &mut Verdicts) {
+        verdicts.note("... hot samples at most, as the adapter saw them", self.most);
         verdicts.note("... hot samples at most, counted until a round of sealing ends", self.most_exact);
         verdicts.note("... hot samples left at the end", self.left as f64);
         verdicts.note("... seconds to seal those", self.sealing.as_secs_f64());

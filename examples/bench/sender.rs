@@ -83,13 +83,21 @@ impl Sender {
 
     /// Sends `requests`, each connection its own, until all are answered or `limit` is over.
     pub(crate) async fn send_all(&self, requests: &Requests, limit: Duration) -> Sent {
+        self.send_at(f64::INFINITY, requests, limit).await
+    }
+
+    /// The same, no more than `rate` samples a second.
+    pub(crate) async fn send_at(&self, rate: f64, requests: &Requests, limit: Duration) -> Sent {
         let started = Instant::now();
+        let each = rate / requests.len() as f64;
         let mut connections = JoinSet::new();
         for (connection, client) in self.clients.iter().cloned().enumerate().take(requests.len()) {
             let (requests, url) = (Arc::clone(requests), self.url.clone());
             connections.spawn(async move {
                 let mut sent = Sent::default();
                 for batch in &requests[connection] {
+                    let due = Duration::from_secs_f64(sent.samples as f64 / each);
+                    tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
                     let began = Instant::now();
                     sent.retries += send(&client, &url, batch, None).await;
                     sent.note(batch.samples, began.elapsed());
