@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 
-mod by_hand;
+pub(crate) mod by_hand;
 mod frozen;
 mod holes;
 mod lease;

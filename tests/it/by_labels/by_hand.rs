@@ -4,21 +4,10 @@ use std::process::Command;
 
 use hyper::Method;
 use rig::adapter::Adapter;
-use rig::http::Response;
 
 use super::{Replica, adapters, check_stored, clusters, number, targets, wait_leader, wait_stored};
+use crate::election::by_hand::{obeys, order};
 use crate::setup::{BINARY, Database, SOON};
-
-async fn order(adapter: &Adapter, method: Method, verb: &str) -> Response {
-    let url = adapter.url(&format!("/admin/election/{verb}"));
-    let answer = adapter.client().request(method, &url, &[], Vec::new().into()).await;
-    answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
-}
-
-async fn obeys(adapter: &Adapter, verb: &str) {
-    let answer = order(adapter, Method::POST, verb).await;
-    assert_eq!(answer.status, 200, "{verb}: {}", answer.text());
-}
 
 async fn refuses(adapter: &Adapter, verb: &str, status: u16, why: &str) {
     let answer = order(adapter, Method::POST, verb).await;

@@ -12,13 +12,15 @@ use super::rest::put;
 use super::{Member, candidate, check_stored, pair, report, wait_true};
 use crate::setup::{BINARY, Body, Database, SOON, adapter_at, now_ms};
 
-async fn order(adapter: &Adapter, method: Method, verb: &str) -> Response {
+/// What it answers to an order.
+pub(crate) async fn order(adapter: &Adapter, method: Method, verb: &str) -> Response {
     let url = adapter.url(&format!("/admin/election/{verb}"));
     let answer = adapter.client().request(method, &url, &[], Vec::new().into()).await;
     answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
 }
 
-async fn obeys(adapter: &Adapter, verb: &str) {
+/// It carries an order out.
+pub(crate) async fn obeys(adapter: &Adapter, verb: &str) {
     let answer = order(adapter, Method::POST, verb).await;
     assert_eq!(answer.status, 200, "{verb}: {}", answer.text());
 }
