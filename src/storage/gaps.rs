@@ -56,6 +56,9 @@ const STORED_STEPS_MIN: usize = 6;
 /// A scrape may be so late on a busy host.
 const LATE_MS: i64 = 500;
 
+/// Prometheus gives a scrape the time it was due if it is late by 2 ms at most.
+const ALIGNED_MS: u64 = 5;
+
 impl Hole {
     /// Whether some time from `earliest_ms` to `latest_ms` is in it.
     #[must_use]
@@ -102,12 +105,20 @@ impl Stored {
                 let after_ms = times.get(at).copied();
                 let is_own = before_ms.is_some() && before_ms == filled_ms;
                 // Next to a stored one of the same sender, with none of another between, it belongs with that, also in a gap that
-                // a late scrape of the other's would leave; but not right beside the other's.
+                // a late scrape of the other's would leave; but not right beside the other's. What another adapter stored of its
+                // sender is told by lying a pace away.
                 let is_far = |at_ms: Option<i64>| {
                     at_ms.is_none_or(|at_ms| at_ms.abs_diff(row.time_ms) >= apart_ms.unsigned_abs())
                 };
-                let follows = before_ms.is_some() && before_ms == last_ms && after_ms.is_some() && is_far(after_ms);
-                let precedes = after_ms.is_some() && after_ms == own_next_ms && is_far(before_ms);
+                let is_a_pace = |from_ms: i64, to_ms: i64| {
+                    likely_ms.is_some_and(|pace_ms| (to_ms - from_ms).abs_diff(pace_ms) <= ALIGNED_MS)
+                };
+                let follows = before_ms.is_some_and(|at_ms| Some(at_ms) == last_ms || is_a_pace(at_ms, row.time_ms))
+                    && after_ms.is_some()
+                    && is_far(after_ms);
+                let precedes = after_ms
+                    .is_some_and(|at_ms| Some(at_ms) == own_next_ms || is_a_pace(row.time_ms, at_ms))
+                    && is_far(before_ms);
                 let is_gap = follows
                     || precedes
                     || match (before_ms, after_ms) {
@@ -198,6 +209,8 @@ mod tests {
         };
         assert_eq!(missing(&[0, 1_000, 2_440, 3_440], &[440, 1_440, 2_440, 3_440]), [1_440], "its run begins too late");
         assert_eq!(missing(&[440, 1_440, 2_900, 3_900], &[440, 1_440, 2_440, 3_440]), [2_440], "or ends too soon");
+        let by_others = [-4_000, -3_000, -2_000, -1_000, 0, 1_000, 2_440, 3_440, 4_440, 5_440];
+        assert_eq!(missing(&by_others, &[-1_560, 1_440, 4_440]), [1_440], "another adapter stored its neighbours");
         assert_eq!(missing(&[0, 1_000, 2_440, 3_440], &[250, 1_250, 2_250]), [0_i64; 0], "a third one's is late");
         assert_eq!(missing(&[0, 1_000, 2_100, 3_100], &[100, 1_100, 2_100]), [0_i64; 0], "its twin is stored");
     }
