@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::mode::REPLICAS;
 use crate::stage::{Outcome, Stage, sleep};
 
 /// Of a pair: each way that there is, twice.
@@ -13,7 +14,7 @@ pub(crate) async fn pair(mut stage: Stage<'_>) -> Outcome {
         let status = stage.order(other, &["status"]).await;
         let name = status.lines().find_map(|line| line.strip_prefix("name: ")).unwrap_or_default().to_owned();
         let words = if verb == "hand-over" { vec![verb, &name] } else { vec![verb] };
-        stage.event(format!("{}: {verb}", ["a", "b"][leader]));
+        stage.event(format!("{}: {verb}", REPLICAS[leader]));
         let (mark, deed) = (stage.mark(other), Instant::now());
         stage.order(leader, &words).await;
         stage.takeover(other, mark, deed).await;
@@ -35,7 +36,7 @@ pub(crate) async fn rest(mut stage: Stage<'_>) -> Outcome {
     }
     sleep(1.0).await;
     let leader = stage.healthy().await;
-    stage.event(format!("kill -9 {}", ["a", "b"][leader]));
+    stage.event(format!("kill -9 {}", REPLICAS[leader]));
     stage.kill(leader).await;
     tell(&mut stage, 1 - leader).await;
     stage.start(leader).await;
@@ -54,7 +55,7 @@ pub(crate) async fn rest(mut stage: Stage<'_>) -> Outcome {
 }
 
 async fn tell(stage: &mut Stage<'_>, host: usize) {
-    stage.event(format!("{} told to lead", ["a", "b"][host]));
+    stage.event(format!("{} told to lead", REPLICAS[host]));
     let (mark, deed) = (stage.mark(host), Instant::now());
     stage.order(host, &["lead"]).await;
     stage.takeover(host, mark, deed).await;
@@ -76,12 +77,11 @@ pub(crate) async fn labels(mut stage: Stage<'_>) -> Outcome {
 async fn labels_once(stage: &mut Stage<'_>, verb: &str, cluster: usize, adapter: usize) {
     let (leader, term) = stage.leading(cluster).await;
     let next = (leader + 1) % stage.setup.mode.replicas();
-    let name = |replica: usize| stage.replica_name(cluster, replica).split_once('/').map(|(_, name)| name.to_owned());
-    let (leader, next) = (name(leader).unwrap_or_default(), name(next).unwrap_or_default());
+    let (leader, next) = (REPLICAS[leader], REPLICAS[next]);
     let of = format!("-cluster={}", stage.setup.mode.clusters()[cluster]);
     let held = format!("-replica={leader}");
     let words = match verb {
-        "hand-over" => vec![verb, &of, &next],
+        "hand-over" => vec![verb, &of, next],
         "hold" => vec![verb, &of, &held],
         _ => vec![verb, &of],
     };

@@ -1,6 +1,6 @@
 //! Stores what nobody stored: samples that a change of leader passed over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
-use crate::storage::fence::{Fence, begin, show_all};
+use crate::storage::fence::{Fence, begin};
 use crate::storage::gaps::{Compared, Known, LOOK_AROUND_MS, Stored};
-use crate::storage::ingest::{copy, copy_statement};
+use crate::storage::ingest::{copy, copy_statement, in_force};
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 
@@ -67,7 +67,8 @@ pub async fn fill(
     let filled: Vec<&Doubtful> =
         all.filter(|(_, compared)| is_missing(compared)).map(|(doubtful, _)| doubtful).collect();
     if !filled.is_empty() {
-        let in_force = in_force(client, names, &filled).await?;
+        let (groups, tokens) = rights(filled.iter().copied());
+        let in_force = in_force(client, names, &groups, &tokens).await?;
         for (doubtful, compared) in doubtful.iter().zip(&mut compared) {
             if is_missing(compared) && !in_force.contains(&doubtful.fence.token) {
                 *compared = None;
@@ -118,14 +119,7 @@ async fn clocks(client: &Client, names: &Names, groups: &[i32]) -> Result<HashMa
     rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
 }
 
-/// Of these rights to write those that are in force, and stay so until the transaction ends.
-async fn in_force(client: &Client, names: &Names, filled: &[&Doubtful]) -> Result<HashSet<Uuid>, Error> {
-    let (groups, tokens) = rights(filled.iter().copied());
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
-    let in_force: Vec<Uuid> = client.query_typed_one(&show_all(names), &parameters).await?.try_get(0)?;
-    Ok(in_force.into_iter().collect())
-}
-
+/// Remembers the clocks of those who stored around these groups' holes.
 async fn note_clocks<'a>(
     client: &Client,
     names: &Names,

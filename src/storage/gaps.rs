@@ -75,9 +75,9 @@ pub fn in_hole(holes: &[Hole], row: &Row) -> bool {
 
 impl Stored {
     /// Of `rows`, in the order of series and time, those that nobody stored: in a gap that is longer than the series'
-    /// pace, or beside the same sender's own, and not where another clock than ours, `clock_ms` ahead of the server's, might have seen them before what
-    /// is stored earlier, or after what is stored later. A gap that is open to the future is one up to `passed_ms`. `known`
-    /// is from comparing earlier rows.
+    /// pace, or beside the same sender's own, and not where another clock than ours, `clock_ms` ahead of the server's,
+    /// might have seen them before what is stored earlier, or after what is stored later. A gap that is open to the future
+    /// is one up to `passed_ms`. `known` is from comparing earlier rows.
     #[must_use]
     pub fn compare(&self, rows: &[Row], clock_ms: i64, passed_ms: i64, known: &HashMap<i64, Known>) -> Compared {
         let (least_ms, most_ms) = self.clocks_ms.unwrap_or((clock_ms, clock_ms));

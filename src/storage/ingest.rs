@@ -239,10 +239,20 @@ impl Writer {
         let groups: BTreeSet<i32> = fences.values().copied().collect();
         let groups: Vec<i32> = groups.into_iter().collect();
         let tokens: Vec<Uuid> = fences.into_keys().collect();
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
-        let in_force: Vec<Uuid> = client.query_typed_one(&show_all(&self.names), &parameters).await?.try_get(0)?;
-        Ok(in_force.into_iter().collect())
+        in_force(client, &self.names, &groups, &tokens).await
     }
+}
+
+/// Of these rights to write, in groups each given once, those that are in force, and stay so until the transaction ends.
+pub(super) async fn in_force(
+    client: &Client,
+    names: &Names,
+    groups: &[i32],
+    tokens: &[Uuid],
+) -> Result<HashSet<Uuid>, Error> {
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
+    let in_force: Vec<Uuid> = client.query_typed_one(&show_all(names), &parameters).await?.try_get(0)?;
+    Ok(in_force.into_iter().collect())
 }
 
 /// Stores samples in the transaction that is open.
