@@ -116,7 +116,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         read_only: config.storage.read_only,
         stopping: stopping.clone(),
         tracker: requests.clone(),
-        budget: Arc::new(Semaphore::new(http::BUDGET_KIB)),
+        bodies: Arc::default(),
         reads: Arc::new(Semaphore::new(http::READS_MAX)),
     });
     if let Ok(address) = listener.local_addr() {

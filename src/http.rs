@@ -28,6 +28,7 @@ use crate::storage::Store;
 use crate::telemetry::metrics::{self, Metrics};
 
 pub use self::admin::AdminToken;
+pub use self::body::Bodies;
 
 mod admin;
 mod body;
@@ -83,8 +84,8 @@ pub struct Service {
     pub stopping: CancellationToken,
     /// Owns what must go on when a client leaves.
     pub tracker: TaskTracker,
-    /// Bytes, in KiB, that bodies may take together.
-    pub budget: Arc<Semaphore>,
+    /// The memory that bodies take.
+    pub bodies: Arc<Bodies>,
     /// Reads at a time.
     pub reads: Arc<Semaphore>,
 }
@@ -94,9 +95,6 @@ struct Line {
     any: liveness::Line,
     by_labels: Option<clusters::Line>,
 }
-
-/// KiB that bodies in flight may take together, as received and decompressed.
-pub const BUDGET_KIB: usize = 256 * 1024;
 
 /// Reads at a time; more wait. Prometheus' own default.
 pub const READS_MAX: usize = 10;

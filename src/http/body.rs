@@ -1,6 +1,6 @@
 //! Bodies: bounded before they are read, and again before they are decompressed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,11 +16,28 @@ use crate::wire::snappy;
 /// The limit of Prometheus' own receiver, for a body as received and as declared when decompressed.
 pub(super) const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// KiB that bodies in flight may take together, as received and decompressed.
+const BUDGET_KIB: usize = 256 * 1024;
+
+/// Bodies whose memory is kept for others.
+const KEPT_MAX: usize = 8;
+
+/// No more memory than this is kept of each, in bytes: more than Prometheus' own take.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
 /// How long the rest of a body is waited for that nobody wants.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes set aside for a body before any of it has arrived.
 const UNSEEN_BYTES_MAX: usize = 64 * 1024;
+
+/// The memory that all bodies take.
+pub struct Bodies {
+    /// What they may still take, in KiB.
+    budget: Arc<Semaphore>,
+    /// What some were decompressed into, to be used again.
+    kept: Mutex<Vec<Vec<u8>>>,
+}
 
 /// A body as received and as decompressed, with what it takes of the budget.
 pub(super) struct Received {
@@ -28,7 +45,33 @@ pub(super) struct Received {
     pub(super) compressed: Bytes,
     /// As decompressed.
     pub(super) plain: Vec<u8>,
+    bodies: Arc<Bodies>,
     _permits: [OwnedSemaphorePermit; 2],
+}
+
+impl Default for Bodies {
+    fn default() -> Self {
+        Self { budget: Arc::new(Semaphore::new(BUDGET_KIB)), kept: Mutex::default() }
+    }
+}
+
+impl Bodies {
+    fn memory(&self) -> Vec<u8> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn keep(&self, memory: Vec<u8>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT_MAX && memory.capacity() <= KEPT_BYTES_MAX {
+            kept.push(memory);
+        }
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.bodies.keep(std::mem::take(&mut self.plain));
+    }
 }
 
 /// Reads what is left of a body and throws it away, within bounds: an answer that comes before the body has been read
@@ -63,7 +106,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Box<Answer>> {
 /// Reads and decompresses a body within `timeout`.
 pub(super) async fn receive(
     request: Request<Incoming>,
-    budget: &Arc<Semaphore>,
+    bodies: &Arc<Bodies>,
     timeout: Duration,
 ) -> Result<Received, Box<Answer>> {
     let body = request.into_body();
@@ -73,15 +116,15 @@ pub(super) async fn receive(
         return Err(Box::new(too_large()));
     }
     let work = async {
-        let (compressed, permit) = collect(body, declared, budget).await?;
+        let (compressed, permit) = collect(body, declared, &bodies.budget).await?;
         let bad = |error: snappy::Error| Box::new(text(StatusCode::BAD_REQUEST, error.to_string()));
         let length = snappy::decompressed_len(&compressed).map_err(bad)?;
         if length > BODY_BYTES_MAX {
             return Err(bad(snappy::Error::TooLarge { declared: length, max: BODY_BYTES_MAX }));
         }
-        let second = take(budget, kib(length))?;
-        let plain = snappy::decompress(&compressed, BODY_BYTES_MAX).map_err(bad)?;
-        Ok(Received { compressed, plain, _permits: [permit, second] })
+        let second = take(&bodies.budget, kib(length))?;
+        let plain = snappy::decompress(&compressed, BODY_BYTES_MAX, bodies.memory()).map_err(bad)?;
+        Ok(Received { compressed, plain, bodies: Arc::clone(bodies), _permits: [permit, second] })
     };
     match tokio::time::timeout(timeout, work).await {
         Ok(received) => received,

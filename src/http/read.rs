@@ -72,7 +72,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
         discard(request).await;
         return *answer;
     }
-    let received = match receive(request, &service.budget, service.config.send_timeout).await {
+    let received = match receive(request, &service.bodies, service.config.send_timeout).await {
         Ok(received) => received,
         Err(answer) => return *answer,
     };

@@ -28,7 +28,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
         }
     };
     let in_flight = service.heard.begin();
-    let received = match receive(request, &service.budget, service.config.send_timeout).await {
+    let received = match receive(request, &service.bodies, service.config.send_timeout).await {
         Ok(received) => received,
         Err(answer) => {
             if answer.status().is_server_error() {

@@ -154,17 +154,12 @@ impl fmt::Display for Corrupt {
 
 impl std::error::Error for Corrupt {}
 
-/// Groups rows, in the order of series and time and none twice, into chunks, by bucket and in no order within it. More
-/// than `samples_max` times are cut into equal parts.
-pub fn group(rows: &[Row], samples_max: usize) -> impl Iterator<Item = Chunk> {
+/// Groups the series of a bucket into chunks, in no order. A series is its rows, one or more, in the order of time and none
+/// twice; series ascend. More than `samples_max` times are cut into equal parts.
+pub fn group<'a>(series: impl IntoIterator<Item = &'a [Row]>, samples_max: usize) -> Vec<Chunk> {
     let samples_max = samples_max.clamp(1, SAMPLES_MAX);
-    rows.chunk_by(|one, other| bucket_of(one.series_id) == bucket_of(other.series_id))
-        .flat_map(move |rows| group_bucket(rows, samples_max))
-}
-
-fn group_bucket(rows: &[Row], samples_max: usize) -> Vec<Chunk> {
     let mut groups: Vec<Vec<&[Row]>> = Vec::new();
-    for series in rows.chunk_by(|one, other| one.series_id == other.series_id) {
+    for series in series {
         match groups.iter_mut().find(|group| have_same_times(group[0], series)) {
             Some(group) => group.push(series),
             None => groups.push(vec![series]),

@@ -75,7 +75,8 @@ pub async fn fill(
             }
         }
         let statement = client.prepare(&copy_statement(names)).await?;
-        copy(client, &statement, compared.iter().flatten().flat_map(|compared| &compared.missing)).await?;
+        let missing: Vec<&Row> = compared.iter().flatten().flat_map(|compared| &compared.missing).collect();
+        copy(client, &statement, missing.iter().copied(), missing.len()).await?.as_mut().finish().await?;
         let filled = filled.iter().filter(|doubtful| in_force.contains(&doubtful.fence.token));
         note_clocks(client, names, filled.copied()).await?;
     }

@@ -1,14 +1,16 @@
 //! The writers: requests that arrive together are stored together, each transaction behind the fence.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::SinkExt;
-use futures_util::future::join;
+use futures_util::future::{join, try_join};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, CopyInSink, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -207,13 +209,20 @@ impl Writer {
             .collect();
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
-        if rows > 0 {
-            copy(client, &prepared, fresh().flat_map(|(batch, _)| &batch.rows)).await?;
-        }
+        let copy = match rows {
+            0 => None,
+            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| &batch.rows), rows).await?),
+        };
         // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
         drop(prepared);
-        let committing = Instant::now();
-        client.batch_execute("COMMIT").await?;
+        let copied = async {
+            if let Some(mut copy) = copy {
+                copy.as_mut().finish().await?;
+            }
+            Ok(Instant::now())
+        };
+        // Sent without waiting for the end of the COPY: behind one that failed, COMMIT rolls back.
+        let (committing, ()) = try_join(copied, client.batch_execute("COMMIT")).await?;
         self.metrics.commit_duration_seconds.observe(committing.elapsed().as_secs_f64());
         self.metrics.transaction_duration_seconds.observe(started.elapsed().as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
@@ -260,15 +269,14 @@ pub(super) fn copy_statement(names: &Names) -> String {
     names.fill("COPY {hot} (\"time\", series, value) FROM STDIN BINARY")
 }
 
-/// Runs [`copy_statement`] with `rows`.
+/// Begins [`copy_statement`] and sends it `rows`, of which there are `count`; it is yet to be finished.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,
     rows: impl Iterator<Item = &'a Row>,
-) -> Result<(), Error> {
-    let sink = client.copy_in(statement).await?;
-    tokio::pin!(sink);
-    sink.send(encode_copy(rows)).await?;
-    sink.finish().await?;
-    Ok(())
+    count: usize,
+) -> Result<Pin<Box<CopyInSink<Bytes>>>, Error> {
+    let mut sink = Box::pin(client.copy_in(statement).await?);
+    sink.send(encode_copy(rows, count)).await?;
+    Ok(sink)
 }

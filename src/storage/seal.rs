@@ -239,7 +239,8 @@ impl Sealer<'_> {
                 let pending = hot.buckets.remove(bucket).unwrap_or_default();
                 let mut rows = existing.remove(bucket).unwrap_or_default();
                 let before = rows.len() + pending.len();
-                rows.extend(hot.in_order(*bucket, &pending).into_iter().filter(|row| !self.is_expired(row.time_ms)));
+                rows.reserve(pending.len());
+                rows.extend(hot.in_order(*bucket, &pending).filter(|row| !self.is_expired(row.time_ms)));
                 // Stable: what was sealed comes before what is hot, and of that, what was stored first.
                 if !rows.is_sorted_by_key(|row| (row.series_id, row.time_ms)) {
                     rows.sort_by_key(|row| (row.series_id, row.time_ms));
@@ -473,17 +474,18 @@ impl<'a> Made<'a> {
 
     /// Makes chunks of a bucket's samples, which are in the order of series and time, without doubles.
     fn encode(&mut self, rows: &[Row]) -> Result<(), Error> {
-        let mut by_span: BTreeMap<Span, Vec<Row>> = BTreeMap::new();
-        let mut rest = rows;
-        while let Some(first) = rest.first() {
-            let span = segments::find(self.spans, first.time_ms)
-                .ok_or_else(|| Error::Unfit(format!("there is no segment for the time {}", first.time_ms)))?;
-            let (run, later) = rest.split_at(rest.iter().take_while(|row| span.contains(row.time_ms)).count());
-            by_span.entry(span).or_default().extend_from_slice(run);
-            rest = later;
+        let mut by_span: BTreeMap<Span, Vec<&[Row]>> = BTreeMap::new();
+        for mut rest in rows.chunk_by(|one, next| one.series_id == next.series_id) {
+            while let Some(first) = rest.first() {
+                let span = segments::find(self.spans, first.time_ms)
+                    .ok_or_else(|| Error::Unfit(format!("there is no segment for the time {}", first.time_ms)))?;
+                let (run, later) = rest.split_at(rest.partition_point(|row| span.contains(row.time_ms)));
+                by_span.entry(span).or_default().push(run);
+                rest = later;
+            }
         }
-        for rows in by_span.values() {
-            for chunk in chunk::group(rows, LENGTH_MAX) {
+        for series in by_span.into_values() {
+            for chunk in chunk::group(series, LENGTH_MAX) {
                 self.count(chunk.times_ms[0], &chunk, 1);
                 let length = i16::try_from(chunk.times_ms.len()).unwrap_or(i16::MAX);
                 self.chunks.extend(chunk::encode(&chunk).into_iter().map(|row| (row, length)));
@@ -538,7 +540,7 @@ impl Hot {
     }
 
     /// A bucket's samples in the order of series, time and storing.
-    fn in_order(&self, bucket: i64, pending: &[Pending]) -> Vec<Row> {
+    fn in_order<'a>(&'a self, bucket: i64, pending: &'a [Pending]) -> impl Iterator<Item = Row> + 'a {
         // They came in much the order of time: once told apart by series, there is little left to sort.
         let mut counts = [0_usize; 32];
         for sample in pending {
@@ -553,12 +555,12 @@ impl Hot {
                 of_series.sort_unstable_by_key(|sample| sample.from);
             }
         }
-        let row = |sample: &Pending| Row {
+        let row = move |sample: &Pending| Row {
             series_id: chunk::series_at(bucket, sample.place),
             time_ms: self.rows[sample.from as usize].0,
             value: sample.value,
         };
-        series.into_iter().flatten().map(row).collect()
+        series.into_iter().flatten().map(row)
     }
 
     fn reach(&self, pending: &[Pending]) -> Reach {

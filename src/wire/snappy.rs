@@ -34,17 +34,20 @@ pub fn decompressed_len(body: &[u8]) -> Result<usize, Error> {
     })
 }
 
-/// Decompresses a body into at most `max` bytes, allocated only once the declared length is known to fit.
+/// Decompresses a body into at most `max` bytes, allocated only once the declared length is known to fit. `memory` is used
+/// for it, whatever it holds: what had been written there before need not be filled with zeros.
 ///
 /// # Errors
 ///
 /// [`Error::TooLarge`] and [`Error::Corrupt`].
-pub fn decompress(body: &[u8], max: usize) -> Result<Vec<u8>, Error> {
+pub fn decompress(body: &[u8], max: usize, mut memory: Vec<u8>) -> Result<Vec<u8>, Error> {
     let declared = decompressed_len(body)?;
     if declared > max {
         return Err(Error::TooLarge { declared, max });
     }
-    snap::raw::Decoder::new().decompress_vec(body).map_err(Error::Corrupt)
+    memory.resize(declared, 0);
+    snap::raw::Decoder::new().decompress(body, &mut memory).map_err(Error::Corrupt)?;
+    Ok(memory)
 }
 
 /// Compresses bytes into one block.
@@ -72,34 +75,37 @@ mod tests {
     fn a_small_body_cannot_claim_much_memory() {
         let bomb = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00];
         assert_eq!(decompressed_len(&bomb), Ok(u32::MAX as usize));
-        assert_eq!(decompress(&bomb, 32 << 20), Err(Error::TooLarge { declared: u32::MAX as usize, max: 32 << 20 }));
+        assert_eq!(
+            decompress(&bomb, 32 << 20, vec![]),
+            Err(Error::TooLarge { declared: u32::MAX as usize, max: 32 << 20 })
+        );
     }
 
     #[test]
     fn the_limit_is_inclusive() {
         let body = compress(&[7; 100]).unwrap();
         assert_eq!(decompressed_len(&body), Ok(100));
-        assert_eq!(decompress(&body, 100), Ok(vec![7; 100]));
-        assert_eq!(decompress(&body, 99), Err(Error::TooLarge { declared: 100, max: 99 }));
+        assert_eq!(decompress(&body, 100, vec![]), Ok(vec![7; 100]));
+        assert_eq!(decompress(&body, 99, vec![]), Err(Error::TooLarge { declared: 100, max: 99 }));
     }
 
     #[test]
     fn what_is_no_block_is_corrupt() {
         for body in [&b""[..], b"\xff\xff\xff\xff\xff\xff", b"\x05", b"\x05\x10abcd", b"\xff\x06\x00\x00sNaPpY"] {
-            assert!(matches!(decompress(body, 1 << 20), Err(Error::Corrupt(_))), "{body:?}");
+            assert!(matches!(decompress(body, 1 << 20, vec![]), Err(Error::Corrupt(_))), "{body:?}");
         }
-        assert_eq!(decompress(b"\x00", 0), Ok(vec![]));
+        assert_eq!(decompress(b"\x00", 0, vec![1]), Ok(vec![]));
     }
 
     proptest! {
         #[test]
-        fn blocks_survive(bytes in any::<Vec<u8>>()) {
-            prop_assert_eq!(decompress(&compress(&bytes).unwrap(), bytes.len()), Ok(bytes));
+        fn blocks_survive(bytes in any::<Vec<u8>>(), memory in any::<Vec<u8>>()) {
+            prop_assert_eq!(decompress(&compress(&bytes).unwrap(), bytes.len(), memory), Ok(bytes));
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(body in any::<Vec<u8>>()) {
-            if let Ok(bytes) = decompress(&body, 1 << 16) {
+            if let Ok(bytes) = decompress(&body, 1 << 16, vec![]) {
                 prop_assert_eq!(decompressed_len(&body), Ok(bytes.len()));
             }
         }

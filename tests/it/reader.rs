@@ -52,7 +52,7 @@ pub(crate) async fn samples(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Ser
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.header("content-type"), Some("application/x-protobuf"));
     assert_eq!(answer.header("content-encoding"), Some("snappy"));
-    let plain = snappy::decompress(&answer.body, usize::MAX).expect("an answer is a snappy block");
+    let plain = snappy::decompress(&answer.body, usize::MAX, vec![]).expect("an answer is a snappy block");
     let response = ReadResponse::decode(&plain[..]).expect("an answer is a ReadResponse");
     let results = response.results.into_iter().map(|result| {
         let series = result.timeseries.into_iter().map(|series| {

@@ -17,6 +17,9 @@ pub const SERIES_MAX: usize = 500_000;
 /// Samples one request may have, the same.
 pub const SAMPLES_MAX: usize = 2_000_000;
 
+/// What a series with a sample takes in a request, rather less than it commonly does.
+const SERIES_BYTES: usize = 128;
+
 /// How a label begins, in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
 
@@ -32,6 +35,9 @@ const LABEL_TAG: u8 = 1 << 3 | 2;
 /// it has more than [`SERIES_MAX`] series or [`SAMPLES_MAX`] samples.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
+    let expected = body.len() / SERIES_BYTES;
+    request.series.reserve(expected.min(SERIES_MAX));
+    request.samples.reserve(expected.min(SAMPLES_MAX));
     let mut fields = Scanner::new(body);
     while let Some(field) = fields.next_field()? {
         match field.number {

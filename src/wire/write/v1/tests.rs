@@ -214,7 +214,7 @@ fn what_a_real_pair_sent_decodes() {
     }
     let (mut samples, mut metadata) = (0, 0);
     for file in &files {
-        let body = snappy::decompress(&std::fs::read(file).unwrap(), 32 << 20).unwrap();
+        let body = snappy::decompress(&std::fs::read(file).unwrap(), 32 << 20, vec![]).unwrap();
         check_agreement(&body);
         let request = decode(&body).unwrap();
         assert!(request.series.iter().all(|series| matches!(series.labels, Cow::Borrowed(_))));
