@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::Pool;
+use futures_util::future::try_join3;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
@@ -20,7 +21,7 @@ use crate::model::source::{Source, SourceLabels};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
-use crate::storage::fence::Fence;
+use crate::storage::fence::{Fence, WITHOUT_JIT};
 use crate::storage::fill::Doubtful;
 use crate::storage::gaps::Compared;
 use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
@@ -410,7 +411,13 @@ impl Store {
             let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
             let parameters: [(&(dyn ToSql + Sync), Type); 3] =
                 [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];
-            let rows = client.query_typed(&statement, &parameters).await?;
+            // Sent in this order without waiting between.
+            let ((), rows, ()) = try_join3(
+                client.batch_execute(&format!("BEGIN READ ONLY; {WITHOUT_JIT}")),
+                client.query_typed(&statement, &parameters),
+                client.batch_execute("COMMIT"),
+            )
+            .await?;
             client.give_back();
             rows.iter()
                 .map(|row| {
@@ -530,7 +537,10 @@ impl Store {
         }
         // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
         let shrink = shrink || total.samples > SHRUNK_SAMPLES;
-        client.batch_execute(&self.names.fill(&format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}) {{hot}}"))).await?;
+        // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
+        // the planner would expect hundreds of times as many as there are.
+        let vacuum = format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}");
+        client.batch_execute(&self.names.fill(&vacuum)).await?;
         Ok(Some(total))
     }
 

@@ -34,7 +34,7 @@ CREATE TABLE {cuts} (
 CREATE FUNCTION {take_over}(
     of_groups integer[], clusters text[], with_tokens uuid[], replicas text[], silent_seconds double precision[],
     watermarks timestamptz[], behind_ms bigint[], cluster_label text, looked_back interval, unsure interval, lives interval
-) RETURNS integer[] LANGUAGE plpgsql VOLATILE AS $body$
+) RETURNS integer[] LANGUAGE plpgsql VOLATILE SET jit = off AS $body$
 DECLARE
     taken integer[];
 BEGIN

@@ -21,6 +21,10 @@ pub struct Fence {
 /// next leader up.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// To plan statements over many segments by, in a transaction: for one that looks large enough the server would compile the
+/// plan first, which takes it up to seconds and saves little, as each segment's part runs but briefly.
+pub const WITHOUT_JIT: &str = "SET LOCAL jit = off";
+
 /// Opens a transaction that may write: bounded, and behind the fence. Everything is set for the transaction alone, so
 /// that it holds behind a pooler too.
 #[must_use]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
-use crate::storage::fence::{Fence, begin};
+use crate::storage::fence::{Fence, WITHOUT_JIT, begin};
 use crate::storage::gaps::{Compared, Known, LOOK_AROUND_MS, Stored};
 use crate::storage::ingest::{copy, copy_statement, in_force};
 use crate::storage::names::Names;
@@ -46,7 +46,7 @@ pub async fn fill(
     let mut groups: Vec<i32> = doubtful.iter().map(|doubtful| doubtful.fence.group_no).collect();
     groups.sort_unstable();
     groups.dedup();
-    client.batch_execute(&begin(names, None, timeout)).await?;
+    client.batch_execute(&format!("{}; {WITHOUT_JIT}", begin(names, None, timeout))).await?;
     // All in the same order, so that no two wait for each other.
     let lock = names.fill(
         "SELECT pg_advisory_xact_lock({requests:literal}::regclass::oid::integer, of_group) FROM unnest($1::integer[]) \

@@ -17,6 +17,7 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
 use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, place_of};
+use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
@@ -107,7 +108,7 @@ impl Reading {
             Layout::Hypertable => "READ COMMITTED",
         };
         let begin = format!(
-            "BEGIN ISOLATION LEVEL {level} READ ONLY; SET LOCAL statement_timeout = {}",
+            "BEGIN ISOLATION LEVEL {level} READ ONLY; {WITHOUT_JIT}; SET LOCAL statement_timeout = {}",
             STATEMENT_TIMEOUT.as_millis()
         );
         connection.batch_execute(&begin).await?;

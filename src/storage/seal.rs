@@ -18,6 +18,7 @@ use tokio_postgres::{Client, Row as Record};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::chunk::{self, Encoded, Places, bucket_of};
+use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::hot::Elements;
 use crate::storage::hypertable;
 use crate::storage::layout::Layout;
@@ -203,7 +204,7 @@ impl Sealer<'_> {
             Layout::Hypertable => self.names.fill("LOCK TABLE {samples} IN ROW EXCLUSIVE MODE; "),
         };
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL statement_timeout = {}; \
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; {WITHOUT_JIT}; SET LOCAL statement_timeout = {}; \
              {lock}SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
             STATEMENT_TIMEOUT.as_millis(),
             IDLE_TIMEOUT.as_millis()

@@ -23,6 +23,10 @@ pub(crate) async fn seal(adapter: &Adapter) -> serde_json::Value {
 pub(crate) const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
                        ORDER BY name, labels::text, time, value)) || count(*) FROM metrics";
 
+/// Whether a session waits for another's lock.
+const SOMEBODY_WAITS: &str =
+    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+
 /// Series of every kind: constants, counters, decimals, odd floats, one that ends, one with times of its own.
 pub(crate) fn body(start_ms: i64, scrapes: i64) -> Body {
     let series = |f: &dyn Fn(i64) -> Option<f64>, offset_ms: i64| -> Vec<Sample> {
@@ -202,7 +206,7 @@ async fn neither_a_dump_nor_sealing_holds_writers_up() {
     let client = adapter.client().clone();
     let url = adapter.url("/admin/storage/seal");
     let sealing = TaskTracker::new().spawn(async move { client.post(&url, &[], Vec::new()).await });
-    database.wait("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')").await;
+    database.wait(SOMEBODY_WAITS).await;
     store(&adapter, body(start_ms + 300_000, 50)).await;
     assert!(!sealing.is_finished());
     blocker.batch_execute("ROLLBACK").await.unwrap();
@@ -239,6 +243,37 @@ async fn the_leader_seals_by_itself() {
     store(&by_time, Body::new().sample("up", now_ms(), 1.0)).await;
     database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
+}
+
+/// Else the planner takes what comes next for so much that the server compiles plans for seconds.
+#[tokio::test]
+async fn what_is_known_of_hot_rows_fits_the_pages_that_are_left() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter()).await;
+    store(&adapter, body(now_ms() - 100_000, 10)).await;
+    seal(&adapter).await;
+    // Two rows a page: sealed ones in front, whose pages are known to be empty, others behind.
+    let insert = "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', \
+                  array_agg(s ORDER BY s), array_agg(1.0) FROM generate_series(1, 249) s, generate_series(1, 200) n GROUP BY n";
+    database.run(insert).await;
+    let last = database.one::<i64>("SELECT max(no) FROM metrics_hot").await;
+    database.run(insert).await;
+    database.run(&format!("DELETE FROM metrics_hot WHERE no <= {last}")).await;
+    database.run("VACUUM (TRUNCATE false) metrics_hot").await;
+    // One more comes while the rest is sealed: its page stays.
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; LOCK metrics_sealed IN SHARE MODE").await.unwrap();
+    let meanwhile = async {
+        database.wait(SOMEBODY_WAITS).await;
+        database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES (now(), '{1}', '{1}')").await;
+        blocker.batch_execute("ROLLBACK").await.unwrap();
+    };
+    tokio::join!(seal(&adapter), meanwhile);
+    let of_hot = |what| format!("SELECT {what}::bigint FROM pg_class WHERE oid = 'metrics_hot'::regclass");
+    let pages = database.one::<i64>(&of_hot("relpages")).await;
+    let rows = database.one::<i64>(&of_hot("reltuples")).await;
+    assert!(pages < 100, "{pages} pages are left");
+    assert!(rows <= 2 * pages, "{rows} rows in {pages} pages");
 }
 
 #[tokio::test]
