@@ -19,10 +19,10 @@ pub(super) const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// KiB that bodies in flight may take together, as received and decompressed.
 const BUDGET_KIB: usize = 256 * 1024;
 
-/// Bodies whose memory is kept for others.
+/// Bodies whose memory is kept for others at a time.
 const KEPT_MAX: usize = 8;
 
-/// No more memory than this is kept of each, in bytes: more than Prometheus' own take.
+/// Of larger bodies none is kept, in bytes: Prometheus' own are smaller.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// How long the rest of a body is waited for that nobody wants.
@@ -56,15 +56,23 @@ impl Default for Bodies {
 }
 
 impl Bodies {
-    fn memory(&self) -> Vec<u8> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    /// Kept memory with room for `length` bytes, or none at all.
+    fn memory(&self, length: usize) -> Vec<u8> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = kept.iter().rposition(|memory| memory.capacity() >= length);
+        fitting.map(|at| kept.remove(at)).unwrap_or_default()
     }
 
+    /// Keeps memory, instead of what was kept longest ago if that is too much.
     fn keep(&self, memory: Vec<u8>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT_MAX && memory.capacity() <= KEPT_BYTES_MAX {
-            kept.push(memory);
+        if !(1..=KEPT_BYTES_MAX).contains(&memory.capacity()) {
+            return;
         }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT_MAX {
+            kept.remove(0);
+        }
+        kept.push(memory);
     }
 }
 
@@ -122,8 +130,10 @@ pub(super) async fn receive(
         if length > BODY_BYTES_MAX {
             return Err(bad(snappy::Error::TooLarge { declared: length, max: BODY_BYTES_MAX }));
         }
-        let second = take(&bodies.budget, kib(length))?;
-        let plain = snappy::decompress(&compressed, BODY_BYTES_MAX, bodies.memory()).map_err(bad)?;
+        // What is kept and larger counts with all that it takes.
+        let memory = bodies.memory(length);
+        let second = take(&bodies.budget, kib(length.max(memory.capacity())))?;
+        let plain = snappy::decompress(&compressed, BODY_BYTES_MAX, memory).map_err(bad)?;
         Ok(Received { compressed, plain, bodies: Arc::clone(bodies), _permits: [permit, second] })
     };
     match tokio::time::timeout(timeout, work).await {
@@ -168,4 +178,23 @@ fn too_large() -> Answer {
 
 fn overloaded() -> Answer {
     unavailable("too many requests are under way: their bodies fill the memory set aside for them")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_kept_within_bounds_and_given_to_what_fits() {
+        let bodies = Bodies::default();
+        bodies.keep(Vec::new());
+        bodies.keep(Vec::with_capacity(KEPT_BYTES_MAX + 1));
+        assert_eq!(bodies.memory(0).capacity(), 0, "neither of them is kept");
+        (0..=KEPT_MAX).for_each(|n| bodies.keep(Vec::with_capacity(1000 + n)));
+        assert_eq!(bodies.memory(1000 + KEPT_MAX + 1).capacity(), 0, "there is none so large");
+        let given: Vec<usize> = (0..=KEPT_MAX).map(|_| bodies.memory(1).capacity()).collect();
+        let mut expected: Vec<usize> = (1..=KEPT_MAX).rev().map(|n| 1000 + n).collect();
+        expected.push(0);
+        assert_eq!(given, expected, "the latest first, and the oldest is gone");
+    }
 }

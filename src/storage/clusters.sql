@@ -30,7 +30,8 @@ CREATE TABLE {cuts} (
 -- replica for so many seconds, every adapter that lives has stored what it held of it, no order forbids it, and no write of its
 -- is under way. A
 -- group that is being written to or taken over just now is left for the next try. Returns the groups that have a new term.
--- Needs READ COMMITTED: what a statement here sees is what was committed once the locks were granted.
+-- Needs READ COMMITTED: what a statement here sees is what was committed once the locks were granted. Without JIT: to compile
+-- a plan over many segments would take longer than all else here.
 CREATE FUNCTION {take_over}(
     of_groups integer[], clusters text[], with_tokens uuid[], replicas text[], silent_seconds double precision[],
     watermarks timestamptz[], behind_ms bigint[], cluster_label text, looked_back interval, unsure interval, lives interval

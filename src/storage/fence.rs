@@ -21,8 +21,8 @@ pub struct Fence {
 /// next leader up.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// To plan statements over many segments by, in a transaction: for one that looks large enough the server would compile the
-/// plan first, which takes it up to seconds and saves little, as each segment's part runs but briefly.
+/// For transactions with statements over many segments: a plan that looks costly enough the server would compile first, which
+/// takes up to seconds, and saves little where each segment's part of it runs but briefly.
 pub const WITHOUT_JIT: &str = "SET LOCAL jit = off";
 
 /// Opens a transaction that may write: bounded, and behind the fence. Everything is set for the transaction alone, so

@@ -25,9 +25,9 @@ const ARRAY_HEAD_BYTES: usize = 20;
 const ELEMENT_BYTES: usize = 4 + 8;
 
 /// The body of `COPY … ("time", series, value) FROM STDIN BINARY`: the rows of one transaction, gathered by time, the
-/// series of each ascending. There are `count` rows; were it wrong, it would only be slower.
+/// series of each ascending. `expected` is how many samples there are; were it wrong, it would only be slower.
 #[must_use]
-pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>, count: usize) -> Bytes {
+pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>, expected: usize) -> Bytes {
     // Rows come by series, so neighbours differ in time; few times occur, and mostly one.
     let mut places: HashMap<i64, usize> = HashMap::new();
     let mut blocks: Vec<(i64, Vec<(i64, u64)>)> = Vec::new();
@@ -37,7 +37,7 @@ pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>, count: usize) -> Byt
         let place = match last {
             Some((time_ms, place)) if time_ms == row.time_ms => place,
             _ => *places.entry(row.time_ms).or_insert_with(|| {
-                let room = if blocks.is_empty() { count } else { 0 };
+                let room = if blocks.is_empty() { expected } else { 0 };
                 blocks.push((row.time_ms, Vec::with_capacity(room)));
                 blocks.len() - 1
             }),

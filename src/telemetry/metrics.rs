@@ -229,7 +229,7 @@ impl Metrics {
             commit_duration_seconds: histogram(
                 r,
                 "commit_duration_seconds",
-                "Time COMMIT of a write transaction took.",
+                "Time from the end of COPY to that of COMMIT in a write transaction.",
                 SECONDS,
             ),
             postgres_errors_total: counters(

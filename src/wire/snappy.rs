@@ -34,8 +34,8 @@ pub fn decompressed_len(body: &[u8]) -> Result<usize, Error> {
     })
 }
 
-/// Decompresses a body into at most `max` bytes, allocated only once the declared length is known to fit. `memory` is used
-/// for it, whatever it holds: what had been written there before need not be filled with zeros.
+/// Decompresses a body into at most `max` bytes, allocated only once the declared length is known to fit. If there is room
+/// in `memory`, whatever that holds, it is used: what had been written there before need not be filled with zeros.
 ///
 /// # Errors
 ///
@@ -44,6 +44,9 @@ pub fn decompress(body: &[u8], max: usize, mut memory: Vec<u8>) -> Result<Vec<u8
     let declared = decompressed_len(body)?;
     if declared > max {
         return Err(Error::TooLarge { declared, max });
+    }
+    if memory.capacity() < declared {
+        memory = Vec::with_capacity(declared);
     }
     memory.resize(declared, 0);
     snap::raw::Decoder::new().decompress(body, &mut memory).map_err(Error::Corrupt)?;

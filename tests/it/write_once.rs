@@ -25,6 +25,11 @@ const SLOW_COMMIT: &str = "
     CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON metrics_requests DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION slow()";
 
+/// A trigger that makes COPY fail, after the keys of the requests have been claimed.
+const FAILING_COPY: &str = "
+    CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END';
+    CREATE TRIGGER fail BEFORE INSERT ON metrics_hot FOR EACH ROW EXECUTE FUNCTION fail()";
+
 /// How many sessions of this database wait for a lock of a kind.
 fn waiting(event: &str, count: usize) -> String {
     format!(
@@ -56,6 +61,20 @@ async fn equal_requests_at_once_are_stored_once() {
         join_all(attempts).await;
     }
     assert_eq!(database.samples().await, 5 * 50);
+}
+
+#[tokio::test]
+async fn what_copy_fails_to_store_is_not_committed_by_what_was_sent_behind_it() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    database.run(FAILING_COPY).await;
+    let body = scrape(now_ms());
+    let answer = adapter.write(body.clone().compressed()).await;
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_requests").await, 0);
+    database.run("DROP TRIGGER fail ON metrics_hot").await;
+    store(&adapter, body).await;
+    assert_eq!(database.samples().await, 50);
 }
 
 #[tokio::test]
