@@ -119,14 +119,15 @@ impl Stored {
                 let precedes = after_ms
                     .is_some_and(|at_ms| Some(at_ms) == own_next_ms || is_a_pace(row.time_ms, at_ms))
                     && is_far(before_ms);
-                let is_gap = follows
-                    || precedes
-                    || match (before_ms, after_ms) {
-                        (Some(before_ms), Some(after_ms)) => after_ms.saturating_sub(before_ms) > limit_ms,
-                        (Some(before_ms), None) => is_own || row.time_ms.saturating_sub(before_ms) > limit_ms,
-                        (None, Some(after_ms)) => after_ms.saturating_sub(row.time_ms) > limit_ms,
-                        (None, None) => true,
-                    };
+                // Right beside a stored one it is of the same scrape, which fills no gap.
+                let is_alone = is_far(before_ms) && is_far(after_ms);
+                let is_gap = match (before_ms, after_ms) {
+                    (Some(before_ms), Some(after_ms)) => after_ms.saturating_sub(before_ms) > limit_ms,
+                    (Some(before_ms), None) => is_own || row.time_ms.saturating_sub(before_ms) > limit_ms,
+                    (None, Some(after_ms)) => after_ms.saturating_sub(row.time_ms) > limit_ms,
+                    (None, None) => true,
+                };
+                let is_missing = follows || precedes || (is_alone && is_gap);
                 let ahead_ms = if is_own { 0 } else { ahead_ms };
                 let is_between = before_ms.is_none_or(|before_ms| row.time_ms > before_ms + ahead_ms)
                     && after_ms.is_none_or(|after_ms| row.time_ms + behind_ms < after_ms);
@@ -135,7 +136,7 @@ impl Stored {
                     continue;
                 }
                 last_ms = last_ms.max(Some(row.time_ms));
-                if is_gap && is_between {
+                if is_missing && is_between {
                     filled_ms = Some(row.time_ms);
                     compared.missing.push(*row);
                 }
@@ -213,6 +214,13 @@ mod tests {
         assert_eq!(missing(&by_others, &[-1_560, 1_440, 4_440]), [1_440], "another adapter stored its neighbours");
         assert_eq!(missing(&[0, 1_000, 2_440, 3_440], &[250, 1_250, 2_250]), [0_i64; 0], "a third one's is late");
         assert_eq!(missing(&[0, 1_000, 2_100, 3_100], &[100, 1_100, 2_100]), [0_i64; 0], "its twin is stored");
+    }
+
+    #[test]
+    fn a_sample_right_beside_a_stored_one_fills_no_gap() {
+        let stored = [-20, -10, 0, 10, 20, 40, 50, 60];
+        assert_eq!(missing(&stored, &[39], (0, 0), None), [0_i64; 0], "what lies between is with another adapter");
+        assert_eq!(missing(&stored, &[19, 29, 39], (0, 0), None), [29]);
     }
 
     #[test]
