@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::election::PrometheusTimeout;
+use crate::election::by_labels::clock::{self, Clock};
 use crate::election::liveness::{Liveness, RECONNECT_TIME};
 use crate::election::role::{Leader, Role};
 use crate::storage::fence::Fence;
@@ -46,12 +47,6 @@ const TOLERANCE: Duration = Duration::from_millis(500);
 
 /// A replica that was not heard for so long is not told of any more.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
-
-/// What is known of clocks counts for one to two windows.
-const WINDOW: Duration = Duration::from_secs(120);
-
-/// Samples of two replicas may take times on their way that differ by so much; what is more, their clocks do.
-const CLOCKS_APART_MS: i64 = 2_000;
 
 /// The cluster's row, and what all adapters have told of its leading replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,10 +129,7 @@ struct Heard {
     /// a sender that opens one for each says nothing by closing it.
     connections: usize,
     are_kept: bool,
-    /// The most that its samples were ahead of this host's clock when they came, in this window and the one before: as far
-    /// as is known, how far its clock is ahead less the shortest time on the way.
-    ahead_ms: [Option<i64>; 2],
-    window_ends: Instant,
+    clock: Clock,
 }
 
 /// Which pauses of a replica are usual.
@@ -218,8 +210,7 @@ impl Cluster {
             },
             connections: 0,
             are_kept: false,
-            ahead_ms: [None, None],
-            window_ends: now,
+            clock: Clock::default(),
         };
         let leads = self.seen.as_ref().is_some_and(|seen| seen.replica == replica);
         let heard = self.replicas.entry(replica.to_owned()).or_insert_with(new);
@@ -227,7 +218,7 @@ impl Cluster {
         // A leading one that has not been heard as such was heard before.
         let last = if leads { self.heard_at.or(self.leads_since) } else { heard.liveness.last() };
         heard.liveness.begin(now);
-        heard.is_ahead(ahead_ms, now);
+        heard.clock.on_request(ahead_ms, now);
         if leads && self.in_doubt_since.is_some() {
             return;
         }
@@ -432,14 +423,18 @@ impl Cluster {
     /// How far the clock of `replica` is ahead of this host's; 0 where that may be the time its samples take.
     #[must_use]
     pub fn ahead_ms(&self, replica: &str) -> i64 {
-        let ahead_ms = self.replicas.get(replica).and_then(Heard::ahead).unwrap_or(0);
-        if ahead_ms.abs() > CLOCKS_APART_MS { ahead_ms } else { 0 }
+        let ahead_ms = self.clock_of(replica).unwrap_or(0);
+        if ahead_ms.abs() > clock::ERROR_MS { ahead_ms } else { 0 }
     }
 
     fn behind_ms(&self, leading: &str, next: &str) -> i64 {
-        let ahead = |replica: &str| self.replicas.get(replica).and_then(Heard::ahead);
-        let behind_ms = ahead(next).zip(ahead(leading)).map_or(0, |(next, leading)| next - leading);
-        if behind_ms > CLOCKS_APART_MS { behind_ms } else { 0 }
+        let clocks = self.clock_of(next).zip(self.clock_of(leading));
+        let behind_ms = clocks.map_or(0, |(next, leading)| next - leading);
+        if behind_ms > clock::ERROR_MS { behind_ms } else { 0 }
+    }
+
+    fn clock_of(&self, replica: &str) -> Option<i64> {
+        self.replicas.get(replica)?.clock.ahead_ms()
     }
 
     fn leading(&self) -> Option<&str> {
@@ -527,20 +522,6 @@ impl Longest {
     fn get(&mut self, now: Instant) -> Duration {
         self.roll(now);
         self.pauses[0].max(self.pauses[1])
-    }
-}
-
-impl Heard {
-    fn is_ahead(&mut self, ahead_ms: i64, now: Instant) {
-        if now >= self.window_ends {
-            self.ahead_ms = [None, self.ahead_ms[0]];
-            self.window_ends = now + WINDOW;
-        }
-        self.ahead_ms[0] = self.ahead_ms[0].max(Some(ahead_ms));
-    }
-
-    fn ahead(&self) -> Option<i64> {
-        self.ahead_ms[0].max(self.ahead_ms[1])
     }
 }
 
