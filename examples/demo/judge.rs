@@ -109,11 +109,12 @@ fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, terms: usize)
     for labels in labels {
         let of = |times: &Times| times.get(labels).cloned().unwrap_or_default();
         let (stored, scraped) = (of(stored), scraped.each_ref().map(of));
-        let (holes, doubled) = (holes(&stored, &scraped, &span), doubled(&stored, &scraped, terms));
+        let (holes, twice) = (holes(&stored, &scraped, &span), twice(&stored, &scraped));
+        let doubled = twice.at_once.len() + twice.stretches.len().saturating_sub(terms);
         findings.lost += holes.iter().map(|hole| hole.missing).sum::<usize>();
         findings.doubled += doubled;
         if findings.example.is_none() && (!holes.is_empty() || doubled > 0) {
-            findings.example = Some(format!("{labels:?}: {doubled} doubled, {holes:?}"));
+            findings.example = Some(format!("{labels:?}: {doubled} doubled of {twice:?}, {holes:?}"));
         }
     }
     findings
@@ -146,10 +147,18 @@ fn holes(stored: &[i64], scraped: &[Vec<i64>; 2], span: &Range<i64>) -> Vec<Hole
     borders.windows(2).map(hole).filter(|hole| hole.missing > 0).collect()
 }
 
-/// How often a series was stored twice: at the time of another sample, or side by side with the other side. What one side
-/// filled in where the other scraped nothing is neither.
-fn doubled(stored: &[i64], scraped: &[Vec<i64>; 2], terms: usize) -> usize {
-    let at_once = stored.windows(2).filter(|pair| pair[0] == pair[1]).count();
+/// Where a series was stored twice, in ms since 1970.
+#[derive(Debug)]
+struct Twice {
+    /// At these times there is another sample.
+    at_once: Vec<i64>,
+    /// Here one side begins, be it that the other one ends.
+    stretches: Vec<i64>,
+}
+
+/// Where a series was stored twice. What one side filled in where the other scraped nothing is neither.
+fn twice(stored: &[i64], scraped: &[Vec<i64>; 2]) -> Twice {
+    let at_once = stored.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
     let is_filled_in = |time: &i64| {
         scraped.iter().any(|times| {
             let next = times.partition_point(|at| at < time);
@@ -160,7 +169,7 @@ fn doubled(stored: &[i64], scraped: &[Vec<i64>; 2], terms: usize) -> usize {
             })
         })
     };
-    let (mut sides, mut stretches) = ([false, false], 0_usize);
+    let (mut sides, mut stretches) = ([false, false], Vec::new());
     for time in stored.iter().filter(|time| !is_filled_in(time)) {
         let now = scraped.each_ref().map(|times| times.binary_search(time).is_ok());
         let still = [sides[0] && now[0], sides[1] && now[1]];
@@ -168,10 +177,11 @@ fn doubled(stored: &[i64], scraped: &[Vec<i64>; 2], terms: usize) -> usize {
             sides = still;
         } else if now != [false, false] {
             // Neither has a stale marker, which no query shows.
-            (sides, stretches) = (now, stretches + 1);
+            sides = now;
+            stretches.push(*time);
         }
     }
-    at_once + stretches.saturating_sub(terms)
+    Twice { at_once, stretches }
 }
 
 #[cfg(test)]
