@@ -159,14 +159,15 @@ struct Twice {
 /// Where a series was stored twice. What one side filled in where the other scraped nothing is neither.
 fn twice(stored: &[i64], scraped: &[Vec<i64>; 2]) -> Twice {
     let at_once = stored.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    let is_stored = |at: &i64| stored.binary_search(at).is_ok();
     let is_filled_in = |time: &i64| {
         scraped.iter().any(|times| {
             let next = times.partition_point(|at| at < time);
-            let around = next.checked_sub(1).and_then(|last| times.get(last..=next));
-            around.is_some_and(|around| {
-                let are_stored = around.iter().all(|at| stored.binary_search(at).is_ok());
-                around[1] != *time && around[1] - around[0] > SCRAPE_MS * 3 / 2 && are_stored
-            })
+            let before = next.checked_sub(1).map(|last| times[last]);
+            // One that was up before the other one has the beginning alone.
+            let is_gap = |after: &i64| before.is_none_or(|before| after - before > SCRAPE_MS * 3 / 2);
+            let is_between = |after: &i64| after != time && is_gap(after) && is_stored(after);
+            before.iter().all(is_stored) && times.get(next).is_some_and(is_between)
         })
     };
     let (mut sides, mut stretches) = ([false, false], Vec::new());
@@ -230,6 +231,18 @@ mod tests {
         assert_eq!(doubled(&each_second(8_300, 12_000)), 0);
         assert_eq!(doubled(&each_second(8_300, 13_000)), 2, "where the other has samples, too");
         assert_eq!(doubled(&[3_300, 8_300, 9_300, 10_300, 11_300]), 2);
+    }
+
+    #[test]
+    fn what_one_side_scraped_before_the_other_began_is_filled_in() {
+        let series = |times: Vec<i64>| Times::from([(BTreeMap::new(), times)]);
+        let sides = [series(each_second(0, 20_000)), series(each_second(1_700, 20_000))];
+        let doubled = |stored: &[i64]| compare(&series(stored.to_vec()), &sides, 0..20_000, 2).doubled;
+        let after = [each_second(1_700, 9_000), each_second(9_000, 20_000)].concat();
+        assert_eq!(doubled(&[vec![0, 1_000], after].concat()), 0);
+        let to_and_fro =
+            [each_second(1_700, 4_000), vec![4_000, 4_700], each_second(5_000, 9_000), each_second(9_700, 20_000)];
+        assert_eq!(doubled(&[vec![0, 1_000], to_and_fro.concat()].concat()), 3, "what comes later is not");
     }
 
     #[test]
