@@ -97,8 +97,15 @@ enum Ended {
     Done(Outcome),
     /// Another adapter is at it.
     Busy,
-    /// Samples came in for which there is no segment yet.
+    /// Samples came in for which there is no segment yet, or another adapter has sealed these meanwhile.
     Again,
+}
+
+impl Ended {
+    /// What sealing hot rows came to.
+    fn of(outcome: Outcome) -> Self {
+        if outcome.samples == 0 { Self::Again } else { Self::Done(outcome) }
+    }
 }
 
 /// A hot sample, its bucket known.
@@ -158,19 +165,21 @@ impl Sealer<'_> {
             let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&last, Type::INT8), (&SAMPLES_MAX, Type::INT8)];
             let record = self.client.query_typed_one(&self.names.fill(first), &parameters).await?;
             let Some(last) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
-            if self.layout == Layout::Hypertable {
-                let sealed = hypertable::seal(self.client, self.names, last, self.expired_ms);
-                return match self.transaction(async { Ok(Ended::Done(sealed.await?)) }).await? {
-                    Ended::Done(outcome) => Ok(Some(outcome)),
-                    Ended::Busy | Ended::Again => Ok(None),
-                };
-            }
-            let times: Vec<Timestamp> = record.try_get(1)?;
-            let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us));
-            let times: BTreeSet<i64> = times.filter(|time_ms| !self.is_expired(*time_ms)).collect();
-            // Before the transaction, which would not see them.
-            let spans = segments::ensure(self.client, self.names, &times, self.now_ms, self.interval).await?;
-            match self.transaction(self.seal_locked(last, &spans)).await? {
+            let ended = match self.layout {
+                Layout::Hypertable => {
+                    let sealed = hypertable::seal(self.client, self.names, last, self.expired_ms);
+                    self.transaction(async { Ok(Ended::of(sealed.await?)) }).await?
+                }
+                Layout::Chunks => {
+                    let times: Vec<Timestamp> = record.try_get(1)?;
+                    let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us));
+                    let times: BTreeSet<i64> = times.filter(|time_ms| !self.is_expired(*time_ms)).collect();
+                    // Before the transaction, which would not see them.
+                    let spans = segments::ensure(self.client, self.names, &times, self.now_ms, self.interval).await?;
+                    self.transaction(self.seal_locked(last, &spans)).await?
+                }
+            };
+            match ended {
                 Ended::Done(outcome) => return Ok(Some(outcome)),
                 Ended::Busy => return Ok(None),
                 Ended::Again => {}
@@ -222,7 +231,7 @@ impl Sealer<'_> {
     async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<Ended, Error> {
         let mut hot = self.read(last).await?;
         if hot.rows.is_empty() {
-            return Ok(Ended::Done(Outcome::default()));
+            return Ok(Ended::Again);
         }
         let samples = hot.buckets.values().map(Vec::len).sum();
         let mut times = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time_ms| !self.is_expired(*time_ms));

@@ -245,6 +245,27 @@ async fn the_leader_seals_by_itself() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
 }
 
+/// It asks for all, and is not told that it is done while some is left.
+#[tokio::test]
+async fn what_another_adapter_seals_meanwhile_ends_no_round() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-seal-samples=100000000")).await;
+    // Of more than one transaction takes, the first part.
+    let insert = "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', \
+                  array_agg(s ORDER BY s), array_agg(1.0) FROM generate_series(1, 249) s, generate_series(1, 8033) n GROUP BY n";
+    database.run(insert).await;
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; LOCK metrics_segments IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let meanwhile = async {
+        database.wait(SOMEBODY_WAITS).await;
+        database.run("DELETE FROM metrics_hot WHERE no < (SELECT max(no) FROM metrics_hot)").await;
+        blocker.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let (sealed, ()) = tokio::join!(seal(&adapter), meanwhile);
+    assert_eq!(sealed["samples"], 249);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+}
+
 /// Else the planner takes what comes next for so much that the server compiles plans for seconds.
 #[tokio::test]
 async fn what_is_known_of_hot_rows_fits_the_pages_that_are_left() {
