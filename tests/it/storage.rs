@@ -9,6 +9,7 @@ use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::{Config, Store};
 use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
 use rig::process::Exit;
+use tokio_postgres::SimpleQueryMessage;
 use tokio_util::task::TaskTracker;
 
 use crate::reader::{both, query};
@@ -340,8 +341,7 @@ async fn what_sql_users_were_promised() {
     assert_eq!(database.column::<i64>(&times).await, [now - 3 * HOUR_MS, now - 2 * HOUR_MS, now - HOUR_MS]);
     let rows = format!("SELECT labels->>'instance' || value FROM {}", range(0, 0));
     assert_eq!(database.column::<String>(&rows).await, ["a1"]);
-    // By constants and by what a dashboard has, only the segments in the range are touched, and of these only chunks of
-    // the series.
+    // By constants and by what a dashboard has, only the segments in the range are touched.
     let touched = async |statement: &str| {
         let plan = database.column::<String>(&format!("EXPLAIN (ANALYZE, COSTS OFF) {statement}")).await.join("\n");
         let scanned = plan.lines().filter(|line| line.contains("Scan") && !line.contains("never executed"));
@@ -351,4 +351,53 @@ async fn what_sql_users_were_promised() {
     let recent = r#"SELECT * FROM metrics_range('up', '{}', now() - interval '1 minute', now())"#;
     assert!(touched(recent).await <= 2);
     assert_eq!(touched("SELECT * FROM metrics WHERE name = 'up'").await, 6, "all");
+}
+
+#[tokio::test]
+async fn an_hour_of_one_metric_touches_only_its_chunks() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=6h")).await;
+    let start_ms = now_ms() / (6 * HOUR_MS) * 6 * HOUR_MS - 3 * HOUR_MS;
+    let hour = async |start_ms: i64| {
+        // A metric's series are made together, so that they share chunks.
+        for name in (0..30).map(|name| format!("metric_{name}")) {
+            let series = |body: Body, n: i64| {
+                let samples = (0..60).map(|at_n| at(start_ms + at_n * 60_000, (at_n * at_n * n % 1_009) as f64));
+                body.series(&[("__name__", &name), ("n", &n.to_string())], &samples.collect::<Vec<_>>())
+            };
+            store(&adapter, (0..100).fold(Body::new(), series)).await;
+        }
+        seal(&adapter).await;
+    };
+    // Beside many other segments.
+    let month = (1..60).map(|n| at(start_ms - (60 - n) * 12 * HOUR_MS, 0.0)).collect::<Vec<_>>();
+    store(&adapter, Body::new().series(&[("__name__", "old")], &month)).await;
+    hour(start_ms - HOUR_MS).await;
+    database.run("ANALYZE").await;
+    // Of this one the planner knows nothing yet.
+    hour(start_ms).await;
+    let statement = format!(
+        r#"EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM metrics_range('metric_7', '{{}}', to_timestamp({}), to_timestamp({}))"#,
+        start_ms / 1_000,
+        start_ms / 1_000 + 3_599
+    );
+    let rows = database.client.simple_query(&statement).await.unwrap();
+    let plan = rows.iter().find_map(|row| if let SimpleQueryMessage::Row(row) = row { row.get(0) } else { None });
+    let plan: serde_json::Value = serde_json::from_str(plan.unwrap()).unwrap();
+    let mut nodes = vec![&plan[0]["Plan"]];
+    assert_eq!(nodes[0]["Actual Rows"], 6_000);
+    let mut touched = 0;
+    while let Some(node) = nodes.pop() {
+        nodes.extend(node["Plans"].as_array().into_iter().flatten());
+        if node["Relation Name"].as_str().is_some_and(|name| name.starts_with("metrics_sealed_")) {
+            touched += ["Actual Rows", "Rows Removed by Filter"]
+                .map(|rows| node[rows].as_i64().unwrap_or(0))
+                .iter()
+                .sum::<i64>();
+        }
+    }
+    let chunks = "SELECT count(*) FROM metrics_sealed \
+                  WHERE bucket IN (SELECT id >> 5 FROM metrics_labels WHERE metric_name = 'metric_7')";
+    let chunks = database.one::<i64>(chunks).await;
+    assert!((1..=chunks).contains(&touched), "{touched} touched, {chunks} are in its buckets\n{plan:#}");
 }
