@@ -165,7 +165,8 @@ fn twice(stored: &[i64], scraped: &[Vec<i64>; 2]) -> Twice {
             let next = times.partition_point(|at| at < time);
             let before = next.checked_sub(1).map(|last| times[last]);
             // One that was up before the other one has the beginning alone.
-            let is_gap = |after: &i64| before.is_none_or(|before| after - before > SCRAPE_MS * 3 / 2);
+            let is_beginning = stored.first().is_some_and(|first| *time < first + WARM_MS);
+            let is_gap = |after: &i64| before.map_or(is_beginning, |before| after - before > SCRAPE_MS * 3 / 2);
             let is_between = |after: &i64| after != time && is_gap(after) && is_stored(after);
             before.iter().all(is_stored) && times.get(next).is_some_and(is_between)
         })

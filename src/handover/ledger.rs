@@ -127,9 +127,13 @@ impl Ledger {
         }
     }
 
-    /// The leader of the present term has got so far, by way of all adapters together; and this is in doubt by now.
-    pub fn led(&mut self, watermark_ms: Option<i64>, holes: Vec<Hole>) {
+    /// The leader of the present term has got so far, by way of all adapters together; its clock is so far ahead of the
+    /// server's, as is known by now, and this is in doubt.
+    pub fn led(&mut self, watermark_ms: Option<i64>, clock_offset_ms: i64, holes: Vec<Hole>) {
         self.passed(watermark_ms);
+        if let Some(term) = &mut self.term {
+            term.clock_offset_ms = clock_offset_ms;
+        }
         self.doubtful_are(holes);
     }
 

@@ -110,10 +110,10 @@ impl rounds::Shares for Shares {
     fn observed(&self, cluster: &str, seen: &Seen) {
         let handovers = self.handovers.read().unwrap_or_else(PoisonError::into_inner);
         for (replica, handover) in handovers.get(cluster).into_iter().flatten() {
+            let term = self.term(cluster, replica, seen);
             if *replica == seen.replica {
-                handover.with(|ledger| ledger.led(seen.watermark_ms, seen.holes.clone()));
+                handover.with(|ledger| ledger.led(term.watermark_ms, term.clock_offset_ms, seen.holes.clone()));
             } else {
-                let term = self.term(cluster, replica, seen);
                 handover.with(|ledger| ledger.observed(term, seen.holes.clone(), Instant::now()));
             }
         }

@@ -59,7 +59,9 @@ BEGIN
             holes = old.holes * tstzmultirange(tstzrange(clock_timestamp() - looked_back, NULL))
                 + tstzmultirange(tstzrange(
                     coalesce(w.passed, (SELECT max(lower(hole)) FROM unnest(old.holes) hole), clock_timestamp() - looked_back),
-                    clock_timestamp() + unsure))
+                    clock_timestamp() + unsure)),
+            hole_clock_least_ms = CASE WHEN old.holes && tstzrange(clock_timestamp() - looked_back, NULL) THEN old.hole_clock_least_ms END,
+            hole_clock_most_ms = CASE WHEN old.holes && tstzrange(clock_timestamp() - looked_back, NULL) THEN old.hole_clock_most_ms END
         FROM {leader} old JOIN wanted w ON w.of_group = old.group_no LEFT JOIN heard h ON h.token = old.token
         WHERE new.group_no = old.group_no AND old.token IS NOT DISTINCT FROM w.with_token
             AND (h.at IS NULL OR h.at <= clock_timestamp() - make_interval(secs => w.silent))

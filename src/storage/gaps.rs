@@ -119,8 +119,8 @@ impl Stored {
                 let precedes = after_ms
                     .is_some_and(|at_ms| Some(at_ms) == own_next_ms || is_a_pace(row.time_ms, at_ms))
                     && is_far(before_ms);
-                // Right beside a stored one it is of the same scrape, which fills no gap.
-                let is_alone = is_far(before_ms) && is_far(after_ms);
+                // Right beside another's it is of the same scrape, which fills no gap.
+                let is_alone = (is_own || is_far(before_ms)) && is_far(after_ms);
                 let is_gap = match (before_ms, after_ms) {
                     (Some(before_ms), Some(after_ms)) => after_ms.saturating_sub(before_ms) > limit_ms,
                     (Some(before_ms), None) => is_own || row.time_ms.saturating_sub(before_ms) > limit_ms,
@@ -214,6 +214,8 @@ mod tests {
         assert_eq!(missing(&by_others, &[-1_560, 1_440, 4_440]), [1_440], "another adapter stored its neighbours");
         assert_eq!(missing(&[0, 1_000, 2_440, 3_440], &[250, 1_250, 2_250]), [0_i64; 0], "a third one's is late");
         assert_eq!(missing(&[0, 1_000, 2_100, 3_100], &[100, 1_100, 2_100]), [0_i64; 0], "its twin is stored");
+        let late = [5_000, 6_000, 7_000, 8_000, 9_000, 10_950, 11_000, 12_000, 13_000];
+        assert_eq!(missing(&[3_000, 4_000], &late), late[1..], "beside its own, of which one is late");
     }
 
     #[test]
@@ -221,6 +223,12 @@ mod tests {
         let stored = [-20, -10, 0, 10, 20, 40, 50, 60];
         assert_eq!(missing(&stored, &[39], (0, 0), None), [0_i64; 0], "what lies between is with another adapter");
         assert_eq!(missing(&stored, &[19, 29, 39], (0, 0), None), [29]);
+        let late = [-40, -30, -20, -10, 0];
+        assert_eq!(
+            missing(&late, &[11, 19, 20], (0, 0), Some(1)),
+            [11, 19, 20],
+            "its own may lie close, if one is late"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio_postgres::binary_copy::{BinaryCopyInWriter, BinaryCopyOutStream};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as Record};
 
@@ -185,7 +186,7 @@ impl Sealer<'_> {
                 Ended::Again => {}
             }
         }
-        Err(Error::Unfit("samples of ever more segments come in while the others are sealed".into()))
+        Err(Error::Unfit("others seal, or samples of ever more segments come in, faster than these are sealed".into()))
     }
 
     /// Puts small chunks of the last two segments together where a series has many, in so many buckets at most. `None`:
@@ -221,7 +222,11 @@ impl Sealer<'_> {
         self.client.batch_execute(&begin).await?;
         let lock = self.names.fill("SELECT pg_try_advisory_xact_lock({hot:literal}::regclass::oid::integer, 0)");
         let ended = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
-            true => work.await?,
+            true => match work.await {
+                // Another adapter committed between this transaction's first look and its lock.
+                Err(error) if error.is(&SqlState::T_R_SERIALIZATION_FAILURE) => Ended::Again,
+                ended => ended?,
+            },
             false => Ended::Busy,
         };
         self.client.batch_execute(if matches!(ended, Ended::Done(_)) { "COMMIT" } else { "ROLLBACK" }).await?;

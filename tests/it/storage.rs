@@ -385,19 +385,18 @@ async fn an_hour_of_one_metric_touches_only_its_chunks() {
     let plan = rows.iter().find_map(|row| if let SimpleQueryMessage::Row(row) = row { row.get(0) } else { None });
     let plan: serde_json::Value = serde_json::from_str(plan.unwrap()).unwrap();
     let mut nodes = vec![&plan[0]["Plan"]];
-    assert_eq!(nodes[0]["Actual Rows"], 6_000);
-    let mut touched = 0;
+    let number = |node: &serde_json::Value, what: &str| node[what].as_f64().unwrap_or_default();
+    assert!((number(nodes[0], "Actual Rows") - 6_000.0).abs() < 0.5, "{plan:#}");
+    let mut touched = 0.0;
     while let Some(node) = nodes.pop() {
         nodes.extend(node["Plans"].as_array().into_iter().flatten());
         if node["Relation Name"].as_str().is_some_and(|name| name.starts_with("metrics_sealed_")) {
-            touched += ["Actual Rows", "Rows Removed by Filter"]
-                .map(|rows| node[rows].as_i64().unwrap_or(0))
-                .iter()
-                .sum::<i64>();
+            let rows = number(node, "Actual Rows") + number(node, "Rows Removed by Filter");
+            touched += rows * number(node, "Actual Loops");
         }
     }
     let chunks = "SELECT count(*) FROM metrics_sealed \
                   WHERE bucket IN (SELECT id >> 5 FROM metrics_labels WHERE metric_name = 'metric_7')";
-    let chunks = database.one::<i64>(chunks).await;
-    assert!((1..=chunks).contains(&touched), "{touched} touched, {chunks} are in its buckets\n{plan:#}");
+    let chunks = database.one::<i64>(chunks).await as f64;
+    assert!((1.0..=chunks).contains(&touched), "{touched} touched, {chunks} are in its buckets\n{plan:#}");
 }

@@ -423,18 +423,17 @@ impl Cluster {
     /// How far the clock of `replica` is ahead of this host's; 0 where that may be the time its samples take.
     #[must_use]
     pub fn ahead_ms(&self, replica: &str) -> i64 {
-        let ahead_ms = self.clock_of(replica).unwrap_or(0);
+        let ahead_ms = self.clock_ms(replica);
         if ahead_ms.abs() > clock::ERROR_MS { ahead_ms } else { 0 }
     }
 
     fn behind_ms(&self, leading: &str, next: &str) -> i64 {
-        let clocks = self.clock_of(next).zip(self.clock_of(leading));
-        let behind_ms = clocks.map_or(0, |(next, leading)| next - leading);
+        let behind_ms = self.clock_ms(next) - self.clock_ms(leading);
         if behind_ms > clock::ERROR_MS { behind_ms } else { 0 }
     }
 
-    fn clock_of(&self, replica: &str) -> Option<i64> {
-        self.replicas.get(replica)?.clock.ahead_ms()
+    fn clock_ms(&self, replica: &str) -> i64 {
+        self.replicas.get(replica).map_or(0, |heard| heard.clock.ahead_ms())
     }
 
     fn leading(&self) -> Option<&str> {

@@ -394,7 +394,7 @@ impl World {
         let (bug, now, wall) = (self.bug, self.instant(), self.wall());
         for (replica, ledger) in self.adapters[me].ledgers.iter_mut().enumerate() {
             if replica.to_string() == seen.replica {
-                ledger.led(seen.watermark_ms, seen.holes.clone());
+                ledger.led(seen.watermark_ms, 0, seen.holes.clone());
             } else {
                 let term = Term { fence: seen.fence, clock_offset_ms: 0, watermark_ms: seen.watermark_ms };
                 let early = Term { watermark_ms: Some(wall), ..term };

@@ -139,20 +139,18 @@ fn one_that_is_to_yield_does_though_it_sends() {
     assert_eq!(next(&mut cluster, Some(Next::AnyOther), &["b", "c"]), None, "nobody may");
 }
 
-/// How far behind the clock of `a`, which leads, counts when `b` follows it, after so long; its samples are so old when they come.
-fn behind_ms(seconds: u64, age_ms: impl Fn(u64) -> i64) -> i64 {
+/// How far behind the clock of `a`, which leads, counts when `b` follows it after so long; the samples of both are so far ahead
+/// when they come.
+fn behind_ms(seconds: u64, ahead_ms: impl Fn(u64) -> [i64; 2]) -> i64 {
     let start = Instant::now();
     let mut cluster = Cluster::new(PrometheusTimeout::After(TIMEOUT));
     let at = |second| start + Duration::from_secs(second);
-    for second in 0..seconds {
-        for (replica, ahead_ms) in [("a", -age_ms(second)), ("b", -5)] {
-            cluster.on_request(replica, ahead_ms, at(second));
+    for second in 0..=seconds + TIMEOUT.as_secs() {
+        let senders = if second < seconds { &["a", "b"][..] } else { &["b"] };
+        for replica in senders {
+            cluster.on_request(replica, ahead_ms(second)[usize::from(*replica == "b")], at(second));
             cluster.on_answer(replica, false, at(second));
         }
-        cluster.on_read(term(1, "a"), at(second), at(second));
-    }
-    for second in seconds..=seconds + TIMEOUT.as_secs() {
-        cluster.on_request("b", -5, at(second));
         cluster.on_read(term(1, "a"), at(second), at(second));
     }
     cluster.succession(at(seconds + TIMEOUT.as_secs())).expect("a is silent").behind_ms
@@ -160,12 +158,15 @@ fn behind_ms(seconds: u64, age_ms: impl Fn(u64) -> i64) -> i64 {
 
 #[test]
 fn a_sender_that_lags_is_not_taken_for_one_whose_clock_is_behind() {
-    assert_eq!(behind_ms(15, |_| 7_000), 0, "it has just been started on a busy machine");
-    let catches_up = |second: u64| 40_000_i64.saturating_sub_unsigned(second * 300);
-    assert_eq!(behind_ms(130, catches_up), 0);
-    assert_eq!(behind_ms(130, |_| 7_000), 6_995, "a lag does not stay as it is for minutes");
-    let after_an_outage = |second: u64| if second < 90 { 7_000 } else { catches_up(second) };
-    assert_eq!(behind_ms(130, after_an_outage), 6_995);
+    assert_eq!(behind_ms(15, |_| [-7_000, -5]), 0, "it has just been started on a busy machine");
+    assert_eq!(behind_ms(300, |second| [-40_000 + i64::try_from(second).unwrap() * 130, -5]), 0, "it catches up");
+    assert_eq!(behind_ms(300, |_| [-30_000, -5]), 29_995, "no lag stays as it is for minutes");
+}
+
+#[test]
+fn a_clock_that_is_ahead_is_known_at_once() {
+    assert_eq!(behind_ms(3, |_| [-5, 30_000]), 30_000);
+    assert_eq!(behind_ms(3, |_| [30_000, -5]), 0, "the next one is behind");
 }
 
 /// How often the leading one is in doubt, heard at these times.
