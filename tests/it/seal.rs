@@ -27,6 +27,14 @@ pub(crate) const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(e
 const SOMEBODY_WAITS: &str =
     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
 
+/// Stores so many hot rows, each as long as a row may be, of a second of its own.
+fn full_hot_rows(count: usize) -> String {
+    format!(
+        "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', array_agg(s ORDER BY s), \
+         array_agg(1.0) FROM generate_series(1, 249) s, generate_series(1, {count}) n GROUP BY n"
+    )
+}
+
 /// Series of every kind: constants, counters, decimals, odd floats, one that ends, one with times of its own.
 pub(crate) fn body(start_ms: i64, scrapes: i64) -> Body {
     let series = |f: &dyn Fn(i64) -> Option<f64>, offset_ms: i64| -> Vec<Sample> {
@@ -251,9 +259,7 @@ async fn what_another_adapter_seals_meanwhile_ends_no_round() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-seal-samples=100000000")).await;
     // Of more than one transaction takes, the first part.
-    let insert = "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', \
-                  array_agg(s ORDER BY s), array_agg(1.0) FROM generate_series(1, 249) s, generate_series(1, 8033) n GROUP BY n";
-    database.run(insert).await;
+    database.run(&full_hot_rows(8_033)).await;
     let blocker = database.session().await;
     blocker.batch_execute("BEGIN; LOCK metrics_segments IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let meanwhile = async {
@@ -274,11 +280,9 @@ async fn what_is_known_of_hot_rows_fits_the_pages_that_are_left() {
     store(&adapter, body(now_ms() - 100_000, 10)).await;
     seal(&adapter).await;
     // Two rows a page: sealed ones in front, whose pages are known to be empty, others behind.
-    let insert = "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', \
-                  array_agg(s ORDER BY s), array_agg(1.0) FROM generate_series(1, 249) s, generate_series(1, 200) n GROUP BY n";
-    database.run(insert).await;
+    database.run(&full_hot_rows(200)).await;
     let last = database.one::<i64>("SELECT max(no) FROM metrics_hot").await;
-    database.run(insert).await;
+    database.run(&full_hot_rows(200)).await;
     database.run(&format!("DELETE FROM metrics_hot WHERE no <= {last}")).await;
     database.run("VACUUM (TRUNCATE false) metrics_hot").await;
     // One more comes while the rest is sealed: its page stays.
