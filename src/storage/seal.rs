@@ -8,6 +8,7 @@
 //! same case: a bucket's samples, decoded, put together and encoded anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -109,21 +110,30 @@ impl Ended {
     }
 }
 
-/// A hot sample, its bucket known.
-#[derive(Clone, Copy)]
-struct Pending {
-    value: f64,
-    /// Which of the hot rows it is from.
-    from: u32,
-    place: u32,
+/// What one hot row has of one bucket.
+#[derive(Clone)]
+struct Run {
+    /// Which of the rows.
+    row: u32,
+    /// Which samples.
+    samples: Range<u32>,
 }
 
 /// Hot rows, by bucket.
 #[derive(Default)]
 struct Hot {
-    /// Time in ms since 1970 and order of storing, of each row; in order.
+    /// How many rows there are, with those that are older than the retention.
+    count: u64,
+    /// Samples in these.
+    expired: usize,
+    /// Time in ms since 1970 and order of storing, of each of the others; in order.
     rows: Vec<(i64, i64)>,
-    buckets: HashMap<i64, Vec<Pending>>,
+    /// Of each of their samples, one row after another.
+    values: Vec<f64>,
+    /// The same of the place in its bucket.
+    places: Vec<u8>,
+    /// Of each bucket, in the order of rows.
+    buckets: HashMap<i64, Vec<Run>>,
 }
 
 /// The first and last times of a bucket's hot samples.
@@ -234,28 +244,22 @@ impl Sealer<'_> {
     }
 
     async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<Ended, Error> {
-        let mut hot = self.read(last).await?;
-        if hot.rows.is_empty() {
-            return Ok(Ended::Again);
-        }
-        let samples = hot.buckets.values().map(Vec::len).sum();
-        let mut times = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time_ms| !self.is_expired(*time_ms));
-        if times.any(|time_ms| segments::find(spans, time_ms).is_none()) {
+        let hot = self.read(last).await?;
+        if hot.count == 0 || hot.rows.iter().any(|(time_ms, _)| segments::find(spans, *time_ms).is_none()) {
             return Ok(Ended::Again);
         }
         let heads = self.reached(&hot, spans).await?;
         let mut buckets: Vec<i64> = hot.buckets.keys().copied().collect();
         buckets.sort_unstable();
         let mut made = Made::new(spans);
+        made.dropped = hot.expired;
         for group in buckets.chunks(BUCKETS_AT_ONCE) {
             let heads: Vec<&Head> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
             let mut existing = self.take(&heads, &mut made).await?;
             for bucket in group {
-                let pending = hot.buckets.remove(bucket).unwrap_or_default();
                 let mut rows = existing.remove(bucket).unwrap_or_default();
-                let before = rows.len() + pending.len();
-                rows.reserve(pending.len());
-                rows.extend(hot.in_order(*bucket, &pending).filter(|row| !self.is_expired(row.time_ms)));
+                hot.append_to(&mut rows, *bucket);
+                let before = rows.len();
                 // Stable: what was sealed comes before what is hot, and of that, what was stored first.
                 if !rows.is_sorted_by_key(|row| (row.series_id, row.time_ms)) {
                     rows.sort_by_key(|row| (row.series_id, row.time_ms));
@@ -265,12 +269,13 @@ impl Sealer<'_> {
                 made.encode(&rows)?;
             }
         }
+        let samples = hot.values.len() + hot.expired;
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
         let delete = self.names.fill("DELETE FROM {hot} WHERE no <= $1");
         let deleted = self.client.execute_typed(&delete, &[(&last, Type::INT8)]).await?;
-        if deleted != hot.rows.len() as u64 {
-            return Err(Error::Unfit(format!("{deleted} hot rows deleted of {} that were sealed", hot.rows.len())));
+        if deleted != hot.count {
+            return Err(Error::Unfit(format!("{deleted} hot rows deleted of {} that were sealed", hot.count)));
         }
         Ok(Ended::Done(outcome))
     }
@@ -327,39 +332,32 @@ impl Sealer<'_> {
         while let Some(row) = stream.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(0)?;
-            let from = u32::try_from(hot.rows.len()).map_err(|_| Error::Unfit("too many hot rows at once".into()))?;
-            hot.rows.push((from_postgres_us(time_us), row.try_get(3)?));
             let (series, values): (Elements<'_>, Elements<'_>) = (row.try_get(1)?, row.try_get(2)?);
-            let mut samples =
-                series.iter().map(i64::from_be_bytes).zip(values.iter().map(f64::from_be_bytes)).peekable();
-            // The series of a row ascend, so those of a bucket stand together.
-            while let Some((first, _)) = samples.peek() {
-                let bucket = bucket_of(*first);
-                let pending = hot.buckets.entry(bucket).or_default();
-                while let Some((series_id, value)) = samples.next_if(|(series_id, _)| bucket_of(*series_id) == bucket) {
-                    pending.push(Pending { value, from, place: chunk::place_of(series_id) });
-                }
+            hot.count += 1;
+            match from_postgres_us(time_us) {
+                time_ms if self.is_expired(time_ms) => hot.expired += values.iter().len(),
+                time_ms => hot.push((time_ms, row.try_get(3)?), series, values)?,
             }
         }
-        hot.rank();
+        hot.sort();
         Ok(hot)
     }
 
     /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
     async fn reached(&self, hot: &Hot, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
         let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
-        let mut times = hot.rows.iter().map(|(time_ms, _)| *time_ms).filter(|time_ms| !self.is_expired(*time_ms));
-        let Some(earliest_ms) = times.next() else { return Ok(reached) };
-        let latest_ms = times.next_back().unwrap_or(earliest_ms);
-        let lower_ms = segments::find(spans, earliest_ms).map_or(i64::MIN, |span| span.lower_ms);
+        let (Some((earliest_ms, _)), Some((latest_ms, _))) = (hot.rows.first(), hot.rows.last()) else {
+            return Ok(reached);
+        };
+        let lower_ms = segments::find(spans, *earliest_ms).map_or(i64::MIN, |span| span.lower_ms);
         let reaches: HashMap<i64, Reach> =
-            hot.buckets.iter().map(|(bucket, pending)| (*bucket, hot.reach(pending))).collect();
+            hot.buckets.iter().map(|(bucket, runs)| (*bucket, hot.reach(runs))).collect();
         let ids: Vec<i64> = reaches.keys().copied().collect();
         let ends = |of: fn(&Reach) -> i64| -> Vec<Timestamp> {
             ids.iter().map(|bucket| Timestamp(to_postgres_us(of(&reaches[bucket])))).collect()
         };
         let (firsts, lasts) = (ends(|reach| reach.first_ms), ends(|reach| reach.last_ms));
-        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(latest_ms)));
+        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(*latest_ms)));
         let statement = self.names.fill(
             "SELECT c.bucket, c.first, c.last, c.places \
              FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w (bucket, first, last) \
@@ -532,59 +530,87 @@ impl<'a> Made<'a> {
     }
 }
 
-impl Pending {
-    /// Its place, among 32.
-    fn index(self) -> usize {
-        self.place as usize
+impl Run {
+    fn range(&self) -> Range<usize> {
+        self.samples.start as usize..self.samples.end as usize
     }
 }
 
 impl Hot {
-    /// Puts the rows in the order of time, and of storing where that is the same.
-    fn rank(&mut self) {
-        let mut order: Vec<u32> = (0..).take(self.rows.len()).collect();
-        order.sort_unstable_by_key(|from| self.rows[*from as usize]);
-        let mut ranks = vec![0_u32; order.len()];
-        for (rank, from) in (0..).zip(&order) {
-            ranks[*from as usize] = rank;
+    /// Adds a row.
+    fn push(&mut self, row: (i64, i64), series: Elements<'_>, values: Elements<'_>) -> Result<(), Error> {
+        let index = |count: usize| u32::try_from(count).map_err(|_| Error::Unfit("too many hot rows at once".into()));
+        let (number, mut start) = (index(self.rows.len())?, index(self.values.len())?);
+        let end = start + index(values.iter().len())?;
+        self.rows.push(row);
+        self.values.extend(values.iter().map(f64::from_be_bytes));
+        // The series of a row ascend, so those of a bucket stand together.
+        let mut series = series.iter().map(i64::from_be_bytes).peekable();
+        while let Some(first) = series.peek() {
+            let bucket = bucket_of(*first);
+            while let Some(series_id) = series.next_if(|series_id| bucket_of(*series_id) == bucket) {
+                #[expect(clippy::cast_possible_truncation, reason = "one of 32")]
+                self.places.push(chunk::place_of(series_id) as u8);
+            }
+            let run_end = index(self.places.len())?;
+            self.buckets.entry(bucket).or_default().push(Run { row: number, samples: start..run_end });
+            start = run_end;
         }
-        for sample in self.buckets.values_mut().flatten() {
-            sample.from = ranks[sample.from as usize];
+        if start != end {
+            let why = format!("the hot row {} has not as many values as series: was it inserted by hand?", row.1);
+            return Err(Error::Unfit(why));
+        }
+        Ok(())
+    }
+
+    /// Puts the rows in the order of time, and of storing where that is the same.
+    fn sort(&mut self) {
+        let mut order: Vec<u32> = (0..).take(self.rows.len()).collect();
+        order.sort_unstable_by_key(|row| self.rows[*row as usize]);
+        let mut ranks = vec![0_u32; order.len()];
+        for (rank, row) in (0..).zip(&order) {
+            ranks[*row as usize] = rank;
+        }
+        for runs in self.buckets.values_mut() {
+            runs.iter_mut().for_each(|run| run.row = ranks[run.row as usize]);
+            runs.sort_unstable_by_key(|run| run.row);
         }
         self.rows.sort_unstable();
     }
 
-    /// A bucket's samples in the order of series, time and storing.
-    fn in_order<'a>(&'a self, bucket: i64, pending: &'a [Pending]) -> impl Iterator<Item = Row> + 'a {
-        // They came in much the order of time: once told apart by series, there is little left to sort.
-        let mut counts = [0_usize; 32];
-        for sample in pending {
-            counts[sample.index()] += 1;
+    /// Appends a bucket's samples, in the order of series, time and storing.
+    fn append_to(&self, rows: &mut Vec<Row>, bucket: i64) {
+        let runs = self.buckets.get(&bucket).map_or(&[][..], Vec::as_slice);
+        let mut counts = [0; 32];
+        for place in runs.iter().flat_map(|run| &self.places[run.range()]) {
+            counts[usize::from(*place)] += 1;
         }
-        let mut series: Vec<Vec<&Pending>> = counts.iter().map(|count| Vec::with_capacity(*count)).collect();
-        for sample in pending {
-            series[sample.index()].push(sample);
+        // Where the next sample of each place goes.
+        let mut next = [rows.len(); 32];
+        for place in 1..32 {
+            next[place] = next[place - 1] + counts[place - 1];
         }
-        for of_series in &mut series {
-            if !of_series.is_sorted_by_key(|sample| sample.from) {
-                of_series.sort_unstable_by_key(|sample| sample.from);
+        rows.resize(rows.len() + counts.iter().sum::<usize>(), Row { series_id: 0, time_ms: 0, value: 0.0 });
+        for run in runs {
+            let (time_ms, _) = self.rows[run.row as usize];
+            for (place, value) in self.places[run.range()].iter().zip(&self.values[run.range()]) {
+                let next = &mut next[usize::from(*place)];
+                rows[*next] = Row { series_id: chunk::series_at(bucket, u32::from(*place)), time_ms, value: *value };
+                *next += 1;
             }
         }
-        let row = move |sample: &Pending| Row {
-            series_id: chunk::series_at(bucket, sample.place),
-            time_ms: self.rows[sample.from as usize].0,
-            value: sample.value,
-        };
-        series.into_iter().flatten().map(row)
     }
 
-    fn reach(&self, pending: &[Pending]) -> Reach {
+    fn reach(&self, runs: &[Run]) -> Reach {
         let mut reach = Reach { first_ms: i64::MAX, last_ms: i64::MIN, places: [(i64::MAX, i64::MIN); 32] };
-        for sample in pending {
-            let time_ms = self.rows[sample.from as usize].0;
-            let (first_ms, last_ms) = &mut reach.places[sample.index()];
-            (*first_ms, *last_ms) = (time_ms.min(*first_ms), time_ms.max(*last_ms));
-            (reach.first_ms, reach.last_ms) = (time_ms.min(reach.first_ms), time_ms.max(reach.last_ms));
+        // In the order of time.
+        for run in runs {
+            let (time_ms, _) = self.rows[run.row as usize];
+            for place in &self.places[run.range()] {
+                let (first_ms, last_ms) = &mut reach.places[usize::from(*place)];
+                (*first_ms, *last_ms) = (time_ms.min(*first_ms), time_ms);
+            }
+            (reach.first_ms, reach.last_ms) = (time_ms.min(reach.first_ms), time_ms);
         }
         reach
     }
