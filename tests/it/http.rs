@@ -9,7 +9,7 @@ use rig::http::WRITE_HEADERS;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::setup::{Body, Database, SOON, now_ms, store};
+use crate::setup::{Body, Database, SOON, now_ms, skipped, store};
 
 /// A write's headers, with a length that need not be true.
 fn head(length: &str) -> String {
@@ -222,7 +222,7 @@ async fn metrics_follow_the_conventions() {
     promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let promtool = promtool.spawn();
     let Ok(mut promtool) = promtool else {
-        println!("skipped: there is no promtool");
+        skipped("there is no promtool");
         return;
     };
     let mut input = promtool.stdin.take().expect("it is piped");

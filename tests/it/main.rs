@@ -1,6 +1,6 @@
 //! One binary for every test that needs a server.
 
-// A test that is skipped says so.
+// What some measure, for `--nocapture`.
 #![allow(clippy::print_stdout)]
 
 mod by_labels;

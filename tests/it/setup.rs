@@ -1,5 +1,6 @@
 //! What every test begins with: a database of its own, adapters on it, and bodies to send them.
 
+use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_postgresql_adapter::model::sample::Sample;
@@ -103,6 +104,12 @@ pub(crate) async fn start(options: &Options) -> Adapter {
 pub(crate) async fn wait_ready(adapter: &Adapter) {
     let ready = async || adapter.client().is_ok(&adapter.url("/-/ready")).await.then_some(());
     adapter.process().wait_until("it is ready", SOON, ready).await;
+}
+
+/// Says that the test which asks is skipped, and why. Past what keeps the output of tests that pass.
+pub(crate) fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "{test} is skipped: {why}");
 }
 
 /// Milliseconds since 1970, now.

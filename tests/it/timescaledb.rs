@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::election::candidate;
 use crate::reader::{both, query};
 use crate::seal::{CONTENT, body, check_dying_sealer, read, seal};
-use crate::setup::{Body, Database, SOON, at, now_ms, start, store};
+use crate::setup::{Body, Database, SOON, at, now_ms, skipped, start, store};
 use crate::storage::{library, refusal};
 
 /// Which edition a server is to be.
@@ -30,7 +30,7 @@ async fn database(edition: Edition, statement: &str) -> Option<Database> {
     let available = "SELECT coalesce((SELECT string_to_array(substring(default_version FROM '^[0-9.]+'), '.')::integer[] \
                      >= ARRAY[2, 18, 1] FROM pg_available_extensions WHERE name = 'timescaledb'), false)";
     if !plain.one::<bool>(available).await {
-        println!("skipped: TimescaleDB is not installed, or older than 2.18.1");
+        skipped("TimescaleDB is not installed, or older than 2.18.1");
         return None;
     }
     let license = if edition == Edition::Apache { "apache" } else { "timescale" };

@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 use prost::Message;
 
 use crate::reader::{Series, query, samples, streamed};
-use crate::setup::{Body, Database, now_ms, store};
+use crate::setup::{Body, Database, now_ms, skipped, store};
 
 /// Times from half an hour ago on, in ms, each with the bits of a value.
 type Points = BTreeMap<i64, u64>;
@@ -114,7 +114,7 @@ struct Point {
 fn capture(name: &str) -> Option<Vec<Vec<u8>>> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/captures/prometheus-2.42-pair").join(name);
     let Ok(entries) = std::fs::read_dir(&folder) else {
-        println!("skipped: there is no {}", folder.display());
+        skipped(&format!("there is no {}", folder.display()));
         return None;
     };
     let files: BTreeSet<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();

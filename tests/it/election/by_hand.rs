@@ -10,7 +10,7 @@ use std::process::Command;
 
 use super::rest::put;
 use super::{Member, candidate, check_stored, pair, report, wait_true};
-use crate::setup::{BINARY, Body, Database, SOON, adapter_at, now_ms};
+use crate::setup::{BINARY, Body, Database, SOON, adapter_at, now_ms, skipped};
 
 /// What it answers to an order.
 pub(crate) async fn order(adapter: &Adapter, method: Method, verb: &str) -> Response {
@@ -176,7 +176,7 @@ async fn orders_come_from_this_host_or_show_the_token() {
     let db = Database::new().await;
     let uri = db.server.uri(&db.name);
     let Some(own) = own_address() else {
-        println!("skipped: this host has no address but loopback");
+        skipped("this host has no address but loopback");
         return;
     };
     let client = Client::default();

@@ -10,7 +10,7 @@ use rig::process::Process;
 
 use super::rest::put;
 use super::{Member, check_stored};
-use crate::setup::{Database, SOON, adapter_at};
+use crate::setup::{Database, SOON, adapter_at, skipped};
 
 /// One Lease in a file: its version and its holder. A replacement must name the version that is there.
 const KUBECTL: &str = r#"#!/bin/sh
@@ -45,7 +45,7 @@ fn elect(directory: &Path, member: &Adapter, name: &str) -> Process {
 #[tokio::test]
 async fn a_lease_moves_the_lead() {
     if ["curl", "flock"].iter().any(|program| Command::new(program).arg("--version").output().is_err()) {
-        println!("skipped: no curl or flock");
+        skipped("no curl or flock");
         return;
     }
     let db = Database::new().await;

@@ -9,7 +9,7 @@ use rig::postgres::{self, Postgres, Stop};
 use rig::process::Process;
 
 use super::{HOLDER, Member, candidate, check_stored, own_server, wait_settled, wait_true};
-use crate::setup::{Body, Database, SOON, now_ms};
+use crate::setup::{Body, Database, SOON, now_ms, skipped};
 
 /// pgbouncer in transaction mode before `server`, with so few connections that its clients must share; `None` where
 /// there is no pgbouncer.
@@ -39,7 +39,7 @@ async fn pooler(server: &Postgres) -> Option<(Process, Directory, u16)> {
 async fn a_pooler_in_transaction_mode_is_no_place_for_a_lock() {
     let db = Database::new().await;
     let Some((_pooler, _directory, port)) = pooler(db.server).await else {
-        println!("skipped: no pgbouncer: run make install-deps");
+        skipped("no pgbouncer: run make install-deps");
         return;
     };
     let pooled = format!("postgres://postgres@127.0.0.1:{port}/{}", db.name);
@@ -55,7 +55,7 @@ async fn a_pooler_in_transaction_mode_is_no_place_for_a_lock() {
 async fn writes_may_go_through_a_pooler_where_the_lock_does_not() {
     let db = Database::new().await;
     let Some((_pooler, _directory, port)) = pooler(db.server).await else {
-        println!("skipped: no pgbouncer: run make install-deps");
+        skipped("no pgbouncer: run make install-deps");
         return;
     };
     let pooled = format!("postgres://postgres@127.0.0.1:{port}/{}", db.name);
