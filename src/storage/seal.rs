@@ -8,7 +8,6 @@
 //! same case: a bucket's samples, decoded, put together and encoded anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -19,16 +18,19 @@ use tokio_postgres::{Client, Row as Record};
 
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
-use crate::storage::chunk::{self, Encoded, Places, bucket_of};
+use crate::storage::chunk::{self, Encoded, Places};
 use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::hot::Elements;
 use crate::storage::hypertable;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
+use crate::storage::seal::hot_rows::{HotRows, Reach};
 use crate::storage::segments::{self, Span};
 
-/// Samples that one transaction takes, 16 bytes each in memory.
+mod hot_rows;
+
+/// Samples that one transaction takes, of some ten bytes each in memory.
 const SAMPLES_MAX: i64 = 2_000_000;
 
 /// Times in a chunk at most: a query for a moment decodes so many.
@@ -37,7 +39,8 @@ const LENGTH_MAX: usize = 1024;
 /// What rows and their pointers may take of a page.
 const PAGE_BYTES: usize = 8168;
 
-/// A chunk with fewer times than this is small, and worth being put together with others.
+/// A chunk with fewer times than this is small, and worth being put together with others. `segments.sql` has an index of
+/// these.
 const SMALL_LENGTH: i16 = 64;
 
 /// So many small chunks of a bucket are put together: each sample is then encoded anew at most once for each factor
@@ -110,38 +113,15 @@ impl Ended {
     }
 }
 
-/// What one hot row has of one bucket.
-#[derive(Clone)]
-struct Run {
-    /// Which of the rows.
-    row: u32,
-    /// Which samples.
-    samples: Range<u32>,
-}
-
-/// Hot rows, by bucket.
+/// The hot rows of one transaction.
 #[derive(Default)]
-struct Hot {
-    /// How many rows there are, with those that are older than the retention.
-    count: u64,
-    /// Samples in these.
+struct Taken {
+    /// How many rows there are.
+    rows: u64,
+    /// Samples in those that are older than the retention.
     expired: usize,
-    /// Time in ms since 1970 and order of storing, of each of the others; in order.
-    rows: Vec<(i64, i64)>,
-    /// Of each of their samples, one row after another.
-    values: Vec<f64>,
-    /// The same of the place in its bucket.
-    places: Vec<u8>,
-    /// Of each bucket, in the order of rows.
-    buckets: HashMap<i64, Vec<Run>>,
-}
-
-/// The first and last times of a bucket's hot samples.
-struct Reach {
-    first_ms: i64,
-    last_ms: i64,
-    /// Of each place; the last before the first where there are none.
-    places: [(i64, i64); 32],
+    /// The others.
+    hot: HotRows,
 }
 
 /// What is known of a chunk without reading it.
@@ -244,15 +224,15 @@ impl Sealer<'_> {
     }
 
     async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<Ended, Error> {
-        let hot = self.read(last).await?;
-        if hot.count == 0 || hot.rows.iter().any(|(time_ms, _)| segments::find(spans, *time_ms).is_none()) {
+        let Taken { rows: taken, expired, hot } = self.read(last).await?;
+        if taken == 0 || hot.times_ms().any(|time_ms| segments::find(spans, time_ms).is_none()) {
             return Ok(Ended::Again);
         }
         let heads = self.reached(&hot, spans).await?;
-        let mut buckets: Vec<i64> = hot.buckets.keys().copied().collect();
+        let mut buckets: Vec<i64> = hot.buckets().collect();
         buckets.sort_unstable();
         let mut made = Made::new(spans);
-        made.dropped = hot.expired;
+        made.dropped = expired;
         for group in buckets.chunks(BUCKETS_AT_ONCE) {
             let heads: Vec<&Head> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
             let mut existing = self.take(&heads, &mut made).await?;
@@ -269,33 +249,36 @@ impl Sealer<'_> {
                 made.encode(&rows)?;
             }
         }
-        let samples = hot.values.len() + hot.expired;
+        let samples = hot.len() + expired;
+        drop(hot);
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
         let delete = self.names.fill("DELETE FROM {hot} WHERE no <= $1");
         let deleted = self.client.execute_typed(&delete, &[(&last, Type::INT8)]).await?;
-        if deleted != hot.count {
-            return Err(Error::Unfit(format!("{deleted} hot rows deleted of {} that were sealed", hot.count)));
+        if deleted != taken {
+            return Err(Error::Unfit(format!("{deleted} hot rows deleted of {taken} that were sealed")));
         }
         Ok(Ended::Done(outcome))
     }
 
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
-        let statement = self.names.fill(
-            "SELECT c.bucket, c.first, c.last, c.places FROM {sealed} c JOIN \
-             (SELECT segment, bucket FROM (SELECT tableoid AS segment, bucket, place FROM {sealed}, generate_series(0, 31) place \
-              WHERE places >> place & 1 = 1 AND length < $1 AND first >= $4) p GROUP BY segment, bucket, place HAVING count(*) >= $2 LIMIT $3) s \
-             ON s.bucket = c.bucket AND s.segment = c.tableoid WHERE c.length < $1 AND c.first >= $4",
-        );
+        // Buckets with the most small chunks first, of those in which a series has many. By the index of small chunks alone,
+        // for a segment may have gigabytes of others.
+        let small = format!("length < {SMALL_LENGTH} AND first >= $1");
+        let statement = self.names.fill(&format!(
+            "SELECT c.bucket, c.first, c.last, c.places FROM {{sealed}} c JOIN (SELECT * FROM \
+             (SELECT tableoid AS segment, bucket FROM {{sealed}} WHERE {small} \
+              GROUP BY 1, 2 HAVING count(*) >= $2 ORDER BY count(*) DESC) b \
+             WHERE EXISTS (SELECT FROM {{sealed}} p, generate_series(0, 31) place WHERE p.tableoid = b.segment \
+              AND p.bucket = b.bucket AND {small} AND places >> place & 1 = 1 GROUP BY place HAVING count(*) >= $2) LIMIT $3) s \
+             ON s.bucket = c.bucket AND s.segment = c.tableoid WHERE {small}",
+        ));
+        self.client.batch_execute("SET LOCAL enable_seqscan = off").await?;
         let limit = i64::try_from(buckets_max).unwrap_or(i64::MAX);
         let interval_ms = i64::try_from(self.interval.as_millis()).unwrap_or(i64::MAX);
         let since = Timestamp(to_postgres_us(self.now_ms.saturating_sub(interval_ms.saturating_mul(2))));
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-            (&SMALL_LENGTH, Type::INT2),
-            (&SMALL_COUNT, Type::INT8),
-            (&limit, Type::INT8),
-            (&since, Type::TIMESTAMPTZ),
-        ];
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&since, Type::TIMESTAMPTZ), (&SMALL_COUNT, Type::INT8), (&limit, Type::INT8)];
         let records = self.client.query_typed(&statement, &parameters).await?;
         let heads: Vec<Head> = records.iter().map(Head::read).collect::<Result<_, _>>()?;
         let mut made = Made::new(spans);
@@ -321,43 +304,46 @@ impl Sealer<'_> {
         self.expired_ms.is_some_and(|expired_ms| time_ms < expired_ms)
     }
 
-    async fn read(&self, last: i64) -> Result<Hot, Error> {
+    async fn read(&self, last: i64) -> Result<Taken, Error> {
         let copy =
             format!("COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE no <= {last}) TO STDOUT BINARY");
         let stream = self.client.copy_out(&self.names.fill(&copy)).await?;
         let types = [Type::TIMESTAMPTZ, Type::INT8_ARRAY, Type::FLOAT8_ARRAY, Type::INT8];
         let stream = BinaryCopyOutStream::new(stream, &types);
         tokio::pin!(stream);
-        let mut hot = Hot::default();
+        let mut taken = Taken::default();
         while let Some(row) = stream.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(0)?;
             let (series, values): (Elements<'_>, Elements<'_>) = (row.try_get(1)?, row.try_get(2)?);
-            hot.count += 1;
-            match from_postgres_us(time_us) {
-                time_ms if self.is_expired(time_ms) => hot.expired += values.iter().len(),
-                time_ms => hot.push((time_ms, row.try_get(3)?), series, values)?,
+            taken.rows += 1;
+            let time_ms = from_postgres_us(time_us);
+            if self.is_expired(time_ms) {
+                taken.expired += values.iter().len();
+                continue;
             }
+            let samples = series.iter().map(i64::from_be_bytes).zip(values.iter().map(f64::from_be_bytes));
+            let no = row.try_get(3)?;
+            taken.hot.push(time_ms, no, samples).map_err(|error| Error::Unfit(error.to_string()))?;
         }
-        hot.sort();
-        Ok(hot)
+        taken.hot.sort();
+        Ok(taken)
     }
 
     /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
-    async fn reached(&self, hot: &Hot, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
+    async fn reached(&self, hot: &HotRows, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
         let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
-        let (Some((earliest_ms, _)), Some((latest_ms, _))) = (hot.rows.first(), hot.rows.last()) else {
+        let (Some(earliest_ms), Some(latest_ms)) = (hot.times_ms().min(), hot.times_ms().max()) else {
             return Ok(reached);
         };
-        let lower_ms = segments::find(spans, *earliest_ms).map_or(i64::MIN, |span| span.lower_ms);
-        let reaches: HashMap<i64, Reach> =
-            hot.buckets.iter().map(|(bucket, runs)| (*bucket, hot.reach(runs))).collect();
+        let lower_ms = segments::find(spans, earliest_ms).map_or(i64::MIN, |span| span.lower_ms);
+        let reaches: HashMap<i64, Reach> = hot.buckets().map(|bucket| (bucket, hot.reach(bucket))).collect();
         let ids: Vec<i64> = reaches.keys().copied().collect();
         let ends = |of: fn(&Reach) -> i64| -> Vec<Timestamp> {
             ids.iter().map(|bucket| Timestamp(to_postgres_us(of(&reaches[bucket])))).collect()
         };
         let (firsts, lasts) = (ends(|reach| reach.first_ms), ends(|reach| reach.last_ms));
-        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(*latest_ms)));
+        let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(latest_ms)));
         let statement = self.names.fill(
             "SELECT c.bucket, c.first, c.last, c.places \
              FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w (bucket, first, last) \
@@ -373,7 +359,8 @@ impl Sealer<'_> {
         ];
         for record in self.client.query_typed(&statement, &parameters).await? {
             let head = Head::read(&record)?;
-            if reaches.get(&head.bucket).is_some_and(|reach| reach.is_into(&head)) {
+            let is_reached = |reach: &Reach| reach.is_into(head.places, head.first_ms, head.last_ms);
+            if reaches.get(&head.bucket).is_some_and(is_reached) {
                 reached.entry(head.bucket).or_default().push(head);
             }
         }
@@ -527,100 +514,6 @@ impl<'a> Made<'a> {
         if let Some(span) = segments::find(self.spans, time_ms) {
             *self.counts.entry(span.upper_ms).or_default() += sign * samples;
         }
-    }
-}
-
-impl Run {
-    fn range(&self) -> Range<usize> {
-        self.samples.start as usize..self.samples.end as usize
-    }
-}
-
-impl Hot {
-    /// Adds a row.
-    fn push(&mut self, row: (i64, i64), series: Elements<'_>, values: Elements<'_>) -> Result<(), Error> {
-        let index = |count: usize| u32::try_from(count).map_err(|_| Error::Unfit("too many hot rows at once".into()));
-        let (number, mut start) = (index(self.rows.len())?, index(self.values.len())?);
-        let end = start + index(values.iter().len())?;
-        self.rows.push(row);
-        self.values.extend(values.iter().map(f64::from_be_bytes));
-        // The series of a row ascend, so those of a bucket stand together.
-        let mut series = series.iter().map(i64::from_be_bytes).peekable();
-        while let Some(first) = series.peek() {
-            let bucket = bucket_of(*first);
-            while let Some(series_id) = series.next_if(|series_id| bucket_of(*series_id) == bucket) {
-                #[expect(clippy::cast_possible_truncation, reason = "one of 32")]
-                self.places.push(chunk::place_of(series_id) as u8);
-            }
-            let run_end = index(self.places.len())?;
-            self.buckets.entry(bucket).or_default().push(Run { row: number, samples: start..run_end });
-            start = run_end;
-        }
-        if start != end {
-            let why = format!("the hot row {} has not as many values as series: was it inserted by hand?", row.1);
-            return Err(Error::Unfit(why));
-        }
-        Ok(())
-    }
-
-    /// Puts the rows in the order of time, and of storing where that is the same.
-    fn sort(&mut self) {
-        let mut order: Vec<u32> = (0..).take(self.rows.len()).collect();
-        order.sort_unstable_by_key(|row| self.rows[*row as usize]);
-        let mut ranks = vec![0_u32; order.len()];
-        for (rank, row) in (0..).zip(&order) {
-            ranks[*row as usize] = rank;
-        }
-        for runs in self.buckets.values_mut() {
-            runs.iter_mut().for_each(|run| run.row = ranks[run.row as usize]);
-            runs.sort_unstable_by_key(|run| run.row);
-        }
-        self.rows.sort_unstable();
-    }
-
-    /// Appends a bucket's samples, in the order of series, time and storing.
-    fn append_to(&self, rows: &mut Vec<Row>, bucket: i64) {
-        let runs = self.buckets.get(&bucket).map_or(&[][..], Vec::as_slice);
-        let mut counts = [0; 32];
-        for place in runs.iter().flat_map(|run| &self.places[run.range()]) {
-            counts[usize::from(*place)] += 1;
-        }
-        // Where the next sample of each place goes.
-        let mut next = [rows.len(); 32];
-        for place in 1..32 {
-            next[place] = next[place - 1] + counts[place - 1];
-        }
-        rows.resize(rows.len() + counts.iter().sum::<usize>(), Row { series_id: 0, time_ms: 0, value: 0.0 });
-        for run in runs {
-            let (time_ms, _) = self.rows[run.row as usize];
-            for (place, value) in self.places[run.range()].iter().zip(&self.values[run.range()]) {
-                let next = &mut next[usize::from(*place)];
-                rows[*next] = Row { series_id: chunk::series_at(bucket, u32::from(*place)), time_ms, value: *value };
-                *next += 1;
-            }
-        }
-    }
-
-    fn reach(&self, runs: &[Run]) -> Reach {
-        let mut reach = Reach { first_ms: i64::MAX, last_ms: i64::MIN, places: [(i64::MAX, i64::MIN); 32] };
-        // In the order of time.
-        for run in runs {
-            let (time_ms, _) = self.rows[run.row as usize];
-            for place in &self.places[run.range()] {
-                let (first_ms, last_ms) = &mut reach.places[usize::from(*place)];
-                (*first_ms, *last_ms) = (time_ms.min(*first_ms), time_ms);
-            }
-            (reach.first_ms, reach.last_ms) = (time_ms.min(reach.first_ms), time_ms);
-        }
-        reach
-    }
-}
-
-impl Reach {
-    /// Whether a series of the chunk has hot samples between its first and last time.
-    fn is_into(&self, chunk: &Head) -> bool {
-        let mut places = chunk.places.iter().map(|place| self.places[place as usize]);
-        places.any(|(first_ms, last_ms)| first_ms <= chunk.last_ms && last_ms >= chunk.first_ms)
     }
 }
 

@@ -73,6 +73,10 @@ async fn readers_see_the_same_before_during_and_after() {
     store(&adapter, body(start_ms, 100)).await;
     store(&adapter, body(start_ms + 100_000, 100)).await;
     let (content, answer) = (database.one::<String>(CONTENT).await, read(&adapter).await);
+    // Within what will be chunks.
+    let part = async || both(&adapter, &[query(start_ms + 20_137, start_ms + 149_000, &[("job", "=~", "a|b")])]).await;
+    let of_part = part().await;
+    assert_eq!(of_part[0].iter().map(|(_, samples)| samples.len()).sum::<usize>(), 4 * 129);
     // Some that have begun to look before, and look again after.
     let mut readers = Vec::new();
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
@@ -108,6 +112,7 @@ async fn readers_see_the_same_before_during_and_after() {
         assert_eq!(one::<String>(reader, CONTENT).await, content);
     }
     assert_eq!(read(&adapter).await, answer);
+    assert_eq!(part().await, of_part);
     let range = "SELECT count(*) FROM metrics_range('many', '{\"n\": \"7\"}', now() - interval '1 hour', now())";
     assert_eq!(database.one::<i64>(range).await, 200);
     let counted = "SELECT sum(samples)::bigint FROM metrics_segments";
@@ -130,12 +135,12 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
     for n in (-10..110).filter(|n| n % 2 != 0) {
         store(&adapter, sample(n, 2.0)).await;
     }
-    for n in [0, 10, 98] {
-        store(&adapter, sample(n, 3.0)).await;
-    }
     // Twice while hot, with another value.
     store(&adapter, sample(200, 4.0)).await;
     store(&adapter, sample(200, 5.0)).await;
+    for n in [0, 10, 98] {
+        store(&adapter, sample(n, 3.0)).await;
+    }
     let answer = read(&adapter).await;
     let sealed = seal(&adapter).await;
     assert_eq!(sealed["dropped_samples"], 4, "{sealed}");
@@ -148,20 +153,51 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
 }
 
 #[tokio::test]
+async fn what_has_grown_older_than_the_retention_while_hot_is_not_sealed() {
+    let database = Database::new().await;
+    let adapter = start(
+        &database.adapter().arg("-pg-retention=4h").arg("-pg-prometheus-chunk-interval=1h").arg("-pg-seal-after=24h"),
+    )
+    .await;
+    let expired = "INSERT INTO metrics_hot (\"time\", series, value) \
+                   SELECT now() - interval '5 h', array_agg(s ORDER BY s), array_agg(1.0) FROM generate_series(1, 100) s";
+    database.run(expired).await;
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+    let sealed = seal(&adapter).await;
+    assert_eq!((&sealed["samples"], &sealed["dropped_samples"]), (&101.into(), &100.into()), "{sealed}");
+    // And where there is nothing else.
+    database.run(expired).await;
+    let sealed = seal(&adapter).await;
+    assert_eq!((&sealed["samples"], &sealed["dropped_samples"]), (&100.into(), &100.into()), "{sealed}");
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+    assert_eq!(database.samples().await, 1);
+    assert_eq!(database.one::<i64>("SELECT sum(samples)::bigint FROM metrics_segments").await, 1);
+}
+
+#[tokio::test]
 async fn a_sealer_that_dies_at_any_point_changes_nothing() {
-    let sealed = ["LOCK metrics_sealed IN SHARE MODE", "LOCK metrics_segments IN ACCESS EXCLUSIVE MODE"];
+    // Before it begins, at the chunks that it takes out, once all chunks are stored, and at the rows that it deletes.
+    let sealed = [
+        "LOCK metrics_segments IN ACCESS EXCLUSIVE MODE",
+        "LOCK metrics_sealed IN SHARE MODE",
+        "SELECT FROM metrics_segments FOR UPDATE",
+    ];
     check_dying_sealer(&Database::new().await, &sealed).await;
 }
 
 /// Where a sealer waits for each of these locks, and for what is hot, it is ended.
 pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
     let adapter = start(&database.adapter()).await;
-    store(&adapter, body(now_ms() - 200_000, 100)).await;
+    let start_ms = now_ms() - 400_000;
+    // The segments are there then, and some chunks into which later samples reach.
+    store(&adapter, body(start_ms, 100)).await;
+    store(&adapter, body(start_ms + 150_000, 50)).await;
+    seal(&adapter).await;
+    store(&adapter, body(start_ms + 90_500, 80)).await;
     let content = database.one::<String>(CONTENT).await;
-    let hot = "LOCK metrics_hot IN ACCESS EXCLUSIVE MODE";
-    for (lock, ends) in
-        [hot].iter().chain(locks).map(|lock| (*lock, "session")).chain([(locks[0], "adapter"), (hot, "adapter")])
-    {
+    let own = ["LOCK metrics_hot IN ACCESS EXCLUSIVE MODE", "SELECT FROM metrics_hot FOR UPDATE"];
+    let all = || own.iter().chain(locks).copied();
+    for (lock, ends) in all().map(|lock| (lock, "session")).chain(all().map(|lock| (lock, "adapter"))) {
         let adapter = start(&database.adapter()).await;
         let blocker = database.session().await;
         blocker.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
@@ -234,6 +270,13 @@ async fn small_chunks_are_put_together() {
     let most = "SELECT max(n) FROM (SELECT count(*) AS n FROM metrics_sealed, generate_series(0, 31) place \
                 WHERE places >> place & 1 = 1 GROUP BY bucket, place) x";
     assert!(database.one::<i64>(most).await < 12, "{}", database.one::<i64>(most).await);
+    // Found without reading all the others.
+    database
+        .wait(
+            "SELECT sum(idx_scan) > 0 FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid) \
+             WHERE relname LIKE 'metrics_sealed%' AND indpred IS NOT NULL",
+        )
+        .await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'constant'").await, 160);
     assert_eq!(
         database.one::<i64>("SELECT count(DISTINCT (name, labels, time)) FROM metrics").await,
