@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +23,7 @@ use crate::election::{self, PrometheusTimeout};
 use crate::handover::Handover;
 use crate::handover::shares::Shares;
 use crate::http::{self, Service};
+use crate::postgres::error::Error as Failure;
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Receiver, Senders};
 use crate::storage::Store;
@@ -47,7 +49,7 @@ pub enum Error {
         /// How many.
         attempts: u32,
         /// The last failure.
-        source: crate::postgres::error::Error,
+        source: Failure,
     },
     /// A task that must never end has ended.
     #[error("{0} has ended unexpectedly; stopping rather than running on without it")]
@@ -360,25 +362,33 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
 
 /// Seals hot samples as they become many, or old; by the leader.
 async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
-    let mut sealed_at = Instant::now();
+    let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
-        pause = SEAL_INTERVAL;
         if !role.borrow().at(Instant::now()).keeps_store() {
+            store.forget_hot();
+            (sealed_at, pause) = (None, SEAL_INTERVAL);
             continue;
         }
-        let sealed = match store.hot_samples().await {
-            Ok(samples) if store.is_seal_due(samples, sealed_at.elapsed()) => store.seal(false).await,
+        let looked_at = Instant::now();
+        let hot = store.hot().await;
+        // Where a session keeps what was sealed, a look reads that too, and may take long.
+        pause = (looked_at.elapsed() * 10).clamp(SEAL_INTERVAL, UPKEEP_INTERVAL);
+        let sealed = match hot {
+            Ok(hot) if store.is_seal_due(hot, sealed_at.map(|at| at.elapsed())) => store.seal(false).await,
             Ok(_) => continue,
+            // There may be too much to be counted in time.
+            Err(Failure::Timeout { .. }) => store.seal(false).await,
+            Err(error) if error.is(&SqlState::QUERY_CANCELED) => store.seal(false).await,
             Err(error) => Err(error),
         };
         match sealed {
             Ok(outcome) => {
-                sealed_at = Instant::now();
+                sealed_at = Some(Instant::now());
                 if let Some(outcome) = outcome {
                     log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
                 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use deadpool_postgres::Pool;
 use futures_util::future::try_join3;
+use tokio::sync::Mutex;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_util::task::TaskTracker;
@@ -103,6 +104,8 @@ pub struct Store {
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
+    /// Held during a round of sealing: the next one waits for it.
+    sealing: Mutex<()>,
 }
 
 /// What the cache knows of a request's series.
@@ -139,6 +142,15 @@ pub struct Share {
     pub rows: Vec<Row>,
 }
 
+/// What is hot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hot {
+    /// Samples.
+    pub samples: u64,
+    /// How long ago the earliest of their times was.
+    pub age: Duration,
+}
+
 /// The part of a request that can never be stored.
 #[derive(Debug, Default)]
 pub struct Rejected {
@@ -160,8 +172,9 @@ const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
 /// Buckets whose small chunks one round puts together.
 const MERGED_BUCKETS_MAX: usize = 1024;
 
-/// After a round of so many samples the room that hot rows took is more than is wanted again.
-const SHRUNK_SAMPLES: usize = 8_000_000;
+/// If hot rows take so many bytes for each sample at which they are sealed, six times what those need, they take room that is
+/// not wanted again: after a backlog, or a session that stayed open and so kept what was sealed.
+const SHRUNK_SAMPLE_BYTES: u64 = 96;
 
 /// A round of [`Store::upkeep`] or [`Store::seal`] may take this long.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -214,7 +227,22 @@ impl Store {
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
         let sources = Sources::default();
-        Ok((Self { config, names, layout, connector, pool, cache, sources, ingest, metrics, tracker }, writers))
+        Ok((
+            Self {
+                config,
+                names,
+                layout,
+                connector,
+                pool,
+                cache,
+                sources,
+                ingest,
+                metrics,
+                tracker,
+                sealing: Mutex::default(),
+            },
+            writers,
+        ))
     }
 
     /// Its connections, for what else there is to say to its database.
@@ -455,12 +483,12 @@ impl Store {
         self.counted(Reading::begin(&self.pool, &self.names, self.layout, &self.connector, &self.tracker)).await
     }
 
-    /// How many samples are hot; their meters are set by it.
+    /// Counts what is hot; its meters are set by it.
     ///
     /// # Errors
     ///
     /// What the server said.
-    pub async fn hot_samples(&self) -> Result<u64, Error> {
+    pub async fn hot(&self) -> Result<Hot, Error> {
         let statement = self.names.fill(
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
              coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
@@ -472,16 +500,27 @@ impl Store {
             let (samples, bytes): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
             self.metrics.hot_samples.set(samples);
             self.metrics.hot_bytes.set(bytes);
-            self.metrics.hot_oldest_seconds.set(row.try_get(2)?);
-            Ok(samples.unsigned_abs())
+            let oldest: f64 = row.try_get(2)?;
+            self.metrics.hot_oldest_seconds.set(oldest);
+            // A sample may be of an hour to come.
+            let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+            Ok(Hot { samples: samples.unsigned_abs(), age })
         }))
         .await
     }
 
-    /// Whether so many samples are to be sealed, `since` the last time.
+    /// Sets the meters of what is hot to nothing: they are the leader's.
+    pub fn forget_hot(&self) {
+        self.metrics.hot_samples.set(0);
+        self.metrics.hot_bytes.set(0);
+        self.metrics.hot_oldest_seconds.set(0.0);
+    }
+
+    /// Whether what is hot is to be sealed; `since` the last time, if this adapter knows of one.
     #[must_use]
-    pub fn is_seal_due(&self, samples: u64, since: Duration) -> bool {
-        samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
+    pub fn is_seal_due(&self, hot: Hot, since: Option<Duration>) -> bool {
+        hot.samples >= self.config.seal_samples
+            || (hot.samples > 0 && since.unwrap_or(hot.age) >= self.config.seal_after)
     }
 
     /// Seals everything that is hot when it begins, and puts small chunks together; by sessions of its own. `shrink`
@@ -491,6 +530,7 @@ impl Store {
     ///
     /// What the server said; what is sealed already stays so, and the next round goes on from there.
     pub async fn seal(&self, shrink: bool) -> Result<Option<Outcome>, Error> {
+        let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
@@ -501,11 +541,7 @@ impl Store {
             }))
             .await;
         match &sealed {
-            Ok(Some(outcome)) => {
-                self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64());
-                self.metrics.sealed_samples_total.inc_by(outcome.samples as u64);
-                self.metrics.samples_duplicate_total.with_label_values(&["sealed"]).inc_by(outcome.dropped as u64);
-            }
+            Ok(Some(_)) => self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64()),
             Ok(None) => {}
             Err(_) => self.metrics.seal_failures_total.inc(),
         }
@@ -529,17 +565,21 @@ impl Store {
             if outcome.samples == 0 {
                 break;
             }
-            total += outcome;
-        }
-        if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
+            self.metrics.sealed_samples_total.inc_by(outcome.samples as u64);
+            self.metrics.samples_duplicate_total.with_label_values(&["sealed"]).inc_by(outcome.dropped as u64);
             total += outcome;
         }
         // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
-        let shrink = shrink || total.samples > SHRUNK_SAMPLES;
+        let size = self.names.fill("SELECT pg_relation_size({hot:literal}::regclass)");
+        let bytes: i64 = client.query_typed_one(&size, &[]).await?.try_get(0)?;
+        let shrink = shrink || bytes.unsigned_abs() > self.config.seal_samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
         // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
         // the planner would expect hundreds of times as many as there are.
         let vacuum = format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}");
         client.batch_execute(&self.names.fill(&vacuum)).await?;
+        if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
+            total += outcome;
+        }
         Ok(Some(total))
     }
 
@@ -550,7 +590,7 @@ impl Store {
     ///
     /// What the server said; the next round goes on from there.
     pub async fn upkeep(&self, led: Duration) -> Result<(), Error> {
-        self.counted(within(UPKEEP_TIMEOUT, async {
+        let done = self.counted(within(UPKEEP_TIMEOUT, async {
             // Some of it cannot be in a transaction, so the lock is another session's.
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
@@ -561,12 +601,28 @@ impl Store {
             lock.batch_execute("COMMIT").await?;
             lock.give_back();
             Ok(())
-        }))
-        .await
+        }));
+        let done = done.await;
+        if done.is_err() {
+            self.metrics.upkeep_failures_total.inc();
+        }
+        done
     }
 
     async fn upkeep_by(&self, client: &Client, led: Duration) -> Result<(), Error> {
         client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
+        // What may fail for a reader's lock, or take long, comes last.
+        let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
+        if led >= kept {
+            upkeep::forget_requests(client, &self.names, kept).await?;
+        }
+        if self.config.sources.is_some() {
+            upkeep::forget_clusters(client, &self.names).await?;
+        }
+        let sizes = upkeep::sizes(client, &self.names).await?;
+        self.metrics.segments.set(sizes.segments);
+        self.metrics.sealed_samples.set(sizes.samples);
+        self.metrics.sealed_bytes.set(sizes.bytes);
         if let Some(retention) = self.config.retention {
             let dropped = match self.layout {
                 Layout::Chunks => upkeep::drop_expired(client, &self.names, retention).await?,
@@ -584,17 +640,6 @@ impl Store {
                 log::info!("built the index of labels anew");
             }
         }
-        let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
-        if led >= kept {
-            upkeep::forget_requests(client, &self.names, kept).await?;
-        }
-        if self.config.sources.is_some() {
-            upkeep::forget_clusters(client, &self.names).await?;
-        }
-        let sizes = upkeep::sizes(client, &self.names).await?;
-        self.metrics.segments.set(sizes.segments);
-        self.metrics.sealed_samples.set(sizes.samples);
-        self.metrics.sealed_bytes.set(sizes.bytes);
         Ok(())
     }
 
@@ -730,4 +775,16 @@ fn show(series: &Series<'_>) -> String {
     }
     text.push('}');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_request_is_the_same_in_every_adapter() {
+        assert_eq!(request_key(b"").to_string(), "af1349b9-f5f9-a1a6-a040-4dea36dcc949");
+        let part = part_key(request_key(b""), &Source { cluster: "c".into(), replica: "r".into() });
+        assert_ne!(part, part_key(request_key(b""), &Source { cluster: "cr".into(), replica: String::new() }));
+    }
 }

@@ -109,6 +109,8 @@ pub struct Metrics {
     pub seal_duration_seconds: Histogram,
     /// Rounds of sealing that failed.
     pub seal_failures_total: IntCounter,
+    /// Rounds of retention and its kin that failed.
+    pub upkeep_failures_total: IntCounter,
     /// Segments of sealed samples in the database.
     pub segments: IntGauge,
     /// Samples in them.
@@ -250,6 +252,11 @@ impl Metrics {
             sealed_samples_total: counter(r, "sealed_samples_total", "Samples this adapter has sealed."),
             seal_duration_seconds: histogram(r, "seal_duration_seconds", "Time a round of sealing took.", SECONDS),
             seal_failures_total: counter(r, "seal_failures_total", "Rounds of sealing that failed."),
+            upkeep_failures_total: counter(
+                r,
+                "upkeep_failures_total",
+                "Rounds of retention, and of deleting what is over, that failed.",
+            ),
             segments: gauge(r, "segments", "Segments of sealed samples in the database."),
             sealed_samples: gauge(r, "sealed_samples", "Sealed samples in the database."),
             sealed_bytes: gauge(r, "sealed_bytes", "Bytes of the segments, indexes included."),

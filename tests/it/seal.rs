@@ -290,10 +290,48 @@ async fn the_leader_seals_by_itself() {
     let adapter = start(&database.adapter().arg("-pg-seal-samples=1000").arg("-pg-seal-after=1h")).await;
     store(&adapter, body(now_ms() - 200_000, 100)).await;
     database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
+    let sealed = database.samples().await as f64;
+    let counted = async || (adapter.metric("sealed_samples_total").await == Some(sealed)).then_some(());
+    adapter.process().wait_until("it counts what it sealed", SOON, counted).await;
+    let empty = async || (adapter.metric("hot_samples").await == Some(0.0)).then_some(());
+    adapter.process().wait_until("it sees that nothing is left", SOON, empty).await;
+    assert_eq!(adapter.metric("seal_failures_total").await, Some(0.0));
     let by_time = start(&database.adapter().arg("-pg-seal-after=1s")).await;
     store(&by_time, Body::new().sample("up", now_ms(), 1.0)).await;
     database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
+}
+
+/// An adapter that restarts more often than it is to seal seals all the same.
+#[tokio::test]
+async fn what_was_hot_for_long_when_an_adapter_starts_is_sealed_at_once() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-seal-after=2h")).await;
+    store(&adapter, Body::new().sample("up", now_ms() - 3_600_000, 1.0)).await;
+    let hot = async || (adapter.metric("hot_oldest_seconds").await >= Some(3_600.0)).then_some(());
+    adapter.process().wait_until("it has looked", SOON, hot).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 1);
+    let _again = start(&database.adapter().arg("-pg-seal-after=1h")).await;
+    database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
+}
+
+/// A dump, say: what is sealed meanwhile stays where it was.
+#[tokio::test]
+async fn room_that_an_open_session_kept_is_given_back() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-seal-samples=1000").arg("-pg-seal-after=24h")).await;
+    let dump = database.session().await;
+    dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM metrics_hot").await.unwrap();
+    for _ in 0..2 {
+        database.run(&full_hot_rows(200)).await;
+        database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
+    }
+    let alert = async || (adapter.metric("hot_bytes").await >= Some(200.0 * 8192.0)).then_some(());
+    adapter.process().wait_until("it shows what is not given back", SOON, alert).await;
+    dump.batch_execute("COMMIT").await.unwrap();
+    database.run(&full_hot_rows(20)).await;
+    database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
+    database.wait("SELECT pg_relation_size('metrics_hot') < 30 * 8192").await;
 }
 
 /// It asks for all, and is not told that it is done while some is left.
