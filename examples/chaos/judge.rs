@@ -93,6 +93,13 @@ pub(crate) async fn read(postgres: &Postgres, mode: Mode, shape: &Shape) -> Stor
     Stored { clusters, stale }
 }
 
+/// How much of it is sealed.
+pub(crate) async fn sealed_samples(postgres: &Postgres) -> i64 {
+    let client = postgres.connect("postgres").await;
+    let statement = "SELECT coalesce(sum(samples), 0)::bigint FROM metrics_segments";
+    client.query_one(statement, &[]).await.expect("cannot count what is sealed").get(0)
+}
+
 async fn samples(client: &Client, cluster: &str, shape: &Shape) -> Vec<Series> {
     // Arrays: one row a series, not one a sample.
     let statement = "

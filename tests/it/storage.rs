@@ -82,9 +82,10 @@ async fn five_that_start_at_once_make_one_schema() {
 #[tokio::test]
 async fn an_ordinary_user_needs_no_more_than_a_schema_of_its_own() {
     let database = Database::new().await;
-    let (owner, stranger) = (format!("owner_{}", database.name), format!("stranger_{}", database.name));
+    let [owner, stranger, dashboard] =
+        ["owner", "stranger", "dashboard"].map(|role| format!("{role}_{}", database.name));
     let roles = format!(
-        "CREATE ROLE {owner} LOGIN; CREATE ROLE {stranger} LOGIN; CREATE SCHEMA own AUTHORIZATION {owner}; \
+        "CREATE ROLE {owner} LOGIN; CREATE ROLE {stranger} LOGIN; CREATE ROLE {dashboard}; CREATE SCHEMA own AUTHORIZATION {owner}; \
          REVOKE CREATE ON SCHEMA public FROM PUBLIC"
     );
     database.run(&roles).await;
@@ -94,6 +95,18 @@ async fn an_ordinary_user_needs_no_more_than_a_schema_of_its_own() {
     store(&adapter, Body::new().sample("up", now, 1.0)).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM own.metrics").await, 1);
     assert_eq!(both(&adapter, &[query(0, now, &[])]).await[0].len(), 1);
+    // Who is allowed to read once may read what is made later.
+    let grant =
+        format!("GRANT USAGE ON SCHEMA own TO {dashboard}; GRANT SELECT ON ALL TABLES IN SCHEMA own TO {dashboard}");
+    database.run(&grant).await;
+    store(&adapter, Body::new().sample("up", now - 20 * 24 * HOUR_MS, 1.0)).await;
+    seal(&adapter).await;
+    store(&adapter, Body::new().sample("up", now + 1, 1.0)).await;
+    let reader = database.session().await;
+    reader.batch_execute(&format!("SET ROLE {dashboard}")).await.unwrap();
+    for from in ["own.metrics", "own.metrics_values", "own.metrics_range('up', '{}', '-infinity', 'infinity')"] {
+        assert_eq!(one::<i64>(&reader, &format!("SELECT count(*) FROM {from}")).await, 3, "{from}");
+    }
     let foreign = format!(
         "SELECT count(*) FROM pg_class WHERE relowner = '{owner}'::regrole AND relnamespace <> 'own'::regnamespace AND relkind = 'r'"
     );
