@@ -23,7 +23,6 @@ use crate::election::{self, PrometheusTimeout};
 use crate::handover::Handover;
 use crate::handover::shares::Shares;
 use crate::http::{self, Service};
-use crate::postgres::error::Error as Failure;
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Receiver, Senders};
 use crate::storage::Store;
@@ -49,7 +48,7 @@ pub enum Error {
         /// How many.
         attempts: u32,
         /// The last failure.
-        source: Failure,
+        source: crate::postgres::error::Error,
     },
     /// A task that must never end has ended.
     #[error("{0} has ended unexpectedly; stopping rather than running on without it")]
@@ -70,6 +69,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Pause between looks at how much is hot.
 const SEAL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same, where a look takes long.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
 
 /// Pause after a round of sealing that failed.
 const SEAL_RETRY: Duration = Duration::from_secs(10);
@@ -354,8 +356,10 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
         let since = *led_since.get_or_insert_with(Instant::now);
         if let Err(error) = store.upkeep(since.elapsed()).await {
             log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
-            // After an outage the first retries are still to come.
-            led_since = None;
+            // After an outage the first retries are still to come; where a segment's reader is in the way there was none.
+            if !error.is(&SqlState::LOCK_NOT_AVAILABLE) {
+                led_since = None;
+            }
         }
     }
 }
@@ -370,29 +374,29 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
             () = stop.cancelled() => return,
         }
         if !role.borrow().at(Instant::now()).keeps_store() {
-            store.forget_hot();
+            store.forget_sizes();
             (sealed_at, pause) = (None, SEAL_INTERVAL);
             continue;
         }
         let looked_at = Instant::now();
         let hot = store.hot().await;
-        // Where a session keeps what was sealed, a look reads that too, and may take long.
-        pause = (looked_at.elapsed() * 10).clamp(SEAL_INTERVAL, UPKEEP_INTERVAL);
-        let sealed = match hot {
-            Ok(hot) if store.is_seal_due(hot, sealed_at.map(|at| at.elapsed())) => store.seal(false).await,
-            Ok(_) => continue,
-            // There may be too much to be counted in time.
-            Err(Failure::Timeout { .. }) => store.seal(false).await,
-            Err(error) if error.is(&SqlState::QUERY_CANCELED) => store.seal(false).await,
-            Err(error) => Err(error),
-        };
-        match sealed {
-            Ok(outcome) => {
-                sealed_at = Some(Instant::now());
-                if let Some(outcome) = outcome {
-                    log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
-                }
+        if let Ok(hot) = hot {
+            // Who has not sealed yet goes by the oldest sample's age.
+            let since = *sealed_at.get_or_insert(looked_at.checked_sub(hot.age).unwrap_or(looked_at));
+            if !store.is_seal_due(hot.samples, since.elapsed()) {
+                // Where a session keeps what was sealed, a look reads that too, and may take long.
+                pause = (looked_at.elapsed() * 10).clamp(SEAL_INTERVAL, LOOK_INTERVAL_MAX);
+                continue;
             }
+        }
+        // A look that failed is no reason to leave hot what may be more than can be counted in time.
+        pause = SEAL_INTERVAL;
+        match store.seal(false).await {
+            Ok(Some(outcome)) => {
+                sealed_at = Some(Instant::now());
+                log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
+            }
+            Ok(None) => {}
             Err(error) => {
                 log::warn!("sealing failed, to be tried again in {SEAL_RETRY:?}: {error}");
                 pause = SEAL_RETRY;

@@ -172,8 +172,8 @@ const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
 /// Buckets whose small chunks one round puts together.
 const MERGED_BUCKETS_MAX: usize = 1024;
 
-/// If hot rows take so many bytes for each sample at which they are sealed, six times what those need, they take room that is
-/// not wanted again: after a backlog, or a session that stayed open and so kept what was sealed.
+/// If hot rows take so many bytes for each sample of a round, six times what those need, they take room that is not wanted
+/// again: after a backlog, or a session that stayed open and so kept what was sealed.
 const SHRUNK_SAMPLE_BYTES: u64 = 96;
 
 /// A round of [`Store::upkeep`] or [`Store::seal`] may take this long.
@@ -493,9 +493,20 @@ impl Store {
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
              coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
         );
-        self.counted(within(self.config.send_timeout, async {
+        let timeout = self.config.send_timeout;
+        self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let row = client.query_typed_one(&statement, &[]).await?;
+            // By the server too: one that went on would itself keep what is sealed.
+            let begin = format!(
+                "BEGIN READ ONLY; {WITHOUT_JIT}; SET LOCAL statement_timeout = {}",
+                (timeout * 9 / 10).as_millis()
+            );
+            let ((), row, ()) = try_join3(
+                client.batch_execute(&begin),
+                client.query_typed_one(&statement, &[]),
+                client.batch_execute("COMMIT"),
+            )
+            .await?;
             client.give_back();
             let (samples, bytes): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
             self.metrics.hot_samples.set(samples);
@@ -509,18 +520,20 @@ impl Store {
         .await
     }
 
-    /// Sets the meters of what is hot to nothing: they are the leader's.
-    pub fn forget_hot(&self) {
+    /// Sets the meters of what the tables hold to nothing: they are the leader's.
+    pub fn forget_sizes(&self) {
+        self.metrics.segments.set(0);
+        self.metrics.sealed_samples.set(0);
+        self.metrics.sealed_bytes.set(0);
         self.metrics.hot_samples.set(0);
         self.metrics.hot_bytes.set(0);
         self.metrics.hot_oldest_seconds.set(0.0);
     }
 
-    /// Whether what is hot is to be sealed; `since` the last time, if this adapter knows of one.
+    /// Whether so many samples are to be sealed, `since` the last time.
     #[must_use]
-    pub fn is_seal_due(&self, hot: Hot, since: Option<Duration>) -> bool {
-        hot.samples >= self.config.seal_samples
-            || (hot.samples > 0 && since.unwrap_or(hot.age) >= self.config.seal_after)
+    pub fn is_seal_due(&self, samples: u64, since: Duration) -> bool {
+        samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
     /// Seals everything that is hot when it begins, and puts small chunks together; by sessions of its own. `shrink`
@@ -572,7 +585,8 @@ impl Store {
         // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
         let size = self.names.fill("SELECT pg_relation_size({hot:literal}::regclass)");
         let bytes: i64 = client.query_typed_one(&size, &[]).await?.try_get(0)?;
-        let shrink = shrink || bytes.unsigned_abs() > self.config.seal_samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
+        let samples = self.config.seal_samples.max(total.samples as u64);
+        let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
         // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
         // the planner would expect hundreds of times as many as there are.
         let vacuum = format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}");

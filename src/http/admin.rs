@@ -81,7 +81,11 @@ async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
     let Some(store) = service.store.get() else {
         return unavailable("the database has not been reached yet");
     };
-    match store.seal(true).await {
+    let sealed = tokio::select! {
+        sealed = store.seal(true) => sealed,
+        () = service.stopping.cancelled() => return unavailable("the adapter is stopping"),
+    };
+    match sealed {
         Ok(Some(outcome)) => {
             let json = serde_json::json!({
                 "samples": outcome.samples,

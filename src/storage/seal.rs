@@ -262,8 +262,8 @@ impl Sealer<'_> {
     }
 
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
-        // Buckets with the most small chunks first, of those in which a series has many. By the index of small chunks alone,
-        // for a segment may have gigabytes of others.
+        // Buckets with the most small chunks first, of those in which a series has many. By the index of small chunks, for a
+        // segment may have gigabytes of others.
         let small = format!("length < {SMALL_LENGTH} AND first >= $1");
         let statement = self.names.fill(&format!(
             "SELECT c.bucket, c.first, c.last, c.places FROM {{sealed}} c JOIN (SELECT * FROM \
@@ -322,8 +322,16 @@ impl Sealer<'_> {
                 taken.expired += values.iter().len();
                 continue;
             }
-            let samples = series.iter().map(i64::from_be_bytes).zip(values.iter().map(f64::from_be_bytes));
-            let no = row.try_get(3)?;
+            let no: i64 = row.try_get(3)?;
+            let (ids, floats) = (series.iter().map(i64::from_be_bytes), values.iter().map(f64::from_be_bytes));
+            if ids.len() != floats.len() {
+                log::error!(
+                    "the hot row {no}, made by hand, has {} series and {} values: what has no partner is left out",
+                    ids.len(),
+                    floats.len()
+                );
+            }
+            let samples = ids.zip(floats);
             taken.hot.push(time_ms, no, samples).map_err(|error| Error::Unfit(error.to_string()))?;
         }
         taken.hot.sort();
