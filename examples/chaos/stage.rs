@@ -487,8 +487,9 @@ impl<'a> Stage<'a> {
         let promised = self.promised();
         let stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
         let findings = judge::judge(&promised, &stored);
-        let sealed = judge::sealed_samples(&self.postgres).await;
-        assert!(sealed > 0, "nothing was sealed meanwhile");
+        if judge::sealed_samples(&self.postgres).await == 0 {
+            self.record.broken.push("nothing was sealed meanwhile".to_owned());
+        }
         let bands: Vec<Vec<Band>> = self.watches.iter().map(|watch| self.bands(watch)).collect();
         let held = self.watches.iter().flat_map(Watch::observations).map(|o| (o.held_samples, o.held_bytes));
         let mut outcome = Outcome {
