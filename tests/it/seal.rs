@@ -407,7 +407,7 @@ async fn a_corrupt_chunk_is_named_and_nothing_else_suffers() {
 async fn a_hot_row_that_makes_no_sense_holds_nothing_up() {
     let database = Database::new().await;
     let adapter = start(&database.adapter()).await;
-    database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES (now(), '{1,2}', '{0.5}')").await;
+    database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES (now(), '{1001,1002}', '{0.5}')").await;
     store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
     assert_eq!(seal(&adapter).await["samples"], 2);
     adapter.process().wait_for_log("has 2 series and 1 values", SOON).await;
