@@ -604,7 +604,7 @@ impl Store {
     ///
     /// What the server said; the next round goes on from there.
     pub async fn upkeep(&self, led: Duration) -> Result<(), Error> {
-        let done = self.counted(within(UPKEEP_TIMEOUT, async {
+        let work = within(UPKEEP_TIMEOUT, async {
             // Some of it cannot be in a transaction, so the lock is another session's.
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
@@ -615,8 +615,8 @@ impl Store {
             lock.batch_execute("COMMIT").await?;
             lock.give_back();
             Ok(())
-        }));
-        let done = done.await;
+        });
+        let done = self.counted(work).await;
         if done.is_err() {
             self.metrics.upkeep_failures_total.inc();
         }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::storage::chunk::{Places, bucket_of, place_of, series_at};
+use crate::storage::chunk::{Places, SERIES_PER_BUCKET, bucket_of, place_of, series_at};
 use crate::storage::row::Row;
 
-/// Series in a bucket.
-const PLACES: usize = 32;
+/// Places in a bucket.
+#[expect(clippy::cast_possible_truncation, reason = "a few")]
+const PLACES: usize = SERIES_PER_BUCKET as usize;
 
 /// Hot rows in memory: 9 bytes a sample, and 12 for each bucket of which a row has samples.
 #[derive(Debug, Default)]
