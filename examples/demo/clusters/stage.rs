@@ -2,6 +2,7 @@
 //! the proxy.
 
 use rig::adapter::{self, Adapter};
+use rig::node_exporter;
 use rig::port;
 use rig::postgres::{self, Postgres};
 use rig::process::Process;
@@ -10,7 +11,6 @@ use serde_json::Value;
 
 use super::proxy::Proxy;
 use crate::judge::Subject;
-use crate::target::node_exporter;
 use crate::{PATIENCE, Teller};
 
 /// How long a leading replica may be silent, as on the adapters' command line.
@@ -73,7 +73,7 @@ impl Stage {
         let postgres = Postgres::start(postgres::Options::default()).await;
         teller.say(&format!("PostgreSQL is up: {}", postgres.uri("postgres")));
         let node_port = port::free();
-        let node_exporter = node_exporter(node_port);
+        let node_exporter = node_exporter::start(node_port);
         let adapter_ports = [port::free(), port::free()];
         let adapter_options = [0, 1].map(|index| {
             adapter::Options::new(adapter::binary_beside_this())
