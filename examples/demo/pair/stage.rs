@@ -90,6 +90,7 @@ impl Pair {
         let sides = [side("A", "a", 0).await, side("B", "b", 1).await];
         let options = prometheus::Options::new(configs.text("prometheus-reader.yml"));
         let reader = Prometheus::start(options.name("Prometheus, reading").port(configs.port(READER_PORT))).await;
+        teller.say(&format!("a Prometheus on port {} scrapes nothing: it reads what is stored", reader.port()));
         Self { sides, reader, postgres, _node_exporter: node_exporter }
     }
 }
