@@ -6,7 +6,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
-use prometheus_postgresql_adapter::storage::{Config, Store};
+use prometheus_postgresql_adapter::storage::names::Names;
+use prometheus_postgresql_adapter::storage::{Config, Store, chunk, schema};
 use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
 use rig::process::Exit;
 use tokio_postgres::SimpleQueryMessage;
@@ -73,7 +74,7 @@ async fn five_that_start_at_once_make_one_schema() {
     let now = now_ms();
     join_all((0..).zip(&adapters).map(|(n, adapter)| store(adapter, Body::new().sample("up", now + n, 1.0)))).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM shared_by_all.metrics").await, 5);
-    assert_eq!(database.one::<i32>("SELECT shared_by_all.metrics_version()").await, 1);
+    assert_eq!(database.one::<i32>("SELECT shared_by_all.metrics_version()").await, schema::VERSION);
     for adapter in &adapters {
         assert!(!adapter.process().log().contains("level=error"), "{}", adapter.process().log().tail());
     }
@@ -156,6 +157,57 @@ async fn a_newer_schema_is_left_alone() {
         let said = refusal(&options).await;
         assert!(said.contains("version 1000") && said.contains("newer"), "{said}");
     }
+}
+
+/// The views are for reading: what is deleted from the series, an adapter that knows its id goes on storing, and nobody
+/// sees it.
+async fn check_views_refuse_changes(database: &Database) {
+    for (view, column, value) in
+        [("metrics_labels", "metric_name", "'up'"), ("metrics", "name", "'up'"), ("metrics_values", "value", "1")]
+    {
+        for statement in [
+            format!("DELETE FROM {view} WHERE {column} = {value}"),
+            format!("UPDATE {view} SET {column} = {value}"),
+            format!("INSERT INTO {view} ({column}) VALUES ({value})"),
+        ] {
+            let error = database.client.batch_execute(&statement).await.expect_err(&statement);
+            let error = error.as_db_error().expect("the server refuses");
+            assert_eq!(error.code().code(), "55000", "{statement}: {error:?}");
+            assert!(error.message().contains(view), "{statement}: {error:?}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("-pg-retention")), "{statement}: {error:?}");
+        }
+    }
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
+}
+
+#[tokio::test]
+async fn a_view_refuses_changes_and_says_what_to_do_instead() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+    check_views_refuse_changes(&database).await;
+}
+
+#[tokio::test]
+async fn a_store_of_version_1_is_migrated_with_what_it_has() {
+    let database = Database::new().await;
+    let names = Names::new("public", "metrics");
+    for part in [
+        include_str!("../../src/storage/schema.sql"),
+        chunk::SQL,
+        include_str!("../../src/storage/segments.sql"),
+        "CREATE FUNCTION {version}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 1'",
+        "INSERT INTO {series} (key, name, labels) VALUES (gen_random_uuid(), 'up', jsonb_build_object()); \
+         INSERT INTO {hot} (\"time\", series, value) VALUES (now(), ARRAY[1], ARRAY[1])",
+    ] {
+        database.run(&names.fill(part)).await;
+    }
+    let adapter = database.leader().await;
+    assert_eq!(database.one::<i32>("SELECT metrics_version()").await, schema::VERSION);
+    check_views_refuse_changes(&database).await;
+    store(&adapter, Body::new().sample("down", now_ms(), 1.0)).await;
+    seal(&adapter).await;
+    assert_eq!(database.samples().await, 2);
 }
 
 #[tokio::test]
