@@ -609,7 +609,10 @@ impl Store {
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
                 let session = self.connector.write_session().await?;
-                self.upkeep_by(session.client(), led).await?;
+                tokio::select! {
+                    done = self.upkeep_by(session.client(), led) => done?,
+                    error = upkeep::hold_lock(&lock) => return Err(error),
+                }
                 session.close().await;
             }
             lock.batch_execute("COMMIT").await?;

@@ -51,7 +51,9 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
 /// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
 /// tables; else what the server said.
 pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb, by_labels: bool) -> Result<Layout, Error> {
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    // Who is frozen now must not keep others from starting.
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
+    client.batch_execute(begin).await?;
     let migrated = migrate_locked(client, names, wanted, by_labels).await;
     let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     if migrated.is_ok() {

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::names::Names;
-use prometheus_postgresql_adapter::storage::{Config, Store, chunk, schema};
+use prometheus_postgresql_adapter::storage::{Config, Store, chunk, schema, upkeep};
 use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
 use rig::process::Exit;
 use tokio_postgres::SimpleQueryMessage;
@@ -282,6 +282,84 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
     store(&adapter, Body::new().sample("up", now - 5 * HOUR_MS, 2.0).sample("up", now + 50, 2.0)).await;
     seal(&adapter).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE value = 2").await, 2);
+}
+
+/// Whether a session waits for another's lock.
+const SOMEBODY_WAITS: &str =
+    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+
+#[tokio::test]
+async fn an_adapter_frozen_while_it_makes_the_schema_keeps_no_other_from_starting() {
+    let database = Database::new().await;
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(2615, hashtext('public.metrics'))").await.unwrap();
+    let frozen = database.adapter().name("frozen").spawn();
+    database.wait(SOMEBODY_WAITS).await;
+    frozen.process().pause();
+    blocker.batch_execute("COMMIT").await.unwrap();
+    let adapter = database.leader().await;
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+}
+
+#[tokio::test]
+async fn an_adapter_frozen_while_it_makes_a_segment_keeps_no_other_from_sealing() {
+    let database = Database::new().await;
+    let (frozen, adapter) = (database.leader().await, database.leader().await);
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; LOCK metrics_segments IN ROW EXCLUSIVE MODE").await.unwrap();
+    let (client, url) = (frozen.client().clone(), frozen.url("/admin/storage/seal"));
+    let _sealing = TaskTracker::new().spawn(async move { client.post(&url, &[], Vec::new()).await });
+    database.wait(SOMEBODY_WAITS).await;
+    frozen.process().pause();
+    blocker.batch_execute("COMMIT").await.unwrap();
+    let sealed = async || {
+        let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
+        (answer.status == 200 && database.one::<i64>("SELECT count(*) FROM metrics_hot").await == 0).then_some(())
+    };
+    adapter.process().wait_until("it seals", SOON, sealed).await;
+}
+
+/// Its process is stopped, or its host hangs: here, what it does in upkeep is not gone on with.
+#[tokio::test]
+async fn a_leader_frozen_in_upkeep_holds_up_neither_new_series_nor_the_next_leaders_upkeep() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let now = now_ms();
+    store(&adapter, Body::new().sample("old", now - 6 * HOUR_MS, 1.0)).await;
+    seal(&adapter).await;
+    let reader = database.session().await;
+    reader.batch_execute("BEGIN; SELECT FROM metrics").await.unwrap();
+    let retention = Some(Duration::from_secs(4 * 3600));
+    let frozen = library(&database, retention).await;
+    let mut upkeep = std::pin::pin!(frozen.upkeep(Duration::ZERO));
+    let waits_for_reader = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%DETACH PARTITION%' \
+                            AND wait_event_type = 'Lock' AND datname = current_database())";
+    tokio::select! {
+        done = &mut upkeep => panic!("it did not wait: {done:?}"),
+        () = database.wait(waits_for_reader) => {}
+    }
+    store(&adapter, Body::new().sample("new", now, 1.0)).await;
+    reader.batch_execute("COMMIT").await.unwrap();
+    let locked = "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                  AND classid = 'metrics_series'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    database.wait(locked).await;
+    library(&database, retention).await.upkeep(Duration::ZERO).await.unwrap();
+    assert_eq!(segments(&database).await, [""; 0]);
+    assert_eq!(database.column::<String>("SELECT name FROM metrics").await, ["new"]);
+}
+
+/// However long it takes.
+#[tokio::test]
+async fn upkeep_that_goes_on_keeps_its_lock() {
+    let database = Database::new().await;
+    drop(database.leader().await);
+    let names = Names::new("public", "metrics");
+    let (one, other) = (database.session().await, database.session().await);
+    assert!(upkeep::lock(&one, &names).await.unwrap());
+    let ended = tokio::time::timeout(Duration::from_secs(12), upkeep::hold_lock(&one)).await;
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(!upkeep::lock(&other, &names).await.unwrap(), "it was given to another");
 }
 
 #[tokio::test]
