@@ -562,7 +562,9 @@ impl Store {
     }
 
     async fn seal_by(&self, client: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
-        let now_ms = now_ms();
+        let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+        let Timestamp(now_us) = now.try_get(0)?;
+        let now_ms = row::from_postgres_us(now_us);
         let sealer = Sealer {
             client,
             names: &self.names,

@@ -61,7 +61,7 @@ pub fn ancient_for(time_ms: i64, now_ms: i64, interval: Duration, existing: &[Sp
 }
 
 /// The segments that hold `times_ms`, in order, and all others; those that are missing are made, by a transaction of its
-/// own. `now_ms` decides what counts as ancient when the first such comes.
+/// own. `now_ms`, by the server's clock, decides what counts as ancient when the first such comes.
 ///
 /// # Errors
 ///
