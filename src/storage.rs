@@ -4,6 +4,7 @@
 //! decides.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -308,7 +309,7 @@ impl Store {
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
         let now_ms = now_ms();
-        let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
+        let storable_ms = storable_ms(now_ms);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         let mut at = 0;
         for (series, known) in request.series.iter().zip(&known) {
@@ -317,7 +318,7 @@ impl Store {
                 at = resolved.share(source, request.samples.len());
             }
             for sample in request.samples_of(series) {
-                if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
+                if !storable_ms.contains(&sample.timestamp_ms) {
                     resolved
                         .rejected
                         .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
@@ -700,22 +701,32 @@ impl Store {
 }
 
 impl LookedUp {
-    /// Who sends samples in `request`, and the earliest and the latest of their times.
+    /// Who sends samples in `request`, and the earliest and the latest of their times that can be stored; `None` if none can:
+    /// nothing is to be learned from the others.
     #[must_use]
-    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, (i64, i64))> {
+    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, Option<(i64, i64)>)> {
+        let storable_ms = storable_ms(now_ms());
         let known = self.known.iter().enumerate().filter_map(|(place, known)| Some((place, (*known)?.source)));
         let others = self.places.iter().map(|(place, _, source)| (*place, *source));
-        let mut senders: Vec<(SourceId, (i64, i64))> = Vec::new();
+        let mut senders: Vec<(SourceId, Option<(i64, i64)>)> = Vec::new();
         let mut at = 0;
         for (place, source) in known.chain(others) {
-            let times = || request.samples_of(&request.series[place]).iter().map(|sample| sample.timestamp_ms);
-            let (Some(earliest_ms), Some(latest_ms)) = (times().min(), times().max()) else { continue };
+            let samples = request.samples_of(&request.series[place]);
+            if samples.is_empty() {
+                continue;
+            }
+            let times = || samples.iter().map(|sample| sample.timestamp_ms).filter(|ms| storable_ms.contains(ms));
+            let span = times().min().zip(times().max());
             if senders.get(at).is_none_or(|(sender, _)| *sender != source) {
                 at = senders.iter().position(|(sender, _)| *sender == source).unwrap_or(senders.len());
             }
             match senders.get_mut(at) {
-                Some((_, span)) => *span = (span.0.min(earliest_ms), span.1.max(latest_ms)),
-                None => senders.push((source, (earliest_ms, latest_ms))),
+                Some((_, of_sender)) => {
+                    let spans = of_sender.iter().chain(&span);
+                    let (earliest_ms, latest_ms) = (spans.clone().map(|span| span.0), spans.map(|span| span.1));
+                    *of_sender = earliest_ms.min().zip(latest_ms.max());
+                }
+                None => senders.push((source, span)),
             }
         }
         senders
@@ -773,6 +784,11 @@ pub fn part_key(key: Uuid, Source { cluster, replica }: &Source) -> Uuid {
         part.extend_from_slice(label.as_bytes());
     }
     request_key(&part)
+}
+
+/// The times that samples can have, in ms since 1970.
+fn storable_ms(now_ms: i64) -> RangeInclusive<i64> {
+    TIME_MIN_MS..=now_ms.saturating_add(AHEAD_MAX_MS)
 }
 
 fn millis(duration: Duration) -> i64 {
