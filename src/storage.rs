@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::labels::Labels;
-use crate::model::source::{Source, SourceLabels};
+use crate::model::source::{Source, SourceLabels, Unnamed};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
@@ -100,6 +100,8 @@ pub struct Store {
     layout: Layout,
     connector: Connector,
     pool: Pool,
+    /// The database's, where the names of those who send have to be ASCII for it.
+    encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
     ingest: Ingest,
@@ -223,6 +225,10 @@ impl Store {
             }
             layout
         };
+        let encoding =
+            client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
+        // The latter takes any bytes.
+        let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
         client.give_back();
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
@@ -235,6 +241,7 @@ impl Store {
                 layout,
                 connector,
                 pool,
+                encoding,
                 cache,
                 sources,
                 ingest,
@@ -344,9 +351,11 @@ impl Store {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
                 label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-            let source = self.config.sources.as_ref().map(|config| match config.labels.source(&pairs) {
-                Err(_) if config.stores_unlabelled => Ok(None),
-                source => source.map(Some).map_err(|missing| missing.to_string()),
+            let source = self.config.sources.as_ref().map(|config| {
+                match config.labels.source(&pairs, self.encoding.as_deref()) {
+                    Err(Unnamed::Missing(_)) if config.stores_unlabelled => Ok(None),
+                    source => source.map(Some).map_err(|unnamed| unnamed.to_string()),
+                }
             });
             let labels = Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string())?;
             Ok((source.transpose()?.flatten(), labels))

@@ -176,7 +176,8 @@ fn read_row(row: &tokio_postgres::Row, margin_ms: i64) -> Result<Read, Error> {
         }),
         None => None,
     };
-    Ok(Read { cluster: group_name.trim_start_matches(CLUSTER_GROUPS).to_owned(), group_no, seen })
+    let cluster = group_name.strip_prefix(CLUSTER_GROUPS).unwrap_or(&group_name).to_owned();
+    Ok(Read { cluster, group_no, seen })
 }
 
 /// Up to where everything is stored, as far as all adapters together have got. Not reckoned by the server, which would refuse

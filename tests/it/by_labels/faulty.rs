@@ -1,7 +1,10 @@
 //! What a faulty sender, or an adapter with a wrong clock, does to other replicas and clusters: nothing.
 
-use super::{Replica, adapter, adapters, body, check_stored, number, targets, wait_leader, wait_stored};
-use crate::setup::{Database, now_ms, start, store, with_clock};
+use rig::postgres::Postgres;
+use uuid::Uuid;
+
+use super::{Replica, adapter, adapters, body, check_stored, number, of, targets, wait_leader, wait_stored};
+use crate::setup::{Body, Database, now_ms, start, store, with_clock};
 
 const DAY_MS: i64 = 24 * 3_600_000;
 
@@ -82,4 +85,63 @@ async fn an_adapter_whose_clock_is_ahead_keeps_nobody_from_the_lead() {
     wait_stored(&db.client, "asia", number("r1"), 20).await;
     drop(asia);
     wait_leader(&right, "asia", "r2").await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_is_refused_and_no_other_cluster_notices() {
+    let db = Database::new().await;
+    let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
+    // Nothing that compresses.
+    let long: String = (0..125).map(|_| Uuid::new_v4().simple().to_string()).collect();
+    let longest = &long[..256];
+    for (cluster, replica, label) in [
+        (long.as_str(), "r1", "cluster"),
+        (&long[..257], "r1", "cluster"),
+        ("eu", &long, "__replica__"),
+        ("eu", &long[..257], "__replica__"),
+    ] {
+        let good = body(longest, "r1", &[now_ms()]);
+        let answer = adapter.write(of(good, cluster, replica, &[now_ms()]).compressed()).await;
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        let named = format!(
+            "the label {label:?}, which says who sends the series, has {} bytes",
+            cluster.len().max(replica.len())
+        );
+        assert!(answer.text().contains(&named) && answer.text().contains("256"), "{}", answer.text());
+    }
+    assert_eq!(db.samples().await, 4, "the rest of each request is stored");
+    store(&adapter, body("eu", longest, &[now_ms()])).await;
+    wait_leader(&adapter, "eu", longest).await;
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics_leader").await, 2);
+}
+
+#[tokio::test]
+async fn a_cluster_may_be_called_like_a_group() {
+    let db = Database::new().await;
+    let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
+    for cluster in ["cluster 1", "cluster cluster 1", "1", "cluster "] {
+        store(&adapter, body(cluster, "r1", &[now_ms()])).await;
+        wait_leader(&adapter, cluster, "r1").await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_the_database_may_have_no_room_for_is_refused_and_no_other_cluster_notices() {
+    let server = Postgres::shared().await;
+    let name = format!("{}_latin1", server.create_database().await);
+    let client = server.connect("postgres").await;
+    let create = format!("CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+    client.batch_execute(&create).await.expect("a database of another encoding can be made");
+    let adapter = start(&adapter(&server.uri(&name), "adapter")).await;
+    let good = || body("eu", "r1", &[now_ms()]);
+    for (cluster, replica, label) in [("☃", "r1", "cluster"), ("eu", "☃", "__replica__")] {
+        let answer = adapter.write(of(good(), cluster, replica, &[now_ms()]).compressed()).await;
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        assert!(answer.text().contains(label) && answer.text().contains("LATIN1"), "{}", answer.text());
+        store(&adapter, good()).await;
+    }
+    store(&adapter, body("us", "r1", &[now_ms()])).await;
+    // Labels that name nobody are as ever.
+    let labels = [("__name__", "größe"), ("cluster", "eu"), ("__replica__", "r1")];
+    store(&adapter, Body::new().series(&labels, &[crate::setup::at(now_ms(), 1.0)])).await;
 }
