@@ -93,8 +93,8 @@ struct Part {
     handover: Option<Arc<Handover>>,
     /// The same for a retry of the same bytes.
     key: Uuid,
-    /// The times of its first and last sample, in ms since 1970.
-    span: (i64, i64),
+    /// The times of its first and last sample that can be stored, in ms since 1970; `None` if none can.
+    span: Option<(i64, i64)>,
 }
 
 impl Receiver {
@@ -113,7 +113,7 @@ impl Receiver {
         let parts = self.parts(request, body, &looked_up);
         let in_flight = self.heard(&parts, line)?;
         // Begun before the roles are known: what is refused now still has to come, whoever leads then.
-        let storing = parts.iter().filter_map(|part| Some(part.handover.as_ref()?.storing(part.key, part.span)));
+        let storing = parts.iter().filter_map(|part| Some(part.handover.as_ref()?.storing(part.key, part.span?)));
         let storing: Vec<Storing<'_>> = storing.collect();
         let taken = self.take(request, looked_up, &parts).await;
         if taken.is_ok() {
@@ -145,9 +145,10 @@ impl Receiver {
     /// Where labels say who sends: it is heard.
     fn heard(&self, parts: &[Part], line: Option<&Line>) -> Result<Vec<InFlight>, Refused> {
         let Senders::ByLabels { clusters, .. } = &self.senders else { return Ok(Vec::new()) };
-        let sources = || parts.iter().filter_map(|part| Some((part.source.as_ref()?, part.span.1)));
+        let sources = || parts.iter().filter_map(|part| Some((part.source.as_ref()?, part.span)));
         let now_ms = now_ms();
-        let in_flight = sources().map(|(source, latest_ms)| clusters.begin(source, latest_ms.saturating_sub(now_ms)));
+        let ahead_ms = |(_, latest_ms): (i64, i64)| latest_ms.saturating_sub(now_ms);
+        let in_flight = sources().map(|(source, span)| clusters.begin(source, span.map(ahead_ms)));
         let in_flight = in_flight.collect::<Result<_, _>>()?;
         if let Some(line) = line {
             line.carried(sources().map(|(source, _)| source));

@@ -4,6 +4,7 @@
 //! decides.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::labels::Labels;
-use crate::model::source::{Source, SourceLabels};
+use crate::model::source::{Source, SourceLabels, Unnamed};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
@@ -99,6 +100,8 @@ pub struct Store {
     layout: Layout,
     connector: Connector,
     pool: Pool,
+    /// The database's, where the names of those who send have to be ASCII for it.
+    encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
     ingest: Ingest,
@@ -222,6 +225,10 @@ impl Store {
             }
             layout
         };
+        let encoding =
+            client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
+        // The latter takes any bytes.
+        let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
         client.give_back();
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
@@ -234,6 +241,7 @@ impl Store {
                 layout,
                 connector,
                 pool,
+                encoding,
                 cache,
                 sources,
                 ingest,
@@ -308,7 +316,7 @@ impl Store {
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
         let now_ms = now_ms();
-        let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
+        let storable_ms = storable_ms(now_ms);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         let mut at = 0;
         for (series, known) in request.series.iter().zip(&known) {
@@ -317,7 +325,7 @@ impl Store {
                 at = resolved.share(source, request.samples.len());
             }
             for sample in request.samples_of(series) {
-                if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
+                if !storable_ms.contains(&sample.timestamp_ms) {
                     resolved
                         .rejected
                         .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
@@ -343,9 +351,11 @@ impl Store {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
                 label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-            let source = self.config.sources.as_ref().map(|config| match config.labels.source(&pairs) {
-                Err(_) if config.stores_unlabelled => Ok(None),
-                source => source.map(Some).map_err(|missing| missing.to_string()),
+            let source = self.config.sources.as_ref().map(|config| {
+                match config.labels.source(&pairs, self.encoding.as_deref()) {
+                    Err(Unnamed::Missing(_)) if config.stores_unlabelled => Ok(None),
+                    source => source.map(Some).map_err(|unnamed| unnamed.to_string()),
+                }
             });
             let labels = Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string())?;
             Ok((source.transpose()?.flatten(), labels))
@@ -562,7 +572,9 @@ impl Store {
     }
 
     async fn seal_by(&self, client: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
-        let now_ms = now_ms();
+        let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+        let Timestamp(now_us) = now.try_get(0)?;
+        let now_ms = row::from_postgres_us(now_us);
         let sealer = Sealer {
             client,
             names: &self.names,
@@ -609,7 +621,10 @@ impl Store {
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
                 let session = self.connector.write_session().await?;
-                self.upkeep_by(session.client(), led).await?;
+                tokio::select! {
+                    done = self.upkeep_by(session.client(), led) => done?,
+                    error = upkeep::hold_lock(&lock) => return Err(error),
+                }
                 session.close().await;
             }
             lock.batch_execute("COMMIT").await?;
@@ -695,22 +710,32 @@ impl Store {
 }
 
 impl LookedUp {
-    /// Who sends samples in `request`, and the earliest and the latest of their times.
+    /// Who sends samples in `request`, and the earliest and the latest of their times that can be stored; `None` if none can:
+    /// nothing is to be learned from the others.
     #[must_use]
-    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, (i64, i64))> {
+    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, Option<(i64, i64)>)> {
+        let storable_ms = storable_ms(now_ms());
         let known = self.known.iter().enumerate().filter_map(|(place, known)| Some((place, (*known)?.source)));
         let others = self.places.iter().map(|(place, _, source)| (*place, *source));
-        let mut senders: Vec<(SourceId, (i64, i64))> = Vec::new();
+        let mut senders: Vec<(SourceId, Option<(i64, i64)>)> = Vec::new();
         let mut at = 0;
         for (place, source) in known.chain(others) {
-            let times = || request.samples_of(&request.series[place]).iter().map(|sample| sample.timestamp_ms);
-            let (Some(earliest_ms), Some(latest_ms)) = (times().min(), times().max()) else { continue };
+            let samples = request.samples_of(&request.series[place]);
+            if samples.is_empty() {
+                continue;
+            }
+            let times = || samples.iter().map(|sample| sample.timestamp_ms).filter(|ms| storable_ms.contains(ms));
+            let span = times().min().zip(times().max());
             if senders.get(at).is_none_or(|(sender, _)| *sender != source) {
                 at = senders.iter().position(|(sender, _)| *sender == source).unwrap_or(senders.len());
             }
             match senders.get_mut(at) {
-                Some((_, span)) => *span = (span.0.min(earliest_ms), span.1.max(latest_ms)),
-                None => senders.push((source, (earliest_ms, latest_ms))),
+                Some((_, of_sender)) => {
+                    let spans = of_sender.iter().chain(&span);
+                    let (earliest_ms, latest_ms) = (spans.clone().map(|span| span.0), spans.map(|span| span.1));
+                    *of_sender = earliest_ms.min().zip(latest_ms.max());
+                }
+                None => senders.push((source, span)),
             }
         }
         senders
@@ -768,6 +793,11 @@ pub fn part_key(key: Uuid, Source { cluster, replica }: &Source) -> Uuid {
         part.extend_from_slice(label.as_bytes());
     }
     request_key(&part)
+}
+
+/// The times that samples can have, in ms since 1970.
+fn storable_ms(now_ms: i64) -> RangeInclusive<i64> {
+    TIME_MIN_MS..=now_ms.saturating_add(AHEAD_MAX_MS)
 }
 
 fn millis(duration: Duration) -> i64 {

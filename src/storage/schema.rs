@@ -13,10 +13,13 @@ pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// What leads from each version to the next, the first from nothing to 1: with sealed samples as chunks, and in a
 /// hypertable.
-const MIGRATIONS: [(&[&str], &[&str]); 1] = [(
-    &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
-    &[include_str!("schema.sql"), hypertable::SQL],
-)];
+const MIGRATIONS: [(&[&str], &[&str]); 2] = [
+    (
+        &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
+        &[include_str!("schema.sql"), hypertable::SQL],
+    ),
+    (&[include_str!("migrate_2.sql")], &[include_str!("migrate_2.sql")]),
+];
 
 /// What the election by labels needs beside: made by the first adapter that finds leaders so.
 const CLUSTERS: &str = include_str!("clusters.sql");
@@ -48,7 +51,9 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
 /// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
 /// tables; else what the server said.
 pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb, by_labels: bool) -> Result<Layout, Error> {
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    // Who is frozen now must not keep others from starting.
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
+    client.batch_execute(begin).await?;
     let migrated = migrate_locked(client, names, wanted, by_labels).await;
     let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     if migrated.is_ok() {

@@ -67,6 +67,12 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 /// An adapter that has not reported for so long is not waited for before another replica leads.
 const LIVES: &str = "interval '5 seconds'";
 
+/// A watermark in SQL, `NULL` where it lies so far ahead of the server's clock that it was made by a wrong one: no range may
+/// begin after its end, and the statement is for many clusters.
+fn plausible(watermark: &str) -> String {
+    format!("CASE WHEN {watermark} <= clock_timestamp() + {UNSURE} THEN {watermark} END")
+}
+
 /// Tells the others, and reads what they told of these clusters; `margin_ms` is the watermark's distance from the newest
 /// sample. One round trip. Clusters without a row are not in the answer.
 ///
@@ -124,26 +130,34 @@ pub async fn round(
          unnest(r.tokens, r.heard, r.doubted, r.newest, r.lag_ms, r.pending) AS u (token, heard, doubted, newest, lag_ms, pending) \
          GROUP BY 1) SELECT group_name, group_no, term, l.token, holder, \
          extract(epoch FROM clock_timestamp() - t.heard)::float8, extract(epoch FROM clock_timestamp() - t.doubted)::float8, \
-         least(t.newest - make_interval(secs => (t.lag_ms + $2) / 1000.0), t.pending - interval '1 millisecond'), {}, \
+         t.newest, t.lag_ms, t.pending, {}, \
          CASE WHEN l.successor_until > clock_timestamp() THEN coalesce(l.successor, '') END, l.held_out \
          FROM {{leader}} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
         holes_of("l.holes"),
     ));
     let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
-    let asked: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&margin_ms, Type::INT8)];
+    let asked: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
     // Sent together; what others told is read as it is before.
     let (told, rows) =
         futures_util::future::join(client.execute_typed(&tell, &told), client.query_typed(&read, &asked)).await;
     told?;
-    rows?.iter().map(read_row).collect()
+    rows?.iter().map(|row| read_row(row, margin_ms)).collect()
 }
 
-fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
+fn read_row(row: &tokio_postgres::Row, margin_ms: i64) -> Result<Read, Error> {
     let (group_name, group_no): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
     let (token, replica): (Option<Uuid>, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
     let (heard, doubted): (Option<f64>, Option<f64>) = (row.try_get(5)?, row.try_get(6)?);
     let ago = |secs: f64| Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(Duration::MAX);
-    let watermark: Option<Timestamp> = row.try_get(7)?;
+    let at = |column: usize| {
+        let at: Option<Timestamp> = row.try_get(column)?;
+        Ok::<_, Error>(at.map(|Timestamp(time_us)| from_postgres_us(time_us)))
+    };
+    let progress = Progress {
+        newest_ms: at(7)?,
+        lag_ms: row.try_get::<_, Option<i64>>(8)?.unwrap_or_default(),
+        pending_ms: at(9)?,
+    };
     let term = row.try_get(2)?;
     let seen = match token.zip(replica) {
         Some((token, replica)) => Some(Seen {
@@ -151,18 +165,27 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
             replica,
             heard_ago: heard.map(ago),
             doubted_ago: doubted.map(ago),
-            watermark_ms: watermark.map(|Timestamp(time_us)| from_postgres_us(time_us)),
-            holes: holes(&row.try_get::<_, Vec<Timestamp>>(8)?),
+            watermark_ms: watermark_ms(progress, margin_ms),
+            holes: holes(&row.try_get::<_, Vec<Timestamp>>(10)?),
             // No replica has an empty name: a label without a value is none.
-            next: row.try_get::<_, Option<String>>(9)?.map(|next| match next.is_empty() {
+            next: row.try_get::<_, Option<String>>(11)?.map(|next| match next.is_empty() {
                 true => Next::AnyOther,
                 false => Next::Named(next),
             }),
-            held_out: row.try_get(10)?,
+            held_out: row.try_get(12)?,
         }),
         None => None,
     };
-    Ok(Read { cluster: group_name.trim_start_matches(CLUSTER_GROUPS).to_owned(), group_no, seen })
+    let cluster = group_name.strip_prefix(CLUSTER_GROUPS).unwrap_or(&group_name).to_owned();
+    Ok(Read { cluster, group_no, seen })
+}
+
+/// Up to where everything is stored, as far as all adapters together have got. Not reckoned by the server, which would refuse
+/// to answer for all clusters where the times of one are out of its bounds.
+fn watermark_ms(Progress { newest_ms, lag_ms, pending_ms }: Progress, margin_ms: i64) -> Option<i64> {
+    let behind_newest = newest_ms.map(|newest_ms| newest_ms.saturating_sub(lag_ms).saturating_sub(margin_ms));
+    let before_pending = pending_ms.map(|pending_ms| pending_ms.saturating_sub(1));
+    behind_newest.into_iter().chain(before_pending).min()
 }
 
 /// Makes rows for new clusters, as long as there are fewer than `clusters_max`.
@@ -254,8 +277,11 @@ pub async fn take_over(
     let passed: Vec<Option<Timestamp>> =
         all().map(|succession| succession.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)))).collect();
     let behind_ms: Vec<i64> = all().map(|succession| succession.behind_ms).collect();
-    let statement =
-        names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, $6, $7, $8, {FILLED}, {UNSURE}, {LIVES})"));
+    let statement = names.fill(&format!(
+        "SELECT {{take_over}}($1, $2, $3, $4, $5, ARRAY(SELECT {} FROM unnest($6::timestamptz[]) WITH ORDINALITY \
+         AS w (passed, place) ORDER BY place), $7, $8, {FILLED}, {UNSURE}, {LIVES})",
+        plausible("passed")
+    ));
     let parameters: [(&(dyn ToSql + Sync), Type); 8] = [
         (&groups, Type::INT4_ARRAY),
         (&clusters, Type::TEXT_ARRAY),
@@ -276,9 +302,10 @@ pub async fn take_over(
 /// What the server said.
 pub async fn open_holes(client: &Client, names: &Names, clusters: &[&Seen]) -> Result<(), Error> {
     let statement = names.fill(&format!(
-        "UPDATE {{leader}} l SET holes = holes + tstzmultirange(tstzrange(coalesce(passed, clock_timestamp() - {FILLED}), \
+        "UPDATE {{leader}} l SET holes = holes + tstzmultirange(tstzrange(coalesce({}, clock_timestamp() - {FILLED}), \
          clock_timestamp() + {UNSURE})) FROM unnest($1::uuid[], $2::timestamptz[]) AS w (of_token, passed) \
          WHERE l.token = w.of_token",
+        plausible("passed")
     ));
     let tokens: Vec<Uuid> = clusters.iter().map(|seen| seen.fence.token).collect();
     let passed: Vec<Option<Timestamp>> =
@@ -305,4 +332,20 @@ pub async fn beginnings(client: &Client, names: &Names, tokens: &[Uuid]) -> Resu
             Ok(Beginning { token: row.try_get(0)?, others_ms: ms(row.try_get(1)?), last_ms })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_lags_of_any_size_make_a_watermark() {
+        let watermark = |newest_ms, lag_ms, pending_ms| watermark_ms(Progress { newest_ms, lag_ms, pending_ms }, 10);
+        assert_eq!(watermark(None, 0, None), None);
+        assert_eq!(watermark(Some(100), 5, None), Some(85));
+        assert_eq!(watermark(Some(100), 5, Some(90)), Some(85));
+        assert_eq!(watermark(Some(100), 5, Some(80)), Some(79));
+        assert_eq!(watermark(None, 0, Some(80)), Some(79));
+        assert_eq!(watermark(Some(0), i64::MAX, Some(i64::MIN)), Some(i64::MIN), "as an adapter of before may tell");
+    }
 }

@@ -57,7 +57,7 @@ impl Clock {
     fn steady_ms(&self) -> Option<i64> {
         let least_ms = self.before_ms.iter().copied().min()??;
         let most_ms = self.before_ms.iter().copied().max()??;
-        (most_ms - least_ms <= STEADY_MS).then_some(most_ms)
+        (most_ms.saturating_sub(least_ms) <= STEADY_MS).then_some(most_ms)
     }
 }
 

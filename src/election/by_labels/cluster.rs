@@ -196,8 +196,9 @@ impl Cluster {
         }
     }
 
-    /// A request with samples of `replica` has come, the newest of them `ahead_ms` ahead of this host's clock.
-    pub fn on_request(&mut self, replica: &str, ahead_ms: i64, now: Instant) {
+    /// A request with samples of `replica` has come, the newest of them `ahead_ms` ahead of this host's clock; `None` if none
+    /// of them can be stored: then it lives, and nothing is known of its clock.
+    pub fn on_request(&mut self, replica: &str, ahead_ms: impl Into<Option<i64>>, now: Instant) {
         let timeout = self.timeout;
         let new = || Heard {
             liveness: Liveness::new(timeout),
@@ -218,7 +219,9 @@ impl Cluster {
         // A leading one that has not been heard as such was heard before.
         let last = if leads { self.heard_at.or(self.leads_since) } else { heard.liveness.last() };
         heard.liveness.begin(now);
-        heard.clock.on_request(ahead_ms, now);
+        if let Some(ahead_ms) = ahead_ms.into() {
+            heard.clock.on_request(ahead_ms, now);
+        }
         if leads && self.in_doubt_since.is_some() {
             return;
         }
@@ -424,11 +427,11 @@ impl Cluster {
     #[must_use]
     pub fn ahead_ms(&self, replica: &str) -> i64 {
         let ahead_ms = self.clock_ms(replica);
-        if ahead_ms.abs() > clock::ERROR_MS { ahead_ms } else { 0 }
+        if ahead_ms.saturating_abs() > clock::ERROR_MS { ahead_ms } else { 0 }
     }
 
     fn behind_ms(&self, leading: &str, next: &str) -> i64 {
-        let behind_ms = self.clock_ms(next) - self.clock_ms(leading);
+        let behind_ms = self.clock_ms(next).saturating_sub(self.clock_ms(leading));
         if behind_ms > clock::ERROR_MS { behind_ms } else { 0 }
     }
 

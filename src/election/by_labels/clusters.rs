@@ -113,12 +113,13 @@ impl Clusters {
         &self.config
     }
 
-    /// A request with samples of `source` has come, the newest of them `ahead_ms` ahead of this host's clock.
+    /// A request with samples of `source` has come, the newest of them `ahead_ms` ahead of this host's clock; `None` if none
+    /// of them can be stored.
     ///
     /// # Errors
     ///
     /// When there are too many clusters.
-    pub fn begin(self: &Arc<Self>, source: &Arc<Source>, ahead_ms: i64) -> Result<InFlight, TooMany> {
+    pub fn begin(self: &Arc<Self>, source: &Arc<Source>, ahead_ms: Option<i64>) -> Result<InFlight, TooMany> {
         let now = Instant::now();
         let mut known = self.known();
         if !known.contains_key(&source.cluster) {
