@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::election::liveness::InFlight;
@@ -18,6 +18,12 @@ enum Message {
     /// `prometheus.WriteRequest`.
     V1,
 }
+
+/// Headers that say how much of a request was written. A sender of 1.0 that finds none of them beside a 400 counts all samples of
+/// the request as failed; one that finds any of them beside a 2xx counts what they leave out as failed.
+const SAMPLES_WRITTEN: &str = "x-prometheus-remote-write-samples-written";
+const HISTOGRAMS_WRITTEN: &str = "x-prometheus-remote-write-histograms-written";
+const EXEMPLARS_WRITTEN: &str = "x-prometheus-remote-write-exemplars-written";
 
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Line>) -> Answer {
     let message = match accept(&request) {
@@ -103,7 +109,12 @@ fn answer_to(taken: &Taken) -> Answer {
         rejected.reasons.join("; ")
     );
     log::warn!("{line}");
-    text(StatusCode::BAD_REQUEST, line)
+    let mut answer = text(StatusCode::BAD_REQUEST, line);
+    // Of the three kinds only samples are stored.
+    for (name, written) in [(SAMPLES_WRITTEN, taken.written), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, 0)] {
+        answer.headers_mut().insert(name, HeaderValue::from(written));
+    }
+    answer
 }
 
 /// Which message the Content-Type names. No Content-Type is 1.0, as for Prometheus' own receiver; the version header is

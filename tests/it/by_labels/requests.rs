@@ -24,9 +24,13 @@ async fn a_request_of_several_clusters_is_judged_series_by_series() {
     let expected = [("asia", "r2"), ("eu", "r1"), ("us", "r2")];
     let expected: Vec<_> = expected.iter().map(|(name, replica)| format!("{name} {}", number(replica))).collect();
     assert_eq!(db.column::<String>(stored).await, expected);
-    store(&adapter, mixed).await;
+    store(&adapter, mixed.clone()).await;
     assert_eq!(db.column::<String>(stored).await, expected, "a retry is stored once");
     assert_eq!(adapter.metric_with("samples_duplicate_total", "retry").await, Some(3.0));
+    let refused = [("__name__", "mixed"), ("cluster", "eu")];
+    let answer = adapter.write(mixed.series(&refused, &[at(now, 1.0), at(now + 1, 1.0)]).compressed()).await;
+    let written = answer.header("x-prometheus-remote-write-samples-written");
+    assert_eq!((answer.status, written), (400, Some("5")), "stored, and held");
 }
 
 #[tokio::test]
