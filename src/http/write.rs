@@ -103,6 +103,10 @@ async fn take(
             return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
         }
     };
+    // A proxy may have dropped what the Content-Type said of the message.
+    if request.series.is_empty() && request.metadata == 0 && v1::is_version_2(&received.plain) {
+        return unsupported(&service, V2_UNSUPPORTED.to_owned());
+    }
     if service.heard.supported() && service.is_news(SUPPORTED_AGAIN) {
         log::info!("{SUPPORTED_AGAIN}");
     }

@@ -98,6 +98,24 @@ async fn a_sender_of_what_cannot_be_read_is_told_what_to_set_and_shown_until_it_
 }
 
 #[tokio::test]
+async fn a_message_of_2_0_that_a_proxy_says_nothing_of_is_not_taken_for_an_empty_one() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let answer = adapter.write(v2().compressed()).await;
+    assert_eq!(answer.status, 415, "{}", answer.text());
+    assert!(answer.text().contains("protobuf_message"), "{}", answer.text());
+    assert_eq!(adapter.get("/-/ready").await.unwrap().status, 503);
+    // What is of 1.0 and has nothing to store, and what has fields that nobody knows.
+    for body in [Body::new(), Body::new().raw(b"\x1a\x06\x08\x01\x12\x02up"), Body::new().raw(b"\x10\x01")] {
+        store(&adapter, body).await;
+        assert_eq!(adapter.get("/-/ready").await.unwrap().status, 200);
+    }
+    // Of a message with series the numbers of 2.0 are unknown fields.
+    store(&adapter, v2().sample("up", now_ms(), 1.0)).await;
+    assert_eq!(database.samples().await, 1);
+}
+
+#[tokio::test]
 async fn bodies_that_are_truncated_corrupt_or_bombs() {
     let database = Database::new().await;
     let adapter = database.leader().await;
