@@ -139,7 +139,8 @@ async fn a_sender_that_cannot_be_read_takes_the_adapter_from_no_cluster_that_is_
     };
     assert_eq!(ready().await.status, 503, "nobody else sends");
     assert!(ready().await.text().contains("protobuf_message"), "{}", ready().await.text());
-    let replica = Replica::start("eu", "r1", &targets(&[&adapter]));
+    let targets = targets(&[&adapter]);
+    let replica = Replica::start("eu", "r1", &targets);
     wait_leader(&adapter, "eu", "r1").await;
     wait_ready(&adapter).await;
     for _ in 0..20 {
@@ -151,7 +152,7 @@ async fn a_sender_that_cannot_be_read_takes_the_adapter_from_no_cluster_that_is_
     let is_not = async || (ready().await.status == 503).then_some(());
     adapter.process().wait_until("it is not ready", SOON, is_not).await;
     // For the lead, one that cannot be read is silent.
-    store(&adapter, body("eu", "r2", &[now_ms()])).await;
+    let _other = Replica::start("eu", "r2", &targets);
     wait_leader(&adapter, "eu", "r2").await;
     wait_ready(&adapter).await;
 }
