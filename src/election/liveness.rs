@@ -142,6 +142,7 @@ pub struct Heard {
     begun: Notify,
     gone: Notify,
     lines: Mutex<Lines>,
+    unsupported: Mutex<Option<String>>,
 }
 
 /// The connections that have carried a write request and are open.
@@ -175,6 +176,7 @@ impl Heard {
             begun: Notify::new(),
             gone: Notify::new(),
             lines: Mutex::default(),
+            unsupported: Mutex::default(),
         }
     }
 
@@ -184,6 +186,23 @@ impl Heard {
         self.with(|liveness| liveness.begin(Instant::now()));
         self.begun.notify_one();
         InFlight { heard: Arc::clone(self), refused: false }
+    }
+
+    /// A request was refused for its message or encoding, as `why` says, and the next of its kind will be too. Its
+    /// sender is there, but counts as silent: another Prometheus may send what can be stored.
+    pub fn unsupported(&self, why: String) {
+        *self.why_unsupported() = Some(why);
+    }
+
+    /// A request could be read. Returns whether the one before was [`Heard::unsupported`].
+    pub fn supported(&self) -> bool {
+        self.why_unsupported().take().is_some()
+    }
+
+    /// Why the latest request was [`Heard::unsupported`]; `None` if one could be read since.
+    #[must_use]
+    pub fn only_unsupported(&self) -> Option<String> {
+        self.why_unsupported().clone()
     }
 
     /// Waits for a request to begin, one that began since the last wait included.
@@ -215,6 +234,10 @@ impl Heard {
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn why_unsupported(&self) -> MutexGuard<'_, Option<String>> {
+        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {
