@@ -23,6 +23,9 @@ pub enum Error {
         /// What it was given.
         limit: Duration,
     },
+    /// Another adapter has begun a newer term than the one by right of which this was to be written.
+    #[error("another adapter has begun a newer term")]
+    Fenced,
     /// The server can be reached and does not do what is needed; the text says what to change.
     #[error("{0}")]
     Unfit(String),
@@ -47,8 +50,10 @@ impl Error {
     /// What to do about it. Everything unknown is [`Class::Transient`]: our trouble is never the sender's fault.
     #[must_use]
     pub fn class(&self) -> Class {
-        let Self::Server(error) = self else {
-            return Class::Transient;
+        let error = match self {
+            Self::Server(error) => error,
+            Self::Fenced => return Class::Fenced,
+            _ => return Class::Transient,
         };
         let Some(state) = error.code() else {
             return Class::Transient;

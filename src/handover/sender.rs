@@ -1,0 +1,352 @@
+//! One sender on one adapter: what becomes of its samples, and what was observed of its group's others. Pure: time is an argument.
+//!
+//! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; whoever drives it does the storing.
+//! The simulation under `tests/` drives the same code.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
+use crate::handover::series::{Known, SeriesTimes};
+use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, median_step_ms, missing};
+use crate::model::sender::SenderNo;
+use crate::storage::reconcile::Around;
+use crate::storage::row::Row;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sender {
+    series: SeriesTimes,
+    buffer: Buffer,
+    /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
+    is_open: bool,
+    /// How far the clock of the last other sender that led is ahead of the server's, ms.
+    other_offset_ms: i64,
+    /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
+    leader_newest: Option<(i64, Instant)>,
+}
+
+/// A leader's samples, told apart.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    /// Newer than anything that may be stored in their series: to be appended.
+    pub append: Vec<Row>,
+    /// To be compared with what is stored around them.
+    pub late: Vec<Buffered>,
+    /// How many were observed stored, by another sender.
+    pub covered: usize,
+}
+
+/// What one look at the buffer came to.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// How many samples were observed covered.
+    pub covered: usize,
+    /// To be compared with what is stored around them. To be put back if that fails.
+    pub due: Vec<Buffered>,
+}
+
+/// Where a sample belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Append,
+    Late,
+    Covered,
+}
+
+/// A sample that stays uncovered for two intervals and so long is reconciled: Prometheus' default `batch_send_deadline`.
+const DUE_AFTER: Duration = Duration::from_secs(5);
+
+/// Buffered samples are looked at four times an interval, within these bounds.
+const LOOK_MIN: Duration = Duration::from_millis(900);
+const LOOK_MAX: Duration = Duration::from_secs(15);
+
+/// Stored samples are looked for as far around a sample as so many intervals, to see how often there are some.
+const AROUND_INTERVALS: i64 = 8;
+
+/// And within these bounds, ms.
+const AROUND_MIN_MS: i64 = 60_000;
+const AROUND_MAX_MS: i64 = 60 * 60_000;
+
+impl Sender {
+    /// Nothing is known, and at most `bytes_max` bytes are buffered.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            series: SeriesTimes::default(),
+            buffer: Buffer::new(bytes_max),
+            is_open: true,
+            other_offset_ms: 0,
+            leader_newest: None,
+        }
+    }
+
+    /// Its samples as they come while it leads, in the order of series and time; its clock is ahead of the server's by
+    /// `clock_offset_ms`. What is to be appended counts as stored from here on.
+    #[must_use]
+    pub fn sort(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
+        let samples = rows.into_iter().map(|row| {
+            let is_out_of_order = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row, is_out_of_order, clock_offset_ms, arrived: now }
+        });
+        let samples: Vec<Buffered> = samples.collect();
+        self.sort_buffered(&samples)
+    }
+
+    /// The same of samples that were buffered.
+    #[must_use]
+    pub fn sort_buffered(&mut self, samples: &[Buffered]) -> Sorted {
+        let mut sorted = Sorted { append: Vec::with_capacity(samples.len()), ..Sorted::default() };
+        for sample in samples {
+            match self.place(sample) {
+                Place::Append => {
+                    self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
+                    self.series.bounded(sample.row.series_id);
+                    sorted.append.push(sample.row);
+                }
+                Place::Late => sorted.late.push(*sample),
+                Place::Covered => sorted.covered += 1,
+            }
+        }
+        sorted
+    }
+
+    fn place(&self, sample: &Buffered) -> Place {
+        let Row { series_id, time_ms, .. } = sample.row;
+        let Known { last, is_bounded, interval_ms } = self.series.get(series_id);
+        if self.is_covered(sample) {
+            return Place::Covered;
+        }
+        match last {
+            _ if !is_bounded => Place::Late,
+            None => Place::Append,
+            Some(last) if time_ms <= last.time_ms => Place::Late,
+            Some(last) if last.is_own => Place::Append,
+            Some(last) if interval_ms > 0 && follows(time_ms, last.time_ms, self.skew_ms(sample), interval_ms) => {
+                Place::Append
+            }
+            Some(_) => Place::Late,
+        }
+    }
+
+    /// Of samples that were sorted as to be appended, and were not because others had stored meanwhile what is observed by now:
+    /// which are to be appended still.
+    #[must_use]
+    pub fn sort_again(&self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
+        let mut sorted = Sorted::default();
+        for row in rows {
+            let sample = Buffered { row, is_out_of_order: false, clock_offset_ms, arrived: now };
+            let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
+            let mut others = self.series.times(row.series_id).filter(|slot| !slot.is_own);
+            let is_newer = |slot: Slot| follows(row.time_ms, slot.time_ms, self.skew_ms(&sample), interval_ms);
+            if is_bounded && others.all(is_newer) { sorted.append.push(row) } else { sorted.late.push(sample) }
+        }
+        sorted
+    }
+
+    /// Buffers its samples while it does not lead, in the order of series and time.
+    ///
+    /// # Errors
+    ///
+    /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
+    pub fn buffer(&mut self, rows: &[Row], clock_offset_ms: i64, now: Instant) -> Result<(), Refusal> {
+        if !self.is_open {
+            return Err(Refusal::Closed);
+        }
+        let samples = rows.iter().map(|row| {
+            let is_out_of_order = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row: *row, is_out_of_order, clock_offset_ms, arrived: now }
+        });
+        let samples: Vec<Buffered> = samples.collect();
+        self.buffer.add(&samples)
+    }
+
+    /// These series have a sample stored at this time. What others stored is known to be committed.
+    pub fn on_stored(&mut self, time_ms: i64, is_own: bool, series: impl Iterator<Item = i64>) {
+        for series_id in series {
+            self.series.stored(series_id, Slot { time_ms, is_own });
+        }
+    }
+
+    /// The leading sender, another one, has stored a sample of this time; its clock is ahead of the server's by
+    /// `clock_offset_ms`.
+    pub fn on_leader_stored(&mut self, time_ms: i64, clock_offset_ms: i64, now: Instant) {
+        self.other_offset_ms = clock_offset_ms;
+        if self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
+            self.leader_newest = Some((time_ms, now));
+        }
+    }
+
+    /// Some of what was stored was not observed, nothing of it later than `newest_ms`; series with ids above `floor` were made since.
+    pub fn on_missed(&mut self, newest_ms: i64, floor: i64) {
+        self.series.missed(newest_ms, floor);
+    }
+
+    /// Another sender leads: samples may be buffered.
+    pub fn open(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Lets go of what was observed covered, and takes out at most `count` samples that have stayed uncovered for so long that they are
+    /// to be reconciled.
+    #[must_use]
+    pub fn look(&mut self, count: usize, now: Instant) -> Looked {
+        let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
+        let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
+        let mut left = count;
+        let fate = |sample: &Buffered| {
+            if self.is_covered(sample) {
+                return Fate::Covered;
+            }
+            if left == 0 || !self.is_due(sample, now) {
+                return Fate::Keep;
+            }
+            left -= 1;
+            Fate::Due
+        };
+        let (covered, due) = buffer.look(now, every, fate);
+        self.buffer = buffer;
+        Looked { covered, due }
+    }
+
+    fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
+        let waited = Duration::from_millis(2 * self.interval_ms(sample.row.series_id).unsigned_abs()) + DUE_AFTER;
+        let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
+            newest_ms < sample.row.time_ms && now.saturating_duration_since(at) < waited
+        });
+        now.saturating_duration_since(sample.arrived) >= waited && !is_catching_up
+    }
+
+    /// Whether another sender's stored samples are known to cover it. Its own do not count: they may have failed to be stored.
+    fn is_covered(&self, sample: &Buffered) -> bool {
+        let Row { series_id, time_ms, .. } = sample.row;
+        let others = self.series.times(series_id).filter(|slot| !slot.is_own);
+        is_taken(time_ms, others, self.skew_ms(sample), self.series.get(series_id).interval_ms)
+    }
+
+    /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.
+    pub fn drain(&mut self, count: usize) -> Option<Vec<Buffered>> {
+        let taken = self.buffer.take(count);
+        self.is_open = !taken.is_empty();
+        self.is_open.then_some(taken)
+    }
+
+    /// Puts back what was taken out and is not known to be stored.
+    pub fn put_back(&mut self, samples: &[Buffered]) {
+        self.buffer.put_back(samples);
+    }
+
+    /// How far around these samples to look for stored ones, ms.
+    #[must_use]
+    pub fn window_ms(&self, samples: &[Buffered]) -> i64 {
+        let longest_ms = samples.iter().map(|sample| self.interval_ms(sample.row.series_id)).max().unwrap_or(0);
+        (AROUND_INTERVALS * longest_ms).clamp(AROUND_MIN_MS, AROUND_MAX_MS)
+    }
+
+    /// The series of these, which are in the order of series, of which it is not known what is stored last.
+    #[must_use]
+    pub fn unbounded(&self, samples: &[Buffered]) -> Vec<i64> {
+        let mut series: Vec<i64> = samples.iter().map(|sample| sample.row.series_id).collect();
+        series.dedup();
+        series.retain(|series_id| !self.series.get(*series_id).is_bounded);
+        series
+    }
+
+    /// Of these samples, in the order of series and time, each once, those that are not stored, going by what is stored
+    /// around them. This sender is `own`.
+    #[must_use]
+    pub fn missing(&self, samples: &[Buffered], around: &Around, own: SenderNo) -> Vec<Buffered> {
+        let mut found = Vec::new();
+        for of_series in samples.chunk_by(|one, next| one.row.series_id == next.row.series_id) {
+            let series_id = of_series[0].row.series_id;
+            let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
+            // All came with one offset but where a clock was set meanwhile: then each is judged by its own.
+            for samples in of_series.chunk_by(|one, next| one.clock_offset_ms == next.clock_offset_ms) {
+                let mut stored: Vec<Stored> = times
+                    .iter()
+                    .map(|stored| Stored {
+                        time_ms: stored.time_ms,
+                        by: self.by(stored.sender, stored.time_ms, samples[0].clock_offset_ms, around, own),
+                    })
+                    .collect();
+                let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
+                stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
+                stored.sort_by_key(|stored| stored.time_ms);
+                let candidate = |sample: &Buffered| Candidate {
+                    time_ms: sample.row.time_ms,
+                    is_out_of_order: sample.is_out_of_order,
+                };
+                let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
+                let interval_ms = self.interval_of(series_id, &stored);
+                found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
+            }
+        }
+        found
+    }
+
+    fn by(&self, sender: Option<SenderNo>, time_ms: i64, offset_ms: i64, around: &Around, own: SenderNo) -> By {
+        let skew_to = |sender: &SenderNo| {
+            offset_ms - around.clock_offsets_ms.get(sender).copied().unwrap_or(self.other_offset_ms)
+        };
+        match sender {
+            Some(sender) if sender == own => By::Own,
+            Some(sender) => By::Other { skew_ms: skew_to(&sender) },
+            None => {
+                let begun = around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
+                match around.terms[..begun].last() {
+                    Some((_, sender)) if *sender == own => By::OwnTerm,
+                    Some((_, sender)) => By::Other { skew_ms: skew_to(sender) },
+                    None => By::Other { skew_ms: offset_ms - self.other_offset_ms },
+                }
+            }
+        }
+    }
+
+    /// These samples were looked for: those of `inserted` are stored now, all others are stored or covered.
+    pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
+        for series_id in unbounded {
+            if let Some(last) = around.last_ms.get(series_id) {
+                let slot = Slot { time_ms: last.time_ms, is_own: last.sender == Some(own) };
+                self.series.stored(*series_id, slot);
+            }
+        }
+        for row in inserted {
+            self.series.stored(row.series_id, Slot { time_ms: row.time_ms, is_own: true });
+        }
+        for series_id in unbounded {
+            self.series.bounded(*series_id);
+        }
+    }
+
+    /// What it has in its buffer.
+    #[must_use]
+    pub fn buffered(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    fn skew_ms(&self, sample: &Buffered) -> i64 {
+        sample.clock_offset_ms - self.other_offset_ms
+    }
+
+    fn interval_ms(&self, series_id: i64) -> i64 {
+        match self.series.get(series_id).interval_ms {
+            0 => INTERVAL_UNKNOWN_MS,
+            interval_ms => interval_ms,
+        }
+    }
+
+    fn interval_of(&self, series_id: i64, stored: &[Stored]) -> i64 {
+        match self.series.get(series_id).interval_ms {
+            0 => median_step_ms(stored).unwrap_or(INTERVAL_UNKNOWN_MS),
+            interval_ms => interval_ms,
+        }
+    }
+}
+
+/// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time. Returns how many it took out.
+pub fn sort_and_dedup(samples: &mut Vec<Buffered>) -> usize {
+    let before = samples.len();
+    samples.sort_by_key(|sample| (sample.row.series_id, sample.row.time_ms, sample.arrived));
+    samples.dedup_by_key(|sample| (sample.row.series_id, sample.row.time_ms));
+    before - samples.len()
+}

@@ -1,0 +1,367 @@
+//! All senders of this adapter, and what they share: what was observed of the store, and who leads each group.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OnceCell;
+
+use crate::election::by_labels::group_name;
+use crate::election::{Succession, Term};
+use crate::handover::sender::Sender;
+use crate::handover::{Config, Handover, Memory};
+use crate::model::sender::SenderNo;
+use crate::model::source::Source;
+use crate::postgres::error::Error;
+use crate::storage::Store;
+use crate::storage::fence::Fence;
+use crate::storage::observe::{GroupState, Position};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trouble::Trouble;
+
+/// See the module.
+pub struct Senders {
+    this: Weak<Self>,
+    /// Where an adapter leads for its own Prometheus: its group, and how that is called. By labels `None`.
+    own: Option<(String, String)>,
+    bytes_max: usize,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    memory: Arc<Memory>,
+    /// By group.
+    groups: RwLock<BTreeMap<String, Members>>,
+    observed: tokio::sync::Mutex<Observed>,
+}
+
+/// A group, and its senders on this adapter by their names.
+struct Members {
+    group: Arc<Group>,
+    senders: BTreeMap<String, Arc<Handover>>,
+}
+
+/// Where the last observation ended.
+#[derive(Default)]
+struct Observed {
+    position: Option<Position>,
+    /// Groups by the numbers of their senders, as far as they are known.
+    groups: HashMap<SenderNo, String>,
+}
+
+/// What is known of a group.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    /// The group's counter of reconciliations as last observed.
+    reconciled: AtomicI64,
+    leading: Mutex<Option<Leading>>,
+}
+
+/// Who leads a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leading {
+    /// The right to write.
+    pub fence: Fence,
+    /// Whose samples are stored as they come; `None` of a term begun by an adapter of before senders had numbers.
+    pub sender: Option<SenderNo>,
+    /// How far that one's clock is ahead of the server's, ms.
+    pub clock_offset_ms: i64,
+}
+
+/// The group of an adapter without an election.
+pub const NO_GROUP: &str = "";
+
+/// What one sender may take of the memory there is, where an adapter has several: one with much to send must not keep others from
+/// being buffered.
+const PART_OF_MEMORY: usize = 4;
+
+/// Pause between observations.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A clock offset is written down when it differs by so much, ms, from the one written last.
+const OFFSET_NEWS_MS: i64 = 50;
+
+impl Senders {
+    /// Of an adapter whose own Prometheus sends, called `name` in `group`, which is [`NO_GROUP`] without an election.
+    #[must_use]
+    pub fn own(config: Config, group: String, name: String, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::new(config.memory_bytes_max, Some((group, name)), config, store, metrics)
+    }
+
+    /// Of an adapter to which replicas of any cluster send, each perhaps by way of others too.
+    #[must_use]
+    pub fn by_labels(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::new(config.memory_bytes_max / PART_OF_MEMORY, None, config, store, metrics)
+    }
+
+    fn new(
+        bytes_max: usize,
+        own: Option<(String, String)>,
+        config: Config,
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let memory = Arc::new(Memory::new(config, Arc::clone(&metrics)));
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            own,
+            bytes_max,
+            store,
+            metrics,
+            memory,
+            groups: RwLock::default(),
+            observed: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The hand-over of a replica, or of one that does not say which it is; of the own Prometheus where there is one.
+    #[must_use]
+    pub fn of(&self, source: Option<&Source>) -> Arc<Handover> {
+        match (&self.own, source) {
+            (Some((group, name)), _) => self.named(group, name),
+            (None, Some(source)) => self.named(&group_name(&source.cluster), &source.replica),
+            (None, None) => self.named(NO_GROUP, ""),
+        }
+    }
+
+    fn named(&self, group: &str, name: &str) -> Arc<Handover> {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handover) = groups.get(group).and_then(|members| members.senders.get(name)) {
+            return Arc::clone(handover);
+        }
+        drop(groups);
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let members = groups.entry(group.to_owned()).or_insert_with(|| Members {
+            group: Arc::new(Group::new(group)),
+            senders: BTreeMap::new(),
+        });
+        let new = || Handover {
+            name: name.to_owned(),
+            number: OnceCell::new(),
+            group: Arc::clone(&members.group),
+            all: Weak::clone(&self.this),
+            store: Arc::clone(&self.store),
+            metrics: Arc::clone(&self.metrics),
+            memory: Arc::clone(&self.memory),
+            is_shared: self.own.is_none(),
+            is_fresh: true.into(),
+            leads: Mutex::default(),
+            state: Mutex::new(Sender::new(self.bytes_max)),
+            taking_out: tokio::sync::Mutex::default(),
+        };
+        Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    fn members(&self) -> BTreeMap<String, (Arc<Group>, Vec<Arc<Handover>>)> {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let cloned = |members: &Members| {
+            (Arc::clone(&members.group), members.senders.values().map(Arc::clone).collect())
+        };
+        groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
+    }
+
+    /// Observes, and reconciles what has stayed uncovered, about once a second. Does not end.
+    pub async fn run(&self) {
+        let mut trouble = Trouble::default();
+        let mut told_offset_ms = None;
+        loop {
+            match self.round(&mut told_offset_ms).await {
+                Ok(()) if trouble.over() => log::info!("what is stored is observed again"),
+                Ok(()) => {}
+                Err(error) => {
+                    self.metrics.postgres_error(error.sqlstate());
+                    if trouble.is_news(&error.to_string(), Instant::now()) {
+                        log::warn!("what is stored could not be observed, so nothing is let go of: {error}");
+                    }
+                }
+            }
+            tokio::time::sleep(OBSERVE_INTERVAL).await;
+        }
+    }
+
+    async fn round(&self, told_offset_ms: &mut Option<i64>) -> Result<(), Error> {
+        self.observe().await?;
+        for (_, (group, handovers)) in self.members() {
+            for handover in handovers {
+                let number = handover.number().await?;
+                if self.own.is_some() {
+                    let offset_ms = self.store.clock_offset_ms();
+                    if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()) {
+                        self.store.set_clock_offset(number, offset_ms).await?;
+                        *told_offset_ms = Some(offset_ms);
+                    }
+                }
+                let fence = group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+                match handover.look(fence).await {
+                    // The next observation shows the new term.
+                    Ok(()) | Err(Error::Fenced) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Observes what was committed since the last time, in all groups.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; the next observation goes on from where the last one ended.
+    pub async fn observe(&self) -> Result<(), Error> {
+        let mut last = self.observed.lock().await;
+        let members = self.members();
+        let names: Vec<String> = members.keys().cloned().collect();
+        // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
+        let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
+        let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
+        let except = if last.position.is_some() { own.as_slice() } else { &[] };
+        let now = Instant::now();
+        // Rows of senders that are new.
+        let mut later: Vec<(SenderNo, i64, Vec<i64>)> = Vec::new();
+        let observed = self
+            .store
+            .observe(last.position.as_ref(), &names, except, |sender, time_ms, series| {
+                let series = series.iter().map(i64::from_be_bytes);
+                match last.groups.get(&sender).and_then(|group| members.get(group)) {
+                    Some((group, handovers)) => on_stored(group, handovers, sender, time_ms, series, now),
+                    None => later.push((sender, time_ms, series.collect())),
+                }
+            })
+            .await?;
+        let offsets_ms: HashMap<SenderNo, i64> =
+            observed.senders.iter().map(|sender| (sender.sender, sender.clock_offset_ms)).collect();
+        last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group)).collect();
+        for group in observed.groups {
+            if let Some((known, _)) = members.get(&group.name) {
+                known.on_read(&group, &offsets_ms);
+            }
+        }
+        for (sender, time_ms, series) in later {
+            if let Some((group, handovers)) = last.groups.get(&sender).and_then(|group| members.get(group)) {
+                on_stored(group, handovers, sender, time_ms, series.into_iter(), now);
+            }
+        }
+        for handover in members.values().flat_map(|(_, handovers)| handovers) {
+            // Of a sender that has come since, nothing was observed before; of the first observation, all that is hot was.
+            let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
+            if is_fresh && last.position.is_some() {
+                handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
+            } else if is_fresh || !observed.is_complete {
+                handover.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            }
+        }
+        last.position = Some(observed.position);
+        Ok(())
+    }
+}
+
+/// Tells all senders of a group what one of them has stored.
+fn on_stored(
+    group: &Group,
+    handovers: &[Arc<Handover>],
+    sender: SenderNo,
+    time_ms: i64,
+    series: impl Iterator<Item = i64> + Clone,
+    now: Instant,
+) {
+    let leading = group.leading().filter(|leading| leading.sender == Some(sender));
+    for handover in handovers {
+        let is_own = handover.number_if_known() == Some(sender);
+        handover.with(|state| {
+            state.on_stored(time_ms, is_own, series.clone());
+            if let (Some(leading), false) = (leading, is_own) {
+                state.on_leader_stored(time_ms, leading.clock_offset_ms, now);
+            }
+        });
+    }
+}
+
+impl Group {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), reconciled: AtomicI64::new(0), leading: Mutex::default() }
+    }
+
+    /// What it is called in the leader table.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its counter of reconciliations as last observed.
+    #[must_use]
+    pub fn reconciled(&self) -> i64 {
+        self.reconciled.load(Ordering::Acquire)
+    }
+
+    /// Who leads it, as last observed.
+    #[must_use]
+    pub fn leading(&self) -> Option<Leading> {
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on_read(&self, read: &GroupState, offsets_ms: &HashMap<SenderNo, i64>) {
+        self.reconciled.store(read.reconciled, Ordering::Release);
+        let leading = read.token.map(|token| Leading {
+            fence: Fence { group_no: read.group_no, term: read.term, token },
+            sender: read.sender_no,
+            clock_offset_ms: read.sender_no.and_then(|sender| offsets_ms.get(&sender).copied()).unwrap_or(0),
+        });
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = leading;
+    }
+}
+
+impl Succession for Senders {
+    fn prepare(&self, term: Term) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+        let handover = self.in_term(&term);
+        async move { handover.drain(term.fence).await }
+    }
+
+    fn observed(&self, term: &Term) {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        for (name, handover) in groups.get(&term.group).into_iter().flat_map(|members| &members.senders) {
+            let leads = match &term.replica {
+                Some(replica) => replica == name,
+                None => handover.leads() == Some(term.fence.token),
+            };
+            if !leads {
+                handover.open();
+            }
+        }
+    }
+
+    fn forget(&self, cluster: &str, replica: &str) {
+        let group = group_name(cluster);
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(members) = groups.get_mut(&group) {
+            members.senders.remove(replica);
+            if members.senders.is_empty() {
+                groups.remove(&group);
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.members().values().flat_map(|(_, handovers)| handovers).all(|handover| handover.is_empty())
+    }
+
+    fn forget_series(&self) {
+        self.store.forget();
+    }
+
+    async fn sender_no(&self, group: &str, replica: Option<&str>) -> Result<SenderNo, Error> {
+        let handover = match (&self.own, replica) {
+            (Some((_, name)), _) => self.named(group, name),
+            (None, replica) => self.named(group, replica.unwrap_or_default()),
+        };
+        handover.number().await
+    }
+}
+
+impl Senders {
+    fn in_term(&self, term: &Term) -> Arc<Handover> {
+        match (&self.own, &term.replica) {
+            (Some((_, name)), _) => self.named(&term.group, name),
+            (None, replica) => self.named(&term.group, replica.as_deref().unwrap_or_default()),
+        }
+    }
+}
