@@ -3,7 +3,6 @@
 //! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; whoever drives it does the storing.
 //! The simulation under `tests/` drives the same code.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};

@@ -16,8 +16,9 @@ pub struct SeriesTimes {
     pages: HashMap<i64, Box<[Entry; PAGE]>, BuildHasherDefault<IdHasher>>,
     /// Series with larger ids were made after the first observation: of those that have no entry nothing is stored.
     floor: i64,
-    /// The interval that most samples of this sender have.
-    usual: Majority,
+    /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
+    usual_ms: u32,
+    usual_votes: u8,
 }
 
 /// Series in a page.
@@ -46,17 +47,12 @@ struct Entry {
     sent_ms: i64,
     /// How much earlier than `last_ms` the two stored times before it are, ms.
     before_ms: [u32; KNOWN - 1],
-    interval: Majority,
+    /// The interval that most of the latest steps had, ms; 0 before the first.
+    interval_ms: u32,
+    /// For that interval.
+    votes: u8,
     /// [`BOUNDED`]; bit n: whether the n-th newest time is of this sender.
     flags: u8,
-}
-
-/// The value that most of the latest steps had (Boyer and Moore, "A Fast Majority Vote Algorithm").
-#[derive(Clone, Copy, Debug, Default)]
-struct Majority {
-    /// Milliseconds; 0 before the first step.
-    interval_ms: u32,
-    votes: u8,
 }
 
 /// What is known of one series.
@@ -90,16 +86,14 @@ impl Hasher for IdHasher {
     }
 }
 
-impl Majority {
-    fn add(&mut self, step_ms: i64, votes_max: u8) {
-        let Ok(step_ms) = u32::try_from(step_ms) else { return };
-        if self.votes == 0 {
-            *self = Self { interval_ms: step_ms, votes: 1 };
-        } else if step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4 {
-            self.votes = (self.votes + 1).min(votes_max);
-        } else {
-            self.votes -= 1;
-        }
+/// Lets a step vote for the value that most of the latest ones have (Boyer and Moore, "A Fast Majority Vote Algorithm").
+fn vote(interval_ms: &mut u32, votes: &mut u8, votes_max: u8, step_ms: u32) {
+    if *votes == 0 {
+        (*interval_ms, *votes) = (step_ms, 1);
+    } else if step_ms.abs_diff(*interval_ms) <= *interval_ms / 4 {
+        *votes = (*votes + 1).min(votes_max);
+    } else {
+        *votes -= 1;
     }
 }
 
@@ -108,7 +102,8 @@ impl Entry {
         last_ms: i64::MIN,
         sent_ms: i64::MIN,
         before_ms: [NONE_BEFORE; KNOWN - 1],
-        interval: Majority { interval_ms: 0, votes: 0 },
+        interval_ms: 0,
+        votes: 0,
         flags: 0,
     };
 
@@ -164,7 +159,7 @@ impl Entry {
 
 impl Default for SeriesTimes {
     fn default() -> Self {
-        Self { pages: HashMap::default(), floor: i64::MAX, usual: Majority::default() }
+        Self { pages: HashMap::default(), floor: i64::MAX, usual_ms: 0, usual_votes: 0 }
     }
 }
 
@@ -175,14 +170,11 @@ impl SeriesTimes {
         if time_ms <= entry.sent_ms {
             return true;
         }
-        let step_ms = match entry.sent_ms {
-            i64::MIN => None,
-            sent_ms => Some(time_ms.saturating_sub(sent_ms)),
-        };
+        let step_ms = u32::try_from(time_ms.saturating_sub(entry.sent_ms)).ok();
         entry.sent_ms = time_ms;
         if let Some(step_ms) = step_ms {
-            entry.interval.add(step_ms, VOTES_MAX);
-            self.usual.add(step_ms, USUAL_VOTES_MAX);
+            vote(&mut entry.interval_ms, &mut entry.votes, VOTES_MAX, step_ms);
+            vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
         false
     }
@@ -212,7 +204,7 @@ impl SeriesTimes {
         let Some(entry) = self.find(series_id) else {
             return Known { last: None, is_bounded: series_id > self.floor, interval_ms: self.usual_ms() };
         };
-        let interval_ms = match entry.interval.interval_ms {
+        let interval_ms = match entry.interval_ms {
             0 => self.usual_ms(),
             interval_ms => i64::from(interval_ms),
         };
@@ -229,7 +221,7 @@ impl SeriesTimes {
     /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
     #[must_use]
     pub fn usual_ms(&self) -> i64 {
-        i64::from(self.usual.interval_ms)
+        i64::from(self.usual_ms)
     }
 
     fn find(&self, series_id: i64) -> Option<&Entry> {
