@@ -20,11 +20,10 @@ use crate::election::desk::{self, Desk};
 use crate::election::liveness::Heard;
 use crate::election::role::{LockHolder, Role};
 use crate::election::{self, PrometheusTimeout};
-use crate::handover::Handover;
-use crate::handover::shares::Shares;
+use crate::handover::senders::{NO_GROUP, Senders};
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
-use crate::receiver::{Receiver, Senders};
+use crate::receiver::{Leaders, Receiver};
 use crate::storage::Store;
 use crate::telemetry::metrics::Metrics;
 
@@ -158,13 +157,15 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     if !config.storage.read_only {
         let receiver = Receiver {
             store: Arc::clone(&store),
-            senders: elected.senders,
+            senders: Arc::clone(&elected.senders),
+            leaders: elected.leaders,
             metrics: Arc::clone(&metrics),
             trouble: Mutex::default(),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }
-    let filling = requests.spawn(elected.filling);
+    let senders = elected.senders;
+    let observing = (!config.storage.read_only).then(|| requests.spawn(async move { senders.run().await }));
     let mut electing = connections.spawn(elected.electing);
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
@@ -180,7 +181,9 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     stopping.cancel();
     upkeep.abort();
     sealing.abort();
-    filling.abort();
+    if let Some(observing) = observing {
+        observing.abort();
+    }
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
@@ -247,31 +250,26 @@ struct Parts<'a> {
 
 /// What an election hands to the write path, and what has to run for it.
 struct Elected {
-    senders: Senders,
-    filling: BoxFuture<'static, ()>,
+    senders: Arc<Senders>,
+    leaders: Leaders,
     electing: BoxFuture<'static, ()>,
 }
 
 impl Parts<'_> {
     /// For each cluster one of its replicas leads, until `stop`.
     fn by_labels(&self, clusters: &Arc<Clusters>, role: watch::Sender<Role>, stop: CancellationToken) -> Elected {
-        let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
-        let shares = Arc::new(Shares::new(self.config.handover, store, Arc::clone(clusters), metrics));
+        let senders = Senders::by_labels(self.config.handover, Arc::clone(self.store), Arc::clone(self.metrics));
         let rounds = Rounds {
             clusters: Arc::clone(clusters),
             pool: self.store.pool().clone(),
             names: self.store.names().clone(),
-            shares: Arc::clone(&shares),
+            succession: Arc::clone(&senders),
             tracker: self.connections.clone(),
             role,
             metrics: Arc::clone(self.metrics),
         };
-        let filling = Arc::clone(&shares);
-        Elected {
-            senders: Senders::ByLabels { clusters: Arc::clone(clusters), shares },
-            filling: Box::pin(async move { filling.fill().await }),
-            electing: Box::pin(rounds.run(stop, STORED_WITHIN)),
-        }
+        let leaders = Leaders::ByLabels(Arc::clone(clusters));
+        Elected { senders, leaders, electing: Box::pin(rounds.run(stop, STORED_WITHIN)) }
     }
 
     /// This adapter leads, or another one, until `stop`.
@@ -282,19 +280,19 @@ impl Parts<'_> {
         desk: Option<Desk>,
         stop: CancellationToken,
     ) -> Elected {
+        let group = self.config.election.as_ref().map_or(NO_GROUP.to_owned(), election::Config::group);
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
-        let handover = Arc::new(Handover::new(self.config.handover, store, metrics));
+        let senders = Senders::own(self.config.handover, group, holder(self.config), store, metrics);
         let fenced = Arc::new(Notify::new());
-        let filling = Arc::clone(&handover);
-        let own = Senders::Own { handover: Arc::clone(&handover), role: role.subscribe(), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(handover, fenced, role, lock_holder, desk, stop);
-        Elected { senders: own, filling: Box::pin(async move { filling.fill().await }), electing: Box::pin(electing) }
+        let leaders = Leaders::Own { role: role.subscribe(), fenced: Arc::clone(&fenced) };
+        let electing = self.elect(Arc::clone(&senders), fenced, role, lock_holder, desk, stop);
+        Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
     /// What decides the role, until `stop`.
     fn elect(
         &self,
-        handover: Arc<Handover>,
+        senders: Arc<Senders>,
         fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
@@ -307,7 +305,7 @@ impl Parts<'_> {
             names: self.store.names().clone(),
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
-            succession: handover,
+            succession: senders,
             fenced,
             role: role.clone(),
             lock_holder,
