@@ -349,3 +349,249 @@ pub fn sort_and_dedup(samples: &mut Vec<Buffered>) -> usize {
     samples.dedup_by_key(|sample| (sample.row.series_id, sample.row.time_ms));
     before - samples.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::storage::reconcile::StoredTime;
+
+    const OWN: SenderNo = SenderNo(1);
+    const OTHER: SenderNo = SenderNo(2);
+
+    /// A sender of which everything is known that is stored, scraping each 10 s; milliseconds are a thousandth of that.
+    struct Scene {
+        sender: Sender,
+        now: Instant,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut sender = Sender::new(usize::MAX);
+            sender.on_missed(i64::MIN, 0);
+            Self { sender, now: Instant::now() }
+        }
+
+        /// A sender that leads and has sent series 1 at these times.
+        fn leading(times: &[i64]) -> Self {
+            let mut scene = Self::new();
+            for time_ms in times {
+                assert_eq!(scene.sort(&[*time_ms]), (vec![*time_ms], vec![], 0));
+            }
+            scene
+        }
+
+        /// A sender that stands by and has buffered series 1 at these times, the other one having stored it at those.
+        fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
+            let mut scene = Self::new();
+            for time_ms in buffered {
+                scene.sender.buffer(&[row(*time_ms)], 0, scene.now).unwrap();
+            }
+            scene.stored(stored, 0);
+            scene
+        }
+
+        fn stored(&mut self, times: &[i64], clock_offset_ms: i64) {
+            for time_ms in times {
+                self.sender.on_stored(*time_ms, false, [1].into_iter());
+                self.sender.on_leader_stored(*time_ms, clock_offset_ms, self.now);
+            }
+        }
+
+        fn sort(&mut self, times: &[i64]) -> (Vec<i64>, Vec<i64>, usize) {
+            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, self.now))
+        }
+
+        /// How many are covered, and which are due.
+        fn look(&mut self, count: usize) -> (usize, Vec<i64>) {
+            let looked = self.sender.look(count, self.now);
+            (looked.covered, times(&looked.due))
+        }
+
+        fn after(&mut self, seconds: u64) -> &mut Self {
+            self.now += Duration::from_secs(seconds);
+            self
+        }
+    }
+
+    fn row(time_ms: i64) -> Row {
+        Row { series_id: 1, time_ms, value: 0.5 }
+    }
+
+    fn times(samples: &[Buffered]) -> Vec<i64> {
+        samples.iter().map(|sample| sample.row.time_ms).collect()
+    }
+
+    fn told(sorted: &Sorted) -> (Vec<i64>, Vec<i64>, usize) {
+        (sorted.append.iter().map(|row| row.time_ms).collect(), times(&sorted.late), sorted.covered)
+    }
+
+    fn late(times: &[i64], is_out_of_order: bool) -> Vec<Buffered> {
+        let now = Instant::now();
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_out_of_order, clock_offset_ms: 0, arrived: now };
+        times.iter().map(sample).collect()
+    }
+
+    fn around(times: &[(i64, Option<SenderNo>)]) -> Around {
+        let times = times.iter().map(|(time_ms, sender)| StoredTime { time_ms: *time_ms, sender: *sender }).collect();
+        Around { times: HashMap::from([(1, times)]), ..Around::default() }
+    }
+
+    #[test]
+    fn what_is_newer_than_the_bound_is_appended() {
+        let mut scene = Scene::leading(&[10_000, 20_000]);
+        assert_eq!(scene.sort(&[20_000, 20_001, 15_000]), (vec![20_001], vec![20_000, 15_000], 0));
+        scene.sender.on_missed(30_000, 1);
+        assert_eq!(scene.sort(&[40_000]), (vec![], vec![40_000], 0), "others may have stored what was not observed");
+        scene.sender.on_reconciled(&[row(40_000)], &[1], &Around::default(), OWN);
+        assert_eq!(scene.sort(&[40_000, 50_000]), (vec![50_000], vec![40_000], 0));
+    }
+
+    #[test]
+    fn nothing_is_appended_before_the_first_observation() {
+        let mut sender = Sender::new(usize::MAX);
+        assert_eq!(told(&sender.sort(vec![row(10_000)], 0, Instant::now())), (vec![], vec![10_000], 0));
+    }
+
+    #[test]
+    fn the_first_sample_after_another_leader_is_judged_by_its_slot() {
+        for (first, expected) in
+            [(34_000, (vec![], vec![], 1)), (36_000, (vec![36_000], vec![], 0)), (30_000, (vec![], vec![], 1))]
+        {
+            let mut scene = Scene::standing_by(&[6_000, 16_000, 26_000], &[10_000, 20_000, 30_000]);
+            assert_eq!(scene.sort(&[first]), expected, "{first}");
+        }
+        let mut scene = Scene::new();
+        scene.stored(&[10_000], 0);
+        assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0), "its interval is not known");
+    }
+
+    #[test]
+    fn what_was_about_to_be_stored_is_no_evidence() {
+        let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
+        assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
+        scene.sender.open();
+        scene.sender.buffer(&[row(30_000)], 0, scene.now).unwrap();
+        assert_eq!(scene.after(24).look(9), (0, vec![]));
+        assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
+    }
+
+    #[test]
+    fn what_others_have_stored_meanwhile_is_sorted_again() {
+        let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
+        let again = |scene: &Scene, times: &[i64]| {
+            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, scene.now))
+        };
+        assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
+        scene.stored(&[34_000], 0);
+        assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
+        scene.stored(&[36_000], 0);
+        assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
+        scene.sender.on_missed(50_000, 1);
+        assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
+    }
+
+    #[test]
+    fn what_is_observed_covered_is_let_go_of() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 20_000, 30_000]);
+        assert_eq!(scene.look(9), (0, vec![]), "it has only just come");
+        assert_eq!(scene.after(3).look(9), (3, vec![]));
+        assert_eq!(scene.sender.buffered().samples(), 0);
+    }
+
+    #[test]
+    fn what_stays_uncovered_is_due_after_two_intervals_and_five_seconds() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 40_000, 50_000]);
+        assert_eq!(scene.after(24).look(9), (1, vec![]));
+        assert_eq!(scene.after(3).look(0), (0, vec![]), "nobody is known to lead");
+        assert_eq!(scene.after(3).look(1), (0, vec![24_000]));
+        assert_eq!(scene.after(3).look(9), (0, vec![34_000]));
+        let mut scene = Scene::standing_by(&[4_000, 14_000, 24_000], &[]);
+        assert_eq!(scene.after(25).look(9), (0, vec![4_000, 14_000, 24_000]), "nobody stores anything");
+    }
+
+    #[test]
+    fn a_leader_that_catches_up_is_waited_for() {
+        let mut scene = Scene::standing_by(&[104_000, 114_000, 124_000], &[]);
+        scene.after(24).stored(&[20_000, 30_000], 0);
+        assert_eq!(scene.after(3).look(9), (0, vec![]));
+        scene.after(20).stored(&[40_000], 0);
+        assert_eq!(scene.after(24).look(9), (0, vec![]));
+        assert_eq!(scene.after(3).look(9), (0, vec![104_000, 114_000, 124_000]), "it has stopped");
+    }
+
+    #[test]
+    fn what_is_buffered_is_taken_over_in_order() {
+        let mut scene = Scene::standing_by(&[6_000, 16_000, 26_000, 36_000], &[10_000, 20_000]);
+        let taken = scene.sender.drain(usize::MAX).unwrap();
+        assert_eq!(told(&scene.sender.sort_buffered(&taken)), (vec![26_000, 36_000], vec![], 2));
+        scene.sender.put_back(&taken);
+        let taken = scene.sender.drain(usize::MAX).unwrap();
+        assert_eq!(told(&scene.sender.sort_buffered(&taken)), (vec![], vec![6_000, 26_000, 36_000], 1), "perhaps stored");
+        assert_eq!(scene.sender.buffer(&[row(46_000)], 0, scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
+        assert!(scene.sender.drain(1).is_none());
+        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Err(Refusal::Closed));
+        scene.sender.open();
+        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Ok(()));
+    }
+
+    #[test]
+    fn a_sample_is_missing_by_who_stored_its_neighbours() {
+        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000]);
+        let missing = |time_ms, is_out_of_order, around: &Around| {
+            times(&scene.sender.missing(&late(&[time_ms], is_out_of_order), around, OWN)) == [time_ms]
+        };
+        let stored_by = |sender| around(&[(0, sender), (10_000, sender), (20_000, sender)]);
+        assert!(missing(13_000, true, &stored_by(Some(OWN))));
+        assert!(!missing(13_000, true, &stored_by(Some(OTHER))));
+        assert!(!missing(10_000, true, &stored_by(Some(OWN))));
+        let led = |terms: &[(i64, SenderNo)]| Around { terms: terms.to_vec(), ..stored_by(None) };
+        assert!(!missing(13_000, true, &led(&[])));
+        assert!(missing(13_000, true, &led(&[(0, OWN), (20_001, OTHER)])));
+        assert!(!missing(13_000, false, &led(&[(0, OWN), (20_001, OTHER)])), "it is in order");
+        assert!(!missing(13_000, true, &led(&[(0, OWN), (10_001, OTHER)])));
+        assert!(missing(13_000, true, &around(&[])));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_shifts_what_is_missing() {
+        let mut scene = Scene::standing_by(&[], &[]);
+        scene.stored(&[10_000, 20_000, 30_000], -50_000);
+        for time_ms in [0, 10_000, 20_000] {
+            scene.sender.buffer(&[row(time_ms)], 0, scene.now).unwrap();
+        }
+        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
+        assert_eq!(covered, [true, true, false]);
+        let stored = Around {
+            clock_offsets_ms: HashMap::from([(OTHER, -50_000)]),
+            ..around(&[(20_000, Some(OTHER)), (30_000, Some(OTHER))])
+        };
+        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], false), &stored, OWN);
+        assert_eq!(times(&missing), [86_000, 96_000]);
+    }
+
+    #[test]
+    fn samples_of_a_series_are_judged_together() {
+        let scene = Scene::leading(&[0, 10_000, 20_000]);
+        let mut samples = late(&[104_000, 114_000, 124_000], false);
+        samples[1].clock_offset_ms = 1;
+        let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
+        assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
+        assert_eq!(scene.sender.window_ms(&samples), 80_000);
+        assert!(scene.sender.unbounded(&samples).is_empty());
+    }
+
+    #[test]
+    fn a_last_time_that_was_looked_up_is_a_bound() {
+        let mut scene = Scene::new();
+        scene.sender.on_missed(i64::MAX, 1);
+        assert_eq!(scene.sort(&[10_000, 20_000, 30_000]), (vec![], vec![10_000, 20_000, 30_000], 0));
+        assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], false)), [1]);
+        let mut found = around(&[]);
+        found.last_ms.insert(1, StoredTime { time_ms: 45_000, sender: Some(OTHER) });
+        scene.sender.on_reconciled(&[row(10_000)], &[1], &found, OWN);
+        assert_eq!(scene.sort(&[40_000, 51_000]), (vec![51_000], vec![], 1));
+    }
+}
