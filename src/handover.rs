@@ -18,11 +18,13 @@ use crate::handover::cut::Cut;
 use crate::handover::held::Refusal;
 use crate::handover::ledger::{Ledger, Term};
 use crate::handover::watermark::FAILED_KEPT_MS;
+use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
+use crate::storage::fence::Fence;
 use crate::storage::fill::Doubtful;
 use crate::storage::gaps::Hole;
-use crate::storage::ingest::Stored;
+use crate::storage::ingest::{Right, Stored};
 use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
 
@@ -160,9 +162,11 @@ impl Handover {
             let whole = series_end(rest, REPLAY_ROWS);
             let (now, later) = rest.split_at(whole);
             let key = Uuid::new_v4();
-            match self.store.commit(key, now.to_vec(), Some(takeover.fence)).await {
+            match self.store.commit(key, now.to_vec(), right(takeover.fence)).await {
                 Ok(Stored::Committed | Stored::AlreadyThere) => {}
-                Ok(Stored::Fenced) => return Err(Error::Unfit("another adapter has begun a newer term".into())),
+                Ok(Stored::Fenced | Stored::Overtaken) => {
+                    return Err(Error::Unfit("another adapter has begun a newer term".into()));
+                }
                 Err(error) => return Err(Error::Unfit(error.to_string())),
             }
             rest = later;
@@ -186,10 +190,10 @@ impl Handover {
             if count == 0 {
                 return Ok(0);
             }
-            match self.store.commit(key, rows, Some(term.fence)).await {
+            match self.store.commit(key, rows, right(term.fence)).await {
                 Ok(Stored::Committed) => Ok(count),
                 Ok(Stored::AlreadyThere) => Ok(0),
-                Ok(Stored::Fenced) => Err(Error::Unfit("another replica leads now".into())),
+                Ok(Stored::Fenced | Stored::Overtaken) => Err(Error::Unfit("another replica leads now".into())),
                 Err(error) => Err(Error::Unfit(error.to_string())),
             }
         };
@@ -270,6 +274,10 @@ impl Succession for Handover {
         self.with(|ledger| ledger.observed(Term { fence, clock_offset_ms, watermark_ms }, holes, Instant::now()));
         self.passed.notify_one();
     }
+}
+
+fn right(fence: Fence) -> Right {
+    Right { sender: SenderNo::UNKNOWN, fence: Some(fence), reconciled: 0 }
 }
 
 /// Compares some of what is in doubt of each of these, and stores what is missing; returns whether there was anything.
@@ -355,7 +363,6 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::storage::fence::Fence;
 
     #[test]
     fn two_of_a_group_are_compared_one_after_the_other() {

@@ -13,10 +13,11 @@ use crate::election::role::Role;
 use crate::handover::held::Refusal;
 use crate::handover::shares::Shares;
 use crate::handover::{Handover, Storing};
+use crate::model::sender::SenderNo;
 use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
 use crate::storage::fence::Fence;
-use crate::storage::ingest::Stored;
+use crate::storage::ingest::{Right, Stored};
 use crate::storage::row::Row;
 use crate::storage::sources::SourceId;
 use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key};
@@ -214,10 +215,11 @@ impl Receiver {
         self.duplicates("last_leader", taken_out.len());
         let count = rows.len();
         if count > 0 {
-            match self.store.commit(part.key, rows, fence).await {
+            let right = Right { sender: SenderNo::UNKNOWN, fence, reconciled: 0 };
+            match self.store.commit(part.key, rows, right).await {
                 Ok(Stored::Committed) => {}
                 Ok(Stored::AlreadyThere) => self.duplicates("retry", count),
-                Ok(Stored::Fenced) => return Err(self.fenced(fence)),
+                Ok(Stored::Fenced | Stored::Overtaken) => return Err(self.fenced(fence)),
                 Err(error) => return Err(refused(&error)),
             }
         }
