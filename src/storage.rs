@@ -21,15 +21,17 @@ use crate::model::source::{Source, SourceLabels};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
-use crate::storage::fence::{Fence, WITHOUT_JIT};
+use crate::storage::fence::{Fence, Limits, WITHOUT_JIT};
 use crate::storage::fill::Doubtful;
 use crate::storage::gaps::Compared;
-use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
+use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
-use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
+use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup, to_postgres_us};
 use crate::storage::seal::{Outcome, Sealer};
+use crate::storage::senders::Numbers;
+use crate::storage::server_clock::ServerClock;
 use crate::storage::sources::{SourceId, Sources};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
@@ -43,12 +45,17 @@ pub mod hypertable;
 pub mod ingest;
 pub mod layout;
 pub mod names;
+pub mod observe;
+pub mod position;
 pub mod query;
+pub mod reconcile;
 pub mod row;
 pub mod schema;
 pub mod seal;
 pub mod segments;
+pub mod senders;
 pub mod series;
+pub mod server_clock;
 pub mod sources;
 pub mod upkeep;
 
@@ -101,6 +108,8 @@ pub struct Store {
     pool: Pool,
     cache: series::Cache,
     sources: Sources,
+    numbers: Numbers,
+    server_clock: ServerClock,
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -166,8 +175,8 @@ const REASONS_MAX: usize = 10;
 /// Series known per generation of the cache; see [`series::Cache`].
 const CACHED_SERIES_MAX: usize = 1_000_000;
 
-/// A sample so far ahead of this host's clock is a mistake: stored, it would make a segment that lasts for ever.
-const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
+/// A sample so far ahead of the server's clock is a mistake: stored, it would make a segment that lasts for ever.
+const AHEAD_MAX_MS: i64 = 10 * 60 * 1000;
 
 /// Buckets whose small chunks one round puts together.
 const MERGED_BUCKETS_MAX: usize = 1024;
@@ -222,6 +231,9 @@ impl Store {
             }
             layout
         };
+        let row = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+        let Timestamp(server_us) = row.try_get(0)?;
+        let server_clock = ServerClock::new(from_postgres_us(server_us), Instant::now());
         client.give_back();
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
@@ -236,6 +248,8 @@ impl Store {
                 pool,
                 cache,
                 sources,
+                numbers: Numbers::default(),
+                server_clock,
                 ingest,
                 metrics,
                 tracker,
@@ -307,7 +321,7 @@ impl Store {
             self.cache.insert_all(places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?))));
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
-        let now_ms = now_ms();
+        let now_ms = self.server_clock.at(Instant::now());
         let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         let mut at = 0;
@@ -318,9 +332,14 @@ impl Store {
             }
             for sample in request.samples_of(series) {
                 if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
-                    resolved
-                        .rejected
-                        .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
+                    resolved.rejected.add(1, || {
+                        let ahead_ms = sample.timestamp_ms.saturating_sub(now_ms);
+                        let series = show(series);
+                        format!(
+                            "timestamp {} of {series} is out of bounds: {ahead_ms} ms from now",
+                            sample.timestamp_ms
+                        )
+                    });
                     continue;
                 }
                 if expired_ms.is_some_and(|expired_ms| sample.timestamp_ms < expired_ms) {
@@ -402,7 +421,11 @@ impl Store {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            client.batch_execute(&fence::begin(&self.names, fence, timeout)).await?;
+            let mut begin = fence::begin(Limits::of(timeout));
+            if fence.is_some() {
+                begin = format!("{begin}; {}", fence::show(&self.names, fence, None));
+            }
+            client.batch_execute(&begin).await?;
             let (found, created) = series::resolve(&client, &self.names, wanted).await?;
             client.batch_execute("COMMIT").await?;
             client.give_back();
@@ -417,8 +440,8 @@ impl Store {
     /// # Errors
     ///
     /// What the server said. Whether it was stored may be unknown then: try again with the same key.
-    pub async fn commit(&self, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<Stored, Arc<Error>> {
-        self.ingest.store(Batch { key, rows, fence }).await
+    pub async fn commit(&self, key: Uuid, rows: Vec<Row>, right: Right) -> Result<Stored, Arc<Error>> {
+        self.ingest.store(Batch { key, rows, right }).await
     }
 
     /// The last stored time, in ms since 1970, of each of these series that has samples from `from_ms` to `to_ms`.
@@ -449,7 +472,7 @@ impl Store {
             rows.iter()
                 .map(|row| {
                     let Timestamp(time_us) = row.try_get(1)?;
-                    Ok((row.try_get(0)?, row::from_postgres_us(time_us)))
+                    Ok((row.try_get(0)?, from_postgres_us(time_us)))
                 })
                 .collect()
         }))
@@ -657,9 +680,10 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what is known of series: the server may be another one, with less in it.
+    /// Forgets what is known of series and senders: the server may be another one, with less in it.
     pub fn forget(&self) {
         self.cache.clear();
+        self.numbers.clear();
     }
 
     /// Samples committed since the start.

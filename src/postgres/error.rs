@@ -8,6 +8,9 @@ use tokio_postgres::error::SqlState;
 /// The state our fence function raises when another adapter has begun a new term.
 pub const FENCED: &str = "PF001";
 
+/// The state it raises when others than the leader have stored samples of the group since it last looked.
+pub const OVERTAKEN: &str = "PF002";
+
 /// A statement, or a connection, that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

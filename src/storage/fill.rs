@@ -1,17 +1,18 @@
 //! Stores what nobody stored: samples that a change of leader passed over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
-use crate::storage::fence::{Fence, WITHOUT_JIT, begin};
+use crate::storage::fence::{Fence, Limits, WITHOUT_JIT, begin};
 use crate::storage::gaps::{Compared, Known, LOOK_AROUND_MS, Stored};
-use crate::storage::ingest::{copy, copy_statement, in_force};
+use crate::storage::ingest::{copy, copy_statement, standing};
 use crate::storage::names::Names;
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 
@@ -46,7 +47,7 @@ pub async fn fill(
     let mut groups: Vec<i32> = doubtful.iter().map(|doubtful| doubtful.fence.group_no).collect();
     groups.sort_unstable();
     groups.dedup();
-    client.batch_execute(&format!("{}; {WITHOUT_JIT}", begin(names, None, timeout))).await?;
+    client.batch_execute(&format!("{}; {WITHOUT_JIT}", begin(Limits::of(timeout)))).await?;
     // All in the same order, so that no two wait for each other.
     let lock = names.fill(
         "SELECT pg_advisory_xact_lock({requests:literal}::regclass::oid::integer, of_group) FROM unnest($1::integer[]) \
@@ -67,8 +68,10 @@ pub async fn fill(
     let filled: Vec<&Doubtful> =
         all.filter(|(_, compared)| is_missing(compared)).map(|(doubtful, _)| doubtful).collect();
     if !filled.is_empty() {
-        let (groups, tokens) = rights(filled.iter().copied());
-        let in_force = in_force(client, names, &groups, &tokens).await?;
+        let rights: Vec<_> = filled.iter().map(|doubtful| (Some(doubtful.fence), None)).collect();
+        let shown = rights.iter().zip(standing(client, names, &rights).await?);
+        let in_force: HashSet<Uuid> =
+            shown.filter_map(|((fence, _), standing)| standing.ok().and(fence.map(|fence| fence.token))).collect();
         for (doubtful, compared) in doubtful.iter().zip(&mut compared) {
             if is_missing(compared) && !in_force.contains(&doubtful.fence.token) {
                 *compared = None;
@@ -76,7 +79,8 @@ pub async fn fill(
         }
         let statement = client.prepare(&copy_statement(names)).await?;
         let missing: Vec<&Row> = compared.iter().flatten().flat_map(|compared| &compared.missing).collect();
-        copy(client, &statement, missing.iter().copied(), missing.len()).await?.as_mut().finish().await?;
+        let rows = missing.iter().map(|row| (SenderNo::UNKNOWN, *row));
+        copy(client, &statement, rows, missing.len()).await?.as_mut().finish().await?;
         let filled = filled.iter().filter(|doubtful| in_force.contains(&doubtful.fence.token));
         note_clocks(client, names, filled.copied()).await?;
     }
@@ -132,13 +136,9 @@ async fn note_clocks<'a>(
          FROM (SELECT of_group, min(clock) AS least, max(clock) AS most FROM unnest($1::integer[], $2::bigint[]) \
          AS f (of_group, clock) GROUP BY 1) f WHERE group_no = f.of_group",
     );
-    let (groups, _) = rights(filled.clone());
+    let groups: Vec<i32> = filled.clone().map(|doubtful| doubtful.fence.group_no).collect();
     let clocks_ms: Vec<i64> = filled.map(|doubtful| doubtful.clock_offset_ms).collect();
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&clocks_ms, Type::INT8_ARRAY)];
     client.execute_typed(&statement, &parameters).await?;
     Ok(())
-}
-
-fn rights<'a>(filled: impl Iterator<Item = &'a Doubtful>) -> (Vec<i32>, Vec<Uuid>) {
-    filled.map(|doubtful| (doubtful.fence.group_no, doubtful.fence.token)).unzip()
 }

@@ -1,6 +1,6 @@
 //! The writers: requests that arrive together are stored together, each transaction behind the fence.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,9 +14,10 @@ use tokio_postgres::{Client, CopyInSink, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::postgres::error::Error;
+use crate::model::sender::SenderNo;
+use crate::postgres::error::{Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, begin, show_all};
+use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::row::Row;
@@ -36,8 +37,26 @@ pub struct Batch {
     pub key: Uuid,
     /// In the order of series and time, none twice.
     pub rows: Vec<Row>,
+    /// By what right.
+    pub right: Right,
+}
+
+impl Batch {
+    /// Its samples, with who sent them.
+    fn samples(&self) -> impl Iterator<Item = (SenderNo, &Row)> {
+        self.rows.iter().map(|row| (self.right.sender, row))
+    }
+}
+
+/// What a write shows: whose samples, and by what right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Right {
+    /// Who sent the samples.
+    pub sender: SenderNo,
     /// The right to write; `None` without an election.
     pub fence: Option<Fence>,
+    /// The group's counter of what others than its leader have stored, as last observed; 0 without an election.
+    pub reconciled: i64,
 }
 
 /// How a batch ended.
@@ -49,7 +68,13 @@ pub enum Stored {
     AlreadyThere,
     /// Its term is over, or another is just being begun: nothing of it is stored.
     Fenced,
+    /// Others have stored samples of its group since that was last observed: nothing of it is stored, for it may be stored
+    /// already.
+    Overtaken,
 }
+
+/// What became of a right to write when it was shown: in force until the end of the transaction, or why not.
+type Standing = Result<(), Stored>;
 
 /// Hands batches to the writers.
 #[derive(Clone)]
@@ -187,10 +212,12 @@ impl Writer {
             .names
             .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
         let statement = copy_statement(&self.names);
-        let in_force = self.begin(client, batches).await?;
-        let is_fenced = |batch: &Batch| batch.fence.is_some_and(|fence| !in_force.contains(&fence.token));
+        let Some(standing) = self.begin(client, batches).await? else {
+            return Ok(vec![Stored::Overtaken; batches.len()]);
+        };
+        let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
-        let mut keys: Vec<Uuid> = batches.iter().filter(|batch| !is_fenced(batch)).map(|batch| batch.key).collect();
+        let mut keys: Vec<Uuid> = in_force.map(|(batch, _)| batch.key).collect();
         keys.sort_unstable();
         let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
         // Sent in this order without waiting between.
@@ -201,17 +228,18 @@ impl Writer {
         let mut seen = HashSet::with_capacity(batches.len());
         let outcomes: Vec<Stored> = batches
             .iter()
-            .map(|batch| match batch {
-                batch if is_fenced(batch) => Stored::Fenced,
-                batch if claimed.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
-                _ => Stored::AlreadyThere,
+            .zip(standing)
+            .map(|(batch, standing)| match standing {
+                Err(refused) => refused,
+                Ok(()) if claimed.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
+                Ok(()) => Stored::AlreadyThere,
             })
             .collect();
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
         let copy = match rows {
             0 => None,
-            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| &batch.rows), rows).await?),
+            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| batch.samples()), rows).await?),
         };
         // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
         drop(prepared);
@@ -233,47 +261,63 @@ impl Writer {
 }
 
 impl Writer {
-    /// Opens a transaction behind the fences of `batches`; returns the tokens in force. Where all have one fence, a term
-    /// that is over is an error.
-    async fn begin(&self, client: &Client, batches: &[&Batch]) -> Result<HashSet<Uuid>, Error> {
-        let fences: BTreeMap<Uuid, i32> =
-            batches.iter().filter_map(|batch| batch.fence).map(|fence| (fence.token, fence.group_no)).collect();
-        let is_one = fences.len() < 2 && batches.iter().all(|batch| batch.fence == batches[0].fence);
-        let fence = batches[0].fence.filter(|_| is_one);
+    /// Opens a transaction that shows the rights of `batches`; returns what became of each. Where all have the same one, a term
+    /// that is over is an error; and `None`, with no transaction open, is that all are overtaken.
+    async fn begin(&self, client: &Client, batches: &[&Batch]) -> Result<Option<Vec<Standing>>, Error> {
+        let begin = begin(Limits::of(self.timeout));
         // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
-        client.batch_execute(&begin(&self.names, fence, self.timeout)).await?;
-        if is_one {
-            return Ok(fences.into_keys().collect());
+        let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
+        let (fence, reconciled) = rights[0];
+        if rights.iter().any(|right| *right != rights[0]) {
+            client.batch_execute(&begin).await?;
+            return standing(client, &self.names, &rights).await.map(Some);
         }
-        let groups: BTreeSet<i32> = fences.values().copied().collect();
-        let groups: Vec<i32> = groups.into_iter().collect();
-        let tokens: Vec<Uuid> = fences.into_keys().collect();
-        in_force(client, &self.names, &groups, &tokens).await
+        let shown = client.batch_execute(&format!("{begin}; {}", show(&self.names, fence, reconciled))).await;
+        match shown.map_err(Error::from) {
+            Ok(()) => Ok(Some(vec![Ok(()); batches.len()])),
+            Err(error) if error.sqlstate() == Some(OVERTAKEN) => {
+                client.batch_execute("ROLLBACK").await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
-/// Of these rights to write, in groups each given once, those that are in force, and stay so until the transaction ends.
-pub(super) async fn in_force(
+/// Shows rights to write, each with what is known of its group's counter unless that does not matter, in the transaction that
+/// is open; what became of each.
+pub(super) async fn standing(
     client: &Client,
     names: &Names,
-    groups: &[i32],
-    tokens: &[Uuid],
-) -> Result<HashSet<Uuid>, Error> {
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
-    let in_force: Vec<Uuid> = client.query_typed_one(&show_all(names), &parameters).await?.try_get(0)?;
-    Ok(in_force.into_iter().collect())
+    rights: &[(Option<Fence>, Option<i64>)],
+) -> Result<Vec<Standing>, Error> {
+    let fences = || rights.iter().map(|(fence, _)| fence);
+    let groups: Vec<i32> = fences().map(|fence| fence.map_or(NO_GROUP, |fence| fence.group_no)).collect();
+    let tokens: Vec<Option<Uuid>> = fences().map(|fence| fence.map(|fence| fence.token)).collect();
+    let reconciled: Vec<Option<i64>> = rights.iter().map(|(_, reconciled)| *reconciled).collect();
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY), (&reconciled, Type::INT8_ARRAY)];
+    let row = client.query_typed_one(&show_all(names), &parameters).await?;
+    let raised: Vec<Option<&str>> = row.try_get(0)?;
+    let standing = |raised| match raised {
+        None => Ok(Ok(())),
+        Some(FENCED) => Ok(Err(Stored::Fenced)),
+        Some(OVERTAKEN) => Ok(Err(Stored::Overtaken)),
+        Some(other) => Err(Error::Unfit(format!("the fences said {other}: the schema is another version's"))),
+    };
+    raised.into_iter().map(standing).collect()
 }
 
 /// Stores samples in the transaction that is open.
 pub(super) fn copy_statement(names: &Names) -> String {
-    names.fill("COPY {hot} (\"time\", series, value) FROM STDIN BINARY")
+    names.fill("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
 }
 
 /// Begins [`copy_statement`] and sends it `rows`, of which there are `count`; it is yet to be finished.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,
-    rows: impl Iterator<Item = &'a Row>,
+    rows: impl Iterator<Item = (SenderNo, &'a Row)>,
     count: usize,
 ) -> Result<Pin<Box<CopyInSink<Bytes>>>, Error> {
     let mut sink = Box::pin(client.copy_in(statement).await?);

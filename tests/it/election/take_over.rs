@@ -171,7 +171,7 @@ async fn a_restart_of_postgresql_ends_with_one_leader_and_nothing_lost() {
         let client = server.connect("postgres").await;
         assert_eq!(client.query(HOLDER, &[]).await.expect("pg_locks answers").len(), 1);
         assert!(one::<i64>(&client, "SELECT term FROM metrics_leader").await > term);
-        let fence = format!("BEGIN; SELECT metrics_fence(1, '{token}')");
+        let fence = format!("BEGIN; SELECT metrics_fence(1, '{token}', NULL)");
         let error = client.batch_execute(&fence).await.expect_err("a write of the old term passed the fence");
         assert_eq!(error.code().map(|code| code.code()), Some("PF001"), "{error:?}");
         client.batch_execute("ROLLBACK").await.expect("a rollback works");

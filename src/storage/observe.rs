@@ -1,0 +1,212 @@
+//! Observes what was committed: which series have a sample at which time, and whose, since the last look.
+
+use std::str::FromStr;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::future::{try_join, try_join5};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row as Record};
+use uuid::Uuid;
+
+use crate::clock::now_ms;
+use crate::model::sender::SenderNo;
+use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::postgres::{Pooled, within};
+use crate::storage::Store;
+use crate::storage::fence::WITHOUT_JIT;
+use crate::storage::hot::Elements;
+use crate::storage::names::Names;
+use crate::storage::position::Position;
+use crate::storage::row::from_postgres_us;
+
+/// What a look at the database found, beside rows.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Where to go on.
+    pub position: Position,
+    /// Every row committed since the last position was seen. Not so at the first look, nor if sealing has removed rows
+    /// that were not seen, nor if the server is another one, with an older state.
+    pub is_complete: bool,
+    /// The groups asked for, as far as there are such.
+    pub groups: Vec<GroupState>,
+    /// All senders of the groups asked for.
+    pub senders: Vec<SenderState>,
+    /// How far our clock, halfway between asking and the answer, is ahead of the server's.
+    pub clock_offset_ms: i64,
+    /// How long the answer took: half of it is how wrong the offset may be.
+    pub round_trip_ms: i64,
+    /// No series has a larger id yet.
+    pub newest_series_id: i64,
+}
+
+/// A group's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupState {
+    /// What the group is called.
+    pub group_name: String,
+    /// Its number.
+    pub group_no: i32,
+    /// Counts its leaders.
+    pub term: i64,
+    /// That of the term in force.
+    pub token: Option<Uuid>,
+    /// How often others than its leader have stored samples of it.
+    pub reconciled: i64,
+    /// The sender that leads.
+    pub sender_no: Option<SenderNo>,
+}
+
+/// One of a group's senders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderState {
+    /// Its number.
+    pub sender: SenderNo,
+    /// Its group's; 0 where that has no row, being in no election.
+    pub group_no: i32,
+    /// How far the clock of its adapter is ahead of the server's.
+    pub clock_offset_ms: i64,
+}
+
+impl Store {
+    /// Reads, in one snapshot, what was committed since `from` by `senders`, or by all of the groups called `groups`; with no
+    /// position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
+    /// order; rows of the same transaction come together, none twice.
+    ///
+    /// # Errors
+    ///
+    /// What the server said. Rows may have been seen then that come again from the same position.
+    pub async fn observe(
+        &self,
+        from: Option<&Position>,
+        groups: &[String],
+        senders: Option<&[SenderNo]>,
+        each: impl FnMut(SenderNo, i64, Elements<'_>),
+    ) -> Result<Observed, Error> {
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let observed = self.observe_by(&client, from, groups, senders, each).await?;
+            client.give_back();
+            Ok(observed)
+        }))
+        .await
+    }
+
+    async fn observe_by(
+        &self,
+        client: &Client,
+        from: Option<&Position>,
+        groups: &[String],
+        senders: Option<&[SenderNo]>,
+        mut each: impl FnMut(SenderNo, i64, Elements<'_>),
+    ) -> Result<Observed, Error> {
+        // By the index: of what is hot, little is new.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {WITHOUT_JIT}; SET LOCAL enable_seqscan = off; \
+             SET LOCAL statement_timeout = {}",
+            self.config.send_timeout.as_millis()
+        );
+        let now = self.names.fill(
+            "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {sealed_to}), \
+             (SELECT coalesce(max(id), 0) FROM {series})",
+        );
+        let states = self.names.fill(
+            "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
+        );
+        let of_groups = self.names.fill(
+            "SELECT sender_no, coalesce(group_no, 0), clock_offset_ms FROM {senders} LEFT JOIN {leader} USING (group_name) \
+             WHERE group_name = ANY ($1)",
+        );
+        let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
+        let numbers: Vec<i32> = senders.unwrap_or_default().iter().map(|sender| sender.0).collect();
+        let by_sender: [(&(dyn ToSql + Sync), Type); 1] = match senders {
+            Some(_) => [(&numbers, Type::INT4_ARRAY)],
+            None => [(&groups, Type::TEXT_ARRAY)],
+        };
+        let (asked_ms, asked_at) = (now_ms(), Instant::now());
+        let answered = async {
+            let row = client.query_typed_one(&now, &[]).await?;
+            Ok((row, now_ms(), asked_at.elapsed()))
+        };
+        let new = new_rows(&self.names, from, senders.is_some());
+        let rows = async {
+            let rows = client.query_typed_raw(&new, by_sender).await?;
+            tokio::pin!(rows);
+            while let Some(row) = rows.next().await {
+                let row = row?;
+                let Timestamp(time_us) = row.try_get(1)?;
+                each(SenderNo(row.try_get(0)?), from_postgres_us(time_us), row.try_get(2)?);
+            }
+            Ok(())
+        };
+        // Sent in this order without waiting between.
+        let read = try_join5(
+            client.batch_execute(&begin),
+            answered,
+            client.query_typed(&states, &by_name),
+            client.query_typed(&of_groups, &by_name),
+            rows,
+        );
+        let (((), (row, answered_ms, round_trip), groups, senders, ()), ()) =
+            try_join(read, client.batch_execute("COMMIT")).await?;
+        let position: Position = snapshot(row.try_get(0)?)?;
+        let sealed_to: Position = snapshot(row.try_get(2)?)?;
+        let Timestamp(server_us) = row.try_get(1)?;
+        let server_ms = from_postgres_us(server_us);
+        self.server_clock.set(server_ms, asked_at + round_trip / 2);
+        Ok(Observed {
+            is_complete: from.is_some_and(|from| from.is_followed(&position, &sealed_to)),
+            position,
+            groups: groups.iter().map(GroupState::read).collect::<Result<_, _>>()?,
+            senders: senders.iter().map(SenderState::read).collect::<Result<_, _>>()?,
+            clock_offset_ms: asked_ms.midpoint(answered_ms) - server_ms,
+            round_trip_ms: i64::try_from(round_trip.as_millis()).unwrap_or(i64::MAX),
+            newest_series_id: row.try_get(3)?,
+        })
+    }
+}
+
+/// The statement that returns sender, time and series of the rows stored since `from`. Its parameter is the numbers of the
+/// senders, or the names of their groups.
+fn new_rows(names: &Names, from: Option<&Position>, by_sender: bool) -> String {
+    let senders = match by_sender {
+        true => "$1",
+        false => "ARRAY(SELECT sender_no FROM {senders} WHERE group_name = ANY ($1))",
+    };
+    // None is of a transaction to come, but for rows out of another server's dump.
+    let select = names.fill(&format!(
+        "SELECT sender, \"time\", series FROM {{hot}} WHERE sender = ANY ({senders}) \
+         AND xid < pg_snapshot_xmax(pg_current_snapshot())"
+    ));
+    let Some(Position { xmax, xip }) = from else { return select };
+    let mut statement = format!("{select} AND xid >= '{xmax}'");
+    if !xip.is_empty() {
+        let xip: Vec<String> = xip.iter().map(|xid| format!("'{xid}'::xid8")).collect();
+        statement.push_str(&format!(" UNION ALL {select} AND xid IN ({})", xip.join(", ")));
+    }
+    statement
+}
+
+fn snapshot(text: &str) -> Result<Position, Error> {
+    Position::from_str(text).map_err(|error| Error::Unfit(error.to_string()))
+}
+
+impl GroupState {
+    fn read(row: &Record) -> Result<Self, Error> {
+        Ok(Self {
+            group_name: row.try_get(0)?,
+            group_no: row.try_get(1)?,
+            term: row.try_get(2)?,
+            token: row.try_get(3)?,
+            reconciled: row.try_get(4)?,
+            sender_no: row.try_get::<_, Option<i32>>(5)?.map(SenderNo),
+        })
+    }
+}
+
+impl SenderState {
+    fn read(row: &Record) -> Result<Self, Error> {
+        Ok(Self { sender: SenderNo(row.try_get(0)?), group_no: row.try_get(1)?, clock_offset_ms: row.try_get(2)? })
+    }
+}

@@ -1,0 +1,84 @@
+//! The numbers under which senders' samples are stored, and their clocks.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::model::sender::SenderNo;
+use crate::postgres::error::Error;
+use crate::postgres::{Pooled, within};
+use crate::storage::Store;
+use crate::storage::names::Names;
+
+/// The numbers that were asked for, by group and name.
+#[derive(Debug, Default)]
+pub(super) struct Numbers(Mutex<HashMap<(String, String), SenderNo>>);
+
+impl Numbers {
+    /// Forgets them all.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), SenderNo>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    /// The number of the sender `name` of a group; a new one if need be.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn sender_no(&self, group_name: &str, name: &str) -> Result<SenderNo, Error> {
+        let key = (group_name.to_owned(), name.to_owned());
+        if let Some(sender) = self.numbers.lock().get(&key) {
+            return Ok(*sender);
+        }
+        let sender = self
+            .counted(within(self.config.send_timeout, async {
+                let client = Pooled::take(&self.pool).await?;
+                let sender = find(&client, &self.names, group_name, name).await?;
+                client.give_back();
+                Ok(sender)
+            }))
+            .await?;
+        self.numbers.lock().insert(key, sender);
+        Ok(sender)
+    }
+
+    /// Publishes how far the clock of the adapter that `sender` sends to is ahead of the server's.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64) -> Result<(), Error> {
+        let statement = self.names.fill("UPDATE {senders} SET clock_offset_ms = $2 WHERE sender_no = $1");
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&sender.0, Type::INT4), (&offset_ms, Type::INT8)];
+            client.execute_typed(&statement, &parameters).await?;
+            client.give_back();
+            Ok(())
+        }))
+        .await
+    }
+}
+
+async fn find(client: &Client, names: &Names, group_name: &str, name: &str) -> Result<SenderNo, Error> {
+    let select = names.fill("SELECT sender_no FROM {senders} WHERE group_name = $1 AND name = $2");
+    // Looked for first, so that no number is taken for nothing.
+    let insert = names.fill("INSERT INTO {senders} (group_name, name) VALUES ($1, $2) ON CONFLICT DO NOTHING");
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
+    let found = match client.query_typed_opt(&select, &parameters).await? {
+        Some(row) => row,
+        None => {
+            client.execute_typed(&insert, &parameters).await?;
+            client.query_typed_one(&select, &parameters).await?
+        }
+    };
+    Ok(SenderNo(found.try_get(0)?))
+}
