@@ -130,24 +130,39 @@ impl Handover {
                 Stored::Fenced => return Err(Error::Fenced),
                 Stored::Overtaken => {
                     self.observe().await?;
-                    let now = Instant::now();
-                    let again = self.with(|sender| sender.sort_again(append, self.clock_offset_ms(), now));
-                    late = again.late;
-                    append = again.append;
-                    if self.is_shared || attempt == APPEND_ATTEMPTS {
-                        let late_too = |row| Buffered {
-                            row,
-                            is_out_of_order: false,
-                            clock_offset_ms: self.clock_offset_ms(),
-                            arrived: now,
-                        };
-                        late.extend(append.drain(..).map(late_too));
-                        sort_and_dedup(&mut late);
-                    }
+                    (append, late) = self.sort_again(append, sender, fence, attempt).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Of samples that were to be appended, and were not because others had stored meanwhile what was observed since: which are to
+    /// be appended still, and which to be compared.
+    async fn sort_again(
+        &self,
+        append: Vec<Row>,
+        sender: SenderNo,
+        fence: Option<Fence>,
+        attempt: usize,
+    ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
+        let sorted = self.with(|state| state.sort_again(append, self.clock_offset_ms(), Instant::now()));
+        let Sorted { append, mut late, .. } = sorted;
+        if !self.is_shared && attempt < APPEND_ATTEMPTS {
+            return Ok((append, late));
+        }
+        // Other adapters may have stored the very same samples.
+        let now = Instant::now();
+        let again = |row| Buffered { row, is_out_of_order: true, clock_offset_ms: self.clock_offset_ms(), arrived: now };
+        late.extend(append.into_iter().map(again));
+        sort_and_dedup(&mut late);
+        if !self.is_shared {
+            return Ok((Vec::new(), late));
+        }
+        let (window_ms, unbounded) = self.with(|state| (state.window_ms(&late), state.unbounded(&late)));
+        let group_no = fence.map_or(0, |fence| fence.group_no);
+        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded).await?;
+        Ok((rows(&self.with(|state| state.missing(&late, &around, sender))), Vec::new()))
     }
 
     /// Compares samples, in the order of series and time, with what is stored around them, and stores what is missing. `is_told`: the
@@ -184,8 +199,8 @@ impl Handover {
         self.with(|state| state.on_reconciled(&done.inserted, &unbounded, &done.around, sender));
         self.metrics.samples_filled_total.inc_by(done.inserted.len() as u64);
         self.covered("late", samples.len() - done.inserted.len());
-        if !is_told {
-            self.group.on_reconciled(done.reconciled);
+        if is_told && !done.inserted.is_empty() {
+            self.group.told(done.reconciled);
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::clock::now_ms;
 use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
 use crate::election::role::Role;
 use crate::handover::Handover;

@@ -680,6 +680,12 @@ impl Store {
         Ok(())
     }
 
+    /// How far this host's clock is ahead of the server's, ms, going by the last observation.
+    #[must_use]
+    pub fn clock_offset_ms(&self) -> i64 {
+        now_ms().saturating_sub(self.server_clock.at(Instant::now()))
+    }
+
     /// Forgets what is known of series and senders: the server may be another one, with less in it.
     pub fn forget(&self) {
         self.cache.clear();
@@ -719,22 +725,18 @@ impl Store {
 }
 
 impl LookedUp {
-    /// Who sends samples in `request`, and the earliest and the latest of their times.
+    /// Who sends samples in `request`.
     #[must_use]
-    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, (i64, i64))> {
+    pub fn senders(&self, request: &Request<'_>) -> Vec<SourceId> {
         let known = self.known.iter().enumerate().filter_map(|(place, known)| Some((place, (*known)?.source)));
         let others = self.places.iter().map(|(place, _, source)| (*place, *source));
-        let mut senders: Vec<(SourceId, (i64, i64))> = Vec::new();
-        let mut at = 0;
+        let mut senders: Vec<SourceId> = Vec::new();
         for (place, source) in known.chain(others) {
-            let times = || request.samples_of(&request.series[place]).iter().map(|sample| sample.timestamp_ms);
-            let (Some(earliest_ms), Some(latest_ms)) = (times().min(), times().max()) else { continue };
-            if senders.get(at).is_none_or(|(sender, _)| *sender != source) {
-                at = senders.iter().position(|(sender, _)| *sender == source).unwrap_or(senders.len());
-            }
-            match senders.get_mut(at) {
-                Some((_, span)) => *span = (span.0.min(earliest_ms), span.1.max(latest_ms)),
-                None => senders.push((source, (earliest_ms, latest_ms))),
+            if senders.last() != Some(&source)
+                && !request.samples_of(&request.series[place]).is_empty()
+                && !senders.contains(&source)
+            {
+                senders.push(source);
             }
         }
         senders

@@ -60,12 +60,16 @@ const DUE_AFTER: Duration = Duration::from_secs(5);
 const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
-/// Stored samples are looked for as far around a sample as so many intervals, to see how often there are some.
-const AROUND_INTERVALS: i64 = 8;
+/// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
+/// be one and a half apart.
+const AROUND_INTERVALS: i64 = 2;
+const AROUND_MIN_MS: i64 = 2_000;
 
-/// And within these bounds, ms.
-const AROUND_MIN_MS: i64 = 60_000;
-const AROUND_MAX_MS: i64 = 60 * 60_000;
+/// The same where an interval is not known: as far as shows how often there are some.
+const AROUND_UNKNOWN_MS: i64 = 2 * 60_000;
+
+/// And so far at most: series of other intervals than an hour are not scraped.
+const AROUND_MAX_MS: i64 = 2 * 60 * 60_000;
 
 impl Sender {
     /// Nothing is known, and at most `bytes_max` bytes are buffered.
@@ -238,8 +242,13 @@ impl Sender {
     /// How far around these samples to look for stored ones, ms.
     #[must_use]
     pub fn window_ms(&self, samples: &[Buffered]) -> i64 {
-        let longest_ms = samples.iter().map(|sample| self.interval_ms(sample.row.series_id)).max().unwrap_or(0);
-        (AROUND_INTERVALS * longest_ms).clamp(AROUND_MIN_MS, AROUND_MAX_MS)
+        let around = |sample: &Buffered| match self.series.get(sample.row.series_id).interval_ms {
+            0 => AROUND_UNKNOWN_MS,
+            interval_ms => AROUND_INTERVALS * interval_ms,
+        };
+        let skew_ms = |sample: &Buffered| self.skew_ms(sample).abs().min(AROUND_MAX_MS);
+        let window_ms = samples.iter().map(around).max().unwrap_or(0).clamp(AROUND_MIN_MS, AROUND_MAX_MS);
+        window_ms.saturating_add(samples.iter().map(skew_ms).max().unwrap_or(0))
     }
 
     /// The series of these, which are in the order of series, of which it is not known what is stored last.
@@ -579,7 +588,7 @@ mod tests {
         samples[1].clock_offset_ms = 1;
         let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
         assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
-        assert_eq!(scene.sender.window_ms(&samples), 80_000);
+        assert_eq!(scene.sender.window_ms(&samples), 20_001);
         assert!(scene.sender.unbounded(&samples).is_empty());
     }
 

@@ -230,9 +230,9 @@ impl Senders {
             .await?;
         let offsets_ms: HashMap<SenderNo, i64> =
             observed.senders.iter().map(|sender| (sender.sender, sender.clock_offset_ms)).collect();
-        last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group)).collect();
+        last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
         for group in observed.groups {
-            if let Some((known, _)) = members.get(&group.name) {
+            if let Some((known, _)) = members.get(&group.group_name) {
                 known.on_read(&group, &offsets_ms);
             }
         }
@@ -297,6 +297,11 @@ impl Group {
     #[must_use]
     pub fn leading(&self) -> Option<Leading> {
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This adapter has raised the counter to `reconciled`. If it was as last observed before, nobody else has raised it.
+    pub(super) fn told(&self, reconciled: i64) {
+        let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     fn on_read(&self, read: &GroupState, offsets_ms: &HashMap<SenderNo, i64>) {

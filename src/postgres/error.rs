@@ -1,5 +1,6 @@
 //! What a failed statement means for the caller.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::PoolError;
@@ -29,6 +30,9 @@ pub enum Error {
     /// Another adapter has begun a newer term than the one by right of which this was to be written.
     #[error("another adapter has begun a newer term")]
     Fenced,
+    /// The same happened to others, too.
+    #[error(transparent)]
+    Shared(#[from] Arc<Error>),
     /// The server can be reached and does not do what is needed; the text says what to change.
     #[error("{0}")]
     Unfit(String),
@@ -56,6 +60,7 @@ impl Error {
         let error = match self {
             Self::Server(error) => error,
             Self::Fenced => return Class::Fenced,
+            Self::Shared(error) => return error.class(),
             _ => return Class::Transient,
         };
         let Some(state) = error.code() else {
@@ -78,6 +83,7 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server(error) => error.code().map(SqlState::code),
+            Self::Shared(error) => error.sqlstate(),
             _ => None,
         }
     }
@@ -85,7 +91,7 @@ impl Error {
     /// Whether the server said `state`.
     #[must_use]
     pub fn is(&self, state: &SqlState) -> bool {
-        matches!(self, Self::Server(error) if error.code() == Some(state))
+        self.sqlstate() == Some(state.code())
     }
 }
 

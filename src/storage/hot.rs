@@ -112,7 +112,7 @@ pub struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
     /// Each one's bytes.
-    pub fn iter(self) -> impl ExactSizeIterator<Item = [u8; 8]> + 'a {
+    pub fn iter(self) -> impl ExactSizeIterator<Item = [u8; 8]> + Clone + 'a {
         let (elements, _) = self.0.as_chunks::<ELEMENT_BYTES>();
         elements.iter().map(|[_, _, _, _, a, b, c, d, e, f, g, h]| [*a, *b, *c, *d, *e, *f, *g, *h])
     }

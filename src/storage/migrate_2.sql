@@ -18,8 +18,9 @@ ALTER TABLE {hot} ALTER xid SET DEFAULT pg_catalog.pg_current_xact_id();
 CREATE INDEX ON {hot} (sender, xid);
 
 -- What sealing has taken away of the hot rows: none that was stored by a transaction which this snapshot does not see.
-CREATE TABLE {sealed_to} (snapshot pg_snapshot NOT NULL);
-INSERT INTO {sealed_to} VALUES ('1:1:');
+-- And none that is later than the newest.
+CREATE TABLE {sealed_to} (snapshot pg_snapshot NOT NULL, newest timestamptz NOT NULL);
+INSERT INTO {sealed_to} VALUES ('1:1:', '-infinity');
 
 ALTER TABLE {leader}
     -- How often others than the leader have stored samples of the group that they had compared with what was there.

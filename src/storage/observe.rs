@@ -18,7 +18,7 @@ use crate::storage::Store;
 use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::hot::Elements;
 use crate::storage::names::Names;
-use crate::storage::position::Position;
+pub use crate::storage::position::Position;
 use crate::storage::row::from_postgres_us;
 
 /// What a look at the database found, beside rows.
@@ -39,6 +39,8 @@ pub struct Observed {
     pub round_trip_ms: i64,
     /// No series has a larger id yet.
     pub newest_series_id: i64,
+    /// No sample that sealing has taken away is later, ms since 1970.
+    pub sealed_newest_ms: i64,
 }
 
 /// A group's row.
@@ -59,19 +61,19 @@ pub struct GroupState {
 }
 
 /// One of a group's senders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SenderState {
     /// Its number.
     pub sender: SenderNo,
-    /// Its group's; 0 where that has no row, being in no election.
-    pub group_no: i32,
+    /// What its group is called.
+    pub group_name: String,
     /// How far the clock of its adapter is ahead of the server's.
     pub clock_offset_ms: i64,
 }
 
 impl Store {
-    /// Reads, in one snapshot, what was committed since `from` by `senders`, or by all of the groups called `groups`; with no
-    /// position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
+    /// Reads, in one snapshot, what was committed since `from` by the senders of the groups called `groups`, but for those of `except`; with
+    /// no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
     /// order; rows of the same transaction come together, none twice.
     ///
     /// # Errors
@@ -81,12 +83,12 @@ impl Store {
         &self,
         from: Option<&Position>,
         groups: &[String],
-        senders: Option<&[SenderNo]>,
+        except: &[SenderNo],
         each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let observed = self.observe_by(&client, from, groups, senders, each).await?;
+            let observed = self.observe_by(&client, from, groups, except, each).await?;
             client.give_back();
             Ok(observed)
         }))
@@ -98,7 +100,7 @@ impl Store {
         client: &Client,
         from: Option<&Position>,
         groups: &[String],
-        senders: Option<&[SenderNo]>,
+        except: &[SenderNo],
         mut each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
         // By the index: of what is hot, little is new.
@@ -109,27 +111,23 @@ impl Store {
         );
         let now = self.names.fill(
             "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {sealed_to}), \
-             (SELECT coalesce(max(id), 0) FROM {series})",
+             (SELECT coalesce(max(id), 0) FROM {series}), (SELECT newest FROM {sealed_to})",
         );
         let states = self.names.fill(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
         );
         let of_groups = self.names.fill(
-            "SELECT sender_no, coalesce(group_no, 0), clock_offset_ms FROM {senders} LEFT JOIN {leader} USING (group_name) \
-             WHERE group_name = ANY ($1)",
+            "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)",
         );
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
-        let numbers: Vec<i32> = senders.unwrap_or_default().iter().map(|sender| sender.0).collect();
-        let by_sender: [(&(dyn ToSql + Sync), Type); 1] = match senders {
-            Some(_) => [(&numbers, Type::INT4_ARRAY)],
-            None => [(&groups, Type::TEXT_ARRAY)],
-        };
+        let except: Vec<i32> = except.iter().map(|sender| sender.0).collect();
+        let by_sender: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&except, Type::INT4_ARRAY)];
         let (asked_ms, asked_at) = (now_ms(), Instant::now());
         let answered = async {
             let row = client.query_typed_one(&now, &[]).await?;
             Ok((row, now_ms(), asked_at.elapsed()))
         };
-        let new = new_rows(&self.names, from, senders.is_some());
+        let new = new_rows(&self.names, from);
         let rows = async {
             let rows = client.query_typed_raw(&new, by_sender).await?;
             tokio::pin!(rows);
@@ -154,6 +152,7 @@ impl Store {
         let sealed_to: Position = snapshot(row.try_get(2)?)?;
         let Timestamp(server_us) = row.try_get(1)?;
         let server_ms = from_postgres_us(server_us);
+        let Timestamp(newest_us) = row.try_get(4)?;
         self.server_clock.set(server_ms, asked_at + round_trip / 2);
         Ok(Observed {
             is_complete: from.is_some_and(|from| from.is_followed(&position, &sealed_to)),
@@ -163,22 +162,20 @@ impl Store {
             clock_offset_ms: asked_ms.midpoint(answered_ms) - server_ms,
             round_trip_ms: i64::try_from(round_trip.as_millis()).unwrap_or(i64::MAX),
             newest_series_id: row.try_get(3)?,
+            sealed_newest_ms: from_postgres_us(newest_us),
         })
     }
 }
 
-/// The statement that returns sender, time and series of the rows stored since `from`. Its parameter is the numbers of the
-/// senders, or the names of their groups.
-fn new_rows(names: &Names, from: Option<&Position>, by_sender: bool) -> String {
-    let senders = match by_sender {
-        true => "$1",
-        false => "ARRAY(SELECT sender_no FROM {senders} WHERE group_name = ANY ($1))",
-    };
+/// The statement that returns sender, time and series of the rows stored since `from`. Its parameters are the names of groups, and
+/// the numbers of senders to be left out.
+fn new_rows(names: &Names, from: Option<&Position>) -> String {
     // None is of a transaction to come, but for rows out of another server's dump.
-    let select = names.fill(&format!(
-        "SELECT sender, \"time\", series FROM {{hot}} WHERE sender = ANY ({senders}) \
-         AND xid < pg_snapshot_xmax(pg_current_snapshot())"
-    ));
+    let select = names.fill(
+        "SELECT sender, \"time\", series FROM {hot} \
+         WHERE sender = ANY (ARRAY(SELECT sender_no FROM {senders} WHERE group_name = ANY ($1) AND sender_no <> ALL ($2))) \
+         AND xid < pg_snapshot_xmax(pg_current_snapshot())",
+    );
     let Some(Position { xmax, xip }) = from else { return select };
     let mut statement = format!("{select} AND xid >= '{xmax}'");
     if !xip.is_empty() {
@@ -207,6 +204,6 @@ impl GroupState {
 
 impl SenderState {
     fn read(row: &Record) -> Result<Self, Error> {
-        Ok(Self { sender: SenderNo(row.try_get(0)?), group_no: row.try_get(1)?, clock_offset_ms: row.try_get(2)? })
+        Ok(Self { sender: SenderNo(row.try_get(0)?), group_name: row.try_get(1)?, clock_offset_ms: row.try_get(2)? })
     }
 }
