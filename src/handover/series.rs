@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::handover::slots::Slot;
+use crate::handover::slots::{Order, Slot};
 
 /// See the module. 32 bytes a series, for ids are given in order.
 #[derive(Debug)]
@@ -164,19 +164,20 @@ impl Default for SeriesTimes {
 }
 
 impl SeriesTimes {
-    /// This sender sent a sample. Returns whether it had sent one as new or newer before.
-    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
+    /// This sender sent a sample. Returns how it stands to those before.
+    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Order {
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            return true;
+            return Order::Out;
         }
+        let order = if entry.sent_ms == i64::MIN { Order::Unknown } else { Order::In };
         let step_ms = u32::try_from(time_ms.saturating_sub(entry.sent_ms)).ok();
         entry.sent_ms = time_ms;
         if let Some(step_ms) = step_ms {
             vote(&mut entry.interval_ms, &mut entry.votes, VOTES_MAX, step_ms);
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
-        false
+        order
     }
 
     /// A sample is stored, or is about to be.
@@ -260,10 +261,11 @@ mod tests {
     fn a_majority_of_steps_is_the_interval() {
         let mut series = SeriesTimes::default();
         for time_ms in [0, 15_000, 30_010, 60_000, 75_000, 75_500, 90_000, 105_000] {
-            assert!(!series.sent(1, time_ms));
+            let expected = if time_ms == 0 { Order::Unknown } else { Order::In };
+            assert_eq!(series.sent(1, time_ms), expected);
         }
         assert_eq!(series.get(1).interval_ms, 15_000);
-        assert!(series.sent(1, 20), "older than what was sent");
+        assert_eq!([series.sent(1, 105_000), series.sent(1, 20)], [Order::Out; 2]);
         assert_eq!(series.get(2).interval_ms, 15_000, "what most samples have");
         let faster = (1..20).map(|n| 105_000 + n * 5_000);
         for time_ms in faster {
