@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, Refusal};
 use crate::handover::senders::{Group, Senders};
+use crate::handover::slots::Order;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
@@ -153,7 +154,7 @@ impl Handover {
         }
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
-        let again = |row| Buffered { row, is_out_of_order: true, clock_offset_ms: self.clock_offset_ms(), arrived: now };
+        let again = |row| Buffered { row, order: Order::Out, clock_offset_ms: self.clock_offset_ms(), arrived: now };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::handover::slots::Order;
 use crate::storage::row::Row;
 
 /// Acknowledged samples that were not observed covered yet. Bounded in bytes.
@@ -31,8 +32,8 @@ pub enum Refusal {
 pub struct Buffered {
     /// The sample.
     pub row: Row,
-    /// Its sender had sent a sample of its series as new or newer before.
-    pub is_out_of_order: bool,
+    /// How it was sent.
+    pub order: Order,
     /// How far the sender's clock was ahead of the server's when it came, ms.
     pub clock_offset_ms: i64,
     /// When it came.
@@ -59,7 +60,7 @@ struct Block {
     clock_offset_ms: i64,
     base_ms: i64,
     series: Box<[i64]>,
-    /// Milliseconds after `base_ms`, and [`OUT_OF_ORDER`].
+    /// Milliseconds after `base_ms`, and one of [`ORDERS`].
     after_base_ms: Box<[u32]>,
     values: Box<[f64]>,
 }
@@ -67,11 +68,11 @@ struct Block {
 /// Bytes a sample takes: series id, time within its block, value.
 const SAMPLE_BYTES: usize = 8 + 4 + 8;
 
-/// The bit that says that a sample was sent out of order.
-const OUT_OF_ORDER: u32 = 1 << 31;
+/// The topmost bits say how a sample was sent.
+const ORDERS: [(Order, u32); 3] = [(Order::In, 0), (Order::Out, 1 << 31), (Order::Unknown, 1 << 30)];
 
-/// The span of times in one block; samples that span more are split.
-const BLOCK_SPAN_MS: i64 = (OUT_OF_ORDER - 1) as i64;
+/// The span of times in one block, 12 days; samples that span more are split.
+const BLOCK_SPAN_MS: u32 = (1 << 30) - 1;
 
 impl Buffer {
     /// Empty, and of at most `bytes_max` bytes.
@@ -191,7 +192,7 @@ fn blocks(samples: &[Buffered]) -> Vec<Block> {
     while let Some(first) = rest.first() {
         let belongs = |sample: &&Buffered| {
             (sample.arrived, sample.clock_offset_ms) == (first.arrived, first.clock_offset_ms)
-                && sample.row.time_ms.saturating_sub(first.row.time_ms) <= BLOCK_SPAN_MS
+                && sample.row.time_ms.saturating_sub(first.row.time_ms) <= i64::from(BLOCK_SPAN_MS)
         };
         let (block, later) = rest.split_at(rest.partition_point(belongs));
         blocks.push(Block::new(block));
@@ -205,8 +206,9 @@ impl Block {
     fn new(samples: &[&Buffered]) -> Self {
         let Buffered { row: Row { time_ms: base_ms, .. }, arrived, clock_offset_ms, .. } = *samples[0];
         let after_base = |sample: &&Buffered| {
-            let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(OUT_OF_ORDER - 1);
-            if sample.is_out_of_order { after_ms | OUT_OF_ORDER } else { after_ms }
+            let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
+            let (_, bits) = ORDERS[ORDERS.iter().position(|(order, _)| *order == sample.order).unwrap_or(0)];
+            after_ms | bits
         };
         Self {
             arrived,
@@ -224,10 +226,10 @@ impl Block {
         parts.map(|((series_id, after_ms), value)| Buffered {
             row: Row {
                 series_id: *series_id,
-                time_ms: self.base_ms + i64::from(after_ms & !OUT_OF_ORDER),
+                time_ms: self.base_ms + i64::from(after_ms & BLOCK_SPAN_MS),
                 value: *value,
             },
-            is_out_of_order: after_ms & OUT_OF_ORDER != 0,
+            order: ORDERS.iter().find(|(_, bits)| after_ms & !BLOCK_SPAN_MS == *bits).map_or(Order::In, |(order, _)| *order),
             clock_offset_ms: self.clock_offset_ms,
             arrived: self.arrived,
         })
@@ -247,7 +249,7 @@ mod tests {
     fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
-        Buffered { row, is_out_of_order: time_ms % 3 == 0, clock_offset_ms: series_id % 2, arrived }
+        Buffered { row, order: ORDERS[time_ms.rem_euclid(3) as usize].0, clock_offset_ms: series_id % 2, arrived }
     }
 
     fn times(samples: &[Buffered]) -> Vec<i64> {
@@ -301,7 +303,7 @@ mod tests {
         buffer.add(&samples).unwrap();
         let taken = buffer.take(9);
         assert_eq!(times(&taken), far);
-        assert!(taken.iter().zip(&samples).all(|(one, other)| one.is_out_of_order == other.is_out_of_order));
+        assert!(taken.iter().zip(&samples).all(|(one, other)| one.order == other.order));
     }
 
     proptest! {

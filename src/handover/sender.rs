@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::series::{Known, SeriesTimes};
-use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, median_step_ms, missing};
+use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Order, Slot, Stored, follows, is_taken, median_step_ms, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::Around;
 use crate::storage::row::Row;
@@ -15,6 +15,7 @@ use crate::storage::row::Row;
 /// See the module.
 #[derive(Debug)]
 pub struct Sender {
+    is_alone: bool,
     series: SeriesTimes,
     buffer: Buffer,
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
@@ -72,10 +73,12 @@ const AROUND_UNKNOWN_MS: i64 = 2 * 60_000;
 const AROUND_MAX_MS: i64 = 2 * 60 * 60_000;
 
 impl Sender {
-    /// Nothing is known, and at most `bytes_max` bytes are buffered.
+    /// Nothing is known, and at most `bytes_max` bytes are buffered. `is_alone`: it is in no election, and nobody else sends its
+    /// series.
     #[must_use]
-    pub fn new(bytes_max: usize) -> Self {
+    pub fn new(bytes_max: usize, is_alone: bool) -> Self {
         Self {
+            is_alone,
             series: SeriesTimes::default(),
             buffer: Buffer::new(bytes_max),
             is_open: true,
@@ -89,8 +92,8 @@ impl Sender {
     #[must_use]
     pub fn sort(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
         let samples = rows.into_iter().map(|row| {
-            let is_out_of_order = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, is_out_of_order, clock_offset_ms, arrived: now }
+            let order = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row, order, clock_offset_ms, arrived: now }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.sort_buffered(&samples)
@@ -138,7 +141,7 @@ impl Sender {
     pub fn sort_again(&self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
         let mut sorted = Sorted::default();
         for row in rows {
-            let sample = Buffered { row, is_out_of_order: false, clock_offset_ms, arrived: now };
+            let sample = Buffered { row, order: Order::In, clock_offset_ms, arrived: now };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
             let mut others = self.series.times(row.series_id).filter(|slot| !slot.is_own);
             let is_newer = |slot: Slot| follows(row.time_ms, slot.time_ms, self.skew_ms(&sample), interval_ms);
@@ -157,8 +160,8 @@ impl Sender {
             return Err(Refusal::Closed);
         }
         let samples = rows.iter().map(|row| {
-            let is_out_of_order = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, is_out_of_order, clock_offset_ms, arrived: now }
+            let order = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row: *row, order, clock_offset_ms, arrived: now }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.buffer.add(&samples)
@@ -280,10 +283,8 @@ impl Sender {
                 let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
                 stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
                 stored.sort_by_key(|stored| stored.time_ms);
-                let candidate = |sample: &Buffered| Candidate {
-                    time_ms: sample.row.time_ms,
-                    is_out_of_order: sample.is_out_of_order,
-                };
+                let candidate =
+                    |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, order: sample.order };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
                 let interval_ms = self.interval_of(series_id, &stored);
                 found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
@@ -299,6 +300,7 @@ impl Sender {
         match sender {
             Some(sender) if sender == own => By::Own,
             Some(sender) => By::Other { skew_ms: skew_to(&sender) },
+            None if self.is_alone => By::Own,
             None => {
                 let begun = around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
                 match around.terms[..begun].last() {
@@ -377,7 +379,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            let mut sender = Sender::new(usize::MAX);
+            let mut sender = Sender::new(usize::MAX, false);
             sender.on_missed(i64::MIN, 0);
             Self { sender, now: Instant::now() }
         }
@@ -436,9 +438,9 @@ mod tests {
         (sorted.append.iter().map(|row| row.time_ms).collect(), times(&sorted.late), sorted.covered)
     }
 
-    fn late(times: &[i64], is_out_of_order: bool) -> Vec<Buffered> {
+    fn late(times: &[i64], order: Order) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_out_of_order, clock_offset_ms: 0, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), order, clock_offset_ms: 0, arrived: now };
         times.iter().map(sample).collect()
     }
 
@@ -459,7 +461,7 @@ mod tests {
 
     #[test]
     fn nothing_is_appended_before_the_first_observation() {
-        let mut sender = Sender::new(usize::MAX);
+        let mut sender = Sender::new(usize::MAX, false);
         assert_eq!(told(&sender.sort(vec![row(10_000)], 0, Instant::now())), (vec![], vec![10_000], 0));
     }
 
@@ -549,19 +551,19 @@ mod tests {
     #[test]
     fn a_sample_is_missing_by_who_stored_its_neighbours() {
         let scene = Scene::leading(&[0, 10_000, 20_000, 30_000]);
-        let missing = |time_ms, is_out_of_order, around: &Around| {
-            times(&scene.sender.missing(&late(&[time_ms], is_out_of_order), around, OWN)) == [time_ms]
+        let missing = |time_ms, order, around: &Around| {
+            times(&scene.sender.missing(&late(&[time_ms], order), around, OWN)) == [time_ms]
         };
         let stored_by = |sender| around(&[(0, sender), (10_000, sender), (20_000, sender)]);
-        assert!(missing(13_000, true, &stored_by(Some(OWN))));
-        assert!(!missing(13_000, true, &stored_by(Some(OTHER))));
-        assert!(!missing(10_000, true, &stored_by(Some(OWN))));
+        assert!(missing(13_000, Order::Out, &stored_by(Some(OWN))));
+        assert!(!missing(13_000, Order::Out, &stored_by(Some(OTHER))));
+        assert!(!missing(10_000, Order::Out, &stored_by(Some(OWN))));
         let led = |terms: &[(i64, SenderNo)]| Around { terms: terms.to_vec(), ..stored_by(None) };
-        assert!(!missing(13_000, true, &led(&[])));
-        assert!(missing(13_000, true, &led(&[(0, OWN), (20_001, OTHER)])));
-        assert!(!missing(13_000, false, &led(&[(0, OWN), (20_001, OTHER)])), "it is in order");
-        assert!(!missing(13_000, true, &led(&[(0, OWN), (10_001, OTHER)])));
-        assert!(missing(13_000, true, &around(&[])));
+        assert!(!missing(13_000, Order::Out, &led(&[])));
+        assert!(missing(13_000, Order::Out, &led(&[(0, OWN), (20_001, OTHER)])));
+        assert!(!missing(13_000, Order::In, &led(&[(0, OWN), (20_001, OTHER)])), "it is in order");
+        assert!(!missing(13_000, Order::Out, &led(&[(0, OWN), (10_001, OTHER)])));
+        assert!(missing(13_000, Order::Out, &around(&[])));
     }
 
     #[test]
@@ -571,20 +573,20 @@ mod tests {
         for time_ms in [0, 10_000, 20_000] {
             scene.sender.buffer(&[row(time_ms)], 0, scene.now).unwrap();
         }
-        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
+        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], Order::In)[0]));
         assert_eq!(covered, [true, true, false]);
         let stored = Around {
             clock_offsets_ms: HashMap::from([(OTHER, -50_000)]),
             ..around(&[(20_000, Some(OTHER)), (30_000, Some(OTHER))])
         };
-        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], false), &stored, OWN);
+        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], Order::In), &stored, OWN);
         assert_eq!(times(&missing), [86_000, 96_000]);
     }
 
     #[test]
     fn samples_of_a_series_are_judged_together() {
         let scene = Scene::leading(&[0, 10_000, 20_000]);
-        let mut samples = late(&[104_000, 114_000, 124_000], false);
+        let mut samples = late(&[104_000, 114_000, 124_000], Order::In);
         samples[1].clock_offset_ms = 1;
         let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
         assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
@@ -597,7 +599,7 @@ mod tests {
         let mut scene = Scene::new();
         scene.sender.on_missed(i64::MAX, 1);
         assert_eq!(scene.sort(&[10_000, 20_000, 30_000]), (vec![], vec![10_000, 20_000, 30_000], 0));
-        assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], false)), [1]);
+        assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], Order::In)), [1]);
         let mut found = around(&[]);
         found.last_ms.insert(1, StoredTime { time_ms: 45_000, sender: Some(OTHER) });
         scene.sender.on_reconciled(&[row(10_000)], &[1], &found, OWN);

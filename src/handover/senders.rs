@@ -146,7 +146,7 @@ impl Senders {
             is_shared: self.own.is_none(),
             is_fresh: true.into(),
             leads: Mutex::default(),
-            state: Mutex::new(Sender::new(self.bytes_max)),
+            state: Mutex::new(Sender::new(self.bytes_max, group == NO_GROUP)),
             taking_out: tokio::sync::Mutex::default(),
         };
         Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))

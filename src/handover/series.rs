@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::handover::slots::Slot;
+use crate::handover::slots::{Order, Slot};
 
 /// See the module. 32 bytes a series, for ids are given in order.
 #[derive(Debug)]
@@ -36,8 +36,11 @@ const KNOWN: usize = 3;
 /// `before` of a time that is not known.
 const NONE_BEFORE: u32 = u32::MAX;
 
-/// Flags: the newest time known is a bound, and which of the times known are of this sender.
+/// Flag: nothing later is stored than the newest time known.
 const BOUNDED: u8 = 1 << 7;
+
+/// Flag: its sender has sent a sample newer than all that is stored, so it has sent nothing newer than it is known to have sent.
+const AT_FRONT: u8 = 1 << 6;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -51,7 +54,7 @@ struct Entry {
     interval_ms: u32,
     /// For that interval.
     votes: u8,
-    /// [`BOUNDED`]; bit n: whether the n-th newest time is of this sender.
+    /// [`BOUNDED`], [`AT_FRONT`]; bit n: whether the n-th newest time is of this sender.
     flags: u8,
 }
 
@@ -150,7 +153,7 @@ impl Entry {
             false => NONE_BEFORE,
         };
         self.before_ms = [before(1), before(2)];
-        self.flags &= BOUNDED;
+        self.flags &= BOUNDED | AT_FRONT;
         for (n, slot) in slots[..count].iter().enumerate() {
             self.flags |= u8::from(slot.is_own) << n;
         }
@@ -164,19 +167,24 @@ impl Default for SeriesTimes {
 }
 
 impl SeriesTimes {
-    /// This sender sent a sample. Returns whether it had sent one as new or newer before.
-    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
+    /// This sender sent a sample. Returns how it stands to those before.
+    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Order {
+        let is_new = series_id > self.floor;
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            return true;
+            return Order::Out;
         }
+        if (is_new || entry.flags & BOUNDED != 0) && time_ms > entry.last_ms {
+            entry.flags |= AT_FRONT;
+        }
+        let order = if entry.flags & AT_FRONT != 0 { Order::In } else { Order::Unknown };
         let step_ms = u32::try_from(time_ms.saturating_sub(entry.sent_ms)).ok();
         entry.sent_ms = time_ms;
         if let Some(step_ms) = step_ms {
             vote(&mut entry.interval_ms, &mut entry.votes, VOTES_MAX, step_ms);
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
-        false
+        order
     }
 
     /// A sample is stored, or is about to be.
@@ -260,16 +268,29 @@ mod tests {
     fn a_majority_of_steps_is_the_interval() {
         let mut series = SeriesTimes::default();
         for time_ms in [0, 15_000, 30_010, 60_000, 75_000, 75_500, 90_000, 105_000] {
-            assert!(!series.sent(1, time_ms));
+            assert_eq!(series.sent(1, time_ms), Order::Unknown);
         }
         assert_eq!(series.get(1).interval_ms, 15_000);
-        assert!(series.sent(1, 20), "older than what was sent");
+        assert_eq!([series.sent(1, 105_000), series.sent(1, 20)], [Order::Out; 2]);
         assert_eq!(series.get(2).interval_ms, 15_000, "what most samples have");
         let faster = (1..20).map(|n| 105_000 + n * 5_000);
         for time_ms in faster {
             series.sent(1, time_ms);
         }
         assert_eq!(series.get(1).interval_ms, 5_000);
+    }
+
+    #[test]
+    fn what_is_sent_is_in_order_once_it_is_newer_than_all_that_is_stored() {
+        let mut series = SeriesTimes::default();
+        series.stored(1, slot(100));
+        assert_eq!([50, 60, 110, 105].map(|ms| series.sent(1, ms)), [Order::Unknown, Order::Unknown, Order::Unknown, Order::Out]);
+        series.bounded(1);
+        assert_eq!([120, 130, 130].map(|ms| series.sent(1, ms)), [Order::In, Order::In, Order::Out]);
+        series.stored(1, slot(500));
+        assert_eq!(series.sent(1, 140), Order::In, "others have stored ahead of it");
+        series.missed(0, 7);
+        assert_eq!([series.sent(7, 1), series.sent(8, 1)], [Order::Unknown, Order::In], "made since");
     }
 
     #[test]

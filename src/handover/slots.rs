@@ -37,13 +37,24 @@ pub struct Stored {
     pub by: By,
 }
 
+/// How a sample stands to those that its sender had sent of the series before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Newer than all of them.
+    In,
+    /// Not newer: it is late, or sent again.
+    Out,
+    /// None is known.
+    Unknown,
+}
+
 /// A sample that is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Its timestamp, ms since 1970.
     pub time_ms: i64,
-    /// Its sender had sent a sample of the series as new or newer before.
-    pub is_out_of_order: bool,
+    /// How it was sent.
+    pub order: Order,
 }
 
 /// Clocks that differ by less are taken for equal: so exactly is their difference known.
@@ -121,8 +132,12 @@ pub fn missing(candidates: &[Candidate], stored: &[Stored], interval_ms: i64) ->
         if stored.get(after).is_some_and(|stored| stored.time_ms == time_ms) {
             continue;
         }
-        let is_out_of_order =
-            candidate.is_out_of_order || stored[after..].iter().any(|stored| stored.by == By::Own);
+        let is_late = |stored: &Stored| match stored.by {
+            By::Own => true,
+            By::OwnTerm => candidate.order == Order::Unknown,
+            By::Other { .. } => false,
+        };
+        let is_out_of_order = candidate.order == Order::Out || stored[after..].iter().any(is_late);
         let others = |stored: &Stored| span_of(stored, is_out_of_order);
         let half_ms = interval_ms / 2;
         let is_beside = stored.iter().filter_map(others).any(|(lo_ms, hi_ms)| {
@@ -158,8 +173,8 @@ mod tests {
 
     const OTHER: By = By::Other { skew_ms: 0 };
 
-    fn candidates(times: &[i64], is_out_of_order: bool) -> Vec<Candidate> {
-        times.iter().map(|time_ms| Candidate { time_ms: *time_ms, is_out_of_order }).collect()
+    fn candidates(times: &[i64], order: Order) -> Vec<Candidate> {
+        times.iter().map(|time_ms| Candidate { time_ms: *time_ms, order }).collect()
     }
 
     fn stored(times: &[i64], by: By) -> Vec<Stored> {
@@ -168,51 +183,54 @@ mod tests {
 
     /// At an interval of 10.
     #[track_caller]
-    fn check(stored_by: &[(&[i64], By)], judged: &[i64], is_out_of_order: bool, expected: &[i64]) {
+    fn check(stored_by: &[(&[i64], By)], judged: &[i64], order: Order, expected: &[i64]) {
         let mut all: Vec<Stored> = stored_by.iter().flat_map(|(times, by)| stored(times, *by)).collect();
         all.sort_by_key(|stored| stored.time_ms);
-        let found = missing(&candidates(judged, is_out_of_order), &all, 10);
+        let found = missing(&candidates(judged, order), &all, 10);
         assert_eq!(found.into_iter().map(|place| judged[place]).collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn a_scrape_that_the_other_missed_is_missing_once() {
-        check(&[(&[0, 10, 30, 40], OTHER)], &[4, 14, 24, 34], false, &[24]);
-        check(&[(&[0, 10, 40, 50], OTHER)], &[4, 14, 24, 34, 44], false, &[24, 34]);
-        check(&[(&[0, 10, 50, 60], OTHER)], &[6, 16, 26, 36, 46, 56], false, &[16, 26, 36]);
-        check(&[(&[0, 10], OTHER)], &[4, 14, 24, 34], false, &[24, 34]);
-        check(&[], &[4, 14], false, &[4, 14]);
-        check(&[(&[50, 60], OTHER)], &[4, 14, 24, 34, 44, 54], false, &[4, 14, 24, 34, 44]);
+        check(&[(&[0, 10, 30, 40], OTHER)], &[4, 14, 24, 34], Order::In, &[24]);
+        check(&[(&[0, 10, 40, 50], OTHER)], &[4, 14, 24, 34, 44], Order::In, &[24, 34]);
+        check(&[(&[0, 10, 50, 60], OTHER)], &[6, 16, 26, 36, 46, 56], Order::In, &[16, 26, 36]);
+        check(&[(&[0, 10], OTHER)], &[4, 14, 24, 34], Order::In, &[24, 34]);
+        check(&[], &[4, 14], Order::In, &[4, 14]);
+        check(&[(&[50, 60], OTHER)], &[4, 14, 24, 34, 44, 54], Order::In, &[4, 14, 24, 34, 44]);
     }
 
     #[test]
     fn the_same_time_is_stored_whoever_sent_it() {
-        check(&[(&[0, 10, 20], By::Own)], &[0, 10, 20], true, &[]);
-        check(&[(&[0, 10, 20], OTHER)], &[0, 10, 20], false, &[]);
+        check(&[(&[0, 10, 20], By::Own)], &[0, 10, 20], Order::Out, &[]);
+        check(&[(&[0, 10, 20], OTHER)], &[0, 10, 20], Order::In, &[]);
     }
 
     #[test]
     fn a_late_sample_of_its_own_stream_is_missing() {
-        check(&[(&[0, 10, 20, 30], By::Own)], &[13, 17], true, &[13, 17]);
-        check(&[(&[0, 10, 20, 30], By::Own)], &[13], false, &[13]);
-        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], true, &[13]);
-        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], false, &[]);
-        check(&[(&[0, 10, 20, 30], OTHER)], &[13], true, &[]);
+        check(&[(&[0, 10, 20, 30], By::Own)], &[13, 17], Order::Out, &[13, 17]);
+        check(&[(&[0, 10, 20, 30], By::Own)], &[13], Order::In, &[13]);
+        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], Order::Out, &[13]);
+        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], Order::In, &[]);
+        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], Order::Unknown, &[13]);
+        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[34], Order::Unknown, &[]);
+        check(&[(&[0, 10, 20, 30], OTHER)], &[13], Order::Unknown, &[]);
+        check(&[(&[0, 10, 20, 30], OTHER)], &[13], Order::Out, &[]);
     }
 
     #[test]
     fn history_is_missing() {
-        check(&[(&[1_000, 1_010], OTHER)], &[0, 10, 20], true, &[0, 10, 20]);
-        check(&[(&[0, 10], By::Own), (&[1_000], OTHER)], &[20, 30], false, &[20, 30]);
+        check(&[(&[1_000, 1_010], OTHER)], &[0, 10, 20], Order::Out, &[0, 10, 20]);
+        check(&[(&[0, 10], By::Own), (&[1_000], OTHER)], &[20, 30], Order::In, &[20, 30]);
     }
 
     #[test]
     fn no_clock_makes_a_counter_run_backwards() {
         // Its clock is 30 ahead: what the other stored at 100 was scraped at 130 by it.
-        check(&[(&[90, 100], By::Other { skew_ms: 300 })], &[104, 114, 404, 406, 416], false, &[406, 416]);
+        check(&[(&[90, 100], By::Other { skew_ms: 300 })], &[104, 114, 404, 406, 416], Order::In, &[406, 416]);
         // Behind: what it sends with times that are stored is older than those; what is newer than those, newer.
-        check(&[(&[390, 400], By::Other { skew_ms: -300 })], &[84, 96, 104, 200, 404, 406, 416], false, &[84, 406, 416]);
-        check(&[(&[90, 100], By::Other { skew_ms: CLOCK_ERROR_MS })], &[106], false, &[106]);
+        check(&[(&[390, 400], By::Other { skew_ms: -300 })], &[84, 96, 104, 200, 404, 406, 416], Order::In, &[84, 406, 416]);
+        check(&[(&[90, 100], By::Other { skew_ms: CLOCK_ERROR_MS })], &[106], Order::In, &[106]);
     }
 
     #[test]
@@ -250,7 +268,7 @@ mod tests {
             let (missed_a, missed_b): (Vec<bool>, Vec<bool>) = missed.into_iter().unzip();
             let leader = scrapes(0, &late_a, &missed_a);
             let other = scrapes(phase, &late_b, &missed_b);
-            let found = missing(&candidates(&other, false), &stored(&leader, OTHER), 100);
+            let found = missing(&candidates(&other, Order::In), &stored(&leader, OTHER), 100);
             let mut all: Vec<(i64, bool)> = leader.iter().map(|time_ms| (*time_ms, false)).collect();
             all.extend(found.iter().map(|place| (other[*place], true)));
             all.sort_unstable();
@@ -266,9 +284,9 @@ mod tests {
             let mut again: Vec<Stored> = stored(&leader, OTHER);
             again.extend(found.iter().map(|place| Stored { time_ms: other[*place], by: By::Own }));
             again.sort_by_key(|stored| stored.time_ms);
-            prop_assert_eq!(missing(&candidates(&other, true), &again, 100), Vec::<usize>::new());
+            prop_assert_eq!(missing(&candidates(&other, Order::Out), &again, 100), Vec::<usize>::new());
             let all: Vec<i64> = all.into_iter().map(|(time_ms, _)| time_ms).collect();
-            prop_assert_eq!(missing(&candidates(&leader, true), &stored(&all, OTHER), 100), Vec::<usize>::new());
+            prop_assert_eq!(missing(&candidates(&leader, Order::Out), &stored(&all, OTHER), 100), Vec::<usize>::new());
         }
 
         #[test]
@@ -280,7 +298,7 @@ mod tests {
             let all: Vec<Stored> = times.iter().map(|time_ms| Stored { time_ms: *time_ms, by: By::Other { skew_ms } }).collect();
             let newest = times.iter().rev().take(3).map(|time_ms| Slot { time_ms: *time_ms, is_own: false });
             if is_taken(time_ms, newest, skew_ms, 20) {
-                prop_assert_eq!(missing(&candidates(&[time_ms], false), &all, 20), Vec::<usize>::new());
+                prop_assert_eq!(missing(&candidates(&[time_ms], Order::In), &all, 20), Vec::<usize>::new());
             }
         }
     }

@@ -6,6 +6,7 @@
 mod by_labels;
 mod chunks;
 mod election;
+mod handover;
 mod http;
 mod kubernetes;
 mod read;
