@@ -1,7 +1,7 @@
 //! What drives the pure hand-over of one adapter: follows `src/handover.rs` and `src/handover/senders.rs` step by step.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::handover::buffer::{Buffered, Refusal};
@@ -13,7 +13,7 @@ use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
 use crate::Bug;
-use crate::kernel::{Mutex, Ms};
+use crate::kernel::{Ms, Mutex, Signal};
 use crate::link::Lost;
 use crate::server::{Right, Written};
 use crate::store::Store;
@@ -66,6 +66,9 @@ pub(crate) struct Member {
     pub(crate) leads: Cell<Option<Uuid>>,
     pub(crate) state: RefCell<Sender>,
     taking_out: Mutex,
+    /// Requests that are being stored, by the order in which they were sorted.
+    storing: RefCell<BTreeSet<u64>>,
+    stored: Signal,
     /// What was to be appended; only a bug looks there.
     reserved: RefCell<HashSet<(i64, i64)>>,
 }
@@ -82,7 +85,33 @@ impl Drop for TakenOut<'_> {
     }
 }
 
+/// A request that is being stored. What it is to append is late in those that come after it, so they wait for it.
+struct Storing<'a> {
+    member: &'a Member,
+    ticket: u64,
+}
+
+impl Storing<'_> {
+    async fn wait_for_earlier(&self) {
+        while self.member.storing.borrow().first() != Some(&self.ticket) {
+            self.member.stored.changed().await;
+        }
+    }
+}
+
+impl Drop for Storing<'_> {
+    fn drop(&mut self) {
+        self.member.storing.borrow_mut().remove(&self.ticket);
+        self.member.stored.tell();
+    }
+}
+
 impl Member {
+    fn begin_storing(&self, ticket: u64) -> Storing<'_> {
+        self.storing.borrow_mut().insert(ticket);
+        Storing { member: self, ticket }
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
         work(&mut self.state.borrow_mut())
     }
@@ -92,7 +121,7 @@ impl Member {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.state.borrow().buffered().samples() == 0
+        self.state.borrow().buffered().samples() == 0 && !self.taking_out.is_taken()
     }
 }
 
@@ -128,8 +157,10 @@ impl Senders {
                 number: Cell::new(None),
                 is_fresh: Cell::new(true),
                 leads: Cell::new(None),
-                state: RefCell::new(Sender::new(self.bytes_max)),
+                state: RefCell::new(Sender::new(self.bytes_max, !self.is_grouped)),
                 taking_out: Mutex::new(&self.store.world.kernel),
+                storing: RefCell::default(),
+                stored: Signal::new(&self.store.world.kernel),
                 reserved: RefCell::default(),
             })
         };
@@ -164,7 +195,8 @@ impl Senders {
 
     pub(crate) async fn store(&self, member: &Member, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Failure> {
         let number = self.number(member).await?;
-        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
+        let storing = member.begin_storing(self.store.world.number());
+        let (offset_ms, now, reconciled) = (self.clock_offset_ms(), self.instant(), self.reconciled.get());
         let mut sorted = match self.bug() {
             Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), offset_ms, now)),
             _ => member.with(|sender| sender.sort(rows.clone(), offset_ms, now)),
@@ -175,7 +207,10 @@ impl Senders {
             reserved.extend(sorted.append.iter().map(|row| (row.series_id, row.time_ms)));
         }
         let appended = sorted.append.clone();
-        self.store_sorted(member, key, sorted, number, fence).await?;
+        if !sorted.late.is_empty() {
+            storing.wait_for_earlier().await;
+        }
+        self.store_sorted(member, key, sorted, reconciled, number, fence).await?;
         if self.bug() == Some(Bug::ReserveLate) {
             appended.iter().for_each(|row| member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id))));
         }
@@ -187,6 +222,7 @@ impl Senders {
         member: &Member,
         key: Uuid,
         Sorted { mut append, mut late, .. }: Sorted,
+        mut reconciled: i64,
         sender: SenderNo,
         fence: Option<Fence>,
     ) -> Result<(), Failure> {
@@ -198,11 +234,13 @@ impl Senders {
             if append.is_empty() {
                 break;
             }
-            let right = Right { sender, fence, reconciled: self.reconciled.get() };
+            let right = Right { sender, fence, reconciled };
             match self.store.commit(key, append.clone(), right).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
                     self.observe().await?;
+                    // What is observed from here on is not what the rows are sorted by.
+                    reconciled = self.reconciled.get();
                     if self.bug() != Some(Bug::SortAgainAll) {
                         (append, late) = self.sort_again(member, append, sender, fence, attempt).await?;
                     }
@@ -226,7 +264,7 @@ impl Senders {
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
-        let again = |row| Buffered { row, is_out_of_order: true, clock_offset_ms: offset_ms, arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: offset_ms, arrived: now };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -253,6 +291,12 @@ impl Senders {
         let (window_ms, unbounded) = member.with(|state| (state.window_ms(samples), state.unbounded(samples)));
         let around = self.store.around(&rows(samples), group_no, window_ms, &unbounded).await?;
         let missing = member.with(|state| state.missing(samples, &around, sender));
+        self.store.world.say(format_args!(
+            "adapter {}: compares {} of {}",
+            self.store.adapter,
+            missing.len(),
+            self.store.world.show_stored(&rows(samples))
+        ));
         if missing.is_empty() {
             member.with(|state| state.on_reconciled(&[], &unbounded, &around, sender));
             return Ok(());
@@ -278,6 +322,9 @@ impl Senders {
             let count = if fence.is_some() { self.chunk_samples } else { 0 };
             let now = self.instant();
             let looked = member.with(|state| state.look(count, now));
+            if self.store.world.is_traced() && looked.covered + looked.due.len() > 0 {
+                self.store.world.say(format_args!("adapter {}: finds {} covered, {} due", self.store.adapter, looked.covered, looked.due.len()));
+            }
             let is_last = looked.due.len() < self.chunk_samples;
             if looked.due.is_empty() {
                 return Ok(());
@@ -304,12 +351,13 @@ impl Senders {
             let mut sorted_out = samples.clone();
             let mut taken_out = member.take_out(samples);
             sort_and_dedup(&mut sorted_out);
+            let reconciled = self.reconciled.get();
             let sorted = match self.is_shared {
                 _ if self.bug() == Some(Bug::DrainUncompared) => Sorted { append: rows(&sorted_out), ..Sorted::default() },
                 true => Sorted { late: sorted_out, ..Sorted::default() },
                 false => member.with(|state| state.sort_buffered(&sorted_out)),
             };
-            self.store_sorted(member, self.store.world.uuid(), sorted, number, Some(fence)).await?;
+            self.store_sorted(member, self.store.world.uuid(), sorted, reconciled, number, Some(fence)).await?;
             taken_out.samples.clear();
         }
         Ok(())
@@ -361,6 +409,7 @@ impl Senders {
             }));
         }
         let leading = self.leading.get();
+        self.store.world.say(format_args!("adapter {}: observes {} rows, counter {}, {:?}", self.store.adapter, observed.rows.len(), observed.group.reconciled, observed.position));
         for (sender, series_id, time_ms) in observed.rows {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);

@@ -298,6 +298,10 @@ impl Mutex {
         Self { is_taken: Cell::new(false), freed: Signal::new(kernel) }
     }
 
+    pub(crate) fn is_taken(&self) -> bool {
+        self.is_taken.get()
+    }
+
     pub(crate) async fn lock(&self) -> Guard<'_> {
         while self.is_taken.get() {
             self.freed.changed().await;

@@ -79,6 +79,8 @@ struct Totals {
     /// Schedules in which something died.
     with_died: u64,
     twice: usize,
+    dense: usize,
+    young: usize,
     orderless: usize,
     broken: Vec<(u64, String)>,
 }
@@ -104,6 +106,8 @@ impl Totals {
         self.died += verdict.died;
         self.with_died += u64::from(verdict.died > 0);
         self.twice += verdict.twice;
+        self.dense += verdict.dense;
+        self.young += verdict.young;
         self.orderless += verdict.orderless;
         self.broken.extend(verdict.broken.map(|broken| (seed, broken)));
     }
@@ -118,6 +122,8 @@ impl Totals {
         self.died += part.died;
         self.with_died += part.with_died;
         self.twice += part.twice;
+        self.dense += part.dense;
+        self.young += part.young;
         self.orderless += part.orderless;
         self.broken.extend(part.broken);
         self.broken.sort();

@@ -162,6 +162,9 @@ pub(crate) struct Settings {
 /// Intervals, short ones more often.
 const INTERVALS_S: [Ms; 14] = [1, 1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 15, 30, 60];
 
+/// How long a sample is buffered at most of which nobody knows how often its series is scraped.
+const UNKNOWN_BUFFERED_MS: Ms = 125_000 + 15_000 + 3_000;
+
 /// How late a scrape is at most, as a part of its interval.
 pub(crate) const LATE_PART: Ms = 20;
 
@@ -193,7 +196,7 @@ impl Settings {
         let quiet_at = faults.iter().map(|one| one.at + one.for_ms).max().unwrap_or(0).max(calm_at) + 1_000;
         let deadline_ms = *[1_000, 5_000, 5_000, 5_000, 30_000, 60_000].get(random.below(6)).unwrap_or(&5_000);
         let sending: Vec<Sending> = (0..replicas).map(|_| draw_sending(random, deadline_ms)).collect();
-        let scrape_until = quiet_at + 30_000.max(3 * longest) + deadline_ms;
+        let scrape_until = quiet_at + 40_000 + 7 * longest + deadline_ms;
         let mut settings = Self {
             mode,
             adapters,
@@ -203,7 +206,7 @@ impl Settings {
             sending,
             histories: Vec::new(),
             lossy: [0, 0, 1, 4][random.below(4)],
-            election: draw_election(random, mode),
+            election: draw_election(random, mode, longest.max(deadline_ms)),
             memory_bytes_max: if random.chance(5) { 8_000 } else { 1 << 24 },
             offsets: Vec::new(),
             begins_at: (0..adapters).map(|_| random.spread(0, 5_000)).collect(),
@@ -212,9 +215,9 @@ impl Settings {
             faults,
             quiet_at,
             scrape_until,
-            end_at: scrape_until + deadline_ms + 2 * (2 * longest + 5_000) + (longest / 4).min(15_000) + 30_000,
+            end_at: 0,
         };
-        let is_skewed = random.chance(25);
+        let is_skewed = random.chance(25) && std::env::var("NOCLOCK").is_err();
         settings.offsets = (0..replicas + if mode == Mode::Labels { adapters } else { 0 })
             .map(|_| if is_skewed { random.between(-3_000, 3_000) } else { random.between(-5, 5) })
             .collect();
@@ -243,13 +246,14 @@ impl Settings {
         for _ in 0..if random.chance(12) { 1 + random.below(2) } else { 0 } {
             settings.add_history(random, calm_at);
         }
+        settings.end_at = scrape_until + deadline_ms + 2 * UNKNOWN_BUFFERED_MS + 30_000;
         settings
     }
 
     fn add_target(&mut self, random: &mut Random, kind: Kind, interval_ms: Ms, count: usize) {
         let is_rule = kind == Kind::Rule;
         let (phase, is_unequal) = (random.between(0, interval_ms - 1), random.chance(15));
-        let misses = [0, 0, 0, 5, 5, 30][random.below(6)];
+        let misses = [0, 0, 0, 5, 5, 5][random.below(6)];
         let stranger_at = matches!(kind, Kind::Stranger { .. }).then(|| random.below(self.replicas));
         let scrapes = (0..self.replicas).map(|replica| Scrapes {
             is_known: stranger_at.map_or(!(is_unequal && random.chance(40)), |at| at == replica),
@@ -290,8 +294,17 @@ impl Settings {
         &self.targets[self.target_of[series]]
     }
 
+    /// How long a sample is buffered at most in steady state: it is looked at four times an interval and once a second.
+    pub(crate) fn buffered_ms(&self) -> Ms {
+        2 * self.longest_ms() + 5_000 + (self.longest_ms() / 4).min(15_000) + 3_000
+    }
+
+    /// What its samples are sent at most apart, up to a minute.
     pub(crate) fn longest_ms(&self) -> Ms {
-        self.targets.iter().map(|target| target.interval_ms).max().unwrap_or(0)
+        let is_irregular = |target: &Target| target.until < Ms::MAX || matches!(target.kind, Kind::Late { .. });
+        let has_steps = !self.histories.is_empty() || self.targets.iter().any(is_irregular);
+        let longest_ms = self.targets.iter().map(|target| target.interval_ms).max().unwrap_or(0);
+        if has_steps { longest_ms.max(60_000) } else { longest_ms }
     }
 }
 
@@ -299,11 +312,13 @@ pub(crate) fn ms(duration: Duration) -> Ms {
     Ms::try_from(duration.as_millis()).unwrap_or(Ms::MAX)
 }
 
-fn draw_election(random: &mut Random, mode: Mode) -> Config {
+fn draw_election(random: &mut Random, mode: Mode, pace_ms: Ms) -> Config {
+    // Seldom shorter than its Prometheus' pace.
+    let least_s = if random.chance(10) { 0 } else { 5 * pace_ms / 2_000 };
     let timeout = match random.below(3) {
         _ if mode == Mode::Rest || mode == Mode::Alone => PrometheusTimeout::Never,
         0 => PrometheusTimeout::Automatic,
-        _ => PrometheusTimeout::After(Duration::from_secs([6, 10, 30][random.below(3)])),
+        _ => PrometheusTimeout::After(Duration::from_secs([6, 10, 30][random.below(3)].max(least_s.unsigned_abs()))),
     };
     Config {
         by: if mode == Mode::Rest { By::Rest("1".to_owned()) } else { By::Lock(1) },
@@ -364,7 +379,7 @@ fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize)
         18 => Fault::DatabaseSlow,
         19 => Fault::EndWrites,
         20 | 21 => Fault::Seal { all: random.chance(50) },
-        22 => {
+        22 if std::env::var("NOCLOCK").is_err() => {
             let by_ms = [-30_000, 30_000, 2_000, -2_000, 40 * 86_400_000, -40 * 86_400_000][random.below(6)];
             Fault::Clock { host: random.chance(75).then_some(replica), by_ms }
         }

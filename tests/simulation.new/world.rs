@@ -40,6 +40,8 @@ pub(crate) struct World {
     hosts: Vec<Host>,
     /// How far the server's clock is off.
     server_off_ms: Cell<i64>,
+    /// All is sent and stored.
+    is_over: Cell<bool>,
     count: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
 }
@@ -73,6 +75,7 @@ impl World {
             adapters: RefCell::new(vec![None; settings.adapters]),
             hosts,
             server_off_ms: Cell::new(0),
+            is_over: Cell::new(false),
             count: Cell::new(0),
             trace: with_trace.then(RefCell::default),
             random: RefCell::new(random),
@@ -100,7 +103,7 @@ impl World {
             let world = Rc::clone(self);
             self.kernel.spawn(self.network, async move { world.befall(befalls).await });
         }
-        self.kernel.run(self.settings.end_at, || self.is_broken());
+        self.kernel.run(self.settings.end_at, || self.is_broken() || self.is_over.get());
         if !self.is_broken() {
             self.judge_end();
         }
@@ -137,11 +140,21 @@ impl World {
     async fn watch(self: Rc<Self>) {
         let longest_ms = self.settings.longest_ms();
         let deadline_ms = self.settings.sending.iter().map(|sending| sending.deadline_ms).max().unwrap_or(0);
-        self.kernel.sleep_until(self.settings.quiet_at + 4 * longest_ms + deadline_ms + 30_000).await;
-        while self.now() < self.settings.end_at {
+        self.kernel.sleep_until(self.settings.quiet_at + 5 * longest_ms + deadline_ms + 30_000).await;
+        while self.now() < self.settings.scrape_until {
             self.judge_steady();
             self.kernel.sleep(1_000).await;
         }
+        while !self.is_done() {
+            self.kernel.sleep(1_000).await;
+        }
+        self.is_over.set(true);
+    }
+
+    /// Everything that was scraped is sent, and nothing is buffered.
+    fn is_done(&self) -> bool {
+        self.replicas.iter().all(Replica::is_done)
+            && self.adapters().iter().all(|adapter| adapter.senders.is_drained() && adapter.in_flight.get() == 0)
     }
 
     // ---- for everybody
@@ -159,6 +172,10 @@ impl World {
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             trace.borrow_mut().push(format!("{:>9.3} {text}", self.now() as f64 / 1e3));
         }
+    }
+
+    pub(crate) fn is_traced(&self) -> bool {
+        self.trace.is_some()
     }
 
     pub(crate) fn trace(&self) -> Vec<String> {
