@@ -19,7 +19,7 @@ use crate::election::by_labels::rounds::Rounds;
 use crate::election::desk::{self, Desk};
 use crate::election::liveness::Heard;
 use crate::election::role::{LockHolder, Role};
-use crate::election::{self, PrometheusTimeout};
+use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::senders::{NO_GROUP, Senders};
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
@@ -284,8 +284,13 @@ impl Parts<'_> {
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
         let senders = Senders::own(self.config.handover, group, holder(self.config), store, metrics);
         let fenced = Arc::new(Notify::new());
-        let leaders = Leaders::Own { role: role.subscribe(), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(Arc::clone(&senders), fenced, role, lock_holder, desk, stop);
+        let write_path = Arc::new(WritePath::default());
+        let leaders = Leaders::Own {
+            role: role.subscribe(),
+            write_path: Arc::clone(&write_path),
+            fenced: Arc::clone(&fenced),
+        };
+        let electing = self.elect(Arc::clone(&senders), write_path, fenced, role, lock_holder, desk, stop);
         Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
@@ -293,6 +298,7 @@ impl Parts<'_> {
     fn elect(
         &self,
         senders: Arc<Senders>,
+        write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
@@ -305,7 +311,9 @@ impl Parts<'_> {
             names: self.store.names().clone(),
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
+            write_path,
             succession: senders,
+            tracker: self.connections.clone(),
             fenced,
             role: role.clone(),
             lock_holder,

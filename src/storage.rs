@@ -11,7 +11,6 @@ use deadpool_postgres::Pool;
 use futures_util::future::try_join3;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -22,13 +21,11 @@ use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
 use crate::storage::fence::{Fence, Limits, WITHOUT_JIT};
-use crate::storage::fill::Doubtful;
-use crate::storage::gaps::Compared;
 use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
 use crate::storage::query::Reading;
-use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup, to_postgres_us};
+use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup};
 use crate::storage::seal::{Outcome, Sealer};
 use crate::storage::senders::Numbers;
 use crate::storage::server_clock::ServerClock;
@@ -38,8 +35,6 @@ use crate::wire::write::{Request, Series, label_pairs};
 
 pub mod chunk;
 pub mod fence;
-pub mod fill;
-pub mod gaps;
 pub mod hot;
 pub mod hypertable;
 pub mod ingest;
@@ -442,59 +437,6 @@ impl Store {
     /// What the server said. Whether it was stored may be unknown then: try again with the same key.
     pub async fn commit(&self, key: Uuid, rows: Vec<Row>, right: Right) -> Result<Stored, Arc<Error>> {
         self.ingest.store(Batch { key, rows, right }).await
-    }
-
-    /// The last stored time, in ms since 1970, of each of these series that has samples from `from_ms` to `to_ms`.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
-        let statement = self.names.fill(
-            "SELECT id, max(last) FROM (SELECT id, last FROM {sealed_last}($1, $2, $3) UNION ALL \
-             SELECT w.id, h.\"time\" FROM (SELECT \"time\", unnest(series) AS id FROM {hot} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN unnest($1::bigint[]) AS w (id) ON w.id = h.id) f GROUP BY id",
-        );
-        let ids = ids.to_vec();
-        self.counted(within(self.config.send_timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
-            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];
-            // Sent in this order without waiting between.
-            let ((), rows, ()) = try_join3(
-                client.batch_execute(&format!("BEGIN READ ONLY; {WITHOUT_JIT}")),
-                client.query_typed(&statement, &parameters),
-                client.batch_execute("COMMIT"),
-            )
-            .await?;
-            client.give_back();
-            rows.iter()
-                .map(|row| {
-                    let Timestamp(time_us) = row.try_get(1)?;
-                    Ok((row.try_get(0)?, from_postgres_us(time_us)))
-                })
-                .collect()
-        }))
-        .await
-    }
-
-    /// Stores those samples that nobody stored; see [`fill::fill`].
-    ///
-    /// # Errors
-    ///
-    /// What the server said. What was stored then is found stored by the next attempt.
-    pub async fn fill(&self, doubtful: &[Doubtful]) -> Result<Vec<Option<Compared>>, Error> {
-        let timeout = self.config.send_timeout;
-        self.counted(within(timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let compared = fill::fill(&client, &self.names, doubtful, timeout).await?;
-            client.give_back();
-            let stored: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();
-            self.metrics.samples_stored_total.inc_by(stored as u64);
-            Ok(compared)
-        }))
-        .await
     }
 
     /// Begins a read of one consistent state.

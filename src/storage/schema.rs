@@ -18,7 +18,10 @@ const MIGRATIONS: [(&[&str], &[&str]); 2] = [
         &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
         &[include_str!("schema.sql"), hypertable::SQL],
     ),
-    (&[include_str!("migrate_2.sql")], &[include_str!("migrate_2.sql")]),
+    (
+        &[include_str!("migrate_2.sql"), include_str!("leader_2.sql")],
+        &[include_str!("migrate_2.sql"), include_str!("leader_2.sql")],
+    ),
 ];
 
 /// What the election by labels needs beside: made by the first adapter that finds leaders so.

@@ -47,7 +47,6 @@ async fn stored(db: &Database, metric: &str) -> Vec<i64> {
 }
 
 /// Waits until a series is stored at these times, and at no others.
-#[track_caller]
 async fn wait_stored(db: &Database, adapter: &Adapter, metric: &str, expected: &[i64]) {
     let is_stored = async || (stored(db, metric).await.len() >= expected.len()).then_some(());
     adapter.process().wait_until(&format!("{} samples of {metric} are stored", expected.len()), SOON * 2, is_stored).await;
