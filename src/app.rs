@@ -19,9 +19,8 @@ use crate::election::by_labels::rounds::Rounds;
 use crate::election::desk::{self, Desk};
 use crate::election::liveness::Heard;
 use crate::election::role::{LockHolder, Role};
-use crate::election::{self, PrometheusTimeout};
+use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::Handover;
-use crate::handover::shares::Shares;
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Receiver, Senders};
@@ -159,12 +158,12 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         let receiver = Receiver {
             store: Arc::clone(&store),
             senders: elected.senders,
+            handover: elected.handover,
             metrics: Arc::clone(&metrics),
             trouble: Mutex::default(),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }
-    let filling = requests.spawn(elected.filling);
     let mut electing = connections.spawn(elected.electing);
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
@@ -180,7 +179,6 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     stopping.cancel();
     upkeep.abort();
     sealing.abort();
-    filling.abort();
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
@@ -248,7 +246,7 @@ struct Parts<'a> {
 /// What an election hands to the write path, and what has to run for it.
 struct Elected {
     senders: Senders,
-    filling: BoxFuture<'static, ()>,
+    handover: Arc<Handover>,
     electing: BoxFuture<'static, ()>,
 }
 
@@ -256,20 +254,19 @@ impl Parts<'_> {
     /// For each cluster one of its replicas leads, until `stop`.
     fn by_labels(&self, clusters: &Arc<Clusters>, role: watch::Sender<Role>, stop: CancellationToken) -> Elected {
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
-        let shares = Arc::new(Shares::new(self.config.handover, store, Arc::clone(clusters), metrics));
+        let handover = Arc::new(Handover::new(self.config.handover, store, metrics));
         let rounds = Rounds {
             clusters: Arc::clone(clusters),
             pool: self.store.pool().clone(),
             names: self.store.names().clone(),
-            shares: Arc::clone(&shares),
+            succession: Arc::clone(&handover),
             tracker: self.connections.clone(),
             role,
             metrics: Arc::clone(self.metrics),
         };
-        let filling = Arc::clone(&shares);
         Elected {
-            senders: Senders::ByLabels { clusters: Arc::clone(clusters), shares },
-            filling: Box::pin(async move { filling.fill().await }),
+            senders: Senders::ByLabels { clusters: Arc::clone(clusters) },
+            handover,
             electing: Box::pin(rounds.run(stop, STORED_WITHIN)),
         }
     }
@@ -285,16 +282,22 @@ impl Parts<'_> {
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
         let handover = Arc::new(Handover::new(self.config.handover, store, metrics));
         let fenced = Arc::new(Notify::new());
-        let filling = Arc::clone(&handover);
-        let own = Senders::Own { handover: Arc::clone(&handover), role: role.subscribe(), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(handover, fenced, role, lock_holder, desk, stop);
-        Elected { senders: own, filling: Box::pin(async move { filling.fill().await }), electing: Box::pin(electing) }
+        let write_path = Arc::new(WritePath::default());
+        let senders = Senders::Own {
+            group: self.config.election.as_ref().map(election::Config::group).unwrap_or_default(),
+            write_path: Arc::clone(&write_path),
+            role: role.subscribe(),
+            fenced: Arc::clone(&fenced),
+        };
+        let electing = self.elect(Arc::clone(&handover), write_path, fenced, role, lock_holder, desk, stop);
+        Elected { senders, handover, electing: Box::pin(electing) }
     }
 
     /// What decides the role, until `stop`.
     fn elect(
         &self,
         handover: Arc<Handover>,
+        write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
@@ -307,7 +310,9 @@ impl Parts<'_> {
             names: self.store.names().clone(),
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
+            write_path,
             succession: handover,
+            tracker: self.connections.clone(),
             fenced,
             role: role.clone(),
             lock_holder,

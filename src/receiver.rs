@@ -7,12 +7,11 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::clock::now_ms;
+use crate::election::WritePath;
 use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
+use crate::election::by_labels::group_name;
 use crate::election::role::Role;
-use crate::handover::held::Refusal;
-use crate::handover::shares::Shares;
-use crate::handover::{Handover, Storing};
+use crate::handover::{Full, Handover};
 use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
 use crate::storage::fence::Fence;
@@ -30,6 +29,8 @@ pub struct Receiver {
     pub store: Arc<Store>,
     /// Who sends, and who of them leads.
     pub senders: Senders,
+    /// What passes between leaders.
+    pub handover: Arc<Handover>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What was said of a database that refuses.
@@ -40,8 +41,10 @@ pub struct Receiver {
 pub enum Senders {
     /// The own Prometheus alone: this adapter leads, or it does not.
     Own {
-        /// What passes between leaders.
-        handover: Arc<Handover>,
+        /// What the group is called.
+        group: String,
+        /// Told how writes end.
+        write_path: Arc<WritePath>,
         /// Who we are at the moment.
         role: watch::Receiver<Role>,
         /// Told when a write finds that a newer term has begun.
@@ -51,8 +54,6 @@ pub enum Senders {
     ByLabels {
         /// Who leads.
         clusters: Arc<Clusters>,
-        /// What passes between leaders.
-        shares: Arc<Shares>,
     },
 }
 
@@ -71,7 +72,7 @@ pub enum Refused {
     Role(&'static str),
     /// A standby can hold nothing more.
     #[error(transparent)]
-    Held(#[from] Refusal),
+    Held(#[from] Full),
     /// There are more clusters than there may be.
     #[error(transparent)]
     Clusters(#[from] TooMany),
@@ -89,12 +90,8 @@ struct Part {
     sender: SourceId,
     /// Who that is; `None` for the own Prometheus, and for one that does not say.
     source: Option<Arc<Source>>,
-    /// `None` for one that does not say who it is: it is in no election.
-    handover: Option<Arc<Handover>>,
     /// The same for a retry of the same bytes.
     key: Uuid,
-    /// The times of its first and last sample, in ms since 1970.
-    span: (i64, i64),
 }
 
 impl Receiver {
@@ -112,13 +109,8 @@ impl Receiver {
         let looked_up = self.store.look_up(request).map_err(|error| self.refused(&error, None))?;
         let parts = self.parts(request, body, &looked_up);
         let in_flight = self.heard(&parts, line)?;
-        // Begun before the roles are known: what is refused now still has to come, whoever leads then.
-        let storing = parts.iter().filter_map(|part| Some(part.handover.as_ref()?.storing(part.key, part.span)));
-        let storing: Vec<Storing<'_>> = storing.collect();
         let taken = self.take(request, looked_up, &parts).await;
-        if taken.is_ok() {
-            storing.into_iter().for_each(Storing::done);
-        } else {
+        if taken.is_err() {
             in_flight.into_iter().for_each(InFlight::refused);
         }
         taken
@@ -127,16 +119,13 @@ impl Receiver {
     /// Tells the senders apart.
     fn parts(&self, request: &Request<'_>, body: &[u8], looked_up: &LookedUp) -> Vec<Part> {
         let key = request_key(body);
-        let part = |(sender, span)| match &self.senders {
-            Senders::Own { handover, .. } => {
-                Part { sender, source: None, handover: Some(Arc::clone(handover)), key, span }
-            }
-            Senders::ByLabels { shares, .. } => {
+        let part = |(sender, _)| match &self.senders {
+            Senders::Own { .. } => Part { sender, source: None, key },
+            Senders::ByLabels { .. } => {
                 let source = self.store.sources().source(sender);
-                let handover = source.as_deref().map(|source| shares.of(source));
                 // Parts may be stored at different attempts.
                 let key = source.as_ref().map_or(key, |source| part_key(key, source));
-                Part { sender, source, handover, key, span }
+                Part { sender, source, key }
             }
         };
         looked_up.senders(request).into_iter().map(part).collect()
@@ -145,12 +134,10 @@ impl Receiver {
     /// Where labels say who sends: it is heard.
     fn heard(&self, parts: &[Part], line: Option<&Line>) -> Result<Vec<InFlight>, Refused> {
         let Senders::ByLabels { clusters, .. } = &self.senders else { return Ok(Vec::new()) };
-        let sources = || parts.iter().filter_map(|part| Some((part.source.as_ref()?, part.span.1)));
-        let now_ms = now_ms();
-        let in_flight = sources().map(|(source, latest_ms)| clusters.begin(source, latest_ms.saturating_sub(now_ms)));
-        let in_flight = in_flight.collect::<Result<_, _>>()?;
+        let sources = || parts.iter().filter_map(|part| part.source.as_ref());
+        let in_flight = sources().map(|source| clusters.begin(source)).collect::<Result<_, _>>()?;
         if let Some(line) = line {
-            line.carried(sources().map(|(source, _)| source));
+            line.carried(sources());
         }
         Ok(in_flight)
     }
@@ -192,36 +179,37 @@ impl Receiver {
     }
 
     async fn take_part(&self, part: &Part, role: &Role, rows: Vec<Row>) -> Result<(), Refused> {
-        match (role, &part.handover) {
-            (Role::Leader { fence, .. }, handover) => self.store(part, rows, *fence, handover.as_deref()).await,
-            (_, Some(handover)) => Ok(handover.hold(part.key, &rows)?),
-            (role, None) => Err(Refused::Role(role.word())),
+        match (role, &self.senders, &part.source) {
+            (Role::Leader { fence, .. }, ..) => self.store(part, rows, *fence).await,
+            (_, Senders::Own { group, .. }, _) => Ok(self.handover.hold(group, None, &rows)?),
+            (_, _, Some(source)) => {
+                Ok(self.handover.hold(&group_name(&source.cluster), Some(&source.replica), &rows)?)
+            }
+            (role, ..) => Err(Refused::Role(role.word())),
         }
     }
 
-    async fn store(
-        &self,
-        part: &Part,
-        mut rows: Vec<Row>,
-        fence: Option<Fence>,
-        handover: Option<&Handover>,
-    ) -> Result<(), Refused> {
-        let refused = |error: &Error| self.refused(error, fence);
-        let mut taken_out = Vec::new();
-        if let Some(handover) = handover {
-            taken_out = handover.cut(&mut rows).await.map_err(|error| refused(&error))?;
-        }
-        self.duplicates("last_leader", taken_out.len());
+    async fn store(&self, part: &Part, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Refused> {
         let count = rows.len();
-        if count > 0 {
-            match self.store.commit(part.key, rows, fence).await {
-                Ok(Stored::Committed) => {}
-                Ok(Stored::AlreadyThere) => self.duplicates("retry", count),
-                Ok(Stored::Fenced) => return Err(self.fenced(fence)),
-                Err(error) => return Err(refused(&error)),
+        if count == 0 {
+            return Ok(());
+        }
+        let stored = self.store.commit(part.key, rows, fence).await;
+        if let Senders::Own { write_path, .. } = &self.senders {
+            match &stored {
+                Ok(Stored::Committed | Stored::AlreadyThere) => write_path.succeeded(),
+                Ok(Stored::Fenced) => {}
+                Err(error) if error.class() == Class::Fenced => {}
+                Err(_) => write_path.failed(Instant::now()),
             }
         }
-        Ok(handover.map_or(Ok(()), |handover| handover.doubt(&taken_out))?)
+        match stored {
+            Ok(Stored::Committed) => {}
+            Ok(Stored::AlreadyThere) => self.duplicates("retry", count),
+            Ok(Stored::Fenced) => return Err(self.fenced(fence)),
+            Err(error) => return Err(self.refused(&error, fence)),
+        }
+        Ok(())
     }
 
     async fn resolve(

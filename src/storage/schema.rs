@@ -13,10 +13,13 @@ pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// What leads from each version to the next, the first from nothing to 1: with sealed samples as chunks, and in a
 /// hypertable.
-const MIGRATIONS: [(&[&str], &[&str]); 1] = [(
-    &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
-    &[include_str!("schema.sql"), hypertable::SQL],
-)];
+const MIGRATIONS: [(&[&str], &[&str]); 2] = [
+    (
+        &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
+        &[include_str!("schema.sql"), hypertable::SQL],
+    ),
+    (&[include_str!("leader_2.sql")], &[include_str!("leader_2.sql")]),
+];
 
 /// What the election by labels needs beside: made by the first adapter that finds leaders so.
 const CLUSTERS: &str = include_str!("clusters.sql");
