@@ -148,6 +148,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         store: &store,
         metrics: &metrics,
         heard: &heard,
+        write_path: &Arc::default(),
         connections: &connections,
     };
     let elected = match &service.clusters {
@@ -240,6 +241,7 @@ struct Parts<'a> {
     store: &'a Arc<Store>,
     metrics: &'a Arc<Metrics>,
     heard: &'a Arc<Heard>,
+    write_path: &'a Arc<WritePath>,
     connections: &'a TaskTracker,
 }
 
@@ -282,14 +284,13 @@ impl Parts<'_> {
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
         let handover = Arc::new(Handover::new(self.config.handover, store, metrics));
         let fenced = Arc::new(Notify::new());
-        let write_path = Arc::new(WritePath::default());
         let senders = Senders::Own {
             group: self.config.election.as_ref().map(election::Config::group).unwrap_or_default(),
-            write_path: Arc::clone(&write_path),
+            write_path: Arc::clone(self.write_path),
             role: role.subscribe(),
             fenced: Arc::clone(&fenced),
         };
-        let electing = self.elect(Arc::clone(&handover), write_path, fenced, role, lock_holder, desk, stop);
+        let electing = self.elect(Arc::clone(&handover), fenced, role, lock_holder, desk, stop);
         Elected { senders, handover, electing: Box::pin(electing) }
     }
 
@@ -297,7 +298,6 @@ impl Parts<'_> {
     fn elect(
         &self,
         handover: Arc<Handover>,
-        write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
@@ -310,7 +310,7 @@ impl Parts<'_> {
             names: self.store.names().clone(),
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
-            write_path,
+            write_path: Arc::clone(self.write_path),
             succession: handover,
             tracker: self.connections.clone(),
             fenced,
