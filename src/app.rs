@@ -397,7 +397,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A look that failed is no reason to leave hot what may be more than can be counted in time.
         pause = SEAL_INTERVAL;
-        match store.seal(false).await {
+        match store.seal(None, false).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
                 log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);

@@ -24,6 +24,7 @@ use crate::storage::fence::{Fence, Limits, WITHOUT_JIT};
 use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
+use crate::storage::position::Position;
 use crate::storage::query::Reading;
 use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup};
 use crate::storage::seal::{Outcome, Sealer};
@@ -147,12 +148,14 @@ pub struct Share {
 }
 
 /// What is hot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hot {
     /// Samples.
     pub samples: u64,
     /// How long ago the earliest of their times was.
     pub age: Duration,
+    /// What this look saw; for [`Store::seal`], once whoever observes has had the time to see it too.
+    pub position: Position,
 }
 
 /// The part of a request that can never be stored.
@@ -217,7 +220,8 @@ impl Store {
             }
             Layout::of(&client, &names).await?
         } else {
-            let layout = schema::migrate(&client, &names, config.use_timescaledb, config.sources.is_some()).await?;
+            let by_labels = config.sources.is_some();
+            let layout = schema::migrate(&client, &names, config.use_timescaledb, by_labels, schema::VERSION).await?;
             if layout == Layout::Hypertable {
                 hypertable::adjust(&client, &names, config.chunk_interval, config.seal_after).await?;
             }
@@ -456,7 +460,7 @@ impl Store {
     pub async fn hot(&self) -> Result<Hot, Error> {
         let statement = self.names.fill(
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
-             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
+             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text FROM {hot}",
         );
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
@@ -480,7 +484,7 @@ impl Store {
             self.metrics.hot_oldest_seconds.set(oldest);
             // A sample may be of an hour to come.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
-            Ok(Hot { samples: samples.unsigned_abs(), age })
+            Ok(Hot { samples: samples.unsigned_abs(), age, position: position::read(row.try_get(3)?)? })
         }))
         .await
     }
@@ -501,19 +505,20 @@ impl Store {
         samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
-    /// Seals everything that is hot when it begins, and puts small chunks together; by sessions of its own. `shrink`
-    /// gives the room that hot rows took back to the system too. `None`: another adapter is at it.
+    /// Seals what is hot when it begins, of that only what `up_to` sees, and puts small chunks together; by sessions of its own.
+    /// Who observes has had the time since `up_to` to see what is sealed; without it everything is. `shrink` gives the room that
+    /// hot rows took back to the system too. `None`: another adapter is at it.
     ///
     /// # Errors
     ///
     /// What the server said; what is sealed already stays so, and the next round goes on from there.
-    pub async fn seal(&self, shrink: bool) -> Result<Option<Outcome>, Error> {
+    pub async fn seal(&self, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
                 let session = self.connector.write_session().await?;
-                let sealed = self.seal_by(session.client(), shrink).await;
+                let sealed = self.seal_by(session.client(), up_to, shrink).await;
                 session.close().await;
                 sealed
             }))
@@ -526,7 +531,7 @@ impl Store {
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(&self, client: &Client, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let now_ms = now_ms();
         let sealer = Sealer {
             client,
@@ -535,6 +540,7 @@ impl Store {
             interval: self.config.chunk_interval,
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
+            up_to,
         };
         let mut total = Outcome::default();
         let last = sealer.last().await?;
@@ -554,7 +560,10 @@ impl Store {
         let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
         // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
         // the planner would expect hundreds of times as many as there are.
-        let vacuum = format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}");
+        // The index is cleaned each time: rows fill their page to the last pointer.
+        let vacuum = format!(
+            "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}"
+        );
         client.batch_execute(&self.names.fill(&vacuum)).await?;
         if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
             total += outcome;
@@ -598,6 +607,7 @@ impl Store {
         if self.config.sources.is_some() {
             upkeep::forget_clusters(client, &self.names).await?;
         }
+        upkeep::forget_terms(client, &self.names).await?;
         let sizes = upkeep::sizes(client, &self.names).await?;
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);
