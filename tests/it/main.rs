@@ -5,6 +5,7 @@
 
 mod by_labels;
 mod chunks;
+mod configurations;
 mod election;
 mod handover;
 mod http;
