@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::labels::Labels;
-use crate::model::source::{Source, SourceLabels};
+use crate::model::source::{Source, SourceLabels, Unnamed};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
@@ -102,6 +102,8 @@ pub struct Store {
     layout: Layout,
     connector: Connector,
     pool: Pool,
+    /// The database's, where the names of those who send have to be ASCII for it.
+    encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
     numbers: Numbers,
@@ -233,6 +235,10 @@ impl Store {
         let row = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(server_us) = row.try_get(0)?;
         let server_clock = ServerClock::new(from_postgres_us(server_us), Instant::now());
+        let encoding =
+            client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
+        // The latter takes any bytes.
+        let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
         client.give_back();
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
@@ -245,6 +251,7 @@ impl Store {
                 layout,
                 connector,
                 pool,
+                encoding,
                 cache,
                 sources,
                 numbers: Numbers::default(),
@@ -361,9 +368,11 @@ impl Store {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
                 label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-            let source = self.config.sources.as_ref().map(|config| match config.labels.source(&pairs) {
-                Err(_) if config.stores_unlabelled => Ok(None),
-                source => source.map(Some).map_err(|missing| missing.to_string()),
+            let source = self.config.sources.as_ref().map(|config| {
+                match config.labels.source(&pairs, self.encoding.as_deref()) {
+                    Err(Unnamed::Missing(_)) if config.stores_unlabelled => Ok(None),
+                    source => source.map(Some).map_err(|unnamed| unnamed.to_string()),
+                }
             });
             let labels = Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string())?;
             Ok((source.transpose()?.flatten(), labels))
@@ -532,7 +541,9 @@ impl Store {
     }
 
     async fn seal_by(&self, client: &Client, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
-        let now_ms = now_ms();
+        let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+        let Timestamp(now_us) = now.try_get(0)?;
+        let now_ms = row::from_postgres_us(now_us);
         let sealer = Sealer {
             client,
             names: &self.names,
@@ -583,7 +594,10 @@ impl Store {
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
                 let session = self.connector.write_session().await?;
-                self.upkeep_by(session.client(), led).await?;
+                tokio::select! {
+                    done = self.upkeep_by(session.client(), led) => done?,
+                    error = upkeep::hold_lock(&lock) => return Err(error),
+                }
                 session.close().await;
             }
             lock.batch_execute("COMMIT").await?;

@@ -60,7 +60,9 @@ pub async fn migrate(
     by_labels: bool,
     to: i32,
 ) -> Result<Layout, Error> {
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    // Who is frozen now must not keep others from starting.
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
+    client.batch_execute(begin).await?;
     let migrated = migrate_locked(client, names, wanted, by_labels, to).await;
     let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     if migrated.is_ok() {

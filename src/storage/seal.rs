@@ -92,7 +92,7 @@ pub struct Sealer<'a> {
     pub layout: Layout,
     /// The span of a segment to be made.
     pub interval: Duration,
-    /// Now, in ms since 1970.
+    /// Now by the server's clock, in ms since 1970: an adapter's may be wrong, and would drop what is young.
     pub now_ms: i64,
     /// Samples older than this are dropped, in ms since 1970.
     pub expired_ms: Option<i64>,

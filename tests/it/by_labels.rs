@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::setup::{Body, SOON, adapter_at, at, now_ms, start};
 
 mod by_hand;
+mod faulty;
 mod many;
 mod requests;
 mod take_over;

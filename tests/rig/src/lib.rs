@@ -10,6 +10,7 @@
 //! No part of the adapter itself is used here, so the rig also measures and drives strangers.
 
 pub mod adapter;
+pub mod clock;
 pub mod configs;
 pub mod exposition;
 pub mod guard;
