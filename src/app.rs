@@ -291,11 +291,8 @@ impl Parts<'_> {
         let senders = Senders::own(self.config.handover, group, holder(self.config), store, metrics);
         let fenced = Arc::new(Notify::new());
         let write_path = Arc::new(WritePath::default());
-        let leaders = Leaders::Own {
-            role: role.subscribe(),
-            write_path: Arc::clone(&write_path),
-            fenced: Arc::clone(&fenced),
-        };
+        let leaders =
+            Leaders::Own { role: role.subscribe(), write_path: Arc::clone(&write_path), fenced: Arc::clone(&fenced) };
         let electing = self.elect(Arc::clone(&senders), write_path, fenced, role, lock_holder, desk, stop);
         Elected { senders, leaders, electing: Box::pin(electing) }
     }

@@ -116,9 +116,8 @@ impl Store {
         let states = self.names.fill(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
         );
-        let of_groups = self.names.fill(
-            "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)",
-        );
+        let of_groups =
+            self.names.fill("SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)");
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
         let except: Vec<i32> = except.iter().map(|sender| sender.0).collect();
         let by_sender: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&except, Type::INT4_ARRAY)];

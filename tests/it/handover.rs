@@ -42,14 +42,18 @@ fn samples(times: &[i64]) -> Vec<Sample> {
 
 /// Times stored of a series, in order, as often as they are.
 async fn stored(db: &Database, metric: &str) -> Vec<i64> {
-    let sql = format!("SELECT (extract(epoch FROM time) * 1000)::bigint FROM metrics WHERE name = '{metric}' ORDER BY 1");
+    let sql =
+        format!("SELECT (extract(epoch FROM time) * 1000)::bigint FROM metrics WHERE name = '{metric}' ORDER BY 1");
     db.column(&sql).await
 }
 
 /// Waits until a series is stored at these times, and at no others.
 async fn wait_stored(db: &Database, adapter: &Adapter, metric: &str, expected: &[i64]) {
     let is_stored = async || (stored(db, metric).await.len() >= expected.len()).then_some(());
-    adapter.process().wait_until(&format!("{} samples of {metric} are stored", expected.len()), SOON * 2, is_stored).await;
+    adapter
+        .process()
+        .wait_until(&format!("{} samples of {metric} are stored", expected.len()), SOON * 2, is_stored)
+        .await;
     check_same(&stored(db, metric).await, expected);
 }
 
@@ -105,16 +109,19 @@ async fn history_is_stored_newest_part_first_sealed_or_not() {
 /// As [`late_samples_are_stored_after_a_restart`], for one way to start an adapter.
 async fn check_late_samples(options: &Options, db: &Database, metric: &str, is_sealed: bool) {
     let first = start(options).await;
-    let scraped = every(15_000, now_ms() - 600_000, 0..40);
+    let scraped = every(15_000, now_ms() - 700_000, 0..40);
     send(&first, metric, &scraped).await;
     if is_sealed {
         seal(&first).await;
     }
     first.process().kill9().await;
     let again = options.start().await;
+    // It is scraped on, so that the adapter knows its pace again.
+    let scraped_on = every(15_000, scraped[0], 40..45);
+    send(&again, metric, &scraped_on).await;
     let late = every(15_000, scraped[0] + 6_000, 5..23);
     send(&again, metric, &late).await;
-    let mut all = [scraped, late].concat();
+    let mut all = [scraped, scraped_on, late].concat();
     all.sort_unstable();
     wait_stored(db, &again, metric, &all).await;
 }

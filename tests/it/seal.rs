@@ -135,11 +135,15 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
     for n in (-10..110).filter(|n| n % 2 != 0) {
         store(&adapter, sample(n, 2.0)).await;
     }
-    // Twice while hot, with another value.
     store(&adapter, sample(200, 4.0)).await;
-    store(&adapter, sample(200, 5.0)).await;
-    for n in [0, 10, 98] {
-        store(&adapter, sample(n, 3.0)).await;
+    // Twice while hot, with another value, and some that are sealed: as adapters by labels may store them.
+    for (n, value) in [(200, 5.0), (0, 3.0), (10, 3.0), (98, 3.0)] {
+        let again = format!(
+            "INSERT INTO metrics_hot (\"time\", series, value) SELECT to_timestamp({}::numeric / 1000), ARRAY[id], ARRAY[{value}::float8] \
+             FROM metrics_series WHERE name = 'up'",
+            start_ms + n * 1_000
+        );
+        database.run(&again).await;
     }
     let answer = read(&adapter).await;
     let sealed = seal(&adapter).await;

@@ -436,7 +436,7 @@ async fn what_retention_would_drop_at_once_is_not_stored() {
     let now = now_ms();
     let body = Body::new().series(&[("__name__", "up")], &[at(now - 5 * HOUR_MS, 1.0), at(now, 2.0)]);
     store(&adapter, body).await;
-    assert_eq!(adapter.metric_with("samples_duplicate_total", "expired").await, Some(1.0));
+    assert_eq!(adapter.metric("samples_expired_total").await, Some(1.0));
     assert_eq!(database.column::<f64>("SELECT value FROM metrics").await, [2.0]);
 }
 
