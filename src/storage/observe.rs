@@ -114,7 +114,7 @@ impl Store {
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
         );
         let of_groups = self.names.fill(
-            "SELECT sender_no, coalesce(group_no, 0), clock_offset_ms FROM {senders} LEFT JOIN {leader} USING (group_name) \
+            "SELECT s.sender_no, coalesce(group_no, 0), clock_offset_ms FROM {senders} s LEFT JOIN {leader} USING (group_name) \
              WHERE group_name = ANY ($1)",
         );
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
+use prometheus_postgresql_adapter::storage::ingest::Writer;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::schema::VERSION;
 use prometheus_postgresql_adapter::storage::{Config, Store};
@@ -29,13 +30,18 @@ pub(crate) async fn refusal(options: &rig::adapter::Options) -> String {
 
 /// The store as a library, for rounds of upkeep when a test wants them.
 pub(crate) async fn library(database: &Database, retention: Option<Duration>) -> Store {
+    open(database, retention, false).await.0
+}
+
+/// The same with its writers, which are to be run.
+pub(crate) async fn open(database: &Database, retention: Option<Duration>, read_only: bool) -> (Store, Vec<Writer>) {
     let uri: tokio_postgres::Config = database.server.uri(&database.name).parse().unwrap();
     let server = Server {
         server: uri.clone(),
         lock_server: uri,
         ssl_mode: SslMode::Disable,
         ssl_root_cert: None,
-        max_open_conns: 4,
+        max_open_conns: 6,
         max_idle_conns: 1,
         connect_retries: 0,
     };
@@ -51,12 +57,12 @@ pub(crate) async fn library(database: &Database, retention: Option<Duration>) ->
         retention,
         write_connections: 1,
         log_samples: false,
-        read_only: false,
+        read_only,
         replica_labels: vec![],
         sources: None,
         send_timeout: Duration::from_secs(30),
     };
-    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap().0
+    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap()
 }
 
 /// The segments, oldest first.
