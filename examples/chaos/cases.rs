@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rig::network::Network;
 use rig::postgres::Stop;
-use rig::process::Signal;
+use rig::process::{Signal, libfaketime};
 
 use crate::host::Shape;
 use crate::mode::Mode;
@@ -138,14 +138,6 @@ impl Context<'_> {
     pub(crate) async fn set(&self, setup: Setup) -> Stage<'_> {
         Stage::set(self.network, self.binary, setup, self.random.clone()).await
     }
-}
-
-/// Where Debian keeps it.
-fn libfaketime() -> Option<String> {
-    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
-    let library =
-        directories.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())?;
-    Some(library.to_string_lossy().into_owned())
 }
 
 /// Why this machine cannot play a case.
