@@ -300,6 +300,41 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
     group.end().await;
 }
 
+#[tokio::test]
+async fn requests_of_one_term_wait_for_a_long_reconcile_together() {
+    let group = Group::new().await;
+    group.make_series(1..9).await;
+    // The only writer is busy while requests queue that know different counters.
+    group.database.run(SLOW).await;
+    let (blocker, reconciler) = (group.database.session().await, group.database.session().await);
+    blocker.batch_execute(HOLD).await.unwrap();
+    let busy = group.append([row(8, 1_000)], group.right(group.leader, 0));
+    let queue = async {
+        group.database.wait(&waiting(1)).await;
+        let appends =
+            [(1, 0), (2, 1)].map(|(id, known)| group.append([row(id, 1_000)], group.right(group.leader, known)));
+        let mut appends = Box::pin(join_all(appends));
+        assert!(futures_util::poll!(&mut appends).is_pending());
+        let exclude =
+            format!("SELECT pg_advisory_xact_lock('metrics_leader'::regclass::oid::integer, {})", group.fence.group_no);
+        let excluding = async {
+            reconciler.batch_execute(&format!("BEGIN; {exclude}")).await.unwrap();
+            group.database.wait(&waiting(1)).await;
+            // Longer than requests of several groups would wait.
+            reconciler.batch_execute("SELECT pg_sleep(1.2)").await.unwrap();
+            reconciler.batch_execute("UPDATE metrics_leader SET reconciled = 1; COMMIT").await.unwrap();
+        };
+        let release = async {
+            group.database.wait(&waiting(2)).await;
+            blocker.batch_execute(RELEASE).await.unwrap();
+        };
+        join(appends, join(excluding, release)).await.0
+    };
+    let (_, ended) = tokio::time::timeout(SOON, join(busy, queue)).await.expect("all end");
+    assert_eq!(ended, [Stored::Overtaken, Stored::Committed]);
+    group.end().await;
+}
+
 /// Stores while `reconcile` is frozen within its transaction: how that ended.
 async fn while_frozen(group: &Group, what: Reconcile<'static>, append: Right) -> Stored {
     let (frozen, is_frozen) = tokio::sync::oneshot::channel();
