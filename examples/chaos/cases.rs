@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rig::network::Network;
 use rig::postgres::Stop;
-use rig::process::Signal;
+use rig::process::{Signal, libfaketime};
 
 use crate::host::Shape;
 use crate::mode::Mode;

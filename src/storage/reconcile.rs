@@ -217,17 +217,17 @@ impl Store {
     /// Sends its statements at once, and waits for no answer between. Each sees a state of its own: hot rows come first, so
     /// that what is sealed meanwhile is seen twice, and never not at all.
     async fn read_around(&self, client: &Client, windows: &Windows, group_no: i32) -> Result<Around, Error> {
-        // None of it needs all of a segment, whatever the planner expects.
-        let plan = format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off");
+        // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
+        let by_index = format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off");
         let sealed = async {
             match self.layout {
                 Layout::Chunks => self.chunks_around(client, windows).await,
                 Layout::Hypertable => self.rows_around(client, windows).await,
             }
         };
-        let ((), mut around, sealed, last, (terms, clock_offsets_ms)) = try_join5(
-            async { Ok(client.batch_execute(&plan).await?) },
+        let (mut around, (), sealed, last, (terms, clock_offsets_ms)) = try_join5(
             self.hot_around(client, windows),
+            async { Ok(client.batch_execute(&by_index).await?) },
             sealed,
             self.sealed_last(client, windows),
             self.senders_around(client, windows, group_no),
