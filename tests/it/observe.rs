@@ -215,12 +215,19 @@ async fn groups_senders_and_clocks_are_told() {
     let observed = Observer::default().look(&store, &[]).await;
     assert_eq!(observed.groups, []);
     let senders = |observed: &Observed| {
-        let mut senders: Vec<_> =
-            observed.senders.iter().map(|state| (state.sender, state.group_name.clone(), state.clock_offset_ms)).collect();
+        let mut senders: Vec<_> = observed
+            .senders
+            .iter()
+            .map(|state| (state.sender, state.group_name.clone(), state.clock_offset_ms))
+            .collect();
         senders.sort_unstable();
         senders
     };
-    assert_eq!(senders(&observed), [(first, GROUP.to_owned(), 0), (second, GROUP.to_owned(), -1_500)], "of a group without an election");
+    assert_eq!(
+        senders(&observed),
+        [(first, GROUP.to_owned(), 0), (second, GROUP.to_owned(), -1_500)],
+        "of a group without an election"
+    );
     let lead = format!(
         "INSERT INTO metrics_leader (group_name, term, token, reconciled, sender_no) \
          VALUES ('another', 1, gen_random_uuid(), 1, NULL), ('{GROUP}', 7, gen_random_uuid(), 5, {})",
