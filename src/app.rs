@@ -1,5 +1,6 @@
 //! Builds every part, owns every task, stops them in order.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -19,12 +20,13 @@ use crate::election::by_labels::rounds::Rounds;
 use crate::election::desk::{self, Desk};
 use crate::election::liveness::Heard;
 use crate::election::role::{LockHolder, Role};
-use crate::election::{self, PrometheusTimeout};
+use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::senders::{NO_GROUP, Senders};
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Leaders, Receiver};
 use crate::storage::Store;
+use crate::storage::position::Position;
 use crate::telemetry::metrics::Metrics;
 
 /// Why the program cannot go on.
@@ -71,6 +73,10 @@ const SEAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The same, where a look takes long.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+
+/// Rows that were committed so recently are left to the next round: others observe them once a second, and would have to look for
+/// what is sealed before.
+const OBSERVED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Pause after a round of sealing that failed.
 const SEAL_RETRY: Duration = Duration::from_secs(10);
@@ -284,8 +290,10 @@ impl Parts<'_> {
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
         let senders = Senders::own(self.config.handover, group, holder(self.config), store, metrics);
         let fenced = Arc::new(Notify::new());
-        let leaders = Leaders::Own { role: role.subscribe(), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(Arc::clone(&senders), fenced, role, lock_holder, desk, stop);
+        let write_path = Arc::new(WritePath::default());
+        let leaders =
+            Leaders::Own { role: role.subscribe(), write_path: Arc::clone(&write_path), fenced: Arc::clone(&fenced) };
+        let electing = self.elect(Arc::clone(&senders), write_path, fenced, role, lock_holder, desk, stop);
         Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
@@ -293,6 +301,7 @@ impl Parts<'_> {
     fn elect(
         &self,
         senders: Arc<Senders>,
+        write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
@@ -305,7 +314,9 @@ impl Parts<'_> {
             names: self.store.names().clone(),
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
+            write_path,
             succession: senders,
+            tracker: self.connections.clone(),
             fenced,
             role: role.clone(),
             lock_holder,
@@ -366,6 +377,8 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
 async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
+    // What was committed at each of the last looks.
+    let mut looks: VecDeque<(Instant, Position)> = VecDeque::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -374,11 +387,13 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         if !role.borrow().at(Instant::now()).keeps_store() {
             store.forget_sizes();
             (sealed_at, pause) = (None, SEAL_INTERVAL);
+            looks.clear();
             continue;
         }
         let looked_at = Instant::now();
         let hot = store.hot().await;
         if let Ok(hot) = hot {
+            looks.push_back((looked_at, hot.position));
             // Who has not sealed yet goes by the oldest sample's age.
             let since = *sealed_at.get_or_insert(looked_at.checked_sub(hot.age).unwrap_or(looked_at));
             if !store.is_seal_due(hot.samples, since.elapsed()) {
@@ -389,7 +404,13 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A look that failed is no reason to leave hot what may be more than can be counted in time.
         pause = SEAL_INTERVAL;
-        match store.seal(false).await {
+        let is_old = |(at, _): &(Instant, Position)| at.elapsed() >= OBSERVED_WITHIN;
+        match looks.iter().rposition(is_old) {
+            Some(old) => drop(looks.drain(..old)),
+            None if looks.is_empty() => {}
+            None => continue,
+        }
+        match store.seal(looks.front().map(|(_, position)| position), false).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
                 log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);

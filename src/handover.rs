@@ -4,17 +4,17 @@
 //! acknowledged for a sender that does not lead; [`sender`], which ties them together. Here is what ties one sender to the store, and
 //! in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, Refusal};
-use crate::handover::senders::{Group, Senders};
-use crate::handover::slots::Order;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
+use crate::handover::senders::{Group, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
@@ -60,6 +60,7 @@ pub struct Handover {
     /// The token of the last term in which this sender came to lead.
     leads: Mutex<Option<Uuid>>,
     state: Mutex<Sender>,
+    requests: Requests,
     /// Held while something taken out of the buffer is being stored.
     taking_out: tokio::sync::Mutex<()>,
 }
@@ -69,6 +70,19 @@ pub struct Memory {
     bytes_max: usize,
     bytes: AtomicUsize,
     metrics: Arc<Metrics>,
+}
+
+/// A leader's requests that are being stored, by the order in which their samples were sorted.
+#[derive(Default)]
+struct Requests {
+    numbers: Mutex<(u64, BTreeSet<u64>)>,
+    ended: Notify,
+}
+
+/// One of them.
+struct InFlight<'a> {
+    requests: &'a Requests,
+    number: u64,
 }
 
 /// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
@@ -100,9 +114,14 @@ impl Handover {
     /// What the server said, or that a newer term has begun; some of it may be stored, and is found stored by the next attempt.
     pub async fn store(&self, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
         let number = self.number().await?;
-        let sorted = self.with(|sender| sender.sort(rows, self.clock_offset_ms(), Instant::now()));
+        // Read before the samples are sorted: what others store from here on is told by another one.
+        let reconciled = self.group.reconciled();
+        let (sorted, in_flight) = self.with(|sender| {
+            let sorted = sender.sort(rows, self.clock_offset_ms(), Instant::now());
+            (sorted, self.requests.begin())
+        });
         self.covered("leader", sorted.covered);
-        self.store_sorted(key, sorted, number, fence).await
+        self.store_sorted(key, sorted, number, (fence, reconciled), Some(&in_flight)).await
     }
 
     /// What is late first: once the key of a request is claimed, all of it is stored.
@@ -111,18 +130,22 @@ impl Handover {
         key: Uuid,
         Sorted { mut append, mut late, .. }: Sorted,
         sender: SenderNo,
-        fence: Option<Fence>,
+        (fence, mut reconciled): (Option<Fence>, i64),
+        in_flight: Option<&InFlight<'_>>,
     ) -> Result<(), Error> {
         for attempt in 1.. {
             if !late.is_empty() {
+                // The same samples may be about to be appended by an earlier request.
+                if let Some(in_flight) = in_flight {
+                    in_flight.is_first().await;
+                }
                 self.reconcile(&late, sender, fence, self.is_shared).await?;
                 late.clear();
             }
             if append.is_empty() {
                 break;
             }
-            let right = Right { sender, fence, reconciled: self.group.reconciled() };
-            match self.store.commit(key, append.clone(), right).await? {
+            match self.store.commit(key, append.clone(), Right { sender, fence, reconciled }).await? {
                 Stored::Committed => break,
                 Stored::AlreadyThere => {
                     self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(append.len() as u64);
@@ -131,6 +154,7 @@ impl Handover {
                 Stored::Fenced => return Err(Error::Fenced),
                 Stored::Overtaken => {
                     self.observe().await?;
+                    reconciled = self.group.reconciled();
                     (append, late) = self.sort_again(append, sender, fence, attempt).await?;
                 }
             }
@@ -154,7 +178,7 @@ impl Handover {
         }
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
-        let again = |row| Buffered { row, order: Order::Out, clock_offset_ms: self.clock_offset_ms(), arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: self.clock_offset_ms(), arrived: now };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -229,7 +253,11 @@ impl Handover {
             self.reconcile(&due, number, fence, true).await?;
             let stored = self.metrics.samples_filled_total.get() - before;
             if stored > 0 {
-                log::info!("stored {stored} samples of {} that the leader of {} had missed", self.name, self.group.name());
+                log::info!(
+                    "stored {stored} samples of {} that the leader of {} had missed",
+                    self.name,
+                    self.group.name()
+                );
             }
             taken_out.done();
             if is_last {
@@ -254,6 +282,7 @@ impl Handover {
             let taken_out = TakenOut { handover: self, samples };
             count += sorted_out.len();
             sort_and_dedup(&mut sorted_out);
+            let reconciled = self.group.reconciled();
             let sorted = match self.is_shared {
                 // Other adapters may store what they have of the same samples at this moment.
                 true => Sorted { late: sorted_out, ..Sorted::default() },
@@ -261,14 +290,17 @@ impl Handover {
             };
             self.covered("buffer", sorted.covered);
             stored += sorted.append.len();
-            self.store_sorted(Uuid::new_v4(), sorted, number, Some(fence)).await?;
+            self.store_sorted(Uuid::new_v4(), sorted, number, (Some(fence), reconciled), None).await?;
             taken_out.done();
             // Heartbeats and other requests go on meanwhile.
             tokio::task::yield_now().await;
         }
         self.metrics.samples_replayed_total.inc_by(stored as u64);
         if count > 0 {
-            log::info!("took over from a buffer of {count} samples of {}: {stored} appended, the others compared", self.name);
+            log::info!(
+                "took over from a buffer of {count} samples of {}: {stored} appended, the others compared",
+                self.name
+            );
         }
         Ok(())
     }
@@ -338,6 +370,38 @@ impl Handover {
         let result = work(&mut state);
         self.memory.changed(before, size(&state));
         result
+    }
+}
+
+impl Requests {
+    /// One more; to be called while nobody else sorts samples.
+    fn begin(&self) -> InFlight<'_> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, in_flight) = &mut *numbers;
+        *last += 1;
+        in_flight.insert(*last);
+        InFlight { requests: self, number: *last }
+    }
+}
+
+impl InFlight<'_> {
+    /// Waits until all requests whose samples were sorted before its own have ended.
+    async fn is_first(&self) {
+        loop {
+            let ended = self.requests.ended.notified();
+            let first = self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.first().copied();
+            if first.is_none_or(|first| first >= self.number) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&self.number);
+        self.requests.ended.notify_waiters();
     }
 }
 

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use crate::election::WritePath;
 use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
 use crate::election::role::Role;
 use crate::handover::Handover;
@@ -42,6 +43,8 @@ pub enum Leaders {
     Own {
         /// Who we are at the moment.
         role: watch::Receiver<Role>,
+        /// Told how writes end.
+        write_path: Arc<WritePath>,
         /// Told when a write finds that a newer term has begun.
         fenced: Arc<Notify>,
     },
@@ -174,6 +177,13 @@ impl Receiver {
             Role::Leader { .. } if rows.is_empty() => Ok(()),
             Role::Leader { fence, .. } => {
                 let stored = part.handover.store(part.key, rows, *fence).await;
+                if let Leaders::Own { write_path, .. } = &self.leaders {
+                    match &stored {
+                        Ok(()) => write_path.succeeded(),
+                        Err(error) if error.class() == Class::Fenced => {}
+                        Err(_) => write_path.failed(Instant::now()),
+                    }
+                }
                 stored.map_err(|error| self.refused(&error, *fence))
             }
             _ => Ok(part.handover.buffer(&rows)?),
@@ -206,7 +216,7 @@ impl Receiver {
     /// A newer term has begun than that of `fence`.
     fn fenced(&self, fence: Option<Fence>) -> Refused {
         match &self.leaders {
-            Leaders::Own { role, fenced } => {
+            Leaders::Own { role, fenced, .. } => {
                 if matches!(&*role.borrow(), Role::Leader { fence: now, .. } if *now == fence) {
                     fenced.notify_one();
                 }

@@ -11,24 +11,22 @@ use deadpool_postgres::Pool;
 use futures_util::future::try_join3;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::labels::Labels;
-use crate::model::source::{Source, SourceLabels};
+use crate::model::source::{Source, SourceLabels, Unnamed};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
 use crate::storage::fence::{Fence, Limits, WITHOUT_JIT};
-use crate::storage::fill::Doubtful;
-use crate::storage::gaps::Compared;
 use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
+use crate::storage::position::Position;
 use crate::storage::query::Reading;
-use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup, to_postgres_us};
+use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup};
 use crate::storage::seal::{Outcome, Sealer};
 use crate::storage::senders::Numbers;
 use crate::storage::server_clock::ServerClock;
@@ -38,8 +36,6 @@ use crate::wire::write::{Request, Series, label_pairs};
 
 pub mod chunk;
 pub mod fence;
-pub mod fill;
-pub mod gaps;
 pub mod hot;
 pub mod hypertable;
 pub mod ingest;
@@ -106,6 +102,8 @@ pub struct Store {
     layout: Layout,
     connector: Connector,
     pool: Pool,
+    /// The database's, where the names of those who send have to be ASCII for it.
+    encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
     numbers: Numbers,
@@ -152,12 +150,14 @@ pub struct Share {
 }
 
 /// What is hot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hot {
     /// Samples.
     pub samples: u64,
     /// How long ago the earliest of their times was.
     pub age: Duration,
+    /// What this look saw; for [`Store::seal`], once whoever observes has had the time to see it too.
+    pub position: Position,
 }
 
 /// The part of a request that can never be stored.
@@ -222,7 +222,8 @@ impl Store {
             }
             Layout::of(&client, &names).await?
         } else {
-            let layout = schema::migrate(&client, &names, config.use_timescaledb, config.sources.is_some()).await?;
+            let by_labels = config.sources.is_some();
+            let layout = schema::migrate(&client, &names, config.use_timescaledb, by_labels, schema::VERSION).await?;
             if layout == Layout::Hypertable {
                 hypertable::adjust(&client, &names, config.chunk_interval, config.seal_after).await?;
             }
@@ -234,6 +235,10 @@ impl Store {
         let row = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(server_us) = row.try_get(0)?;
         let server_clock = ServerClock::new(from_postgres_us(server_us), Instant::now());
+        let encoding =
+            client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
+        // The latter takes any bytes.
+        let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
         client.give_back();
         let names = Arc::new(names);
         let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
@@ -246,6 +251,7 @@ impl Store {
                 layout,
                 connector,
                 pool,
+                encoding,
                 cache,
                 sources,
                 numbers: Numbers::default(),
@@ -362,9 +368,11 @@ impl Store {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
                 label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-            let source = self.config.sources.as_ref().map(|config| match config.labels.source(&pairs) {
-                Err(_) if config.stores_unlabelled => Ok(None),
-                source => source.map(Some).map_err(|missing| missing.to_string()),
+            let source = self.config.sources.as_ref().map(|config| {
+                match config.labels.source(&pairs, self.encoding.as_deref()) {
+                    Err(Unnamed::Missing(_)) if config.stores_unlabelled => Ok(None),
+                    source => source.map(Some).map_err(|unnamed| unnamed.to_string()),
+                }
             });
             let labels = Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string())?;
             Ok((source.transpose()?.flatten(), labels))
@@ -444,59 +452,6 @@ impl Store {
         self.ingest.store(Batch { key, rows, right }).await
     }
 
-    /// The last stored time, in ms since 1970, of each of these series that has samples from `from_ms` to `to_ms`.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
-        let statement = self.names.fill(
-            "SELECT id, max(last) FROM (SELECT id, last FROM {sealed_last}($1, $2, $3) UNION ALL \
-             SELECT w.id, h.\"time\" FROM (SELECT \"time\", unnest(series) AS id FROM {hot} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN unnest($1::bigint[]) AS w (id) ON w.id = h.id) f GROUP BY id",
-        );
-        let ids = ids.to_vec();
-        self.counted(within(self.config.send_timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
-            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];
-            // Sent in this order without waiting between.
-            let ((), rows, ()) = try_join3(
-                client.batch_execute(&format!("BEGIN READ ONLY; {WITHOUT_JIT}")),
-                client.query_typed(&statement, &parameters),
-                client.batch_execute("COMMIT"),
-            )
-            .await?;
-            client.give_back();
-            rows.iter()
-                .map(|row| {
-                    let Timestamp(time_us) = row.try_get(1)?;
-                    Ok((row.try_get(0)?, from_postgres_us(time_us)))
-                })
-                .collect()
-        }))
-        .await
-    }
-
-    /// Stores those samples that nobody stored; see [`fill::fill`].
-    ///
-    /// # Errors
-    ///
-    /// What the server said. What was stored then is found stored by the next attempt.
-    pub async fn fill(&self, doubtful: &[Doubtful]) -> Result<Vec<Option<Compared>>, Error> {
-        let timeout = self.config.send_timeout;
-        self.counted(within(timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let compared = fill::fill(&client, &self.names, doubtful, timeout).await?;
-            client.give_back();
-            let stored: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();
-            self.metrics.samples_stored_total.inc_by(stored as u64);
-            Ok(compared)
-        }))
-        .await
-    }
-
     /// Begins a read of one consistent state.
     ///
     /// # Errors
@@ -514,7 +469,7 @@ impl Store {
     pub async fn hot(&self) -> Result<Hot, Error> {
         let statement = self.names.fill(
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
-             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
+             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text FROM {hot}",
         );
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
@@ -538,7 +493,7 @@ impl Store {
             self.metrics.hot_oldest_seconds.set(oldest);
             // A sample may be of an hour to come.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
-            Ok(Hot { samples: samples.unsigned_abs(), age })
+            Ok(Hot { samples: samples.unsigned_abs(), age, position: position::read(row.try_get(3)?)? })
         }))
         .await
     }
@@ -559,19 +514,20 @@ impl Store {
         samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
-    /// Seals everything that is hot when it begins, and puts small chunks together; by sessions of its own. `shrink`
-    /// gives the room that hot rows took back to the system too. `None`: another adapter is at it.
+    /// Seals what is hot when it begins, of that only what `up_to` sees, and puts small chunks together; by sessions of its own.
+    /// Who observes has had the time since `up_to` to see what is sealed; without it everything is. `shrink` gives the room that
+    /// hot rows took back to the system too. `None`: another adapter is at it.
     ///
     /// # Errors
     ///
     /// What the server said; what is sealed already stays so, and the next round goes on from there.
-    pub async fn seal(&self, shrink: bool) -> Result<Option<Outcome>, Error> {
+    pub async fn seal(&self, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
                 let session = self.connector.write_session().await?;
-                let sealed = self.seal_by(session.client(), shrink).await;
+                let sealed = self.seal_by(session.client(), up_to, shrink).await;
                 session.close().await;
                 sealed
             }))
@@ -584,8 +540,10 @@ impl Store {
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
-        let now_ms = now_ms();
+    async fn seal_by(&self, client: &Client, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
+        let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+        let Timestamp(now_us) = now.try_get(0)?;
+        let now_ms = row::from_postgres_us(now_us);
         let sealer = Sealer {
             client,
             names: &self.names,
@@ -593,6 +551,7 @@ impl Store {
             interval: self.config.chunk_interval,
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
+            up_to,
         };
         let mut total = Outcome::default();
         let last = sealer.last().await?;
@@ -612,7 +571,10 @@ impl Store {
         let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
         // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
         // the planner would expect hundreds of times as many as there are.
-        let vacuum = format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}");
+        // The index is cleaned each time: rows fill their page to the last pointer.
+        let vacuum = format!(
+            "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}"
+        );
         client.batch_execute(&self.names.fill(&vacuum)).await?;
         if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
             total += outcome;
@@ -632,7 +594,10 @@ impl Store {
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
                 let session = self.connector.write_session().await?;
-                self.upkeep_by(session.client(), led).await?;
+                tokio::select! {
+                    done = self.upkeep_by(session.client(), led) => done?,
+                    error = upkeep::hold_lock(&lock) => return Err(error),
+                }
                 session.close().await;
             }
             lock.batch_execute("COMMIT").await?;
@@ -656,6 +621,7 @@ impl Store {
         if self.config.sources.is_some() {
             upkeep::forget_clusters(client, &self.names).await?;
         }
+        upkeep::forget_terms(client, &self.names).await?;
         let sizes = upkeep::sizes(client, &self.names).await?;
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);

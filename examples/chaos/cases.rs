@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rig::network::Network;
 use rig::postgres::Stop;
-use rig::process::Signal;
+use rig::process::{Signal, libfaketime};
 
 use crate::host::Shape;
 use crate::mode::Mode;
@@ -140,19 +140,11 @@ impl Context<'_> {
     }
 }
 
-/// Where Debian keeps it.
-fn libfaketime() -> Option<String> {
-    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
-    let library =
-        directories.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())?;
-    Some(library.to_string_lossy().into_owned())
-}
-
 /// Why this machine cannot play a case.
 pub(crate) fn obstacle(needs: Needs, network: &Result<Network, String>) -> Option<String> {
     match (needs, network) {
         (Needs::Network, Err(why)) => Some(why.clone()),
-        (Needs::Clock, _) if libfaketime().is_none() => Some("needs libfaketime".to_owned()),
+        (Needs::Clock, _) if rig::clock::wrong_by(0).is_none() => Some("needs libfaketime".to_owned()),
         (Needs::Pooler, _) if !Pooler::is_installed() => Some("needs pgbouncer".to_owned()),
         (Needs::Disk, _) if !rig::network::is_root() => Some("needs root for a file system of its own".to_owned()),
         _ => None,
@@ -702,14 +694,7 @@ async fn poison(mut stage: Stage<'_>) -> Outcome {
 /// The second host's clock is wrong, its adapter's and its Prometheus'. It is made the leader, crashes, and is made
 /// the leader again.
 async fn skewed(context: &Context<'_>, skew_ms: i64) -> Outcome {
-    let library = libfaketime().expect("looked for before");
-    let environment = [
-        ("LD_PRELOAD", library.as_str()),
-        ("FAKETIME", &format!("{:+}", skew_ms / 1_000)),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-    ];
-    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let environment = rig::clock::wrong_by(skew_ms).expect("looked for before");
     let mut stage = context.set(Setup { environment, senders: false, ..Setup::default() }).await;
     stage.hosts[1].skew(skew_ms);
     stage.hosts[1].start();

@@ -99,7 +99,8 @@ pub(crate) async fn story(teller: Teller) -> bool {
         let (verdict, deeds) = (&mut verdicts[index], &deeds[index]);
         deeds.judge(verdict);
         let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(), teller.elapsed()).await;
-        verdict::by_remote_read(verdict, &stage.postgres, &stage.reader, cluster.name).await;
+        let leading = &cluster.replicas[ends[index].replica];
+        verdict::by_remote_read(verdict, &stage.postgres, &stage.reader, leading, cluster.name).await;
         for (replica, prometheus) in cluster.replicas.iter().enumerate() {
             let name = format!("Prometheus {}/{}", cluster.name, REPLICAS[replica]);
             senders[index].push((name, prometheus.sender().await));

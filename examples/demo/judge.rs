@@ -21,9 +21,8 @@ const SETTLED_MS: i64 = 5_000;
 /// ones over an interval, and on a busy machine one is up a second or two before the other.
 const WARM_MS: i64 = 4 * SCRAPE_MS;
 
-/// All that a Prometheus has itself: what it could read from its adapter has the label `cluster`. Without alerts, which
-/// are series only while they burn: the sides need not agree on that.
-const OWN: &str = r#"{__name__=~".+", __name__!~"ALERTS|ALERTS_FOR_STATE", cluster=""}"#;
+/// All that a Prometheus has. Without alerts, which are series only while they burn: the sides need not agree on that.
+const OWN: &str = r#"{__name__=~".+", __name__!~"ALERTS|ALERTS_FOR_STATE"}"#;
 
 /// Every series of a cluster with the times of its samples.
 const STORED: &str = "

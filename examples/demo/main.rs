@@ -8,7 +8,6 @@
 mod clusters;
 mod judge;
 mod pair;
-mod target;
 mod verdict;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -67,7 +67,8 @@ pub(crate) async fn story(teller: Teller) -> bool {
     let sides = pair.sides.each_ref().map(|side| &side.prometheus);
     let subject = Subject { cluster: CLUSTER, group: GROUP, sides };
     let found = verdict::by_the_pair(&mut verdict, &pair.postgres, &subject, teller.elapsed()).await;
-    verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader, CLUSTER).await;
+    let leading = &pair.sides[leader(&pair).await].prometheus;
+    verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader, leading, CLUSTER).await;
     for side in &pair.sides {
         senders.push((format!("Prometheus {}", side.name), side.prometheus.sender().await));
     }

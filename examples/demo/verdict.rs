@@ -75,8 +75,15 @@ pub(crate) async fn show(postgres: &Postgres, cluster: &str, teller: Teller) {
     }
 }
 
-/// Compares what a Prometheus reads with what the database holds, over the same half minute.
-pub(crate) async fn by_remote_read(verdict: &mut Verdict, postgres: &Postgres, reader: &Prometheus, cluster: &str) {
+/// Compares what a Prometheus reads with what the database holds, over the same half minute, and with what the leading
+/// Prometheus has itself, over the same last seconds.
+pub(crate) async fn by_remote_read(
+    verdict: &mut Verdict,
+    postgres: &Postgres,
+    reader: &Prometheus,
+    leading: &Prometheus,
+    cluster: &str,
+) {
     let client = postgres.connect("postgres").await;
     // Well before the newest sample, so that nothing arrives meanwhile, and off any whole millisecond of a scrape.
     let newest = "SELECT extract(epoch FROM max(time))::float8 - 3 FROM metrics
@@ -89,13 +96,24 @@ pub(crate) async fn by_remote_read(verdict: &mut Verdict, postgres: &Postgres, r
     let counted = client.query_one(count, &[&cluster, &end]).await;
     let stored: i64 = counted.expect("cannot query the stored data").get(0);
     let expression = format!(r#"sum(count_over_time(up{{cluster="{cluster}",job="node"}}[30s]))"#);
-    let answer = reader.query_at(&expression, end).await;
-    let read = serde_json::from_str::<Value>(&answer)
-        .ok()
-        .and_then(|json| json.pointer("/data/result/0/value/1")?.as_str()?.parse::<i64>().ok());
-    let read = read.unwrap_or_else(|| panic!("Prometheus, reading, answered {answer}"));
+    let read = number(reader, &expression, end).await;
     let what = format!("{expression} by remote_read gives {read}, SQL gives {stored}");
     verdict.check(&what, read == stored && read > 0);
+    // For longer than that the leader has been the same one.
+    let question = |labels: &str| format!("sum(count_over_time(up{labels}[4s]))");
+    let read = number(reader, &question(&format!(r#"{{cluster="{cluster}"}}"#)), end).await;
+    let own = number(leading, &question(""), end).await;
+    let what = format!("{} by remote_read gives {read}, {own} by the leading Prometheus itself", question(""));
+    verdict.check(&what, read == own && read > 0);
+}
+
+/// The one number that a Prometheus answers at a Unix time in seconds.
+async fn number(prometheus: &Prometheus, expression: &str, time: f64) -> i64 {
+    let answer = prometheus.query_at(expression, time).await;
+    let number = serde_json::from_str::<Value>(&answer)
+        .ok()
+        .and_then(|json| json.pointer("/data/result/0/value/1")?.as_str()?.parse::<i64>().ok());
+    number.unwrap_or_else(|| prometheus.process().fail(&format!("{expression} was answered {answer}")))
 }
 
 /// Says what a Prometheus could not send.

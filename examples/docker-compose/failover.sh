@@ -20,7 +20,7 @@ patience=60       # with a deed
 
 # Names and ports of their own, so that this disturbs nothing else on the machine.
 export COMPOSE_PROJECT_NAME="adapter-failover-$$"
-export ADAPTER_A_PORT='' ADAPTER_B_PORT='' PROMETHEUS_A_PORT='' PROMETHEUS_B_PORT=''
+export ADAPTER_A_PORT='' ADAPTER_B_PORT='' PROMETHEUS_A_PORT='' PROMETHEUS_B_PORT='' PROMETHEUS_READER_PORT=''
 
 if docker compose version >/dev/null 2>&1; then
     compose=(docker compose)
@@ -79,6 +79,11 @@ status() { get "adapter-$1" /status.json | grep -o "\"$2\":[^,}]*" | cut -d : -f
 role() { status "$1" role || echo silent; }
 # sum SERVICE METRIC: over all its labels.
 sum() { get "$1" /metrics | awk -v name="$2" 'index($1, name) == 1 && $1 ~ "^" name "({|$)" { n += $NF } END { print n + 0 }'; }
+# query SERVICE EXPRESSION TIME: the one number that a Prometheus answers.
+query() {
+    curl --silent --max-time 10 --get --data-urlencode "query=$2" --data-urlencode "time=$3" "${url[$1]}/api/v1/query" |
+        sed -n 's/.*"value":\[[^,]*,"\([^"]*\)"\].*/\1/p' || true
+}
 sql() { timeout 30 docker exec "${container[postgres]}" psql --username=prometheus --dbname=metrics -qAt -F '  ' -c "$1"; }
 
 # wait_role SIDE ROLE
@@ -170,16 +175,16 @@ trap 'exit 143' TERM
 
 # ---- the story
 
-say "starting PostgreSQL, node_exporter, two Prometheis and an adapter beside each ..."
+say "starting PostgreSQL, node_exporter, two Prometheis, an adapter beside each, and a Prometheus that reads ..."
 # Long enough to pull and to compile, where that has not been done yet.
 if ! timeout 3600 "${compose[@]}" up --detach >"$log" 2>&1 </dev/null; then
     cat "$log" >&2
     exit 1
 fi
-for service in postgres adapter-a adapter-b prometheus-a prometheus-b; do
+for service in postgres adapter-a adapter-b prometheus-a prometheus-b prometheus-reader; do
     container[$service]=$("${compose[@]}" ps --quiet "$service")
 done
-for service in adapter-a adapter-b prometheus-a prometheus-b; do
+for service in adapter-a adapter-b prometheus-a prometheus-b prometheus-reader; do
     find_port $service
 done
 find_leader
@@ -276,6 +281,15 @@ gaps="SELECT extract(epoch FROM time - lag(time) OVER (PARTITION BY labels ORDER
 read -r lost hole <<<"$(sql "SELECT coalesce(sum(round(scrapes) - 1) FILTER (WHERE scrapes > 1.5), 0)::bigint,
     (coalesce(max(scrapes), 0) * $scrape)::numeric(10, 1) FROM ($gaps) g")"
 check "$lost scrapes of a target are lost; the longest hole is $hole s" [ "$lost" = 0 ]
+
+# At a time when all is stored, and for less long than the leader has led.
+find_leader
+end=$(sql "SELECT (extract(epoch FROM max(time)) - 3)::numeric(20, 3) FROM metrics WHERE name = 'up'")
+question='sum(count_over_time(up[4s]))'
+read=$(query prometheus-reader "$question" "$end")
+own=$(query "prometheus-$leader" "$question" "$end")
+check "$question by remote_read gives ${read:-nothing}, ${own:-nothing} by the leading Prometheus itself" \
+    [ "${read:-nothing}" = "$own" ]
 
 note_sender a ""
 note_sender b ""

@@ -11,10 +11,14 @@ each Prometheus of the pair, both with the same database and the same lock id:
 
   prometheus-postgresql-adapter -pg-host=db1 -leader-election-pg-advisory-lock-id=1
 
-and let each Prometheus send to, and read from, its own adapter:
+and let each Prometheus send to its own adapter:
 
   remote_write: [{url: http://localhost:9201/write}]
-  remote_read:  [{url: http://localhost:9201/read}]
+
+What is stored is read by SQL, and in PromQL by a third Prometheus, which scrapes nothing.
+The two of the pair must not read it: they would mix it with samples of their own.
+
+  remote_read:  [{url: http://localhost:9201/read, read_recent: true}]
 
 Flags are written -flag=value, -flag value or --flag=value; dots in names are dashes, and
 the last mention wins. A switch takes its value only after =; alone it means true.

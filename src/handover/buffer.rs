@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::handover::slots::Order;
 use crate::storage::row::Row;
 
 /// Acknowledged samples that were not observed covered yet. Bounded in bytes.
@@ -32,8 +31,8 @@ pub enum Refusal {
 pub struct Buffered {
     /// The sample.
     pub row: Row,
-    /// How it was sent.
-    pub order: Order,
+    /// Its sender had sent newer ones, and it lies between its scrapes: an exporter has stamped it.
+    pub is_stamped: bool,
     /// How far the sender's clock was ahead of the server's when it came, ms.
     pub clock_offset_ms: i64,
     /// When it came.
@@ -60,7 +59,7 @@ struct Block {
     clock_offset_ms: i64,
     base_ms: i64,
     series: Box<[i64]>,
-    /// Milliseconds after `base_ms`, and one of [`ORDERS`].
+    /// Milliseconds after `base_ms`, and [`STAMPED`].
     after_base_ms: Box<[u32]>,
     values: Box<[f64]>,
 }
@@ -68,11 +67,11 @@ struct Block {
 /// Bytes a sample takes: series id, time within its block, value.
 const SAMPLE_BYTES: usize = 8 + 4 + 8;
 
-/// The topmost bits say how a sample was sent.
-const ORDERS: [(Order, u32); 3] = [(Order::In, 0), (Order::Out, 1 << 31), (Order::Unknown, 1 << 30)];
+/// The bit that says that a sample was stamped by an exporter.
+const STAMPED: u32 = 1 << 31;
 
-/// The span of times in one block, 12 days; samples that span more are split.
-const BLOCK_SPAN_MS: u32 = (1 << 30) - 1;
+/// The span of times in one block, 24 days; samples that span more are split.
+const BLOCK_SPAN_MS: u32 = STAMPED - 1;
 
 impl Buffer {
     /// Empty, and of at most `bytes_max` bytes.
@@ -111,7 +110,12 @@ impl Buffer {
 
     /// Looks at samples that were last looked at `every` ago or longer: those that are covered go, those that are due are
     /// returned. Returns how many went covered, too.
-    pub fn look(&mut self, now: Instant, every: Duration, mut fate: impl FnMut(&Buffered) -> Fate) -> (usize, Vec<Buffered>) {
+    pub fn look(
+        &mut self,
+        now: Instant,
+        every: Duration,
+        mut fate: impl FnMut(&Buffered) -> Fate,
+    ) -> (usize, Vec<Buffered>) {
         let (mut covered, mut due) = (0, Vec::new());
         let (mut bytes, mut samples) = (0, 0);
         self.blocks.retain_mut(|block| {
@@ -207,8 +211,7 @@ impl Block {
         let Buffered { row: Row { time_ms: base_ms, .. }, arrived, clock_offset_ms, .. } = *samples[0];
         let after_base = |sample: &&Buffered| {
             let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
-            let (_, bits) = ORDERS[ORDERS.iter().position(|(order, _)| *order == sample.order).unwrap_or(0)];
-            after_ms | bits
+            if sample.is_stamped { after_ms | STAMPED } else { after_ms }
         };
         Self {
             arrived,
@@ -229,7 +232,7 @@ impl Block {
                 time_ms: self.base_ms + i64::from(after_ms & BLOCK_SPAN_MS),
                 value: *value,
             },
-            order: ORDERS.iter().find(|(_, bits)| after_ms & !BLOCK_SPAN_MS == *bits).map_or(Order::In, |(order, _)| *order),
+            is_stamped: after_ms & STAMPED != 0,
             clock_offset_ms: self.clock_offset_ms,
             arrived: self.arrived,
         })
@@ -249,7 +252,7 @@ mod tests {
     fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
-        Buffered { row, order: ORDERS[time_ms.rem_euclid(3) as usize].0, clock_offset_ms: series_id % 2, arrived }
+        Buffered { row, is_stamped: time_ms % 3 == 0, clock_offset_ms: series_id % 2, arrived }
     }
 
     fn times(samples: &[Buffered]) -> Vec<i64> {
@@ -303,7 +306,7 @@ mod tests {
         buffer.add(&samples).unwrap();
         let taken = buffer.take(9);
         assert_eq!(times(&taken), far);
-        assert!(taken.iter().zip(&samples).all(|(one, other)| one.order == other.order));
+        assert!(taken.iter().zip(&samples).all(|(one, other)| one.is_stamped == other.is_stamped));
     }
 
     proptest! {

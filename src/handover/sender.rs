@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::series::{Known, SeriesTimes};
-use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Order, Slot, Stored, follows, is_taken, median_step_ms, missing};
+use crate::handover::slots::{
+    By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, median_step_ms, missing,
+};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::Around;
 use crate::storage::row::Row;
@@ -57,6 +59,10 @@ enum Place {
 /// A sample that stays uncovered for two intervals and so long is reconciled: Prometheus' default `batch_send_deadline`.
 const DUE_AFTER: Duration = Duration::from_secs(5);
 
+/// Two intervals count for so long at most: what is not scraped at all, like history, must not wait for hours. As long is waited where the
+/// interval is not known.
+const DUE_MAX: Duration = Duration::from_secs(120);
+
 /// Buffered samples are looked at four times an interval, within these bounds.
 const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
@@ -73,13 +79,23 @@ const AROUND_UNKNOWN_MS: i64 = 2 * 60_000;
 const AROUND_MAX_MS: i64 = 2 * 60 * 60_000;
 
 impl Sender {
-    /// Nothing is known, and at most `bytes_max` bytes are buffered. `is_alone`: it is in no election, and nobody else sends its
-    /// series.
+    /// Nothing is known, and at most `bytes_max` bytes are buffered. `is_alone`: it is in no election, so no other sender's samples
+    /// stand for its own.
     #[must_use]
     pub fn new(bytes_max: usize, is_alone: bool) -> Self {
+        Self::with(SeriesTimes::new(false), bytes_max, is_alone)
+    }
+
+    /// The same of a sender whose samples come by way of several adapters.
+    #[must_use]
+    pub fn shared(bytes_max: usize, is_alone: bool) -> Self {
+        Self::with(SeriesTimes::new(true), bytes_max, is_alone)
+    }
+
+    fn with(series: SeriesTimes, bytes_max: usize, is_alone: bool) -> Self {
         Self {
             is_alone,
-            series: SeriesTimes::default(),
+            series,
             buffer: Buffer::new(bytes_max),
             is_open: true,
             other_offset_ms: 0,
@@ -92,8 +108,8 @@ impl Sender {
     #[must_use]
     pub fn sort(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
         let samples = rows.into_iter().map(|row| {
-            let order = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, order, clock_offset_ms, arrived: now }
+            let is_stamped = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row, is_stamped, clock_offset_ms, arrived: now }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.sort_buffered(&samples)
@@ -110,7 +126,11 @@ impl Sender {
                     self.series.bounded(sample.row.series_id);
                     sorted.append.push(sample.row);
                 }
-                Place::Late => sorted.late.push(*sample),
+                Place::Late => {
+                    // Nor is it to be appended when it comes a second time before it is compared.
+                    self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
+                    sorted.late.push(*sample);
+                }
                 Place::Covered => sorted.covered += 1,
             }
         }
@@ -119,7 +139,7 @@ impl Sender {
 
     fn place(&self, sample: &Buffered) -> Place {
         let Row { series_id, time_ms, .. } = sample.row;
-        let Known { last, is_bounded, interval_ms } = self.series.get(series_id);
+        let Known { last, is_bounded, interval_ms, .. } = self.series.get(series_id);
         if self.is_covered(sample) {
             return Place::Covered;
         }
@@ -141,11 +161,12 @@ impl Sender {
     pub fn sort_again(&self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
         let mut sorted = Sorted::default();
         for row in rows {
-            let sample = Buffered { row, order: Order::In, clock_offset_ms, arrived: now };
+            let sample = Buffered { row, is_stamped: false, clock_offset_ms, arrived: now };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
-            let mut others = self.series.times(row.series_id).filter(|slot| !slot.is_own);
-            let is_newer = |slot: Slot| follows(row.time_ms, slot.time_ms, self.skew_ms(&sample), interval_ms);
-            if is_bounded && others.all(is_newer) { sorted.append.push(row) } else { sorted.late.push(sample) }
+            let is_newer =
+                |other_ms: i64| interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample), interval_ms);
+            let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
+            if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
         }
         sorted
     }
@@ -160,8 +181,8 @@ impl Sender {
             return Err(Refusal::Closed);
         }
         let samples = rows.iter().map(|row| {
-            let order = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, order, clock_offset_ms, arrived: now }
+            let is_stamped = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row: *row, is_stamped, clock_offset_ms, arrived: now }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.buffer.add(&samples)
@@ -169,8 +190,9 @@ impl Sender {
 
     /// These series have a sample stored at this time. What others stored is known to be committed.
     pub fn on_stored(&mut self, time_ms: i64, is_own: bool, series: impl Iterator<Item = i64>) {
+        let is_own = is_own || self.is_alone;
         for series_id in series {
-            self.series.stored(series_id, Slot { time_ms, is_own });
+            self.series.observed(series_id, Slot { time_ms, is_own });
         }
     }
 
@@ -216,7 +238,10 @@ impl Sender {
     }
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        let waited = Duration::from_millis(2 * self.interval_ms(sample.row.series_id).unsigned_abs()) + DUE_AFTER;
+        let interval_ms = self.series.get(sample.row.series_id).interval_ms.unsigned_abs();
+        let two_intervals =
+            if interval_ms == 0 { DUE_MAX } else { Duration::from_millis(2 * interval_ms).min(DUE_MAX) };
+        let waited = two_intervals + DUE_AFTER;
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
             newest_ms < sample.row.time_ms && now.saturating_duration_since(at) < waited
         });
@@ -284,7 +309,7 @@ impl Sender {
                 stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
                 stored.sort_by_key(|stored| stored.time_ms);
                 let candidate =
-                    |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, order: sample.order };
+                    |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
                 let interval_ms = self.interval_of(series_id, &stored);
                 found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
@@ -298,13 +323,14 @@ impl Sender {
             offset_ms - around.clock_offsets_ms.get(sender).copied().unwrap_or(self.other_offset_ms)
         };
         match sender {
+            _ if self.is_alone => By::Own,
             Some(sender) if sender == own => By::Own,
             Some(sender) => By::Other { skew_ms: skew_to(&sender) },
-            None if self.is_alone => By::Own,
             None => {
-                let begun = around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
+                let begun =
+                    around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
                 match around.terms[..begun].last() {
-                    Some((_, sender)) if *sender == own => By::OwnTerm,
+                    Some((_, sender)) if *sender == own => By::Other { skew_ms: 0 },
                     Some((_, sender)) => By::Other { skew_ms: skew_to(sender) },
                     None => By::Other { skew_ms: offset_ms - self.other_offset_ms },
                 }
@@ -338,18 +364,11 @@ impl Sender {
         sample.clock_offset_ms - self.other_offset_ms
     }
 
-    fn interval_ms(&self, series_id: i64) -> i64 {
-        match self.series.get(series_id).interval_ms {
-            0 => INTERVAL_UNKNOWN_MS,
-            interval_ms => interval_ms,
-        }
-    }
-
+    /// As its steps say, or its first one; or else as those around it say.
     fn interval_of(&self, series_id: i64, stored: &[Stored]) -> i64 {
-        match self.series.get(series_id).interval_ms {
-            0 => median_step_ms(stored).unwrap_or(INTERVAL_UNKNOWN_MS),
-            interval_ms => interval_ms,
-        }
+        let Known { interval_ms, guess_ms, .. } = self.series.get(series_id);
+        let guesses = [interval_ms, guess_ms, median_step_ms(stored).unwrap_or(0), self.series.usual_ms()];
+        guesses.into_iter().find(|guess_ms| *guess_ms > 0).unwrap_or(INTERVAL_UNKNOWN_MS)
     }
 }
 
@@ -384,9 +403,18 @@ mod tests {
             Self { sender, now: Instant::now() }
         }
 
+        /// The same, with an interval known in series 1.
+        fn scraping() -> Self {
+            let mut scene = Self::new();
+            for time_ms in [-50_000, -40_000, -30_000, -20_000, -10_000] {
+                scene.sender.series.sent(1, time_ms);
+            }
+            scene
+        }
+
         /// A sender that leads and has sent series 1 at these times.
         fn leading(times: &[i64]) -> Self {
-            let mut scene = Self::new();
+            let mut scene = Self::scraping();
             for time_ms in times {
                 assert_eq!(scene.sort(&[*time_ms]), (vec![*time_ms], vec![], 0));
             }
@@ -395,7 +423,7 @@ mod tests {
 
         /// A sender that stands by and has buffered series 1 at these times, the other one having stored it at those.
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
-            let mut scene = Self::new();
+            let mut scene = Self::scraping();
             for time_ms in buffered {
                 scene.sender.buffer(&[row(*time_ms)], 0, scene.now).unwrap();
             }
@@ -438,9 +466,9 @@ mod tests {
         (sorted.append.iter().map(|row| row.time_ms).collect(), times(&sorted.late), sorted.covered)
     }
 
-    fn late(times: &[i64], order: Order) -> Vec<Buffered> {
+    fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), order, clock_offset_ms: 0, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, clock_offset_ms: 0, arrived: now };
         times.iter().map(sample).collect()
     }
 
@@ -539,7 +567,11 @@ mod tests {
         assert_eq!(told(&scene.sender.sort_buffered(&taken)), (vec![26_000, 36_000], vec![], 2));
         scene.sender.put_back(&taken);
         let taken = scene.sender.drain(usize::MAX).unwrap();
-        assert_eq!(told(&scene.sender.sort_buffered(&taken)), (vec![], vec![6_000, 26_000, 36_000], 1), "perhaps stored");
+        assert_eq!(
+            told(&scene.sender.sort_buffered(&taken)),
+            (vec![], vec![6_000, 26_000, 36_000], 1),
+            "perhaps stored"
+        );
         assert_eq!(scene.sender.buffer(&[row(46_000)], 0, scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
@@ -551,19 +583,33 @@ mod tests {
     #[test]
     fn a_sample_is_missing_by_who_stored_its_neighbours() {
         let scene = Scene::leading(&[0, 10_000, 20_000, 30_000]);
-        let missing = |time_ms, order, around: &Around| {
-            times(&scene.sender.missing(&late(&[time_ms], order), around, OWN)) == [time_ms]
+        let missing = |time_ms, is_stamped, around: &Around| {
+            times(&scene.sender.missing(&late(&[time_ms], is_stamped), around, OWN)) == [time_ms]
         };
         let stored_by = |sender| around(&[(0, sender), (10_000, sender), (20_000, sender)]);
-        assert!(missing(13_000, Order::Out, &stored_by(Some(OWN))));
-        assert!(!missing(13_000, Order::Out, &stored_by(Some(OTHER))));
-        assert!(!missing(10_000, Order::Out, &stored_by(Some(OWN))));
-        let led = |terms: &[(i64, SenderNo)]| Around { terms: terms.to_vec(), ..stored_by(None) };
-        assert!(!missing(13_000, Order::Out, &led(&[])));
-        assert!(missing(13_000, Order::Out, &led(&[(0, OWN), (20_001, OTHER)])));
-        assert!(!missing(13_000, Order::In, &led(&[(0, OWN), (20_001, OTHER)])), "it is in order");
-        assert!(!missing(13_000, Order::Out, &led(&[(0, OWN), (10_001, OTHER)])));
-        assert!(missing(13_000, Order::Out, &around(&[])));
+        assert!(missing(13_000, false, &stored_by(Some(OWN))));
+        assert!(!missing(10_000, false, &stored_by(Some(OWN))));
+        assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
+        assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
+        assert!(!missing(13_000, false, &stored_by(None)), "sealed");
+        assert!(missing(13_000, false, &around(&[])));
+        let mut alone = Sender::new(usize::MAX, true);
+        alone.on_stored(10_000, false, [1].into_iter());
+        assert!(!alone.is_covered(&late(&[10_001], false)[0]));
+        assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
+    }
+
+    #[test]
+    fn the_clock_of_who_led_counts_where_samples_are_sealed() {
+        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
+        let third = SenderNo(3);
+        let led = Around {
+            terms: vec![(0, OTHER), (50_000, third)],
+            clock_offsets_ms: HashMap::from([(OTHER, -5_000), (third, -60_000)]),
+            ..around(&[(40_000, None), (50_000, None)])
+        };
+        let missing = times(&scene.sender.missing(&late(&[34_000, 61_000, 96_000, 116_000], false), &led, OWN));
+        assert_eq!(missing, [34_000, 116_000]);
     }
 
     #[test]
@@ -573,20 +619,20 @@ mod tests {
         for time_ms in [0, 10_000, 20_000] {
             scene.sender.buffer(&[row(time_ms)], 0, scene.now).unwrap();
         }
-        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], Order::In)[0]));
+        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
         assert_eq!(covered, [true, true, false]);
         let stored = Around {
             clock_offsets_ms: HashMap::from([(OTHER, -50_000)]),
             ..around(&[(20_000, Some(OTHER)), (30_000, Some(OTHER))])
         };
-        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], Order::In), &stored, OWN);
+        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], false), &stored, OWN);
         assert_eq!(times(&missing), [86_000, 96_000]);
     }
 
     #[test]
     fn samples_of_a_series_are_judged_together() {
         let scene = Scene::leading(&[0, 10_000, 20_000]);
-        let mut samples = late(&[104_000, 114_000, 124_000], Order::In);
+        let mut samples = late(&[104_000, 114_000, 124_000], false);
         samples[1].clock_offset_ms = 1;
         let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
         assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
@@ -599,7 +645,7 @@ mod tests {
         let mut scene = Scene::new();
         scene.sender.on_missed(i64::MAX, 1);
         assert_eq!(scene.sort(&[10_000, 20_000, 30_000]), (vec![], vec![10_000, 20_000, 30_000], 0));
-        assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], Order::In)), [1]);
+        assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], false)), [1]);
         let mut found = around(&[]);
         found.last_ms.insert(1, StoredTime { time_ms: 45_000, sender: Some(OTHER) });
         scene.sender.on_reconciled(&[row(10_000)], &[1], &found, OWN);

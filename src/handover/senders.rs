@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
 use crate::handover::sender::Sender;
-use crate::handover::{Config, Handover, Memory};
+use crate::handover::{Config, Handover, Memory, Requests};
 use crate::model::sender::SenderNo;
 use crate::model::source::Source;
 use crate::postgres::error::Error;
@@ -131,10 +131,9 @@ impl Senders {
         }
         drop(groups);
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
-        let members = groups.entry(group.to_owned()).or_insert_with(|| Members {
-            group: Arc::new(Group::new(group)),
-            senders: BTreeMap::new(),
-        });
+        let members = groups
+            .entry(group.to_owned())
+            .or_insert_with(|| Members { group: Arc::new(Group::new(group)), senders: BTreeMap::new() });
         let new = || Handover {
             name: name.to_owned(),
             number: OnceCell::new(),
@@ -146,7 +145,11 @@ impl Senders {
             is_shared: self.own.is_none(),
             is_fresh: true.into(),
             leads: Mutex::default(),
-            state: Mutex::new(Sender::new(self.bytes_max, group == NO_GROUP)),
+            state: Mutex::new(match self.own {
+                Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
+                None => Sender::shared(self.bytes_max, group == NO_GROUP),
+            }),
+            requests: Requests::default(),
             taking_out: tokio::sync::Mutex::default(),
         };
         Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
@@ -154,9 +157,8 @@ impl Senders {
 
     fn members(&self) -> BTreeMap<String, (Arc<Group>, Vec<Arc<Handover>>)> {
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-        let cloned = |members: &Members| {
-            (Arc::clone(&members.group), members.senders.values().map(Arc::clone).collect())
-        };
+        let cloned =
+            |members: &Members| (Arc::clone(&members.group), members.senders.values().map(Arc::clone).collect());
         groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
     }
 
@@ -186,12 +188,14 @@ impl Senders {
                 let number = handover.number().await?;
                 if self.own.is_some() {
                     let offset_ms = self.store.clock_offset_ms();
-                    if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()) {
+                    if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
+                    {
                         self.store.set_clock_offset(number, offset_ms).await?;
                         *told_offset_ms = Some(offset_ms);
                     }
                 }
-                let fence = group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+                let fence =
+                    group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
                 match handover.look(fence).await {
                     // The next observation shows the new term.
                     Ok(()) | Err(Error::Fenced) => {}
@@ -216,27 +220,26 @@ impl Senders {
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
         let except = if last.position.is_some() { own.as_slice() } else { &[] };
         let now = Instant::now();
-        // Rows of senders that are new.
-        let mut later: Vec<(SenderNo, i64, Vec<i64>)> = Vec::new();
+        // Rows of senders that are new, and all where several adapters store what a sender sends: a series' are to be seen in the
+        // order of their times.
+        let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
         let observed = self
             .store
             .observe(last.position.as_ref(), &names, except, |sender, time_ms, series| {
                 let series = series.iter().map(i64::from_be_bytes);
                 match last.groups.get(&sender).and_then(|group| members.get(group)) {
-                    Some((group, handovers)) => on_stored(group, handovers, sender, time_ms, series, now),
-                    None => later.push((sender, time_ms, series.collect())),
+                    Some((group, handovers)) if self.own.is_some() => {
+                        on_stored(group, handovers, sender, time_ms, series, now);
+                    }
+                    _ => later.push((time_ms, sender, series.collect())),
                 }
             })
             .await?;
         let offsets_ms: HashMap<SenderNo, i64> =
             observed.senders.iter().map(|sender| (sender.sender, sender.clock_offset_ms)).collect();
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
-        for group in observed.groups {
-            if let Some((known, _)) = members.get(&group.group_name) {
-                known.on_read(&group, &offsets_ms);
-            }
-        }
-        for (sender, time_ms, series) in later {
+        later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
+        for (time_ms, sender, series) in later {
             if let Some((group, handovers)) = last.groups.get(&sender).and_then(|group| members.get(group)) {
                 on_stored(group, handovers, sender, time_ms, series.into_iter(), now);
             }
@@ -248,6 +251,12 @@ impl Senders {
                 handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
             } else if is_fresh || !observed.is_complete {
                 handover.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            }
+        }
+        // Last of all: who knows of a counter knows of what was stored before it.
+        for group in observed.groups {
+            if let Some((known, _)) = members.get(&group.group_name) {
+                known.on_read(&group, &offsets_ms);
             }
         }
         last.position = Some(observed.position);

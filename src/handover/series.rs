@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::handover::slots::{Order, Slot};
+use crate::handover::slots::Slot;
 
 /// See the module. 32 bytes a series, for ids are given in order.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct SeriesTimes {
     /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
     usual_ms: u32,
     usual_votes: u8,
+    /// Intervals are learned from what is sent; else from what is observed, where only a part of what is sent comes by this adapter.
+    learns_from_sent: bool,
 }
 
 /// Series in a page.
@@ -27,8 +29,18 @@ const PAGE: usize = 256;
 /// Votes an interval has at most: after so many steps of another length, that one counts.
 const VOTES_MAX: u8 = 4;
 
+/// Votes that an interval has once it is relied on: one or two steps may be as long as two, where scrapes were missed.
+const VOTES_SURE: u8 = 3;
+
+/// Votes of exactly its length that an interval has once it is known to the millisecond.
+const EXACT_SURE: u8 = 3;
+const EXACT_MAX: u8 = 15;
+
 /// The same for the interval of most samples.
 const USUAL_VOTES_MAX: u8 = 250;
+
+/// A scrape may be late by such a part of its interval.
+const GRID_PART: i64 = 8;
 
 /// Stored times known of a series.
 const KNOWN: usize = 3;
@@ -39,8 +51,8 @@ const NONE_BEFORE: u32 = u32::MAX;
 /// Flag: nothing later is stored than the newest time known.
 const BOUNDED: u8 = 1 << 7;
 
-/// Flag: its sender has sent a sample newer than all that is stored, so it has sent nothing newer than it is known to have sent.
-const AT_FRONT: u8 = 1 << 6;
+/// Flag: its interval has had [`VOTES_SURE`].
+const SURE: u8 = 1 << 6;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -54,7 +66,9 @@ struct Entry {
     interval_ms: u32,
     /// For that interval.
     votes: u8,
-    /// [`BOUNDED`], [`AT_FRONT`]; bit n: whether the n-th newest time is of this sender.
+    /// For exactly that interval.
+    exact: u8,
+    /// [`BOUNDED`], [`SURE`]; bit n: whether the n-th newest time is of this sender.
     flags: u8,
 }
 
@@ -65,8 +79,10 @@ pub struct Known {
     pub last: Option<Slot>,
     /// Whether nothing later can be stored.
     pub is_bounded: bool,
-    /// Its sender's interval, ms; 0 if no series of this sender has sent twice.
+    /// Its sender's interval, ms; 0 if that is not known for sure.
     pub interval_ms: i64,
+    /// What its few steps make it look like, ms; 0 if there are none.
+    pub guess_ms: i64,
 }
 
 /// Ids come from a sequence, so pages are few and their numbers spread by themselves. The map tells entries apart by the topmost bits
@@ -107,8 +123,37 @@ impl Entry {
         before_ms: [NONE_BEFORE; KNOWN - 1],
         interval_ms: 0,
         votes: 0,
+        exact: 0,
         flags: 0,
     };
+
+    fn vote(&mut self, step_ms: u32) {
+        if self.votes == 0 {
+            (self.flags, self.exact) = (self.flags & !SURE, 0);
+        }
+        let is_close = step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4;
+        vote(&mut self.interval_ms, &mut self.votes, VOTES_MAX, step_ms);
+        if self.votes >= VOTES_SURE {
+            self.flags |= SURE;
+        }
+        match step_ms.abs_diff(self.interval_ms) {
+            0 | 1 => self.exact = (self.exact + 1).min(EXACT_MAX),
+            _ if !is_close => {}
+            _ if self.exact <= 1 => (self.interval_ms, self.exact) = (step_ms, 1),
+            _ => self.exact -= 1,
+        }
+    }
+
+    /// Scrapes lie whole intervals before the newest one; what an exporter stamps lies anywhere. `false` too if the interval is not
+    /// known to the millisecond.
+    fn is_between_scrapes(&self, time_ms: i64) -> bool {
+        let interval_ms = i64::from(self.interval_ms);
+        if self.exact < EXACT_SURE || interval_ms == 0 {
+            return false;
+        }
+        let off_ms = self.sent_ms.saturating_sub(time_ms) % interval_ms;
+        off_ms.min(interval_ms - off_ms) > interval_ms / GRID_PART
+    }
 
     /// The stored times known, newest first.
     fn stored(&self) -> impl Iterator<Item = Slot> + Clone + use<> {
@@ -135,7 +180,9 @@ impl Entry {
             let next = match (new, rest.peek()) {
                 (Some(one), Some(known)) if one.time_ms == known.time_ms => {
                     new = None;
-                    continue;
+                    // Its own may have been only about to be stored; what others have stored is.
+                    let is_own = one.is_own && known.is_own;
+                    rest.next().map(|known| Slot { is_own, ..known })
                 }
                 (Some(one), known) if known.is_none_or(|known| known.time_ms < one.time_ms) => {
                     new = None;
@@ -153,38 +200,49 @@ impl Entry {
             false => NONE_BEFORE,
         };
         self.before_ms = [before(1), before(2)];
-        self.flags &= BOUNDED | AT_FRONT;
+        self.flags &= BOUNDED | SURE;
         for (n, slot) in slots[..count].iter().enumerate() {
             self.flags |= u8::from(slot.is_own) << n;
         }
     }
 }
 
-impl Default for SeriesTimes {
-    fn default() -> Self {
-        Self { pages: HashMap::default(), floor: i64::MAX, usual_ms: 0, usual_votes: 0 }
-    }
-}
-
 impl SeriesTimes {
-    /// This sender sent a sample. Returns how it stands to those before.
-    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Order {
-        let is_new = series_id > self.floor;
+    /// Nothing is known. `is_shared`: only a part of what is sent comes by this adapter.
+    #[must_use]
+    pub fn new(is_shared: bool) -> Self {
+        Self { learns_from_sent: !is_shared, pages: HashMap::default(), floor: i64::MAX, usual_ms: 0, usual_votes: 0 }
+    }
+
+    /// This sender sent a sample. Returns whether an exporter has stamped it: it had sent newer ones, and does not send again what it
+    /// scraped.
+    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            return Order::Out;
+            return entry.is_between_scrapes(time_ms);
         }
-        if (is_new || entry.flags & BOUNDED != 0) && time_ms > entry.last_ms {
-            entry.flags |= AT_FRONT;
-        }
-        let order = if entry.flags & AT_FRONT != 0 { Order::In } else { Order::Unknown };
-        let step_ms = u32::try_from(time_ms.saturating_sub(entry.sent_ms)).ok();
+        let step_ms = time_ms.saturating_sub(entry.sent_ms);
         entry.sent_ms = time_ms;
-        if let Some(step_ms) = step_ms {
-            vote(&mut entry.interval_ms, &mut entry.votes, VOTES_MAX, step_ms);
+        if self.learns_from_sent {
+            self.step(series_id, step_ms);
+        }
+        false
+    }
+
+    fn step(&mut self, series_id: i64, step_ms: i64) {
+        if let Ok(step_ms) = u32::try_from(step_ms) {
+            self.entry(series_id).vote(step_ms);
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
-        order
+    }
+
+    /// A sample was observed to be stored; of a series in the order of their times.
+    pub fn observed(&mut self, series_id: i64, slot: Slot) {
+        let last_ms = self.entry(series_id).last_ms;
+        self.entry(series_id).add(slot);
+        if !self.learns_from_sent && slot.time_ms > last_ms {
+            self.step(series_id, slot.time_ms.saturating_sub(last_ms));
+        }
     }
 
     /// A sample is stored, or is about to be.
@@ -210,20 +268,28 @@ impl SeriesTimes {
     #[must_use]
     pub fn get(&self, series_id: i64) -> Known {
         let Some(entry) = self.find(series_id) else {
-            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: self.usual_ms() };
+            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0 };
         };
-        let interval_ms = match entry.interval_ms {
-            0 => self.usual_ms(),
-            interval_ms => i64::from(interval_ms),
-        };
+        let interval_ms = if entry.flags & SURE != 0 { i64::from(entry.interval_ms) } else { 0 };
+        let guess_ms = i64::from(entry.interval_ms);
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
-        Known { last: entry.stored().next(), is_bounded, interval_ms }
+        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms }
     }
 
     /// The newest stored times known of a series, newest first.
     pub fn times(&self, series_id: i64) -> impl Iterator<Item = Slot> + Clone + use<> {
         self.find(series_id).unwrap_or(&Entry::UNKNOWN).stored()
+    }
+
+    /// No sample of another sender is known to be stored that is later; `None` is that none is known at all.
+    #[must_use]
+    pub fn newest_of_others(&self, series_id: i64) -> Option<i64> {
+        let times = self.times(series_id);
+        let newest = times.clone().find(|slot| !slot.is_own);
+        // Earlier ones are not kept.
+        let earliest_kept = times.skip(KNOWN - 1).last();
+        newest.or(earliest_kept).map(|slot| slot.time_ms)
     }
 
     /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
@@ -266,36 +332,76 @@ mod tests {
 
     #[test]
     fn a_majority_of_steps_is_the_interval() {
-        let mut series = SeriesTimes::default();
-        for time_ms in [0, 15_000, 30_010, 60_000, 75_000, 75_500, 90_000, 105_000] {
-            assert_eq!(series.sent(1, time_ms), Order::Unknown);
+        let mut series = SeriesTimes::new(false);
+        let known = |series: &SeriesTimes| (series.get(1).interval_ms, series.get(1).guess_ms);
+        for (time_ms, expected) in [
+            (0, (0, 0)),
+            (30_000, (0, 30_000)),
+            (45_000, (0, 30_000)),
+            (60_000, (0, 15_000)),
+            (75_000, (0, 15_000)),
+            (90_000, (15_000, 15_000)),
+            (90_500, (15_000, 15_000)),
+            (105_000, (15_000, 15_000)),
+        ] {
+            assert!(!series.sent(1, time_ms));
+            assert_eq!(known(&series), expected, "{time_ms}");
         }
-        assert_eq!(series.get(1).interval_ms, 15_000);
-        assert_eq!([series.sent(1, 105_000), series.sent(1, 20)], [Order::Out; 2]);
-        assert_eq!(series.get(2).interval_ms, 15_000, "what most samples have");
-        let faster = (1..20).map(|n| 105_000 + n * 5_000);
-        for time_ms in faster {
+        assert_eq!(series.get(2), Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0 });
+        assert!((13_000..17_000).contains(&series.usual_ms()));
+        for time_ms in (1..20).map(|n| 105_000 + n * 5_000) {
             series.sent(1, time_ms);
         }
-        assert_eq!(series.get(1).interval_ms, 5_000);
+        assert_eq!(known(&series), (5_000, 5_000));
     }
 
     #[test]
-    fn what_is_sent_is_in_order_once_it_is_newer_than_all_that_is_stored() {
-        let mut series = SeriesTimes::default();
-        series.stored(1, slot(100));
-        assert_eq!([50, 60, 110, 105].map(|ms| series.sent(1, ms)), [Order::Unknown, Order::Unknown, Order::Unknown, Order::Out]);
-        series.bounded(1);
-        assert_eq!([120, 130, 130].map(|ms| series.sent(1, ms)), [Order::In, Order::In, Order::Out]);
-        series.stored(1, slot(500));
-        assert_eq!(series.sent(1, 140), Order::In, "others have stored ahead of it");
-        series.missed(0, 7);
-        assert_eq!([series.sent(7, 1), series.sent(8, 1)], [Order::Unknown, Order::In], "made since");
+    fn of_what_comes_by_several_adapters_the_stored_steps_count() {
+        let mut series = SeriesTimes::new(true);
+        for n in 0..6 {
+            series.sent(1, n * 20_000);
+            series.observed(1, slot(n * 10_000));
+        }
+        assert_eq!(series.get(1).interval_ms, 10_000);
+        series.observed(1, slot(5_000));
+        assert_eq!(series.get(1).interval_ms, 10_000);
+    }
+
+    #[test]
+    fn what_lies_between_scrapes_is_stamped_by_an_exporter() {
+        let mut series = SeriesTimes::new(false);
+        let scrapes = |series: &mut SeriesTimes, numbers: std::ops::Range<i64>| {
+            numbers.map(|n| series.sent(1, n * 10_000)).collect::<Vec<_>>()
+        };
+        scrapes(&mut series, 0..3);
+        assert!(!series.sent(1, 15_000), "its interval is not known");
+        scrapes(&mut series, 3..9);
+        for (time_ms, is_stamped) in [(15_000, true), (11_251, true), (18_749, true), (11_250, false), (18_750, false)]
+        {
+            assert_eq!(series.sent(1, time_ms), is_stamped, "{time_ms}");
+        }
+        assert_eq!(scrapes(&mut series, 0..9), [false; 9], "sent again");
+    }
+
+    #[test]
+    fn what_others_stored_counts_before_what_is_about_to_be_stored() {
+        let mut series = SeriesTimes::new(false);
+        series.stored(1, Slot { time_ms: 10, is_own: true });
+        assert_eq!(series.newest_of_others(1), None);
+        series.stored(1, Slot { time_ms: 10, is_own: false });
+        assert_eq!(series.newest_of_others(1), Some(10));
+        series.stored(1, Slot { time_ms: 10, is_own: true });
+        for time_ms in [20, 30] {
+            series.stored(1, Slot { time_ms, is_own: true });
+        }
+        assert_eq!(series.newest_of_others(1), Some(10));
+        series.stored(1, Slot { time_ms: 40, is_own: true });
+        assert_eq!(series.newest_of_others(1), Some(20), "no earlier one is known any more");
     }
 
     #[test]
     fn a_bound_holds_until_something_was_missed() {
-        let mut series = SeriesTimes::default();
+        let mut series = SeriesTimes::new(false);
         assert!(!series.get(1).is_bounded, "nothing was observed yet");
         series.stored(1, slot(10));
         series.stored(2, slot(20));
@@ -313,7 +419,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_newest_times_are_known(times in prop::collection::vec(-5_000_000_000_i64..5_000_000_000, 1..12)) {
-            let mut series = SeriesTimes::default();
+            let mut series = SeriesTimes::new(false);
             for time_ms in &times {
                 series.stored(3, slot(*time_ms));
             }

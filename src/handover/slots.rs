@@ -18,9 +18,6 @@ pub struct Slot {
 pub enum By {
     /// The sender whose samples are judged.
     Own,
-    /// Nobody knows, but that sender led when the sample was scraped. Counts as its own for what it sends out of order, and as
-    /// another's else.
-    OwnTerm,
     /// Another one. The judged sender's clock is ahead of that one's by so many ms.
     Other {
         /// Milliseconds; negative if behind.
@@ -37,24 +34,13 @@ pub struct Stored {
     pub by: By,
 }
 
-/// How a sample stands to those that its sender had sent of the series before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Newer than all of them.
-    In,
-    /// Not newer: it is late, or sent again.
-    Out,
-    /// None is known.
-    Unknown,
-}
-
 /// A sample that is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Its timestamp, ms since 1970.
     pub time_ms: i64,
-    /// How it was sent.
-    pub order: Order,
+    /// An exporter has stamped it: no other sample stands for it.
+    pub is_stamped: bool,
 }
 
 /// Clocks that differ by less are taken for equal: so exactly is their difference known.
@@ -87,7 +73,8 @@ pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Slot>, skew_ms: i64, i
         if slot.time_ms == time_ms {
             return true;
         }
-        let is_beside = lo_ms.saturating_sub(time_ms) <= interval_ms / 2 && time_ms.saturating_sub(hi_ms) <= interval_ms / 2;
+        let is_beside =
+            lo_ms.saturating_sub(time_ms) <= interval_ms / 2 && time_ms.saturating_sub(hi_ms) <= interval_ms / 2;
         if is_beside && !slot.is_own {
             return true;
         }
@@ -102,15 +89,17 @@ pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Slot>, skew_ms: i64, i
     false
 }
 
-/// The interval of a series from stored times around: the median of their steps, if there are a few.
+/// The interval of a series from stored times around: the median of their steps, if there are any.
 #[must_use]
 pub fn median_step_ms(stored: &[Stored]) -> Option<i64> {
-    let mut steps: Vec<i64> =
-        stored.windows(2).filter(|pair| pair[0].by == pair[1].by).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
-    if steps.len() < 3 {
-        return None;
+    let step = |pair: &[Stored]| pair[1].time_ms - pair[0].time_ms;
+    let is_of_one = |pair: &&[Stored]| pair[0].by == pair[1].by;
+    let mut steps: Vec<i64> = stored.windows(2).filter(is_of_one).map(step).collect();
+    if steps.is_empty() {
+        // Where one took over from another.
+        steps = stored.windows(2).map(step).collect();
     }
-    let middle = (steps.len() - 1) / 2;
+    let middle = steps.len().checked_sub(1)? / 2;
     Some(*steps.select_nth_unstable(middle).1)
 }
 
@@ -118,10 +107,8 @@ pub fn median_step_ms(stored: &[Stored]) -> Option<i64> {
 /// what is stored around all of them, ascending. One that is found missing counts as stored for those after it.
 #[must_use]
 pub fn missing(candidates: &[Candidate], stored: &[Stored], interval_ms: i64) -> Vec<usize> {
-    let span_of = |stored: &Stored, is_out_of_order: bool| match stored.by {
+    let others = |stored: &Stored| match stored.by {
         By::Own => None,
-        By::OwnTerm if is_out_of_order => None,
-        By::OwnTerm => Some((stored.time_ms, stored.time_ms)),
         By::Other { skew_ms } => Some(span(stored.time_ms, skew_ms)),
     };
     let mut missing = Vec::new();
@@ -132,17 +119,16 @@ pub fn missing(candidates: &[Candidate], stored: &[Stored], interval_ms: i64) ->
         if stored.get(after).is_some_and(|stored| stored.time_ms == time_ms) {
             continue;
         }
-        let is_late = |stored: &Stored| match stored.by {
-            By::Own => true,
-            By::OwnTerm => candidate.order == Order::Unknown,
-            By::Other { .. } => false,
-        };
-        let is_out_of_order = candidate.order == Order::Out || stored[after..].iter().any(is_late);
-        let others = |stored: &Stored| span_of(stored, is_out_of_order);
+        if candidate.is_stamped {
+            missing.push(place);
+            inserted_ms = Some(time_ms);
+            continue;
+        }
         let half_ms = interval_ms / 2;
-        let is_beside = stored.iter().filter_map(others).any(|(lo_ms, hi_ms)| {
-            lo_ms.saturating_sub(time_ms) <= half_ms && time_ms.saturating_sub(hi_ms) <= half_ms
-        });
+        let is_beside = stored
+            .iter()
+            .filter_map(others)
+            .any(|(lo_ms, hi_ms)| lo_ms.saturating_sub(time_ms) <= half_ms && time_ms.saturating_sub(hi_ms) <= half_ms);
         if is_beside {
             continue;
         }
@@ -152,7 +138,8 @@ pub fn missing(candidates: &[Candidate], stored: &[Stored], interval_ms: i64) ->
             None => inserted_ms.map(|at_ms| (at_ms, true)),
         };
         let next = stored.get(after);
-        let next = next.map(|stored| (others(stored).map_or(stored.time_ms, |(lo_ms, _)| lo_ms), others(stored).is_none()));
+        let next =
+            next.map(|stored| (others(stored).map_or(stored.time_ms, |(lo_ms, _)| lo_ms), others(stored).is_none()));
         if let (Some((before_ms, before_is_own)), Some((next_ms, next_is_own))) = (before, next) {
             let is_between_own = before_is_own && next_is_own;
             if !is_between_own && next_ms.saturating_sub(before_ms) <= interval_ms + half_ms {
@@ -173,8 +160,8 @@ mod tests {
 
     const OTHER: By = By::Other { skew_ms: 0 };
 
-    fn candidates(times: &[i64], order: Order) -> Vec<Candidate> {
-        times.iter().map(|time_ms| Candidate { time_ms: *time_ms, order }).collect()
+    fn candidates(times: &[i64], is_stamped: bool) -> Vec<Candidate> {
+        times.iter().map(|time_ms| Candidate { time_ms: *time_ms, is_stamped }).collect()
     }
 
     fn stored(times: &[i64], by: By) -> Vec<Stored> {
@@ -183,61 +170,72 @@ mod tests {
 
     /// At an interval of 10.
     #[track_caller]
-    fn check(stored_by: &[(&[i64], By)], judged: &[i64], order: Order, expected: &[i64]) {
+    fn check(stored_by: &[(&[i64], By)], judged: &[i64], is_stamped: bool, expected: &[i64]) {
         let mut all: Vec<Stored> = stored_by.iter().flat_map(|(times, by)| stored(times, *by)).collect();
         all.sort_by_key(|stored| stored.time_ms);
-        let found = missing(&candidates(judged, order), &all, 10);
+        let found = missing(&candidates(judged, is_stamped), &all, 10);
         assert_eq!(found.into_iter().map(|place| judged[place]).collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn a_scrape_that_the_other_missed_is_missing_once() {
-        check(&[(&[0, 10, 30, 40], OTHER)], &[4, 14, 24, 34], Order::In, &[24]);
-        check(&[(&[0, 10, 40, 50], OTHER)], &[4, 14, 24, 34, 44], Order::In, &[24, 34]);
-        check(&[(&[0, 10, 50, 60], OTHER)], &[6, 16, 26, 36, 46, 56], Order::In, &[16, 26, 36]);
-        check(&[(&[0, 10], OTHER)], &[4, 14, 24, 34], Order::In, &[24, 34]);
-        check(&[], &[4, 14], Order::In, &[4, 14]);
-        check(&[(&[50, 60], OTHER)], &[4, 14, 24, 34, 44, 54], Order::In, &[4, 14, 24, 34, 44]);
+        check(&[(&[0, 10, 30, 40], OTHER)], &[4, 14, 24, 34], false, &[24]);
+        check(&[(&[0, 10, 40, 50], OTHER)], &[4, 14, 24, 34, 44], false, &[24, 34]);
+        check(&[(&[0, 10, 50, 60], OTHER)], &[6, 16, 26, 36, 46, 56], false, &[16, 26, 36]);
+        check(&[(&[0, 10], OTHER)], &[4, 14, 24, 34], false, &[24, 34]);
+        check(&[], &[4, 14], false, &[4, 14]);
+        check(&[(&[50, 60], OTHER)], &[4, 14, 24, 34, 44, 54], false, &[4, 14, 24, 34, 44]);
     }
 
     #[test]
     fn the_same_time_is_stored_whoever_sent_it() {
-        check(&[(&[0, 10, 20], By::Own)], &[0, 10, 20], Order::Out, &[]);
-        check(&[(&[0, 10, 20], OTHER)], &[0, 10, 20], Order::In, &[]);
+        for is_stamped in [false, true] {
+            check(&[(&[0, 10, 20], By::Own)], &[0, 10, 20], is_stamped, &[]);
+            check(&[(&[0, 10, 20], OTHER)], &[0, 10, 20], is_stamped, &[]);
+        }
     }
 
     #[test]
-    fn a_late_sample_of_its_own_stream_is_missing() {
-        check(&[(&[0, 10, 20, 30], By::Own)], &[13, 17], Order::Out, &[13, 17]);
-        check(&[(&[0, 10, 20, 30], By::Own)], &[13], Order::In, &[13]);
-        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], Order::Out, &[13]);
-        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], Order::In, &[]);
-        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[13], Order::Unknown, &[13]);
-        check(&[(&[0, 10, 20, 30], By::OwnTerm)], &[34], Order::Unknown, &[]);
-        check(&[(&[0, 10, 20, 30], OTHER)], &[13], Order::Unknown, &[]);
-        check(&[(&[0, 10, 20, 30], OTHER)], &[13], Order::Out, &[]);
+    fn a_late_sample_among_its_own_is_missing() {
+        check(&[(&[0, 10, 20, 30], By::Own)], &[13, 17], false, &[13, 17]);
+        check(&[(&[0, 10, 20, 30], OTHER)], &[13], false, &[]);
+    }
+
+    #[test]
+    fn for_what_an_exporter_has_stamped_no_other_sample_stands() {
+        check(&[(&[0, 10, 20, 30], OTHER)], &[13, 17, 20], true, &[13, 17]);
     }
 
     #[test]
     fn history_is_missing() {
-        check(&[(&[1_000, 1_010], OTHER)], &[0, 10, 20], Order::Out, &[0, 10, 20]);
-        check(&[(&[0, 10], By::Own), (&[1_000], OTHER)], &[20, 30], Order::In, &[20, 30]);
+        for is_stamped in [false, true] {
+            check(&[(&[1_000, 1_010], OTHER)], &[0, 10, 20], is_stamped, &[0, 10, 20]);
+            check(&[(&[0, 10], By::Own), (&[1_000], OTHER)], &[20, 30], is_stamped, &[20, 30]);
+        }
     }
 
     #[test]
     fn no_clock_makes_a_counter_run_backwards() {
         // Its clock is 30 ahead: what the other stored at 100 was scraped at 130 by it.
-        check(&[(&[90, 100], By::Other { skew_ms: 300 })], &[104, 114, 404, 406, 416], Order::In, &[406, 416]);
+        check(&[(&[90, 100], By::Other { skew_ms: 300 })], &[104, 114, 404, 406, 416], false, &[406, 416]);
         // Behind: what it sends with times that are stored is older than those; what is newer than those, newer.
-        check(&[(&[390, 400], By::Other { skew_ms: -300 })], &[84, 96, 104, 200, 404, 406, 416], Order::In, &[84, 406, 416]);
-        check(&[(&[90, 100], By::Other { skew_ms: CLOCK_ERROR_MS })], &[106], Order::In, &[106]);
+        check(
+            &[(&[390, 400], By::Other { skew_ms: -300 })],
+            &[84, 96, 104, 200, 404, 406, 416],
+            false,
+            &[84, 406, 416],
+        );
+        check(&[(&[90, 100], By::Other { skew_ms: CLOCK_ERROR_MS })], &[106], false, &[106]);
     }
 
     #[test]
     fn a_taken_slot_is_known_from_the_newest_times() {
-        let slots = |times: &[i64]| times.iter().map(|time_ms| Slot { time_ms: *time_ms, is_own: false }).collect::<Vec<_>>();
+        let slots =
+            |times: &[i64]| times.iter().map(|time_ms| Slot { time_ms: *time_ms, is_own: false }).collect::<Vec<_>>();
         let taken = |times: &[i64], time_ms| is_taken(time_ms, slots(times).into_iter(), 0, 10);
-        assert!(taken(&[30, 20, 10], 20) && taken(&[30, 20, 10], 26) && taken(&[30, 16], 24) && taken(&[30, 20, 10], 5));
+        assert!(
+            taken(&[30, 20, 10], 20) && taken(&[30, 20, 10], 26) && taken(&[30, 16], 24) && taken(&[30, 20, 10], 5)
+        );
         assert!(!taken(&[30, 20, 10], 4), "too old to be known");
         assert!(!taken(&[40, 20, 10], 27) && !taken(&[20], 26) && !taken(&[], 0));
         let own = [Slot { time_ms: 30, is_own: true }, Slot { time_ms: 20, is_own: true }];
@@ -246,15 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn a_median_needs_a_few_steps() {
-        assert_eq!(median_step_ms(&stored(&[0, 10, 20], OTHER)), None);
+    fn the_median_step_is_of_one_senders_samples() {
+        assert_eq!(median_step_ms(&stored(&[0], OTHER)), None);
         assert_eq!(median_step_ms(&stored(&[0, 10, 20, 40, 50], OTHER)), Some(10));
+        let two = [stored(&[0], OTHER), stored(&[13], By::Own), stored(&[23], By::Own)].concat();
+        assert_eq!(median_step_ms(&two), Some(10));
+        assert_eq!(median_step_ms(&two[..2]), Some(13), "where there is nothing else");
     }
 
     /// Scrapes of a sender: at an interval of 100 from a phase on, some of them missed, each late by a little.
     fn scrapes(phase: i64, late: &[i64], missed: &[bool]) -> Vec<i64> {
         let times = late.iter().zip(missed).enumerate();
-        times.filter(|(_, (_, missed))| !**missed).map(|(n, (late, _))| phase + 100 * i64::try_from(n).unwrap() + late).collect()
+        times
+            .filter(|(_, (_, missed))| !**missed)
+            .map(|(n, (late, _))| phase + 100 * i64::try_from(n).unwrap() + late)
+            .collect()
     }
 
     proptest! {
@@ -268,7 +272,7 @@ mod tests {
             let (missed_a, missed_b): (Vec<bool>, Vec<bool>) = missed.into_iter().unzip();
             let leader = scrapes(0, &late_a, &missed_a);
             let other = scrapes(phase, &late_b, &missed_b);
-            let found = missing(&candidates(&other, Order::In), &stored(&leader, OTHER), 100);
+            let found = missing(&candidates(&other, false), &stored(&leader, OTHER), 100);
             let mut all: Vec<(i64, bool)> = leader.iter().map(|time_ms| (*time_ms, false)).collect();
             all.extend(found.iter().map(|place| (other[*place], true)));
             all.sort_unstable();
@@ -284,9 +288,9 @@ mod tests {
             let mut again: Vec<Stored> = stored(&leader, OTHER);
             again.extend(found.iter().map(|place| Stored { time_ms: other[*place], by: By::Own }));
             again.sort_by_key(|stored| stored.time_ms);
-            prop_assert_eq!(missing(&candidates(&other, Order::Out), &again, 100), Vec::<usize>::new());
+            prop_assert_eq!(missing(&candidates(&other, false), &again, 100), Vec::<usize>::new());
             let all: Vec<i64> = all.into_iter().map(|(time_ms, _)| time_ms).collect();
-            prop_assert_eq!(missing(&candidates(&leader, Order::Out), &stored(&all, OTHER), 100), Vec::<usize>::new());
+            prop_assert_eq!(missing(&candidates(&leader, false), &stored(&all, OTHER), 100), Vec::<usize>::new());
         }
 
         #[test]
@@ -298,7 +302,7 @@ mod tests {
             let all: Vec<Stored> = times.iter().map(|time_ms| Stored { time_ms: *time_ms, by: By::Other { skew_ms } }).collect();
             let newest = times.iter().rev().take(3).map(|time_ms| Slot { time_ms: *time_ms, is_own: false });
             if is_taken(time_ms, newest, skew_ms, 20) {
-                prop_assert_eq!(missing(&candidates(&[time_ms], Order::In), &all, 20), Vec::<usize>::new());
+                prop_assert_eq!(missing(&candidates(&[time_ms], false), &all, 20), Vec::<usize>::new());
             }
         }
     }

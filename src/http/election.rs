@@ -54,7 +54,7 @@ pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Ans
 
 /// `/admin/election/resign` and its kin.
 pub(super) async fn order(service: &Service, request: &Request<Incoming>) -> Answer {
-    let verb = request.uri().path().trim_start_matches("/admin/election/");
+    let verb = request.uri().path().strip_prefix("/admin/election/").unwrap_or_default();
     let order = match (verb, request.method()) {
         ("hold", &Method::DELETE) => Order::Release,
         ("hold", &Method::POST) => Order::Hold,

@@ -18,27 +18,67 @@ pub struct SourceLabels {
     pub replica: Vec<String>,
 }
 
-/// A label that a series lacks, or has with an empty value or one that is not UTF-8.
+/// The longest name of a cluster or replica, in bytes: an index has them, and what it can hold is bounded.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Why it cannot be told who sends a series; each names the label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the label {0:?}, which says who sends the series, is missing")]
-pub struct Missing(pub String);
+pub enum Unnamed {
+    /// The series lacks it, or has it with an empty value or one that is not UTF-8.
+    #[error("the label {0:?}, which says who sends the series, is missing")]
+    Missing(String),
+    /// Its value is longer than [`NAME_BYTES_MAX`].
+    #[error("the label {label:?}, which says who sends the series, has {bytes} bytes, more than {NAME_BYTES_MAX}")]
+    TooLong {
+        /// The label's name.
+        label: String,
+        /// The length of its value.
+        bytes: usize,
+    },
+    /// Its value has a character that the database's encoding may lack.
+    #[error(
+        "the label {label:?}, which says who sends the series, is not ASCII: that needs a database with the encoding UTF8, and \
+         this one has {encoding}"
+    )]
+    NotAscii {
+        /// The label's name.
+        label: String,
+        /// The database's encoding.
+        encoding: String,
+    },
+}
 
 impl SourceLabels {
-    /// Who sends a series with these labels, in any order.
+    /// Who sends a series with these labels, in any order. `encoding` is the database's, if that lacks some characters: names
+    /// are ASCII then, for one that cannot be converted would fail the statement that serves all clusters.
     ///
     /// # Errors
     ///
-    /// The first label that is missing.
-    pub fn source(&self, pairs: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)]) -> Result<Source, Missing> {
-        let value = |name: &str| {
-            let (_, value) = pairs.iter().find(|(other, _)| other.as_ref() == name.as_bytes())?;
+    /// What is wrong with the first label that does not do.
+    pub fn source(
+        &self,
+        pairs: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)],
+        encoding: Option<&str>,
+    ) -> Result<Source, Unnamed> {
+        let value = |label: &str| {
+            let (_, value) = pairs.iter().find(|(other, _)| other.as_ref() == label.as_bytes())?;
             let value = std::str::from_utf8(value.as_ref()).ok()?;
-            (!value.is_empty()).then(|| value.to_owned())
+            (!value.is_empty()).then_some(value)
         };
-        let cluster = value(&self.cluster).ok_or_else(|| Missing(self.cluster.clone()))?;
-        let replica = self.replica.iter().find_map(|name| value(name));
-        let replica = replica.ok_or_else(|| Missing(self.replica.first().cloned().unwrap_or_default()))?;
-        Ok(Source { cluster, replica })
+        let name = |labels: &[String]| {
+            let missing = || Unnamed::Missing(labels.first().cloned().unwrap_or_default());
+            let (label, value) = labels.iter().find_map(|label| Some((label, value(label)?))).ok_or_else(missing)?;
+            if value.len() > NAME_BYTES_MAX {
+                return Err(Unnamed::TooLong { label: label.clone(), bytes: value.len() });
+            }
+            match encoding {
+                Some(encoding) if !value.is_ascii() => {
+                    Err(Unnamed::NotAscii { label: label.clone(), encoding: encoding.to_owned() })
+                }
+                _ => Ok(value.to_owned()),
+            }
+        };
+        Ok(Source { cluster: name(std::slice::from_ref(&self.cluster))?, replica: name(&self.replica)? })
     }
 }
 
@@ -52,9 +92,9 @@ mod tests {
 
     #[track_caller]
     fn check(pairs: &[(&str, &str)], expected: Result<(&str, &str), &str>) {
-        let found = labels().source(pairs);
+        let found = labels().source(pairs, None);
         let found = found.as_ref().map(|source| (source.cluster.as_str(), source.replica.as_str()));
-        assert_eq!(found.map_err(|missing| missing.0.as_str()), expected);
+        assert_eq!(found, expected.map_err(|label| Unnamed::Missing(label.to_owned())).as_ref().copied());
     }
 
     #[test]
@@ -62,6 +102,20 @@ mod tests {
         check(&[("__replica__", "a"), ("cluster", "eu")], Ok(("eu", "a")));
         check(&[("cluster", "eu"), ("prometheus_replica", "b")], Ok(("eu", "b")));
         check(&[("prometheus_replica", "b"), ("__replica__", "a"), ("cluster", "eu")], Ok(("eu", "a")));
+    }
+
+    #[test]
+    fn a_name_is_bounded_and_has_a_place_in_the_database() {
+        let longest = "x".repeat(NAME_BYTES_MAX);
+        check(&[("cluster", &longest), ("__replica__", &longest)], Ok((&longest, &longest)));
+        let source = |cluster: &str, encoding| labels().source(&[("cluster", cluster), ("__replica__", "a")], encoding);
+        let label = || "cluster".to_owned();
+        let too_long = Unnamed::TooLong { label: label(), bytes: NAME_BYTES_MAX + 2 };
+        assert_eq!(source(&format!("{longest}é"), None), Err(too_long));
+        assert_eq!(source("é", None).map(|source| source.cluster), Ok("é".to_owned()));
+        let not_ascii = Unnamed::NotAscii { label: label(), encoding: "LATIN1".into() };
+        assert_eq!(source("é", Some("LATIN1")), Err(not_ascii));
+        assert_eq!(source("e", Some("LATIN1")).map(|source| source.cluster), Ok("e".to_owned()));
     }
 
     #[test]

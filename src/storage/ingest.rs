@@ -261,20 +261,21 @@ impl Writer {
 }
 
 impl Writer {
-    /// Opens a transaction that shows the rights of `batches`; returns what became of each. Where all have the same one, a term
-    /// that is over is an error; and `None`, with no transaction open, is that all are overtaken.
+    /// Opens a transaction that shows the rights of `batches`; returns what became of each. Where all are of one term, it is an
+    /// error that this is over. `None`, with no transaction open: all are overtaken.
     async fn begin(&self, client: &Client, batches: &[&Batch]) -> Result<Option<Vec<Standing>>, Error> {
-        let begin = begin(Limits::of(self.timeout));
-        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
         let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
         let (fence, reconciled) = rights[0];
-        if rights.iter().any(|right| *right != rights[0]) {
-            client.batch_execute(&begin).await?;
-            return standing(client, &self.names, &rights).await.map(Some);
+        let is_one = rights.iter().all(|right| *right == rights[0]);
+        let mut begin = begin(Limits::of(self.timeout));
+        if rights.iter().all(|(other, _)| *other == fence) {
+            // Waits for the group's lock as long as it may, where the others' writes do not wait for it.
+            begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
         }
-        let shown = client.batch_execute(&format!("{begin}; {}", show(&self.names, fence, reconciled))).await;
-        match shown.map_err(Error::from) {
-            Ok(()) => Ok(Some(vec![Ok(()); batches.len()])),
+        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
+        match client.batch_execute(&begin).await.map_err(Error::from) {
+            Ok(()) if is_one => Ok(Some(vec![Ok(()); batches.len()])),
+            Ok(()) => standing(client, &self.names, &rights).await.map(Some),
             Err(error) if error.sqlstate() == Some(OVERTAKEN) => {
                 client.batch_execute("ROLLBACK").await?;
                 Ok(None)

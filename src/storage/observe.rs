@@ -1,6 +1,5 @@
 //! Observes what was committed: which series have a sample at which time, and whose, since the last look.
 
-use std::str::FromStr;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -18,6 +17,7 @@ use crate::storage::Store;
 use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::hot::Elements;
 use crate::storage::names::Names;
+use crate::storage::position;
 pub use crate::storage::position::Position;
 use crate::storage::row::from_postgres_us;
 
@@ -116,9 +116,8 @@ impl Store {
         let states = self.names.fill(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
         );
-        let of_groups = self.names.fill(
-            "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)",
-        );
+        let of_groups =
+            self.names.fill("SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)");
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
         let except: Vec<i32> = except.iter().map(|sender| sender.0).collect();
         let by_sender: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&except, Type::INT4_ARRAY)];
@@ -148,8 +147,7 @@ impl Store {
         );
         let (((), (row, answered_ms, round_trip), groups, senders, ()), ()) =
             try_join(read, client.batch_execute("COMMIT")).await?;
-        let position: Position = snapshot(row.try_get(0)?)?;
-        let sealed_to: Position = snapshot(row.try_get(2)?)?;
+        let (position, sealed_to) = (position::read(row.try_get(0)?)?, position::read(row.try_get(2)?)?);
         let Timestamp(server_us) = row.try_get(1)?;
         let server_ms = from_postgres_us(server_us);
         let Timestamp(newest_us) = row.try_get(4)?;
@@ -183,10 +181,6 @@ fn new_rows(names: &Names, from: Option<&Position>) -> String {
         statement.push_str(&format!(" UNION ALL {select} AND xid IN ({})", xip.join(", ")));
     }
     statement
-}
-
-fn snapshot(text: &str) -> Result<Position, Error> {
-    Position::from_str(text).map_err(|error| Error::Unfit(error.to_string()))
 }
 
 impl GroupState {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::postgres::error::Error;
+
 /// Where a read ended: transactions from `xmax` on, and those in `xip`, are not seen yet; all others are, if they committed.
 /// Of two positions of one server the later one sees all that the earlier one does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,11 @@ impl Position {
     pub fn is_followed(&self, now: &Self, removed: &Self) -> bool {
         now.covers(self) && (self.covers(removed) || removed.xmax > now.xmax)
     }
+}
+
+/// Reads what the server said.
+pub(super) fn read(text: &str) -> Result<Position, Error> {
+    text.parse().map_err(|error: NoSnapshot| Error::Unfit(error.to_string()))
 }
 
 impl std::str::FromStr for Position {

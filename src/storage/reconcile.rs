@@ -217,17 +217,17 @@ impl Store {
     /// Sends its statements at once, and waits for no answer between. Each sees a state of its own: hot rows come first, so
     /// that what is sealed meanwhile is seen twice, and never not at all.
     async fn read_around(&self, client: &Client, windows: &Windows, group_no: i32) -> Result<Around, Error> {
-        // None of it needs all of a segment, whatever the planner expects.
-        let plan = format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off");
+        // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
+        let by_index = format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off");
         let sealed = async {
             match self.layout {
                 Layout::Chunks => self.chunks_around(client, windows).await,
                 Layout::Hypertable => self.rows_around(client, windows).await,
             }
         };
-        let ((), mut around, sealed, last, (terms, clock_offsets_ms)) = try_join5(
-            async { Ok(client.batch_execute(&plan).await?) },
+        let (mut around, (), sealed, last, (terms, clock_offsets_ms)) = try_join5(
             self.hot_around(client, windows),
+            async { Ok(client.batch_execute(&by_index).await?) },
             sealed,
             self.sealed_last(client, windows),
             self.senders_around(client, windows, group_no),
@@ -292,7 +292,7 @@ impl Store {
     /// Series and times in chunks. A chunk that cannot be read is as none.
     async fn chunks_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
         let statement = self.names.fill(
-            "SELECT c.bucket, c.places, c.times FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
+            "SELECT c.bucket, c.first, c.last, c.places, c.times FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
              AS w (bucket, lower, upper) JOIN {sealed} c ON c.bucket = w.bucket AND c.last >= w.lower AND c.first <= w.upper \
              WHERE c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $4) AND c.first <= $5",
         );
@@ -300,8 +300,14 @@ impl Store {
         let Some(mut rows) = self.in_windows(client, &statement, windows, bucket_of).await? else { return Ok(found) };
         while let Some(row) = rows.next().await {
             let row = row?;
-            let (bucket, places) = (row.try_get(0)?, Places(row.try_get(1)?));
-            let chunk = Encoded { bucket, places, times: row.try_get(2)?, ..Encoded::default() };
+            let (Timestamp(first_us), Timestamp(last_us)) = (row.try_get(1)?, row.try_get(2)?);
+            let (bucket, places) = (row.try_get(0)?, Places(row.try_get(3)?));
+            let chunk = Encoded {
+                first_ms: from_postgres_us(first_us),
+                last_ms: from_postgres_us(last_us),
+                times: row.try_get(4)?,
+                ..Encoded::default()
+            };
             match chunk.times() {
                 Ok(times_ms) => {
                     for series_id in places.iter().map(|place| series_at(bucket, place)) {
@@ -400,7 +406,7 @@ impl Store {
              (SELECT max(began_at) FROM {terms} WHERE group_no = $1 AND began_at <= $2), '-infinity') ORDER BY began_at, term",
         );
         let clocks = self.names.fill(
-            "SELECT sender_no, clock_offset_ms FROM {senders} LEFT JOIN {leader} USING (group_name) \
+            "SELECT s.sender_no, clock_offset_ms FROM {senders} s LEFT JOIN {leader} USING (group_name) \
              WHERE coalesce(group_no, 0) = $1",
         );
         let first = at(windows.spans(1).first().map_or(0, |(first_ms, _)| *first_ms));

@@ -61,7 +61,7 @@ pub fn ancient_for(time_ms: i64, now_ms: i64, interval: Duration, existing: &[Sp
 }
 
 /// The segments that hold `times_ms`, in order, and all others; those that are missing are made, by a transaction of its
-/// own. `now_ms` decides what counts as ancient when the first such comes.
+/// own. `now_ms`, by the server's clock, decides what counts as ancient when the first such comes.
 ///
 /// # Errors
 ///
@@ -77,7 +77,10 @@ pub async fn ensure(
     if times_ms.iter().all(|time_ms| find(&spans, *time_ms).is_some()) {
         return Ok(spans);
     }
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'").await?;
+    // Who is frozen now must not keep others from sealing.
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; \
+                 SET LOCAL idle_in_transaction_session_timeout = '10s'";
+    client.batch_execute(begin).await?;
     let made = ensure_locked(client, names, times_ms, now_ms, interval).await;
     // The first error is the one to report; a session that cannot roll back is closed by its owner.
     let ended = client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;

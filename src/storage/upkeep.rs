@@ -17,17 +17,38 @@ pub const REQUESTS_KEPT: Duration = Duration::from_secs(300);
 /// What the names of groups begin with that are clusters.
 pub const CLUSTER_GROUPS: &str = "cluster ";
 
-/// Begins a transaction that keeps others from doing this at the same time; `false` if one does.
+/// The transaction of [`lock`] shows that often that its adapter lives.
+const LOCK_SHOWN: Duration = Duration::from_secs(2);
+
+/// The server ends the transaction of [`lock`] after so long without a sign of life: its adapter is frozen or cut off, and
+/// upkeep is another's to do.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Begins a transaction that keeps others from doing this at the same time, for as long as [`hold_lock`] runs; `false` if
+/// another one does it.
 ///
 /// # Errors
 ///
 /// What the server said.
 pub async fn lock(client: &Client, names: &Names) -> Result<bool, Error> {
     // Simple queries: a portal would keep its snapshot, and an index built concurrently waits for older snapshots.
-    client.batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
-    let lock = names.fill("SELECT pg_try_advisory_xact_lock({series:literal}::regclass::oid::integer, 0)");
+    let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}", LOCK_TIMEOUT.as_millis());
+    client.batch_execute(&begin).await?;
+    // Not the key of those that make series (0), who must never wait for upkeep.
+    let lock = names.fill("SELECT pg_try_advisory_xact_lock({series:literal}::regclass::oid::integer, 1)");
     let answer = client.simple_query(&lock).await?;
     Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
+}
+
+/// Keeps the transaction of [`lock`] open; ends only with the error that ended it, after which others may be at it.
+pub async fn hold_lock(client: &Client) -> Error {
+    loop {
+        tokio::time::sleep(LOCK_SHOWN).await;
+        // Without a snapshot: see above.
+        if let Err(error) = client.batch_execute("").await {
+            return error.into();
+        }
+    }
 }
 
 /// Drops the segments that end before `now - retention`, and deletes what is older from the one without a beginning.
@@ -108,12 +129,26 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
 pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error> {
     let statement = names.fill(&format!(
         "DELETE FROM {{reports}} WHERE reported_at < now() - interval '1 day'; \
-         WITH old AS (DELETE FROM {{leader}} l WHERE starts_with(group_name, '{CLUSTER_GROUPS}') \
+         DELETE FROM {{leader}} l WHERE starts_with(group_name, '{CLUSTER_GROUPS}') \
          AND coalesce(heartbeat, '-infinity') < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {{reports}} r, \
-         unnest(r.tokens, r.heard) AS u (token, heard) WHERE u.token = l.token AND u.heard > now() - interval '1 day') \
-         RETURNING group_no) DELETE FROM {{cuts}} WHERE group_no IN (SELECT group_no FROM old)",
+         unnest(r.tokens, r.heard) AS u (token, heard) WHERE u.token = l.token AND u.heard > now() - interval '1 day')",
     ));
     Ok(client.batch_execute(&statement).await?)
+}
+
+/// Forgets terms that ended 30 days ago: nobody has a sample of that time left to compare with what is stored.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn forget_terms(client: &Client, names: &Names) -> Result<(), Error> {
+    let statement = names.fill(
+        "DELETE FROM {terms} t WHERE began_at < now() - interval '30 days' AND (EXISTS (SELECT FROM {terms} n \
+         WHERE n.group_no = t.group_no AND n.term > t.term AND n.began_at < now() - interval '30 days') \
+         OR NOT EXISTS (SELECT FROM {leader} l WHERE l.group_no = t.group_no))",
+    );
+    client.execute_typed(&statement, &[]).await?;
+    Ok(())
 }
 
 /// The ids of all series that have samples.

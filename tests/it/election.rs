@@ -14,7 +14,6 @@ use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 
 pub(crate) mod by_hand;
 mod frozen;
-mod holes;
 mod lease;
 mod lock;
 mod rest;

@@ -5,12 +5,16 @@
 
 mod by_labels;
 mod chunks;
+mod configurations;
 mod election;
 mod handover;
 mod http;
 mod kubernetes;
+mod migrate;
+mod observe;
 mod read;
 mod reader;
+mod reconcile;
 mod seal;
 mod setup;
 mod storage;

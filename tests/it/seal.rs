@@ -8,7 +8,7 @@ use rig::process::Signal;
 use tokio_util::task::TaskTracker;
 
 use crate::reader::{both, query};
-use crate::setup::{Body, Database, SOON, at, now_ms, one, start, store};
+use crate::setup::{Body, Database, SOON, at, now_ms, one, start, store, with_clock};
 
 const STALE_MARKER: u64 = 0x7ff0_0000_0000_0002;
 
@@ -135,11 +135,15 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
     for n in (-10..110).filter(|n| n % 2 != 0) {
         store(&adapter, sample(n, 2.0)).await;
     }
-    // Twice while hot, with another value.
     store(&adapter, sample(200, 4.0)).await;
-    store(&adapter, sample(200, 5.0)).await;
-    for n in [0, 10, 98] {
-        store(&adapter, sample(n, 3.0)).await;
+    // Twice while hot, with another value, and some that are sealed: as adapters by labels may store them.
+    for (n, value) in [(200, 5.0), (0, 3.0), (10, 3.0), (98, 3.0)] {
+        let again = format!(
+            "INSERT INTO metrics_hot (\"time\", series, value) SELECT to_timestamp({}::numeric / 1000), ARRAY[id], ARRAY[{value}::float8] \
+             FROM metrics_series WHERE name = 'up'",
+            start_ms + n * 1_000
+        );
+        database.run(&again).await;
     }
     let answer = read(&adapter).await;
     let sealed = seal(&adapter).await;
@@ -172,6 +176,30 @@ async fn what_has_grown_older_than_the_retention_while_hot_is_not_sealed() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
     assert_eq!(database.samples().await, 1);
     assert_eq!(database.one::<i64>("SELECT sum(samples)::bigint FROM metrics_segments").await, 1);
+}
+
+/// By the server's clock alone: the adapter's may be wrong.
+#[tokio::test]
+async fn what_is_too_old_does_not_depend_on_the_clock_of_whoever_seals() {
+    const DAYS_40_MS: i64 = 40 * 24 * 3_600_000;
+    let database = Database::new().await;
+    let options = || database.adapter().arg("-pg-retention=30d").arg("-pg-seal-after=24h");
+    let right = start(&options()).await;
+    let young = (0..20).map(|n| at(now_ms() - n * 1_000, 1.0)).rev().collect::<Vec<_>>();
+    store(&right, Body::new().series(&[("__name__", "up")], &young)).await;
+    let ahead = start(&with_clock(options(), DAYS_40_MS)).await;
+    let sealed = seal(&ahead).await;
+    assert_eq!((&sealed["samples"], &sealed["dropped_samples"]), (&20.into(), &0.into()), "{sealed}");
+    assert_eq!(database.samples().await, 20);
+    let ancient = "SELECT count(*) FROM metrics_segments WHERE lower IS NULL";
+    assert_eq!(database.one::<i64>(ancient).await, 0, "a segment of its time, for retention to drop in time");
+    let behind = start(&with_clock(options(), -DAYS_40_MS)).await;
+    database
+        .run("INSERT INTO metrics_hot (\"time\", series, value) VALUES (now() - interval '31 days', '{1}', '{2}')")
+        .await;
+    let sealed = seal(&behind).await;
+    assert_eq!((&sealed["samples"], &sealed["dropped_samples"]), (&1.into(), &1.into()), "{sealed}");
+    assert_eq!(database.samples().await, 20);
 }
 
 #[tokio::test]

@@ -93,6 +93,12 @@ pub(crate) fn adapter_at(uri: &str) -> Options {
     Options::new(BINARY).arg(format!("-pg-uri={uri}")).arg("-log-level=debug")
 }
 
+/// The same with a clock that is `ahead_ms` ahead, or behind if that is negative.
+pub(crate) fn with_clock(options: Options, ahead_ms: i64) -> Options {
+    let environment = rig::clock::wrong_by(ahead_ms).expect("libfaketime is installed: make install-deps");
+    environment.iter().fold(options, |options, (name, value)| options.env(name, value))
+}
+
 /// Starts an adapter and waits until it takes writes.
 pub(crate) async fn start(options: &Options) -> Adapter {
     let adapter = options.start().await;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
+use prometheus_postgresql_adapter::storage::ingest::Writer;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
-use prometheus_postgresql_adapter::storage::schema::VERSION;
-use prometheus_postgresql_adapter::storage::{Config, Store};
+use prometheus_postgresql_adapter::storage::names::Names;
+use prometheus_postgresql_adapter::storage::{Config, Store, chunk, schema, upkeep};
 use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
 use rig::process::Exit;
 use tokio_postgres::SimpleQueryMessage;
@@ -29,13 +30,18 @@ pub(crate) async fn refusal(options: &rig::adapter::Options) -> String {
 
 /// The store as a library, for rounds of upkeep when a test wants them.
 pub(crate) async fn library(database: &Database, retention: Option<Duration>) -> Store {
+    open(database, retention, false).await.0
+}
+
+/// The same with its writers, which are to be run.
+pub(crate) async fn open(database: &Database, retention: Option<Duration>, read_only: bool) -> (Store, Vec<Writer>) {
     let uri: tokio_postgres::Config = database.server.uri(&database.name).parse().unwrap();
     let server = Server {
         server: uri.clone(),
         lock_server: uri,
         ssl_mode: SslMode::Disable,
         ssl_root_cert: None,
-        max_open_conns: 4,
+        max_open_conns: 6,
         max_idle_conns: 1,
         connect_retries: 0,
     };
@@ -51,12 +57,12 @@ pub(crate) async fn library(database: &Database, retention: Option<Duration>) ->
         retention,
         write_connections: 1,
         log_samples: false,
-        read_only: false,
+        read_only,
         replica_labels: vec![],
         sources: None,
         send_timeout: Duration::from_secs(30),
     };
-    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap().0
+    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap()
 }
 
 /// The segments, oldest first.
@@ -74,7 +80,7 @@ async fn five_that_start_at_once_make_one_schema() {
     let now = now_ms();
     join_all((0..).zip(&adapters).map(|(n, adapter)| store(adapter, Body::new().sample("up", now + n, 1.0)))).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM shared_by_all.metrics").await, 5);
-    assert_eq!(database.one::<i32>("SELECT shared_by_all.metrics_version()").await, VERSION);
+    assert_eq!(database.one::<i32>("SELECT shared_by_all.metrics_version()").await, schema::VERSION);
     for adapter in &adapters {
         assert!(!adapter.process().log().contains("level=error"), "{}", adapter.process().log().tail());
     }
@@ -159,6 +165,57 @@ async fn a_newer_schema_is_left_alone() {
     }
 }
 
+/// The views are for reading: what is deleted from the series, an adapter that knows its id goes on storing, and nobody
+/// sees it.
+async fn check_views_refuse_changes(database: &Database) {
+    for (view, column, value) in
+        [("metrics_labels", "metric_name", "'up'"), ("metrics", "name", "'up'"), ("metrics_values", "value", "1")]
+    {
+        for statement in [
+            format!("DELETE FROM {view} WHERE {column} = {value}"),
+            format!("UPDATE {view} SET {column} = {value}"),
+            format!("INSERT INTO {view} ({column}) VALUES ({value})"),
+        ] {
+            let error = database.client.batch_execute(&statement).await.expect_err(&statement);
+            let error = error.as_db_error().expect("the server refuses");
+            assert_eq!(error.code().code(), "55000", "{statement}: {error:?}");
+            assert!(error.message().contains(view), "{statement}: {error:?}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("-pg-retention")), "{statement}: {error:?}");
+        }
+    }
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
+}
+
+#[tokio::test]
+async fn a_view_refuses_changes_and_says_what_to_do_instead() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+    check_views_refuse_changes(&database).await;
+}
+
+#[tokio::test]
+async fn a_store_of_version_1_is_migrated_with_what_it_has() {
+    let database = Database::new().await;
+    let names = Names::new("public", "metrics");
+    for part in [
+        include_str!("../../src/storage/schema.sql"),
+        chunk::SQL,
+        include_str!("../../src/storage/segments.sql"),
+        "CREATE FUNCTION {version}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT 1'",
+        "INSERT INTO {series} (key, name, labels) VALUES (gen_random_uuid(), 'up', jsonb_build_object()); \
+         INSERT INTO {hot} (\"time\", series, value) VALUES (now(), ARRAY[1], ARRAY[1])",
+    ] {
+        database.run(&names.fill(part)).await;
+    }
+    let adapter = database.leader().await;
+    assert_eq!(database.one::<i32>("SELECT metrics_version()").await, schema::VERSION);
+    check_views_refuse_changes(&database).await;
+    store(&adapter, Body::new().sample("down", now_ms(), 1.0)).await;
+    seal(&adapter).await;
+    assert_eq!(database.samples().await, 2);
+}
+
 #[tokio::test]
 async fn a_request_over_the_border_of_a_segment_is_stored() {
     let database = Database::new().await;
@@ -231,6 +288,101 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
     store(&adapter, Body::new().sample("up", now - 5 * HOUR_MS, 2.0).sample("up", now + 50, 2.0)).await;
     seal(&adapter).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE value = 2").await, 2);
+}
+
+/// Whether a session waits for another's lock.
+const SOMEBODY_WAITS: &str =
+    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+
+#[tokio::test]
+async fn an_adapter_frozen_while_it_makes_the_schema_keeps_no_other_from_starting() {
+    let database = Database::new().await;
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(2615, hashtext('public.metrics'))").await.unwrap();
+    let frozen = database.adapter().name("frozen").spawn();
+    database.wait(SOMEBODY_WAITS).await;
+    frozen.process().pause();
+    blocker.batch_execute("COMMIT").await.unwrap();
+    let adapter = database.leader().await;
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+}
+
+#[tokio::test]
+async fn an_adapter_frozen_while_it_makes_a_segment_keeps_no_other_from_sealing() {
+    let database = Database::new().await;
+    let (frozen, adapter) = (database.leader().await, database.leader().await);
+    store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+    let blocker = database.session().await;
+    blocker.batch_execute("BEGIN; LOCK metrics_segments IN ROW EXCLUSIVE MODE").await.unwrap();
+    let (client, url) = (frozen.client().clone(), frozen.url("/admin/storage/seal"));
+    let _sealing = TaskTracker::new().spawn(async move { client.post(&url, &[], Vec::new()).await });
+    database.wait(SOMEBODY_WAITS).await;
+    frozen.process().pause();
+    blocker.batch_execute("COMMIT").await.unwrap();
+    let sealed = async || {
+        let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
+        (answer.status == 200 && database.one::<i64>("SELECT count(*) FROM metrics_hot").await == 0).then_some(())
+    };
+    adapter.process().wait_until("it seals", SOON, sealed).await;
+}
+
+/// Its process is stopped, or its host hangs: here, what it does in upkeep is not gone on with.
+#[tokio::test]
+async fn a_leader_frozen_in_upkeep_holds_up_neither_new_series_nor_the_next_leaders_upkeep() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
+    let now = now_ms();
+    store(&adapter, Body::new().sample("old", now - 6 * HOUR_MS, 1.0)).await;
+    seal(&adapter).await;
+    let reader = database.session().await;
+    reader.batch_execute("BEGIN; SELECT FROM metrics").await.unwrap();
+    let retention = Some(Duration::from_secs(4 * 3600));
+    let frozen = library(&database, retention).await;
+    let mut upkeep = std::pin::pin!(frozen.upkeep(Duration::ZERO));
+    let waits_for_reader = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%DETACH PARTITION%' \
+                            AND wait_event_type = 'Lock' AND datname = current_database())";
+    tokio::select! {
+        done = &mut upkeep => panic!("it did not wait: {done:?}"),
+        () = database.wait(waits_for_reader) => {}
+    }
+    store(&adapter, Body::new().sample("new", now, 1.0)).await;
+    reader.batch_execute("COMMIT").await.unwrap();
+    let locked = "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                  AND classid = 'metrics_series'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
+    database.wait(locked).await;
+    library(&database, retention).await.upkeep(Duration::ZERO).await.unwrap();
+    assert_eq!(segments(&database).await, [""; 0]);
+    assert_eq!(database.column::<String>("SELECT name FROM metrics").await, ["new"]);
+}
+
+/// However long it takes.
+#[tokio::test]
+async fn upkeep_that_goes_on_keeps_its_lock() {
+    let database = Database::new().await;
+    drop(database.leader().await);
+    let names = Names::new("public", "metrics");
+    let (one, other) = (database.session().await, database.session().await);
+    assert!(upkeep::lock(&one, &names).await.unwrap());
+    let ended = tokio::time::timeout(Duration::from_secs(12), upkeep::hold_lock(&one)).await;
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(!upkeep::lock(&other, &names).await.unwrap(), "it was given to another");
+}
+
+#[tokio::test]
+async fn terms_are_forgotten_a_month_after_they_ended() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    database
+        .run(
+            "INSERT INTO metrics_leader (group_name) VALUES ('a'), ('b'); \
+             INSERT INTO metrics_terms (group_no, term, began_at) SELECT group_no, term, now() - days * interval '1 day' \
+             FROM (VALUES (1, 1, 90), (1, 2, 31), (1, 3, 29), (1, 4, 1), (2, 7, 90), (3, 1, 90), (3, 2, 2)) \
+             AS t (group_no, term, days)",
+        )
+        .await;
+    store.upkeep(Duration::ZERO).await.unwrap();
+    let left = "SELECT group_no * 10 + term FROM metrics_terms ORDER BY 1";
+    assert_eq!(database.column::<i64>(left).await, [12, 13, 14, 27, 32], "and nobody has group 3");
 }
 
 #[tokio::test]
@@ -307,7 +459,7 @@ async fn what_retention_would_drop_at_once_is_not_stored() {
     let now = now_ms();
     let body = Body::new().series(&[("__name__", "up")], &[at(now - 5 * HOUR_MS, 1.0), at(now, 2.0)]);
     store(&adapter, body).await;
-    assert_eq!(adapter.metric_with("samples_duplicate_total", "expired").await, Some(1.0));
+    assert_eq!(adapter.metric("samples_expired_total").await, Some(1.0));
     assert_eq!(database.column::<f64>("SELECT value FROM metrics").await, [2.0]);
 }
 

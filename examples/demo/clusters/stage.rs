@@ -2,6 +2,8 @@
 //! the proxy.
 
 use rig::adapter::{self, Adapter};
+use rig::configs::{ADAPTER_PORTS, Configs};
+use rig::node_exporter;
 use rig::port;
 use rig::postgres::{self, Postgres};
 use rig::process::Process;
@@ -10,7 +12,6 @@ use serde_json::Value;
 
 use super::proxy::Proxy;
 use crate::judge::Subject;
-use crate::target::node_exporter;
 use crate::{PATIENCE, Teller};
 
 /// How long a leading replica may be silent, as on the adapters' command line.
@@ -73,7 +74,7 @@ impl Stage {
         let postgres = Postgres::start(postgres::Options::default()).await;
         teller.say(&format!("PostgreSQL is up: {}", postgres.uri("postgres")));
         let node_port = port::free();
-        let node_exporter = node_exporter(node_port);
+        let node_exporter = node_exporter::start(node_port);
         let adapter_ports = [port::free(), port::free()];
         let adapter_options = [0, 1].map(|index| {
             adapter::Options::new(adapter::binary_beside_this())
@@ -100,8 +101,10 @@ impl Stage {
             Cluster { name, replicas, group: format!("cluster {name}") }
         };
         let clusters = [cluster("eu").await, cluster("us").await];
-        let reads = format!("remote_read: [{{url: 'http://localhost:{}/read', read_recent: true}}]\n", proxy.port());
-        let reader = Prometheus::start(prometheus::Options::new(reads).name("Prometheus, reading")).await;
+        let configs = Configs::new(|named| if ADAPTER_PORTS.contains(&named) { proxy.port() } else { port::free() });
+        let options = prometheus::Options::new(configs.text("prometheus-reader.yml")).name("Prometheus, reading");
+        let reader = Prometheus::start(options).await;
+        teller.say(&format!("a Prometheus on port {} scrapes nothing: it reads what is stored", reader.port()));
         Self { clusters, adapters, adapter_options, proxy, reader, postgres, _node_exporter: node_exporter }
     }
 
@@ -150,8 +153,7 @@ async fn lead(adapter: &Adapter, cluster: &str) -> Option<Lead> {
     Some(Lead { replica, term: known["leader"]["term"].as_i64()? })
 }
 
-/// A prometheus.yml as in `prometheus-configs/`, but for the proxy's port. Without `remote_read`: it would bring a cluster
-/// the other one's series as well, which may hide what is missing.
+/// A prometheus.yml as in `prometheus-configs/`, but for the proxy's port.
 fn config(cluster: &str, replica: &str, scraped: &[(&str, &[u16])], proxy: u16) -> String {
     let target = |port: &u16| format!("'localhost:{port}'");
     let job = |(job, ports): &(&str, &[u16])| {

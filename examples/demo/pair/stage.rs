@@ -1,22 +1,15 @@
 //! The pair as a reader would set it up by hand: the configurations of `prometheus-configs/`, on their own ports
 //! where these are free.
 
-use std::path::Path;
-
 use rig::adapter::{self, Adapter};
+use rig::configs::{ADAPTER_PORTS, Configs, NODE_PORT, PROMETHEUS_PORTS, READER_PORT};
+use rig::node_exporter;
 use rig::port;
 use rig::postgres::{self, Postgres};
 use rig::process::Process;
 use rig::prometheus::{self, Prometheus};
 
 use crate::Teller;
-use crate::target::node_exporter;
-
-/// What `prometheus-configs/` says.
-const PROMETHEUS_PORTS: [u16; 2] = [9090, 9091];
-const READER_PORT: u16 = 9092;
-const NODE_PORT: u16 = 9100;
-const ADAPTER_PORTS: [u16; 2] = [9201, 9202];
 
 /// How long a leader's Prometheus may be silent, as on the adapters' command line.
 pub(crate) const PROMETHEUS_TIMEOUT_SECONDS: f64 = 6.0;
@@ -69,66 +62,45 @@ pub(crate) struct Pair {
 impl Pair {
     /// Starts all of it; the adapters before their Prometheis.
     pub(crate) async fn start(teller: Teller) -> Self {
-        let ports = Ports::choose(teller);
+        let configs = Configs::new(|named| port_for(named, teller));
         let postgres = Postgres::start(postgres::Options::default()).await;
         teller.say(&format!("PostgreSQL is up: {}", postgres.uri("postgres")));
-        let node_exporter = node_exporter(ports.of(NODE_PORT));
+        let node_exporter = node_exporter::start(configs.port(NODE_PORT));
         let side = async |name, replica: &str, index: usize| {
             let adapter_options = adapter::Options::new(adapter::binary_beside_this())
                 .name(&format!("adapter {name}"))
-                .port(ports.of(ADAPTER_PORTS[index]))
+                .port(configs.port(ADAPTER_PORTS[index]))
                 .arg("-leader-election.pg-advisory-lock-id=1")
                 .arg(format!("-leader-election.pg-advisory-lock.prometheus-timeout={PROMETHEUS_TIMEOUT_SECONDS}s"))
                 .arg(format!("-pg-uri={}", postgres.uri("postgres")));
             let adapter = Some(adapter_options.start().await);
-            let config = ports.config(&format!("prometheus-{replica}.yml"));
+            let config = configs.text(&format!("prometheus-{replica}.yml"));
             let options = prometheus::Options::new(config)
                 .name(&format!("Prometheus {name}"))
-                .port(ports.of(PROMETHEUS_PORTS[index]))
-                .file("rules.yml", ports.config("rules.yml"));
+                .port(configs.port(PROMETHEUS_PORTS[index]))
+                .file("rules.yml", configs.text("rules.yml"));
             let prometheus = Prometheus::start(options).await;
             teller.say(&format!(
                 "{name}: Prometheus on port {}, its adapter on port {}",
                 prometheus.port(),
-                ports.of(ADAPTER_PORTS[index])
+                configs.port(ADAPTER_PORTS[index])
             ));
             Side { name, prometheus, adapter, adapter_options }
         };
         let sides = [side("A", "a", 0).await, side("B", "b", 1).await];
-        let options = prometheus::Options::new(ports.config("prometheus-reader.yml"));
-        let reader = Prometheus::start(options.name("Prometheus, reading").port(ports.of(READER_PORT))).await;
+        let options = prometheus::Options::new(configs.text("prometheus-reader.yml"));
+        let reader = Prometheus::start(options.name("Prometheus, reading").port(configs.port(READER_PORT))).await;
+        teller.say(&format!("a Prometheus on port {} scrapes nothing: it reads what is stored", reader.port()));
         Self { sides, reader, postgres, _node_exporter: node_exporter }
     }
 }
 
-/// The port that is used for each port that the configurations name.
-struct Ports(Vec<(u16, u16)>);
-
-impl Ports {
-    fn choose(teller: Teller) -> Self {
-        let named = [PROMETHEUS_PORTS.as_slice(), &[READER_PORT, NODE_PORT], &ADAPTER_PORTS].concat();
-        let choose = |named| {
-            if port::is_free(named) {
-                return (named, named);
-            }
-            let other = port::free();
-            teller.say(&format!("port {named} is taken: {other} instead"));
-            (named, other)
-        };
-        Self(named.into_iter().map(choose).collect())
+/// The port itself where it is free, and another one where it is not.
+fn port_for(named: u16, teller: Teller) -> u16 {
+    if port::is_free(named) {
+        return named;
     }
-
-    fn of(&self, named: u16) -> u16 {
-        self.0.iter().find(|(port, _)| *port == named).expect("every port of the configurations is chosen").1
-    }
-
-    /// The text of a file in `prometheus-configs/` with the ports that are used.
-    fn config(&self, name: &str) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("prometheus-configs").join(name);
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-        let replace = |text: String, (named, used): &(u16, u16)| {
-            text.replace(&format!("localhost:{named}"), &format!("localhost:{used}"))
-        };
-        self.0.iter().fold(text, replace)
-    }
+    let other = port::free();
+    teller.say(&format!("port {named} is taken: {other} instead"));
+    other
 }

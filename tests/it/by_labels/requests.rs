@@ -26,7 +26,7 @@ async fn a_request_of_several_clusters_is_judged_series_by_series() {
     assert_eq!(db.column::<String>(stored).await, expected);
     store(&adapter, mixed).await;
     assert_eq!(db.column::<String>(stored).await, expected, "a retry is stored once");
-    assert_eq!(adapter.metric_with("samples_duplicate_total", "retry").await, Some(3.0));
+    assert_eq!(adapter.metric_with("samples_covered_total", "late").await, Some(3.0));
 }
 
 #[tokio::test]

@@ -10,10 +10,13 @@
 //! No part of the adapter itself is used here, so the rig also measures and drives strangers.
 
 pub mod adapter;
+pub mod clock;
+pub mod configs;
 pub mod exposition;
 pub mod guard;
 pub mod http;
 pub mod network;
+pub mod node_exporter;
 pub mod port;
 pub mod postgres;
 pub mod process;

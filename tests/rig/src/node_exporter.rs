@@ -1,11 +1,15 @@
-//! What is scraped beside the parts of the demo themselves: a program with many series, each with a sample a second.
+//! What is scraped beside the parts of a pair themselves: a program with many series, each with a sample a second.
 
 use std::process::Command;
 
-use rig::process::Process;
+use crate::process::Process;
 
-/// Starts a node_exporter; Debian calls it otherwise than its authors.
-pub(crate) fn node_exporter(port: u16) -> Process {
+/// Starts a node_exporter on a port of 127.0.0.1; Debian calls it otherwise than its authors.
+///
+/// # Panics
+///
+/// When there is none in `PATH`.
+pub fn start(port: u16) -> Process {
     let programs = ["prometheus-node-exporter", "node_exporter"];
     let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();
     let program = programs.into_iter().find(runs).expect("no node_exporter: run make install-deps");
