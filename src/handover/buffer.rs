@@ -109,17 +109,18 @@ impl Buffer {
     }
 
     /// Looks at samples that were last looked at `every` ago or longer: those that are covered go, those that are due are
-    /// returned. Returns how many went covered, too.
+    /// returned. Ends when about `due_max` are due; the next look goes on from there. Returns how many went covered, too.
     pub fn look(
         &mut self,
         now: Instant,
         every: Duration,
+        due_max: usize,
         mut fate: impl FnMut(&Buffered) -> Fate,
     ) -> (usize, Vec<Buffered>) {
         let (mut covered, mut due) = (0, Vec::new());
         let (mut bytes, mut samples) = (0, 0);
         self.blocks.retain_mut(|block| {
-            if now.saturating_duration_since(block.looked_at) >= every {
+            if now.saturating_duration_since(block.looked_at) >= every && due.len() < due_max {
                 block.looked_at = now;
                 let before = block.values.len();
                 let taken = due.len();

@@ -3,15 +3,16 @@
 //! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; whoever drives it does the storing.
 //! The simulation under `tests/` drives the same code.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::series::{Known, SeriesTimes};
 use crate::handover::slots::{
-    By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, median_step_ms, missing,
+    By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing,
 };
 use crate::model::sender::SenderNo;
-use crate::storage::reconcile::Around;
+use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;
 
 /// See the module.
@@ -66,6 +67,9 @@ const DUE_MAX: Duration = Duration::from_secs(120);
 /// Buffered samples are looked at four times an interval, within these bounds.
 const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
+
+/// From so many stored times it is guessed how often a series is scraped.
+const GUESS_FROM: usize = 8;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -215,24 +219,19 @@ impl Sender {
         self.is_open = true;
     }
 
-    /// Lets go of what was observed covered, and takes out at most `count` samples that have stayed uncovered for so long that they are
+    /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
     /// to be reconciled.
     #[must_use]
     pub fn look(&mut self, count: usize, now: Instant) -> Looked {
         let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
-        let mut left = count;
-        let fate = |sample: &Buffered| {
-            if self.is_covered(sample) {
-                return Fate::Covered;
-            }
-            if left == 0 || !self.is_due(sample, now) {
-                return Fate::Keep;
-            }
-            left -= 1;
-            Fate::Due
+        let may_be_due = count > 0;
+        let fate = |sample: &Buffered| match self.is_covered(sample) {
+            true => Fate::Covered,
+            false if may_be_due && self.is_due(sample, now) => Fate::Due,
+            false => Fate::Keep,
         };
-        let (covered, due) = buffer.look(now, every, fate);
+        let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
         self.buffer = buffer;
         Looked { covered, due }
     }
@@ -311,7 +310,7 @@ impl Sender {
                 let candidate =
                     |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
-                let interval_ms = self.interval_of(series_id, &stored);
+                let interval_ms = self.interval_of(series_id, times);
                 found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
             }
         }
@@ -364,12 +363,36 @@ impl Sender {
         sample.clock_offset_ms - self.other_offset_ms
     }
 
-    /// As its steps say, or its first one; or else as those around it say.
-    fn interval_of(&self, series_id: i64, stored: &[Stored]) -> i64 {
+    /// As its sender's steps say; where those are few, the one that is known, or else as the newest of what is stored says.
+    fn interval_of(&self, series_id: i64, stored: &[StoredTime]) -> i64 {
         let Known { interval_ms, guess_ms, .. } = self.series.get(series_id);
-        let guesses = [interval_ms, guess_ms, median_step_ms(stored).unwrap_or(0), self.series.usual_ms()];
-        guesses.into_iter().find(|guess_ms| *guess_ms > 0).unwrap_or(INTERVAL_UNKNOWN_MS)
+        if interval_ms > 0 {
+            return interval_ms;
+        }
+        let step_ms = usual_step_ms(&stored[stored.len().saturating_sub(GUESS_FROM)..]);
+        let is_part = |step_ms: &i64| {
+            let off_ms = guess_ms % step_ms;
+            step_ms * 4 < guess_ms * 3 && off_ms.min(step_ms - off_ms) <= step_ms / 10
+        };
+        match guess_ms {
+            0 => step_ms.or(Some(self.series.usual_ms()).filter(|usual_ms| *usual_ms > 0)).unwrap_or(INTERVAL_UNKNOWN_MS),
+            // Scrapes were missed if it is several steps long.
+            _ => step_ms.filter(is_part).unwrap_or(guess_ms),
+        }
     }
+}
+
+/// The median of the steps of stored times, from one of a sender to the next of the same; where there are none, from any to the next.
+fn usual_step_ms(stored: &[StoredTime]) -> Option<i64> {
+    let mut last: HashMap<SenderNo, i64> = HashMap::new();
+    let step = |stored: &StoredTime| Some(stored.time_ms - last.insert(stored.sender?, stored.time_ms)?);
+    let mut steps: Vec<i64> = stored.iter().filter_map(step).collect();
+    if steps.is_empty() {
+        // Where one took over from another, these are shorter, or longer.
+        steps = stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
+    }
+    let middle = steps.len().checked_sub(1)? / 2;
+    Some(*steps.select_nth_unstable(middle).1)
 }
 
 /// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time. Returns how many it took out.

@@ -89,20 +89,6 @@ pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Slot>, skew_ms: i64, i
     false
 }
 
-/// The interval of a series from stored times around: the median of their steps, if there are any.
-#[must_use]
-pub fn median_step_ms(stored: &[Stored]) -> Option<i64> {
-    let step = |pair: &[Stored]| pair[1].time_ms - pair[0].time_ms;
-    let is_of_one = |pair: &&[Stored]| pair[0].by == pair[1].by;
-    let mut steps: Vec<i64> = stored.windows(2).filter(is_of_one).map(step).collect();
-    if steps.is_empty() {
-        // Where one took over from another.
-        steps = stored.windows(2).map(step).collect();
-    }
-    let middle = steps.len().checked_sub(1)? / 2;
-    Some(*steps.select_nth_unstable(middle).1)
-}
-
 /// Of `candidates`, samples of one sender and series, ascending and each time once, those whose slot is empty, as their places; `stored` has
 /// what is stored around all of them, ascending. One that is found missing counts as stored for those after it.
 #[must_use]

@@ -157,7 +157,10 @@ impl Senders {
                 number: Cell::new(None),
                 is_fresh: Cell::new(true),
                 leads: Cell::new(None),
-                state: RefCell::new(Sender::new(self.bytes_max, !self.is_grouped)),
+                state: RefCell::new(match self.is_shared {
+                    true => Sender::shared(self.bytes_max, !self.is_grouped),
+                    false => Sender::new(self.bytes_max, !self.is_grouped),
+                }),
                 taking_out: Mutex::new(&self.store.world.kernel),
                 storing: RefCell::default(),
                 stored: Signal::new(&self.store.world.kernel),
@@ -207,10 +210,7 @@ impl Senders {
             reserved.extend(sorted.append.iter().map(|row| (row.series_id, row.time_ms)));
         }
         let appended = sorted.append.clone();
-        if !sorted.late.is_empty() {
-            storing.wait_for_earlier().await;
-        }
-        self.store_sorted(member, key, sorted, reconciled, number, fence).await?;
+        self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
             appended.iter().for_each(|row| member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id))));
         }
@@ -222,12 +222,15 @@ impl Senders {
         member: &Member,
         key: Uuid,
         Sorted { mut append, mut late, .. }: Sorted,
-        mut reconciled: i64,
+        (fence, mut reconciled): (Option<Fence>, i64),
         sender: SenderNo,
-        fence: Option<Fence>,
+        storing: Option<&Storing<'_>>,
     ) -> Result<(), Failure> {
         for attempt in 1.. {
             if !late.is_empty() {
+                if let Some(storing) = storing {
+                    storing.wait_for_earlier().await;
+                }
                 self.reconcile(member, &late, sender, fence, self.is_shared).await?;
                 late.clear();
             }
@@ -357,7 +360,7 @@ impl Senders {
                 true => Sorted { late: sorted_out, ..Sorted::default() },
                 false => member.with(|state| state.sort_buffered(&sorted_out)),
             };
-            self.store_sorted(member, self.store.world.uuid(), sorted, reconciled, number, Some(fence)).await?;
+            self.store_sorted(member, self.store.world.uuid(), sorted, (Some(fence), reconciled), number, None).await?;
             taken_out.samples.clear();
         }
         Ok(())
@@ -399,18 +402,10 @@ impl Senders {
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());
         let observed = self.store.observe(from.clone(), own).await?;
-        if self.is_grouped {
-            self.reconciled.set(observed.group.reconciled);
-            let sender = observed.group.sender;
-            self.leading.set(observed.group.token.map(|token| Leading {
-                fence: Fence { group_no: 1, term: observed.group.term, token },
-                sender,
-                clock_offset_ms: sender.and_then(|sender| observed.offsets_ms.get(&sender).copied()).unwrap_or(0),
-            }));
-        }
         let leading = self.leading.get();
-        self.store.world.say(format_args!("adapter {}: observes {} rows, counter {}, {:?}", self.store.adapter, observed.rows.len(), observed.group.reconciled, observed.position));
-        for (sender, series_id, time_ms) in observed.rows {
+        let mut rows = observed.rows;
+        rows.sort_by_key(|(.., time_ms)| *time_ms);
+        for (sender, series_id, time_ms) in rows {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
                 member.with(|state| {
@@ -428,6 +423,15 @@ impl Senders {
             } else if is_fresh || !observed.is_complete {
                 member.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
             }
+        }
+        if self.is_grouped {
+            self.reconciled.set(observed.group.reconciled);
+            let sender = observed.group.sender;
+            self.leading.set(observed.group.token.map(|token| Leading {
+                fence: Fence { group_no: 1, term: observed.group.term, token },
+                sender,
+                clock_offset_ms: sender.and_then(|sender| observed.offsets_ms.get(&sender).copied()).unwrap_or(0),
+            }));
         }
         *self.position.borrow_mut() = Some(observed.position);
         Ok(())
