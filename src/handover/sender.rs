@@ -310,7 +310,7 @@ impl Sender {
                 let candidate =
                     |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
-                let interval_ms = self.interval_of(series_id, times);
+                let interval_ms = self.interval_of(of_series, times);
                 found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
             }
         }
@@ -363,22 +363,33 @@ impl Sender {
         sample.clock_offset_ms - self.other_offset_ms
     }
 
-    /// As its sender's steps say; where those are few, the one that is known, or else as the newest of what is stored says.
-    fn interval_of(&self, series_id: i64, stored: &[StoredTime]) -> i64 {
-        let Known { interval_ms, guess_ms, .. } = self.series.get(series_id);
+    /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.
+    fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
+        let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id);
         if interval_ms > 0 {
             return interval_ms;
         }
-        let step_ms = usual_step_ms(&stored[stored.len().saturating_sub(GUESS_FROM)..]);
-        let is_part = |step_ms: &i64| {
-            let off_ms = guess_ms % step_ms;
-            step_ms * 4 < guess_ms * 3 && off_ms.min(step_ms - off_ms) <= step_ms / 10
+        let own_ms = match guess_ms {
+            0 => median(samples.windows(2).map(|pair| pair[1].row.time_ms - pair[0].row.time_ms).collect()),
+            _ => Some(guess_ms),
         };
-        match guess_ms {
-            0 => step_ms.or(Some(self.series.usual_ms()).filter(|usual_ms| *usual_ms > 0)).unwrap_or(INTERVAL_UNKNOWN_MS),
-            // Scrapes were missed if it is several steps long.
-            _ => step_ms.filter(is_part).unwrap_or(guess_ms),
-        }
+        let usual_ms = match self.series.usual_ms() {
+            0 => INTERVAL_UNKNOWN_MS,
+            usual_ms => usual_ms,
+        };
+        let stored = &stored[stored.len().saturating_sub(GUESS_FROM)..];
+        let step_ms = usual_step_ms(stored);
+        let Some(own_ms) = own_ms else {
+            // One step alone may be a gap.
+            let most_ms = if stored.len() > 2 { i64::MAX } else { usual_ms };
+            return step_ms.map_or(usual_ms, |step_ms| step_ms.min(most_ms));
+        };
+        // Scrapes were missed if it is several steps long.
+        let is_part = |step_ms: &i64| {
+            let off_ms = own_ms % step_ms;
+            step_ms * 4 < own_ms * 3 && off_ms.min(step_ms - off_ms) <= step_ms / 10
+        };
+        step_ms.filter(is_part).unwrap_or(own_ms)
     }
 }
 
@@ -386,11 +397,12 @@ impl Sender {
 fn usual_step_ms(stored: &[StoredTime]) -> Option<i64> {
     let mut last: HashMap<SenderNo, i64> = HashMap::new();
     let step = |stored: &StoredTime| Some(stored.time_ms - last.insert(stored.sender?, stored.time_ms)?);
-    let mut steps: Vec<i64> = stored.iter().filter_map(step).collect();
-    if steps.is_empty() {
-        // Where one took over from another, these are shorter, or longer.
-        steps = stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
-    }
+    // Where one took over from another, steps are shorter, or longer.
+    let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
+    median(stored.iter().filter_map(step).collect()).or_else(|| median(any()))
+}
+
+fn median(mut steps: Vec<i64>) -> Option<i64> {
     let middle = steps.len().checked_sub(1)? / 2;
     Some(*steps.select_nth_unstable(middle).1)
 }

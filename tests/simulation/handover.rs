@@ -304,6 +304,9 @@ impl Senders {
             member.with(|state| state.on_reconciled(&[], &unbounded, &around, sender));
             return Ok(());
         }
+        let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
+        let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
+        member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
         let right = Right { sender, fence, reconciled: 0 };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
@@ -404,6 +407,13 @@ impl Senders {
         let observed = self.store.observe(from.clone(), own).await?;
         let leading = self.leading.get();
         let mut rows = observed.rows;
+        self.store.world.say(format_args!(
+            "adapter {}: observes {} rows, all of them: {}, counter {}",
+            self.store.adapter,
+            rows.len(),
+            observed.is_complete,
+            observed.group.reconciled
+        ));
         rows.sort_by_key(|(.., time_ms)| *time_ms);
         for (sender, series_id, time_ms) in rows {
             for member in &members {

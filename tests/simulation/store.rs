@@ -95,7 +95,7 @@ impl Store {
         let mut observed = self
             .ask(move |world| world.database.borrow().observe(from.as_ref(), &except, world.server_ms()))
             .await?;
-        if self.clock.get().is_none() || self.wall_ms() - asked_ms <= 100 || std::env::var("NOCLOCK").is_err() {
+        if self.clock.get().is_none() || self.wall_ms() - asked_ms <= 100 || std::env::var("CLOCK").is_ok() {
             self.clock.set(Some(asked_ms.midpoint(self.wall_ms()) - observed.server_ms));
         }
         observed.is_complete |= self.world.bug == Some(Bug::IgnoreSealed);
