@@ -56,7 +56,7 @@ async fn the_servers_clock_alone_says_what_is_too_old_and_what_is_yet_to_come() 
         let (now, minute, day) = (now_ms(), 60_000, 24 * 3_600_000);
         store(&adapter, Body::new().sample("up", now, 1.0).sample("soon", now + 9 * minute, 1.0)).await;
         store(&adapter, Body::new().sample("old", now - 29 * day, 1.0).sample("expired", now - 31 * day, 1.0)).await;
-        assert_eq!(adapter.metric_with("samples_duplicate_total", "expired").await, Some(1.0), "{skew}");
+        assert_eq!(adapter.metric("samples_expired_total").await, Some(1.0), "{skew}");
         for (n, ahead_ms) in (0..).zip([11 * minute, 365 * day, i64::MAX - now]) {
             let body = Body::new().sample("ahead", now + ahead_ms, 1.0).sample("beside", now + n, 1.0);
             assert_named(&adapter.write(body.compressed()).await, "ahead");
