@@ -1,0 +1,439 @@
+//! What drives the pure hand-over of one adapter: follows `src/handover.rs` and `src/handover/senders.rs` step by step.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::rc::Rc;
+
+use prometheus_postgresql_adapter::handover::buffer::{Buffered, Refusal};
+use prometheus_postgresql_adapter::handover::sender::{Sender, Sorted, sort_and_dedup};
+use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::fence::Fence;
+use prometheus_postgresql_adapter::storage::position::Position;
+use prometheus_postgresql_adapter::storage::row::Row;
+use uuid::Uuid;
+
+use crate::Bug;
+use crate::kernel::{Ms, Mutex, Signal};
+use crate::link::Lost;
+use crate::server::{Right, Written};
+use crate::store::Store;
+
+const APPEND_ATTEMPTS: usize = 3;
+const OFFSET_NEWS_MS: u64 = 50;
+const OBSERVE_INTERVAL_MS: Ms = 1_000;
+
+/// Why something was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Fenced,
+    Lost,
+}
+
+impl From<Lost> for Failure {
+    fn from(_: Lost) -> Self {
+        Self::Lost
+    }
+}
+
+/// Who leads, as last observed.
+#[derive(Clone, Copy, Debug)]
+struct Leading {
+    fence: Fence,
+    sender: Option<SenderNo>,
+    clock_offset_ms: i64,
+}
+
+/// All senders of an adapter: as `Senders`.
+pub(crate) struct Senders {
+    pub(crate) store: Store,
+    /// Samples of a sender may come by other adapters too.
+    is_shared: bool,
+    is_grouped: bool,
+    bytes_max: usize,
+    chunk_samples: usize,
+    members: RefCell<BTreeMap<usize, Rc<Member>>>,
+    reconciled: Cell<i64>,
+    leading: Cell<Option<Leading>>,
+    position: RefCell<Option<Position>>,
+    observing: Mutex,
+}
+
+/// One sender: as `Handover`.
+pub(crate) struct Member {
+    replica: usize,
+    number: Cell<Option<SenderNo>>,
+    is_fresh: Cell<bool>,
+    pub(crate) leads: Cell<Option<Uuid>>,
+    pub(crate) state: RefCell<Sender>,
+    taking_out: Mutex,
+    /// Requests that are being stored, by the order in which they were sorted.
+    storing: RefCell<BTreeSet<u64>>,
+    stored: Signal,
+    /// What was to be appended; only a bug looks there.
+    reserved: RefCell<HashSet<(i64, i64)>>,
+}
+
+/// Samples taken out of a buffer; back in it when dropped.
+struct TakenOut<'a> {
+    member: &'a Member,
+    samples: Vec<Buffered>,
+}
+
+impl Drop for TakenOut<'_> {
+    fn drop(&mut self) {
+        self.member.state.borrow_mut().put_back(&self.samples);
+    }
+}
+
+/// A request that is being stored. What it is to append is late in those that come after it, so they wait for it.
+struct Storing<'a> {
+    member: &'a Member,
+    ticket: u64,
+}
+
+impl Storing<'_> {
+    async fn wait_for_earlier(&self) {
+        while self.member.storing.borrow().first() != Some(&self.ticket) {
+            self.member.stored.changed().await;
+        }
+    }
+}
+
+impl Drop for Storing<'_> {
+    fn drop(&mut self) {
+        self.member.storing.borrow_mut().remove(&self.ticket);
+        self.member.stored.tell();
+    }
+}
+
+impl Member {
+    fn begin_storing(&self, ticket: u64) -> Storing<'_> {
+        self.storing.borrow_mut().insert(ticket);
+        Storing { member: self, ticket }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
+        work(&mut self.state.borrow_mut())
+    }
+
+    fn take_out(&self, samples: Vec<Buffered>) -> TakenOut<'_> {
+        TakenOut { member: self, samples }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.borrow().buffered().samples() == 0 && !self.taking_out.is_taken()
+    }
+}
+
+impl Senders {
+    pub(crate) fn new(store: Store, is_shared: bool, is_grouped: bool) -> Self {
+        let settings = &store.world.settings;
+        Self {
+            is_shared,
+            is_grouped,
+            bytes_max: settings.memory_bytes_max,
+            chunk_samples: settings.chunk_samples,
+            members: RefCell::default(),
+            reconciled: Cell::new(0),
+            leading: Cell::new(None),
+            position: RefCell::new(None),
+            observing: Mutex::new(&store.world.kernel),
+            store,
+        }
+    }
+
+    fn bug(&self) -> Option<Bug> {
+        self.store.world.bug
+    }
+
+    fn instant(&self) -> std::time::Instant {
+        self.store.world.kernel.instant()
+    }
+
+    pub(crate) fn of(&self, replica: usize) -> Rc<Member> {
+        let new = || {
+            Rc::new(Member {
+                replica,
+                number: Cell::new(None),
+                is_fresh: Cell::new(true),
+                leads: Cell::new(None),
+                state: RefCell::new(Sender::new(self.bytes_max, !self.is_grouped)),
+                taking_out: Mutex::new(&self.store.world.kernel),
+                storing: RefCell::default(),
+                stored: Signal::new(&self.store.world.kernel),
+                reserved: RefCell::default(),
+            })
+        };
+        Rc::clone(self.members.borrow_mut().entry(replica).or_insert_with(new))
+    }
+
+    pub(crate) fn all(&self) -> Vec<Rc<Member>> {
+        self.members.borrow().values().map(Rc::clone).collect()
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.all().iter().all(|member| member.is_empty())
+    }
+
+    fn clock_offset_ms(&self) -> i64 {
+        if self.is_shared { 0 } else { self.store.clock_offset_ms() }
+    }
+
+    pub(crate) async fn number(&self, member: &Member) -> Result<SenderNo, Lost> {
+        if let Some(number) = member.number.get() {
+            return Ok(number);
+        }
+        let number = self.store.sender_no(member.replica).await?;
+        member.number.set(Some(number));
+        Ok(number)
+    }
+
+    pub(crate) fn buffer(&self, member: &Member, rows: &[Row]) -> Result<(), Refusal> {
+        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
+        member.with(|sender| sender.buffer(rows, offset_ms, now))
+    }
+
+    pub(crate) async fn store(&self, member: &Member, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Failure> {
+        let number = self.number(member).await?;
+        let storing = member.begin_storing(self.store.world.number());
+        let (offset_ms, now, reconciled) = (self.clock_offset_ms(), self.instant(), self.reconciled.get());
+        let mut sorted = match self.bug() {
+            Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), offset_ms, now)),
+            _ => member.with(|sender| sender.sort(rows.clone(), offset_ms, now)),
+        };
+        if self.bug() == Some(Bug::ReservedCovers) {
+            let mut reserved = member.reserved.borrow_mut();
+            sorted.late.retain(|sample| !reserved.contains(&(sample.row.series_id, sample.row.time_ms)));
+            reserved.extend(sorted.append.iter().map(|row| (row.series_id, row.time_ms)));
+        }
+        let appended = sorted.append.clone();
+        if !sorted.late.is_empty() {
+            storing.wait_for_earlier().await;
+        }
+        self.store_sorted(member, key, sorted, reconciled, number, fence).await?;
+        if self.bug() == Some(Bug::ReserveLate) {
+            appended.iter().for_each(|row| member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id))));
+        }
+        Ok(())
+    }
+
+    async fn store_sorted(
+        &self,
+        member: &Member,
+        key: Uuid,
+        Sorted { mut append, mut late, .. }: Sorted,
+        mut reconciled: i64,
+        sender: SenderNo,
+        fence: Option<Fence>,
+    ) -> Result<(), Failure> {
+        for attempt in 1.. {
+            if !late.is_empty() {
+                self.reconcile(member, &late, sender, fence, self.is_shared).await?;
+                late.clear();
+            }
+            if append.is_empty() {
+                break;
+            }
+            let right = Right { sender, fence, reconciled };
+            match self.store.commit(key, append.clone(), right).await? {
+                Written::Fenced => return Err(Failure::Fenced),
+                Written::Overtaken => {
+                    self.observe().await?;
+                    // What is observed from here on is not what the rows are sorted by.
+                    reconciled = self.reconciled.get();
+                    if self.bug() != Some(Bug::SortAgainAll) {
+                        (append, late) = self.sort_again(member, append, sender, fence, attempt).await?;
+                    }
+                }
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn sort_again(
+        &self,
+        member: &Member,
+        append: Vec<Row>,
+        sender: SenderNo,
+        fence: Option<Fence>,
+        attempt: usize,
+    ) -> Result<(Vec<Row>, Vec<Buffered>), Failure> {
+        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
+        let Sorted { append, mut late, .. } = member.with(|state| state.sort_again(append, offset_ms, now));
+        if !self.is_shared && attempt < APPEND_ATTEMPTS {
+            return Ok((append, late));
+        }
+        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: offset_ms, arrived: now };
+        late.extend(append.into_iter().map(again));
+        sort_and_dedup(&mut late);
+        if !self.is_shared {
+            return Ok((Vec::new(), late));
+        }
+        let (window_ms, unbounded) = member.with(|state| (state.window_ms(&late), state.unbounded(&late)));
+        let group_no = fence.map_or(0, |fence| fence.group_no);
+        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded).await?;
+        Ok((rows(&member.with(|state| state.missing(&late, &around, sender))), Vec::new()))
+    }
+
+    async fn reconcile(
+        &self,
+        member: &Member,
+        samples: &[Buffered],
+        sender: SenderNo,
+        fence: Option<Fence>,
+        is_told: bool,
+    ) -> Result<(), Failure> {
+        if self.bug() == Some(Bug::DropLate) {
+            return Ok(());
+        }
+        let group_no = fence.map_or(0, |fence| fence.group_no);
+        let (window_ms, unbounded) = member.with(|state| (state.window_ms(samples), state.unbounded(samples)));
+        let around = self.store.around(&rows(samples), group_no, window_ms, &unbounded).await?;
+        let missing = member.with(|state| state.missing(samples, &around, sender));
+        self.store.world.say(format_args!(
+            "adapter {}: compares {} of {}",
+            self.store.adapter,
+            missing.len(),
+            self.store.world.show_stored(&rows(samples))
+        ));
+        if missing.is_empty() {
+            member.with(|state| state.on_reconciled(&[], &unbounded, &around, sender));
+            return Ok(());
+        }
+        let right = Right { sender, fence, reconciled: 0 };
+        let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
+        let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
+        let Some(done) = done else { return Err(Failure::Fenced) };
+        member.with(|state| state.on_reconciled(&done.inserted, &unbounded, &done.around, sender));
+        if is_told && !done.inserted.is_empty() && self.reconciled.get() == done.reconciled - 1 {
+            self.reconciled.set(done.reconciled);
+        }
+        Ok(())
+    }
+
+    async fn look(&self, member: &Member, fence: Option<Fence>) -> Result<(), Failure> {
+        let _taking_out = member.taking_out.lock().await;
+        if self.bug() == Some(Bug::DropUnobserved) {
+            while member.with(|state| state.drain(1_000)).is_some() {}
+            member.with(Sender::open);
+        }
+        loop {
+            let count = if fence.is_some() { self.chunk_samples } else { 0 };
+            let now = self.instant();
+            let looked = member.with(|state| state.look(count, now));
+            if self.store.world.is_traced() && looked.covered + looked.due.len() > 0 {
+                self.store.world.say(format_args!("adapter {}: finds {} covered, {} due", self.store.adapter, looked.covered, looked.due.len()));
+            }
+            let is_last = looked.due.len() < self.chunk_samples;
+            if looked.due.is_empty() {
+                return Ok(());
+            }
+            let mut due = looked.due.clone();
+            let mut taken_out = member.take_out(looked.due);
+            sort_and_dedup(&mut due);
+            let number = self.number(member).await?;
+            self.reconcile(member, &due, number, fence, true).await?;
+            taken_out.samples.clear();
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// This sender leads now.
+    pub(crate) async fn drain(&self, member: &Member, fence: Fence) -> Result<(), Failure> {
+        let _taking_out = member.taking_out.lock().await;
+        member.leads.set(Some(fence.token));
+        self.observe().await?;
+        let number = self.number(member).await?;
+        while let Some(samples) = member.with(|state| state.drain(self.chunk_samples)) {
+            let mut sorted_out = samples.clone();
+            let mut taken_out = member.take_out(samples);
+            sort_and_dedup(&mut sorted_out);
+            let reconciled = self.reconciled.get();
+            let sorted = match self.is_shared {
+                _ if self.bug() == Some(Bug::DrainUncompared) => Sorted { append: rows(&sorted_out), ..Sorted::default() },
+                true => Sorted { late: sorted_out, ..Sorted::default() },
+                false => member.with(|state| state.sort_buffered(&sorted_out)),
+            };
+            self.store_sorted(member, self.store.world.uuid(), sorted, reconciled, number, Some(fence)).await?;
+            taken_out.samples.clear();
+        }
+        Ok(())
+    }
+
+    /// Observes, and reconciles what has stayed uncovered, about once a second. Does not end.
+    pub(crate) async fn run(&self) {
+        let mut told_offset_ms = None;
+        loop {
+            let _ = self.round(&mut told_offset_ms).await;
+            self.store.world.kernel.sleep(OBSERVE_INTERVAL_MS).await;
+        }
+    }
+
+    async fn round(&self, told_offset_ms: &mut Option<i64>) -> Result<(), Failure> {
+        self.observe().await?;
+        for member in self.all() {
+            let number = self.number(&member).await?;
+            if !self.is_shared {
+                let offset_ms = self.store.clock_offset_ms();
+                if told_offset_ms.is_none_or(|told_ms: i64| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS) {
+                    self.store.set_clock_offset(number, offset_ms).await?;
+                    *told_offset_ms = Some(offset_ms);
+                }
+            }
+            let fence = self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+            match self.look(&member, fence).await {
+                Ok(()) | Err(Failure::Fenced) => {}
+                Err(Failure::Lost) => return Err(Failure::Lost),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn observe(&self) -> Result<(), Lost> {
+        let _observing = self.observing.lock().await;
+        let members = self.all();
+        let from = self.position.borrow().clone();
+        let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
+        let (own, now) = (own.collect(), self.instant());
+        let observed = self.store.observe(from.clone(), own).await?;
+        if self.is_grouped {
+            self.reconciled.set(observed.group.reconciled);
+            let sender = observed.group.sender;
+            self.leading.set(observed.group.token.map(|token| Leading {
+                fence: Fence { group_no: 1, term: observed.group.term, token },
+                sender,
+                clock_offset_ms: sender.and_then(|sender| observed.offsets_ms.get(&sender).copied()).unwrap_or(0),
+            }));
+        }
+        let leading = self.leading.get();
+        self.store.world.say(format_args!("adapter {}: observes {} rows, counter {}, {:?}", self.store.adapter, observed.rows.len(), observed.group.reconciled, observed.position));
+        for (sender, series_id, time_ms) in observed.rows {
+            for member in &members {
+                let is_own = member.number.get() == Some(sender);
+                member.with(|state| {
+                    state.on_stored(time_ms, is_own, std::iter::once(series_id));
+                    if let (Some(leading), false) = (leading.filter(|leading| leading.sender == Some(sender)), is_own) {
+                        state.on_leader_stored(time_ms, leading.clock_offset_ms, now);
+                    }
+                });
+            }
+        }
+        for member in &members {
+            let is_fresh = member.is_fresh.replace(false);
+            if is_fresh && from.is_some() {
+                member.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
+            } else if is_fresh || !observed.is_complete {
+                member.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            }
+        }
+        *self.position.borrow_mut() = Some(observed.position);
+        Ok(())
+    }
+}
+
+fn rows(samples: &[Buffered]) -> Vec<Row> {
+    samples.iter().map(|sample| sample.row).collect()
+}
