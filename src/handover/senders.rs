@@ -87,7 +87,7 @@ impl Senders {
     pub fn own(config: Config, group: String, name: String, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
         let senders = Self::new(config.memory_bytes_max, Some((group, name)), config, store, metrics);
         // There before the first observation, so that this is of all that is hot.
-        senders.of(None);
+        let _ = senders.of(None);
         senders
     }
 
