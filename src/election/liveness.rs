@@ -1,7 +1,7 @@
 //! Whether the own Prometheus sends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -193,6 +193,7 @@ pub struct Heard {
     liveness: Mutex<Liveness>,
     begun: Notify,
     closed: Notify,
+    unsupported: Mutex<Option<String>>,
 }
 
 /// A connection that may carry write requests.
@@ -213,7 +214,12 @@ impl Heard {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
-        Self { liveness: Mutex::new(Liveness::new(timeout)), begun: Notify::new(), closed: Notify::new() }
+        Self {
+            liveness: Mutex::new(Liveness::new(timeout)),
+            begun: Notify::new(),
+            closed: Notify::new(),
+            unsupported: Mutex::default(),
+        }
     }
 
     /// Notes a write request.
@@ -222,6 +228,23 @@ impl Heard {
         self.with(|liveness| liveness.begin(Instant::now()));
         self.begun.notify_one();
         InFlight { heard: Arc::clone(self), refused: false }
+    }
+
+    /// A request was refused for its message or encoding, as `why` says, and the next of its kind will be too. Its
+    /// sender is there, but counts as silent: another Prometheus may send what can be stored.
+    pub fn unsupported(&self, why: String) {
+        *self.why_unsupported() = Some(why);
+    }
+
+    /// A request could be read. Returns whether the one before was [`Heard::unsupported`].
+    pub fn supported(&self) -> bool {
+        self.why_unsupported().take().is_some()
+    }
+
+    /// Why the latest request was [`Heard::unsupported`]; `None` if one could be read since.
+    #[must_use]
+    pub fn only_unsupported(&self) -> Option<String> {
+        self.why_unsupported().clone()
     }
 
     /// Waits for a request to begin, one that began since the last wait included.
@@ -249,6 +272,10 @@ impl Heard {
     #[must_use]
     pub fn read(&self) -> Liveness {
         self.with(|liveness| liveness.clone())
+    }
+
+    fn why_unsupported(&self) -> MutexGuard<'_, Option<String>> {
+        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {
