@@ -57,6 +57,7 @@ impl Handover {
         }
         held.entry((group.to_owned(), replica.map(str::to_owned))).or_default().extend_from_slice(rows);
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
+        self.metrics.standby_held_samples.set(held.values().map(Vec::len).sum::<usize>() as i64);
         Ok(())
     }
 
@@ -79,7 +80,11 @@ impl Succession for Handover {
             if let Some(from_ms) = rows.iter().map(|row| row.time_ms).min() {
                 let last = store.last_times(&ids, from_ms, i64::MAX / 2_000).await?;
                 rows.retain(|row| last.get(&row.series_id).is_none_or(|last_ms| row.time_ms > *last_ms));
-                match store.commit(Uuid::new_v4(), rows, Some(term.fence)).await {
+                let stored = match rows.is_empty() {
+                    true => Ok(Stored::AlreadyThere),
+                    false => store.commit(Uuid::new_v4(), rows, Some(term.fence)).await,
+                };
+                match stored {
                     Ok(Stored::Committed | Stored::AlreadyThere) => {}
                     Ok(Stored::Fenced) => return Err(Error::Unfit("a newer term has begun".into())),
                     Err(error) => return Err(Error::Unfit(error.to_string())),
