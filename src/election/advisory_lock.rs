@@ -322,7 +322,13 @@ impl<S: Succession> Election<S> {
                                         }
                                     );
                                 }
-                                Err(error) => self.lost(&error, machine),
+                                Err(error) => {
+                                    self.count(&error);
+                                    log::warn!("what is held could not be stored, to be tried again: {error}");
+                                    let is_over = error.class() == Class::Fenced;
+                                    let reason = if is_over { Reason::Fenced } else { Reason::TakeOverFailed };
+                                    machine.on_lost(reason, Instant::now());
+                                }
                             }
                             return;
                         }
@@ -374,9 +380,11 @@ impl<S: Succession> Election<S> {
             (other, _) => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
         }
         match reason {
-            Reason::PrometheusTimeout | Reason::Requested | Reason::WritesFailing | Reason::Shutdown => {
-                opened.close().await
-            }
+            Reason::PrometheusTimeout
+            | Reason::Requested
+            | Reason::WritesFailing
+            | Reason::TakeOverFailed
+            | Reason::Shutdown => opened.close().await,
             // In doubt: without a word.
             _ => drop(opened),
         }

@@ -15,8 +15,13 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The automatic timeout before any interval is known: as it is for Prometheus' default scrape interval, a minute.
 const UNLEARNED: Duration = Duration::from_secs(150);
 
-/// Gaps are watched for so long before they are relied on.
+/// Gaps are watched for so long before the automatic timeout relies on them.
 const LEARNING: Duration = Duration::from_secs(15);
+
+/// And for so long, and as long as so many of the longest take, before a closed connection is judged by them: a scrape of many
+/// requests is no pace.
+const PACE_LEARNING: Duration = Duration::from_secs(5);
+const PACE_GAPS: u32 = 4;
 
 /// The automatic timeout lies between these. Prometheus may wait for a batch to fill as long as it backs off.
 const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
@@ -147,7 +152,7 @@ impl Liveness {
             PrometheusTimeout::After(timeout) => Some(timeout),
             PrometheusTimeout::Automatic => {
                 let from_gap = self.gap.map_or(Duration::ZERO, |gap| gap * 5 / 2);
-                let timeout = if self.has_learned() { from_gap } else { from_gap.max(UNLEARNED) };
+                let timeout = if self.heard_for() >= LEARNING { from_gap } else { from_gap.max(UNLEARNED) };
                 Some(timeout.clamp(AUTOMATIC_MIN, AUTOMATIC_MAX))
             }
         }
@@ -179,11 +184,12 @@ impl Liveness {
     }
 
     fn known_gap(&self) -> Option<Duration> {
-        self.gap.filter(|_| self.has_learned())
+        self.gap.filter(|gap| self.heard_for() >= PACE_LEARNING.max(*gap * PACE_GAPS))
     }
 
-    fn has_learned(&self) -> bool {
-        self.first.zip(self.last).is_some_and(|(first, last)| last - first >= LEARNING)
+    /// From the first to the last sign of life.
+    fn heard_for(&self) -> Duration {
+        self.first.zip(self.last).map_or(Duration::ZERO, |(first, last)| last - first)
     }
 }
 
