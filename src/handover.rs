@@ -322,10 +322,11 @@ impl Handover {
         &self.name
     }
 
-    /// Whether nothing is buffered.
+    /// Whether nothing is buffered, nor taken out of the buffer to be stored.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.with(|sender| sender.buffered().samples() == 0)
+        let is_idle = self.taking_out.try_lock().is_ok();
+        is_idle && self.with(|sender| sender.buffered().samples() == 0)
     }
 
     /// The number its samples are stored under.

@@ -322,7 +322,13 @@ impl<S: Succession> Election<S> {
                                         }
                                     );
                                 }
-                                Err(error) => self.lost(&error, machine),
+                                Err(error) => {
+                                    self.count(&error);
+                                    log::warn!("what is held could not be stored, to be tried again: {error}");
+                                    let is_over = error.class() == Class::Fenced;
+                                    let reason = if is_over { Reason::Fenced } else { Reason::TakeOverFailed };
+                                    machine.on_lost(reason, Instant::now());
+                                }
                             }
                             return;
                         }
@@ -349,30 +355,36 @@ impl<S: Succession> Election<S> {
 
     async fn close(&self, session: Option<LockSession>, reason: Reason) {
         let Some(opened) = session else { return };
-        match reason {
-            Reason::PrometheusTimeout if self.heard.read().closed_at().is_some() => log::warn!(
+        let unsupported = self.heard.only_unsupported();
+        match (reason, unsupported) {
+            (Reason::PrometheusTimeout, Some(why)) => {
+                log::warn!("own Prometheus sends only what is refused; resigned from {}: {why}", self.config.group());
+            }
+            (Reason::PrometheusTimeout, None) if self.heard.read().closed_at().is_some() => log::warn!(
                 "own Prometheus closed its connections and has not come back in its usual time; resigned from {}",
                 self.config.group()
             ),
-            Reason::PrometheusTimeout => log::warn!(
+            (Reason::PrometheusTimeout, None) => log::warn!(
                 "Prometheus timeout exceeded: no write request for {:?}; resigned from {}",
                 self.heard.read().timeout().unwrap_or_default(),
                 self.config.group()
             ),
-            Reason::Shutdown => log::info!("giving up the lock session of {}", self.config.group()),
-            Reason::Requested => log::info!("gave up the lead of {}", self.config.group()),
-            Reason::WritesFailing => log::warn!(
+            (Reason::Shutdown, _) => log::info!("giving up the lock session of {}", self.config.group()),
+            (Reason::Requested, _) => log::info!("gave up the lead of {}", self.config.group()),
+            (Reason::WritesFailing, _) => log::warn!(
                 "no write of this adapter was committed for {:?}; resigned from {}, so that another adapter may lead. See what \
                  its writes were refused with",
                 self.config.lease,
                 self.config.group()
             ),
-            other => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
+            (other, _) => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
         }
         match reason {
-            Reason::PrometheusTimeout | Reason::Requested | Reason::WritesFailing | Reason::Shutdown => {
-                opened.close().await
-            }
+            Reason::PrometheusTimeout
+            | Reason::Requested
+            | Reason::WritesFailing
+            | Reason::TakeOverFailed
+            | Reason::Shutdown => opened.close().await,
             // In doubt: without a word.
             _ => drop(opened),
         }
@@ -403,9 +415,12 @@ impl<S: Succession> Election<S> {
             Role::Unknown if is_news => {
                 log::warn!("role unknown ({}): write requests are answered 503", machine.reason(now).label());
             }
-            Role::Resigned if is_news => {
-                log::info!("own Prometheus is silent: not a candidate until it sends");
-            }
+            Role::Resigned if is_news => match self.heard.only_unsupported() {
+                Some(why) => log::warn!(
+                    "own Prometheus sends only what is refused: not a candidate until it sends something else: {why}"
+                ),
+                None => log::info!("own Prometheus is silent: not a candidate until it sends"),
+            },
             _ => {}
         }
         if is_news {

@@ -1,7 +1,7 @@
 //! Whether the own Prometheus sends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -15,8 +15,13 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The automatic timeout before any interval is known: as it is for Prometheus' default scrape interval, a minute.
 const UNLEARNED: Duration = Duration::from_secs(150);
 
-/// Gaps are watched for so long before they are relied on.
+/// Gaps are watched for so long before the automatic timeout relies on them.
 const LEARNING: Duration = Duration::from_secs(15);
+
+/// And for so long, and as long as so many of the longest take, before a closed connection is judged by them: a scrape of many
+/// requests is no pace.
+const PACE_LEARNING: Duration = Duration::from_secs(5);
+const PACE_GAPS: u32 = 4;
 
 /// The automatic timeout lies between these. Prometheus may wait for a batch to fill as long as it backs off.
 const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
@@ -147,7 +152,7 @@ impl Liveness {
             PrometheusTimeout::After(timeout) => Some(timeout),
             PrometheusTimeout::Automatic => {
                 let from_gap = self.gap.map_or(Duration::ZERO, |gap| gap * 5 / 2);
-                let timeout = if self.has_learned() { from_gap } else { from_gap.max(UNLEARNED) };
+                let timeout = if self.heard_for() >= LEARNING { from_gap } else { from_gap.max(UNLEARNED) };
                 Some(timeout.clamp(AUTOMATIC_MIN, AUTOMATIC_MAX))
             }
         }
@@ -179,11 +184,12 @@ impl Liveness {
     }
 
     fn known_gap(&self) -> Option<Duration> {
-        self.gap.filter(|_| self.has_learned())
+        self.gap.filter(|gap| self.heard_for() >= PACE_LEARNING.max(*gap * PACE_GAPS))
     }
 
-    fn has_learned(&self) -> bool {
-        self.first.zip(self.last).is_some_and(|(first, last)| last - first >= LEARNING)
+    /// From the first to the last sign of life.
+    fn heard_for(&self) -> Duration {
+        self.first.zip(self.last).map_or(Duration::ZERO, |(first, last)| last - first)
     }
 }
 
@@ -193,6 +199,7 @@ pub struct Heard {
     liveness: Mutex<Liveness>,
     begun: Notify,
     closed: Notify,
+    unsupported: Mutex<Option<String>>,
 }
 
 /// A connection that may carry write requests.
@@ -213,7 +220,12 @@ impl Heard {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
-        Self { liveness: Mutex::new(Liveness::new(timeout)), begun: Notify::new(), closed: Notify::new() }
+        Self {
+            liveness: Mutex::new(Liveness::new(timeout)),
+            begun: Notify::new(),
+            closed: Notify::new(),
+            unsupported: Mutex::default(),
+        }
     }
 
     /// Notes a write request.
@@ -222,6 +234,23 @@ impl Heard {
         self.with(|liveness| liveness.begin(Instant::now()));
         self.begun.notify_one();
         InFlight { heard: Arc::clone(self), refused: false }
+    }
+
+    /// A request was refused for its message or encoding, as `why` says, and the next of its kind will be too. Its
+    /// sender is there, but counts as silent: another Prometheus may send what can be stored.
+    pub fn unsupported(&self, why: String) {
+        *self.why_unsupported() = Some(why);
+    }
+
+    /// A request could be read. Returns whether the one before was [`Heard::unsupported`].
+    pub fn supported(&self) -> bool {
+        self.why_unsupported().take().is_some()
+    }
+
+    /// Why the latest request was [`Heard::unsupported`]; `None` if one could be read since.
+    #[must_use]
+    pub fn only_unsupported(&self) -> Option<String> {
+        self.why_unsupported().clone()
     }
 
     /// Waits for a request to begin, one that began since the last wait included.
@@ -249,6 +278,10 @@ impl Heard {
     #[must_use]
     pub fn read(&self) -> Liveness {
         self.with(|liveness| liveness.clone())
+    }
+
+    fn why_unsupported(&self) -> MutexGuard<'_, Option<String>> {
+        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {

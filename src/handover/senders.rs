@@ -85,7 +85,10 @@ impl Senders {
     /// Of an adapter whose own Prometheus sends, called `name` in `group`, which is [`NO_GROUP`] without an election.
     #[must_use]
     pub fn own(config: Config, group: String, name: String, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Self::new(config.memory_bytes_max, Some((group, name)), config, store, metrics)
+        let senders = Self::new(config.memory_bytes_max, Some((group, name)), config, store, metrics);
+        // There before the first observation, so that this is of all that is hot.
+        let _ = senders.of(None);
+        senders
     }
 
     /// Of an adapter to which replicas of any cluster send, each perhaps by way of others too.

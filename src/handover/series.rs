@@ -157,6 +157,17 @@ impl Entry {
         off_ms.min(interval_ms - off_ms) > interval_ms / GRID_PART
     }
 
+    /// The shortest step between the stored times known, ms.
+    fn shortest_step_ms(&self) -> i64 {
+        let later = self.stored();
+        later
+            .clone()
+            .zip(later.skip(1))
+            .map(|(later, earlier)| later.time_ms - earlier.time_ms)
+            .min()
+            .unwrap_or(i64::MAX)
+    }
+
     /// The stored times known, newest first.
     fn stored(&self) -> impl Iterator<Item = Slot> + Clone + use<> {
         let times = [Some(0), self.before(0), self.before(1)];
@@ -272,7 +283,12 @@ impl SeriesTimes {
         let Some(entry) = self.find(series_id) else {
             return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0, is_regular: false };
         };
-        let interval_ms = if entry.flags & SURE != 0 { i64::from(entry.interval_ms) } else { 0 };
+        let interval_ms = match entry.flags & SURE {
+            0 => 0,
+            // What other adapters have stored may be seen later than what was stored after it: then steps are too long.
+            _ if !self.learns_from_sent => entry.shortest_step_ms().min(i64::from(entry.interval_ms)),
+            _ => i64::from(entry.interval_ms),
+        };
         let guess_ms = i64::from(entry.interval_ms);
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
@@ -368,6 +384,11 @@ mod tests {
         assert_eq!(series.get(1).interval_ms, 10_000);
         series.observed(1, slot(5_000));
         assert_eq!(series.get(1).interval_ms, 10_000);
+        series.observed(1, slot(65_000));
+        series.observed(1, slot(75_000));
+        assert_eq!(series.get(1).interval_ms, 10_000, "one was missed");
+        series.observed(1, slot(70_000));
+        assert_eq!(series.get(1).interval_ms, 5_000, "one comes late");
     }
 
     #[test]

@@ -4,9 +4,10 @@
 CREATE UNLOGGED TABLE {reports} (
     adapter uuid PRIMARY KEY,
     reported_at timestamptz NOT NULL,
-    -- The terms that this adapter knows.
+    -- The terms that this adapter knows, and whether it has stored what it held of their leading replicas: for whoever looks on.
     tokens uuid[] NOT NULL,
-    -- When it heard their leading replicas, if it has in that term; and after how many seconds of silence they are to be followed
+    begun boolean[] NOT NULL,
+    -- When it heard these, if it has in that term; and after how many seconds of silence they are to be followed
     -- by others.
     heard timestamptz[] NOT NULL,
     patience double precision[] NOT NULL

@@ -15,11 +15,12 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 async fn pair(db: &Database, arguments: &[&str]) -> (Adapter, Adapter) {
     let uri = db.server.uri(&db.name);
     let options = |name| arguments.iter().fold(candidate(&uri, name), |options, argument| options.arg(*argument));
+    let awake = [now_ms()];
     let a = options("adapter a").start().await;
-    send(&a, "awake", &[now_ms()]).await;
+    send(&a, "awake", &awake).await;
     a.wait_role("leader", SOON).await;
     let b = options("adapter b").start().await;
-    send(&b, "awake", &[now_ms()]).await;
+    send(&b, "awake", &awake).await;
     b.wait_role("standby", SOON).await;
     (a, b)
 }

@@ -21,6 +21,8 @@ use crate::storage::upkeep::CLUSTER_GROUPS;
 pub struct Report {
     /// The term.
     pub token: Uuid,
+    /// Whether what was held of its replica is stored.
+    pub has_begun: bool,
     /// How long ago it was heard, if it was in this term.
     pub heard_ago: Option<Duration>,
     /// How long after that it counts as silent.
@@ -58,17 +60,19 @@ pub async fn round(
 ) -> Result<Vec<Read>, Error> {
     let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
     let tokens: Vec<Uuid> = reports.iter().map(|report| report.token).collect();
+    let begun: Vec<bool> = reports.iter().map(|report| report.has_begun).collect();
     let heard: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.heard_ago)).collect();
     let patience: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.patience)).collect();
     let tell = names.fill(
-        "INSERT INTO {reports} (adapter, reported_at, tokens, heard, patience) VALUES ($1, clock_timestamp(), $2, \
-         ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($3) WITH ORDINALITY a (ago, n) ORDER BY n), $4) \
+        "INSERT INTO {reports} (adapter, reported_at, tokens, begun, heard, patience) VALUES ($1, clock_timestamp(), $2, $3, \
+         ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($4) WITH ORDINALITY a (ago, n) ORDER BY n), $5) \
          ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, tokens = excluded.tokens, \
-         heard = excluded.heard, patience = excluded.patience",
+         begun = excluded.begun, heard = excluded.heard, patience = excluded.patience",
     );
-    let told: [(&(dyn ToSql + Sync), Type); 4] = [
+    let told: [(&(dyn ToSql + Sync), Type); 5] = [
         (&adapter, Type::UUID),
         (&tokens, Type::UUID_ARRAY),
+        (&begun, Type::BOOL_ARRAY),
         (&heard, Type::FLOAT8_ARRAY),
         (&patience, Type::FLOAT8_ARRAY),
     ];

@@ -225,7 +225,12 @@ impl Clusters {
     pub(super) fn reports(&self, now: Instant) -> Vec<board::Report> {
         let report = |Known { cluster, .. }: &Known| {
             let token = cluster.seen()?.fence.token;
-            Some(board::Report { token, heard_ago: cluster.heard_ago(now), patience: cluster.patience() })
+            Some(board::Report {
+                token,
+                has_begun: cluster.is_ready(token),
+                heard_ago: cluster.heard_ago(now),
+                patience: cluster.patience(),
+            })
         };
         self.known().values().filter_map(report).collect()
     }
@@ -289,6 +294,8 @@ impl Clusters {
             known.beginning = known.beginning.filter(|beginning| *beginning != token);
             if has_begun {
                 known.cluster.on_ready(token);
+                // For it to be told.
+                self.wake.notify_one();
             }
         }
         self.changed();
