@@ -25,6 +25,7 @@ use crate::storage::row::Row;
 use crate::telemetry::metrics::Metrics;
 
 pub mod buffer;
+pub mod clocks;
 pub mod sender;
 pub mod senders;
 pub mod series;
@@ -98,10 +99,9 @@ impl Handover {
     ///
     /// When no more can be buffered, or a take-over has begun.
     pub fn buffer(&self, rows: &[Row]) -> Result<(), Refusal> {
-        let offset_ms = self.clock_offset_ms();
         self.with(|sender| match self.memory.is_full() {
             true => Err(Refusal::Full),
-            false => sender.buffer(rows, offset_ms, Instant::now()),
+            false => sender.buffer(rows, Instant::now()),
         })?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
         Ok(())
@@ -117,7 +117,7 @@ impl Handover {
         // Read before the samples are sorted: what others store from here on is told by another one.
         let reconciled = self.group.reconciled();
         let (sorted, in_flight) = self.with(|sender| {
-            let sorted = sender.sort(rows, self.clock_offset_ms(), Instant::now());
+            let sorted = sender.sort(rows, Instant::now());
             (sorted, self.requests.begin())
         });
         self.covered("leader", sorted.covered);
@@ -171,14 +171,14 @@ impl Handover {
         fence: Option<Fence>,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
-        let sorted = self.with(|state| state.sort_again(append, self.clock_offset_ms(), Instant::now()));
+        let sorted = self.with(|state| state.sort_again(append, Instant::now()));
         let Sorted { append, mut late, .. } = sorted;
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
-        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: self.clock_offset_ms(), arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -210,6 +210,10 @@ impl Handover {
             self.covered("late", samples.len());
             return Ok(());
         }
+        // The second look is only for those that miss something.
+        let is_missing = |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
+        let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
+        self.with(|state| state.on_reconciled(&[], &settled, &around, sender));
         let rows = self::rows(&missing);
         let what = Reconcile {
             rows: &rows,
@@ -350,12 +354,6 @@ impl Handover {
             Some(senders) => senders.observe().await,
             None => Ok(()),
         }
-    }
-
-    /// How far its clock is ahead of the server's, ms: that of this host. Whose clock a sender goes by whose samples come by
-    /// way of several adapters, nobody knows.
-    fn clock_offset_ms(&self) -> i64 {
-        if self.is_shared { 0 } else { self.store.clock_offset_ms() }
     }
 
     fn covered(&self, where_from: &str, count: usize) {

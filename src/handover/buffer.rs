@@ -33,8 +33,6 @@ pub struct Buffered {
     pub row: Row,
     /// Its sender had sent newer ones, and it lies between its scrapes: an exporter has stamped it.
     pub is_stamped: bool,
-    /// How far the sender's clock was ahead of the server's when it came, ms.
-    pub clock_offset_ms: i64,
     /// When it came.
     pub arrived: Instant,
 }
@@ -56,7 +54,6 @@ struct Block {
     arrived: Instant,
     /// When its samples were last looked at.
     looked_at: Instant,
-    clock_offset_ms: i64,
     base_ms: i64,
     series: Box<[i64]>,
     /// Milliseconds after `base_ms`, and [`STAMPED`].
@@ -191,12 +188,12 @@ impl Buffer {
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
 fn blocks(samples: &[Buffered]) -> Vec<Block> {
     let mut samples: Vec<&Buffered> = samples.iter().collect();
-    samples.sort_by_key(|sample| (sample.arrived, sample.clock_offset_ms, sample.row.time_ms));
+    samples.sort_by_key(|sample| (sample.arrived, sample.row.time_ms));
     let mut blocks = Vec::new();
     let mut rest = samples.as_slice();
     while let Some(first) = rest.first() {
         let belongs = |sample: &&Buffered| {
-            (sample.arrived, sample.clock_offset_ms) == (first.arrived, first.clock_offset_ms)
+            sample.arrived == first.arrived
                 && sample.row.time_ms.saturating_sub(first.row.time_ms) <= i64::from(BLOCK_SPAN_MS)
         };
         let (block, later) = rest.split_at(rest.partition_point(belongs));
@@ -209,7 +206,7 @@ fn blocks(samples: &[Buffered]) -> Vec<Block> {
 impl Block {
     /// `samples` are sorted by time, not empty, came at one time, and span at most [`BLOCK_SPAN_MS`].
     fn new(samples: &[&Buffered]) -> Self {
-        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, clock_offset_ms, .. } = *samples[0];
+        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, .. } = *samples[0];
         let after_base = |sample: &&Buffered| {
             let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
             if sample.is_stamped { after_ms | STAMPED } else { after_ms }
@@ -217,7 +214,6 @@ impl Block {
         Self {
             arrived,
             looked_at: arrived,
-            clock_offset_ms,
             base_ms,
             series: samples.iter().map(|sample| sample.row.series_id).collect(),
             after_base_ms: samples.iter().map(after_base).collect(),
@@ -234,7 +230,6 @@ impl Block {
                 value: *value,
             },
             is_stamped: after_ms & STAMPED != 0,
-            clock_offset_ms: self.clock_offset_ms,
             arrived: self.arrived,
         })
     }
@@ -253,7 +248,7 @@ mod tests {
     fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
-        Buffered { row, is_stamped: time_ms % 3 == 0, clock_offset_ms: series_id % 2, arrived }
+        Buffered { row, is_stamped: time_ms % 3 == 0, arrived }
     }
 
     fn times(samples: &[Buffered]) -> Vec<i64> {

@@ -112,11 +112,17 @@ impl Clocks {
     /// is stored at `stored_ms`; 0 if that is not known.
     #[must_use]
     pub fn skew_ms(&self, arrived: Instant, sender: SenderNo, stored_ms: i64) -> i64 {
-        let (Some(own), Some(other)) = (self.own, self.others.get(&sender)) else { return 0 };
-        let own_ms = own.before.filter(|(until, _)| arrived < *until).map_or(own.offset_ms, |(_, before_ms)| before_ms);
+        let Some(other) = self.others.get(&sender) else { return 0 };
         let other_ms =
             other.before.filter(|(until_ms, _)| stored_ms <= *until_ms).map_or(other.offset_ms, |(_, before_ms)| before_ms);
-        own_ms.saturating_sub(other_ms)
+        self.own_ms(arrived).saturating_sub(other_ms)
+    }
+
+    /// How far this sender's clock was ahead of the server's when a sample came that `arrived` then; 0 if that is not known.
+    #[must_use]
+    pub fn own_ms(&self, arrived: Instant) -> i64 {
+        let Some(own) = self.own else { return 0 };
+        own.before.filter(|(until, _)| arrived < *until).map_or(own.offset_ms, |(_, before_ms)| before_ms)
     }
 
     /// The most that [`Clocks::skew_ms`] may be, either way.

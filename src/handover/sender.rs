@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
+use crate::handover::clocks::Clocks;
 use crate::handover::series::{Known, SeriesTimes};
 use crate::handover::slots::{
     By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing,
@@ -23,8 +24,9 @@ pub struct Sender {
     buffer: Buffer,
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
-    /// How far the clock of the last other sender that led is ahead of the server's, ms.
-    other_offset_ms: i64,
+    clocks: Clocks,
+    /// The last other sender that led.
+    other: Option<SenderNo>,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
 }
@@ -102,18 +104,19 @@ impl Sender {
             series,
             buffer: Buffer::new(bytes_max),
             is_open: true,
-            other_offset_ms: 0,
+            clocks: Clocks::default(),
+            other: None,
             leader_newest: None,
         }
     }
 
-    /// Its samples as they come while it leads, in the order of series and time; its clock is ahead of the server's by
-    /// `clock_offset_ms`. What is to be appended counts as stored from here on.
+    /// Its samples as they come while it leads, in the order of series and time. What is to be appended counts as stored from here
+    /// on.
     #[must_use]
-    pub fn sort(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
+    pub fn sort(&mut self, rows: Vec<Row>, now: Instant) -> Sorted {
         let samples = rows.into_iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, is_stamped, clock_offset_ms, arrived: now }
+            Buffered { row, is_stamped, arrived: now }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.sort_buffered(&samples)
@@ -152,7 +155,7 @@ impl Sender {
             None => Place::Append,
             Some(last) if time_ms <= last.time_ms => Place::Late,
             Some(last) if last.is_own => Place::Append,
-            Some(last) if interval_ms > 0 && follows(time_ms, last.time_ms, self.skew_ms(sample), interval_ms) => {
+            Some(last) if interval_ms > 0 && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) => {
                 Place::Append
             }
             Some(_) => Place::Late,
@@ -162,13 +165,13 @@ impl Sender {
     /// Of samples that were sorted as to be appended, and were not because others had stored meanwhile what is observed by now:
     /// which are to be appended still.
     #[must_use]
-    pub fn sort_again(&self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
+    pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
         let mut sorted = Sorted::default();
         for row in rows {
-            let sample = Buffered { row, is_stamped: false, clock_offset_ms, arrived: now };
+            let sample = Buffered { row, is_stamped: false, arrived: now };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
             let is_newer =
-                |other_ms: i64| interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample), interval_ms);
+                |other_ms: i64| interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms);
             let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
             if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
         }
@@ -180,33 +183,38 @@ impl Sender {
     /// # Errors
     ///
     /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
-    pub fn buffer(&mut self, rows: &[Row], clock_offset_ms: i64, now: Instant) -> Result<(), Refusal> {
+    pub fn buffer(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
         let samples = rows.iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, is_stamped, clock_offset_ms, arrived: now }
+            Buffered { row: *row, is_stamped, arrived: now }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.buffer.add(&samples)
     }
 
-    /// These series have a sample stored at this time. What others stored is known to be committed.
-    pub fn on_stored(&mut self, time_ms: i64, is_own: bool, series: impl Iterator<Item = i64>) {
+    /// These series have a sample of `sender` stored at this time, its own or another's. What others stored is known to be committed.
+    pub fn on_stored(&mut self, sender: SenderNo, is_own: bool, time_ms: i64, series: impl Iterator<Item = i64>) {
+        self.clocks.on_stored(sender, time_ms);
         let is_own = is_own || self.is_alone;
         for series_id in series {
             self.series.observed(series_id, Slot { time_ms, is_own });
         }
     }
 
-    /// The leading sender, another one, has stored a sample of this time; its clock is ahead of the server's by
-    /// `clock_offset_ms`.
-    pub fn on_leader_stored(&mut self, time_ms: i64, clock_offset_ms: i64, now: Instant) {
-        self.other_offset_ms = clock_offset_ms;
+    /// The leading `sender`, another one, has stored a sample of this time.
+    pub fn on_leader_stored(&mut self, sender: SenderNo, time_ms: i64, now: Instant) {
+        self.other = Some(sender);
         if self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
+    }
+
+    /// How far its clock, and those of its group's other senders, are ahead of the server's, ms.
+    pub fn on_clocks(&mut self, own_ms: i64, others: impl Iterator<Item = (SenderNo, i64)>, now: Instant) {
+        self.clocks.on_read(own_ms, others, now);
     }
 
     /// Some of what was stored was not observed, nothing of it later than `newest_ms`; series with ids above `floor` were made since.
@@ -242,7 +250,8 @@ impl Sender {
             if interval_ms == 0 { DUE_MAX } else { Duration::from_millis(2 * interval_ms).min(DUE_MAX) };
         let waited = two_intervals + DUE_AFTER;
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
-            newest_ms < sample.row.time_ms && now.saturating_duration_since(at) < waited
+            newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
+                && now.saturating_duration_since(at) < waited
         });
         now.saturating_duration_since(sample.arrived) >= waited && !is_catching_up
     }
@@ -251,7 +260,11 @@ impl Sender {
     fn is_covered(&self, sample: &Buffered) -> bool {
         let Row { series_id, time_ms, .. } = sample.row;
         let others = self.series.times(series_id).filter(|slot| !slot.is_own);
-        is_taken(time_ms, others, self.skew_ms(sample), self.series.get(series_id).interval_ms)
+        let stored = |Slot { time_ms, .. }: Slot| {
+            let skew_ms = self.skew_ms(sample, time_ms);
+            Stored { time_ms, by: By::Other { skew_ms } }
+        };
+        is_taken(time_ms, others.map(stored), self.series.get(series_id).interval_ms)
     }
 
     /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.
@@ -273,9 +286,8 @@ impl Sender {
             0 => AROUND_UNKNOWN_MS,
             interval_ms => AROUND_INTERVALS * interval_ms,
         };
-        let skew_ms = |sample: &Buffered| self.skew_ms(sample).abs().min(AROUND_MAX_MS);
         let window_ms = samples.iter().map(around).max().unwrap_or(0).clamp(AROUND_MIN_MS, AROUND_MAX_MS);
-        window_ms.saturating_add(samples.iter().map(skew_ms).max().unwrap_or(0))
+        window_ms.saturating_add(self.clocks.most_ms().min(AROUND_MAX_MS))
     }
 
     /// The series of these, which are in the order of series, of which it is not known what is stored last.
@@ -295,43 +307,46 @@ impl Sender {
         for of_series in samples.chunk_by(|one, next| one.row.series_id == next.row.series_id) {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
-            // All came with one offset but where a clock was set meanwhile: then each is judged by its own.
-            for samples in of_series.chunk_by(|one, next| one.clock_offset_ms == next.clock_offset_ms) {
-                let mut stored: Vec<Stored> = times
-                    .iter()
-                    .map(|stored| Stored {
-                        time_ms: stored.time_ms,
-                        by: self.by(stored.sender, stored.time_ms, samples[0].clock_offset_ms, around, own),
-                    })
-                    .collect();
+            let interval_ms = self.interval_of(of_series, times);
+            // Those that came at one time were stamped by one clock.
+            for samples in of_series.chunk_by(|one, next| one.arrived == next.arrived) {
+                let by = |stored: &StoredTime| Stored {
+                    time_ms: stored.time_ms,
+                    by: self.by(&samples[0], *stored, around, own),
+                };
+                let mut stored: Vec<Stored> = times.iter().map(by).collect();
                 let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
                 stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
                 stored.sort_by_key(|stored| stored.time_ms);
                 let candidate =
                     |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
-                let interval_ms = self.interval_of(of_series, times);
                 found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
             }
         }
         found
     }
 
-    fn by(&self, sender: Option<SenderNo>, time_ms: i64, offset_ms: i64, around: &Around, own: SenderNo) -> By {
-        let skew_to = |sender: &SenderNo| {
-            offset_ms - around.clock_offsets_ms.get(sender).copied().unwrap_or(self.other_offset_ms)
-        };
+    fn by(&self, sample: &Buffered, stored: StoredTime, around: &Around, own: SenderNo) -> By {
+        let StoredTime { time_ms, sender } = stored;
+        let other = |sender| By::Other { skew_ms: self.clocks.skew_ms(sample.arrived, sender, time_ms) };
+        if self.is_alone {
+            return By::Own;
+        }
         match sender {
-            _ if self.is_alone => By::Own,
             Some(sender) if sender == own => By::Own,
-            Some(sender) => By::Other { skew_ms: skew_to(&sender) },
+            Some(sender) => other(sender),
             None => {
+                // Who led then has stored it, perhaps: what a standby had is stored in its term, too.
+                let offset_ms = self.clocks.own_ms(sample.arrived);
                 let begun =
                     around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
                 match around.terms[..begun].last() {
+                    // One that is not scraped regularly does not cover itself.
+                    Some((_, sender)) if *sender == own && self.series.get(sample.row.series_id).is_irregular => By::Own,
                     Some((_, sender)) if *sender == own => By::Other { skew_ms: 0 },
-                    Some((_, sender)) => By::Other { skew_ms: skew_to(sender) },
-                    None => By::Other { skew_ms: offset_ms - self.other_offset_ms },
+                    Some((_, sender)) => other(*sender),
+                    None => self.other.map_or(By::Other { skew_ms: 0 }, other),
                 }
             }
         }
@@ -359,8 +374,9 @@ impl Sender {
         &self.buffer
     }
 
-    fn skew_ms(&self, sample: &Buffered) -> i64 {
-        sample.clock_offset_ms - self.other_offset_ms
+    /// How far the clock that stamped a sample was ahead of that of the last other leader, when it stored one at `stored_ms`.
+    fn skew_ms(&self, sample: &Buffered, stored_ms: i64) -> i64 {
+        self.other.map_or(0, |other| self.clocks.skew_ms(sample.arrived, other, stored_ms))
     }
 
     /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.

@@ -32,6 +32,9 @@ pub struct Senders {
     /// By group.
     groups: RwLock<BTreeMap<String, Members>>,
     observed: tokio::sync::Mutex<Observed>,
+    /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
+    /// samples come by way of several adapters, nobody knows.
+    clock_offset_ms: Mutex<Option<i64>>,
 }
 
 /// A group, and its senders on this adapter by their names.
@@ -64,8 +67,6 @@ pub struct Leading {
     pub fence: Fence,
     /// Whose samples are stored as they come; `None` of a term begun by an adapter of before senders had numbers.
     pub sender: Option<SenderNo>,
-    /// How far that one's clock is ahead of the server's, ms.
-    pub clock_offset_ms: i64,
 }
 
 /// The group of an adapter without an election.
@@ -77,6 +78,9 @@ const PART_OF_MEMORY: usize = 4;
 
 /// Pause between observations.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What takes longer tells too little of the server's clock, ms.
+const ROUND_TRIP_MAX_MS: i64 = 200;
 
 /// A clock offset is written down when it differs by so much, ms, from the one written last.
 const OFFSET_NEWS_MS: i64 = 50;
@@ -114,6 +118,7 @@ impl Senders {
             memory,
             groups: RwLock::default(),
             observed: tokio::sync::Mutex::default(),
+            clock_offset_ms: Mutex::default(),
         })
     }
 
@@ -189,8 +194,8 @@ impl Senders {
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
                 let number = handover.number().await?;
-                if self.own.is_some() {
-                    let offset_ms = self.store.clock_offset_ms();
+                let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(offset_ms) = offset_ms {
                     if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
                     {
                         self.store.set_clock_offset(number, offset_ms).await?;
@@ -238,8 +243,14 @@ impl Senders {
                 }
             })
             .await?;
-        let offsets_ms: HashMap<SenderNo, i64> =
-            observed.senders.iter().map(|sender| (sender.sender, sender.clock_offset_ms)).collect();
+        if self.own.is_some() && observed.round_trip_ms <= ROUND_TRIP_MAX_MS {
+            *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(observed.clock_offset_ms);
+            for handover in members.values().flat_map(|(_, handovers)| handovers) {
+                let others = observed.senders.iter().filter(|sender| Some(sender.sender) != handover.number_if_known());
+                let others = others.map(|sender| (sender.sender, sender.clock_offset_ms));
+                handover.with(|state| state.on_clocks(observed.clock_offset_ms, others, now));
+            }
+        }
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
         later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
         for (time_ms, sender, series) in later {
@@ -259,7 +270,7 @@ impl Senders {
         // Last of all: who knows of a counter knows of what was stored before it.
         for group in observed.groups {
             if let Some((known, _)) = members.get(&group.group_name) {
-                known.on_read(&group, &offsets_ms);
+                known.on_read(&group);
             }
         }
         last.position = Some(observed.position);
@@ -280,9 +291,9 @@ fn on_stored(
     for handover in handovers {
         let is_own = handover.number_if_known() == Some(sender);
         handover.with(|state| {
-            state.on_stored(time_ms, is_own, series.clone());
-            if let (Some(leading), false) = (leading, is_own) {
-                state.on_leader_stored(time_ms, leading.clock_offset_ms, now);
+            state.on_stored(sender, is_own, time_ms, series.clone());
+            if leading.is_some() && !is_own {
+                state.on_leader_stored(sender, time_ms, now);
             }
         });
     }
@@ -316,12 +327,11 @@ impl Group {
         let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    fn on_read(&self, read: &GroupState, offsets_ms: &HashMap<SenderNo, i64>) {
+    fn on_read(&self, read: &GroupState) {
         self.reconciled.store(read.reconciled, Ordering::Release);
         let leading = read.token.map(|token| Leading {
             fence: Fence { group_no: read.group_no, term: read.term, token },
             sender: read.sender_no,
-            clock_offset_ms: read.sender_no.and_then(|sender| offsets_ms.get(&sender).copied()).unwrap_or(0),
         });
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = leading;
     }

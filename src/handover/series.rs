@@ -83,8 +83,8 @@ pub struct Known {
     pub interval_ms: i64,
     /// What its few steps make it look like, ms; 0 if there are none.
     pub guess_ms: i64,
-    /// Its interval is known to the millisecond.
-    pub is_regular: bool,
+    /// Its interval is known, and not kept to: its samples come from what is not scraped regularly.
+    pub is_irregular: bool,
 }
 
 /// Ids come from a sequence, so pages are few and their numbers spread by themselves. The map tells entries apart by the topmost bits
@@ -281,7 +281,7 @@ impl SeriesTimes {
     #[must_use]
     pub fn get(&self, series_id: i64) -> Known {
         let Some(entry) = self.find(series_id) else {
-            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0, is_regular: false };
+            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0, is_irregular: false };
         };
         let interval_ms = match entry.flags & SURE {
             0 => 0,
@@ -292,8 +292,8 @@ impl SeriesTimes {
         let guess_ms = i64::from(entry.interval_ms);
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
-        let is_regular = entry.exact >= EXACT_SURE;
-        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms, is_regular }
+        let is_irregular = interval_ms > 0 && entry.exact < EXACT_SURE;
+        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms, is_irregular }
     }
 
     /// The newest stored times known of a series, newest first.

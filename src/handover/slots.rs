@@ -63,28 +63,23 @@ pub fn follows(time_ms: i64, other_ms: i64, skew_ms: i64, interval_ms: i64) -> b
     time_ms.saturating_sub(hi_ms) > interval_ms / 2
 }
 
-/// Whether the slot at `time_ms` is known to be taken by `times`, some of the stored ones of its series, newest first; others' clocks
-/// are behind by `skew_ms`. `false` may only mean that too few are known.
+/// Whether the slot at `time_ms` is known to be taken by `times`, some of the stored ones of its series by others, newest first.
+/// `false` may only mean that too few are known.
 #[must_use]
-pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Slot>, skew_ms: i64, interval_ms: i64) -> bool {
-    let mut later: Option<Slot> = None;
-    for slot in times {
-        let (lo_ms, hi_ms) = if slot.is_own { (slot.time_ms, slot.time_ms) } else { span(slot.time_ms, skew_ms) };
-        if slot.time_ms == time_ms {
-            return true;
-        }
+pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Stored>, interval_ms: i64) -> bool {
+    let mut later_ms: Option<i64> = None;
+    for stored in times {
+        let By::Other { skew_ms } = stored.by else { continue };
+        let (lo_ms, hi_ms) = span(stored.time_ms, skew_ms);
         let is_beside =
             lo_ms.saturating_sub(time_ms) <= interval_ms / 2 && time_ms.saturating_sub(hi_ms) <= interval_ms / 2;
-        if is_beside && !slot.is_own {
+        if is_beside || stored.time_ms == time_ms {
             return true;
         }
-        if slot.time_ms < time_ms {
-            let Some(later) = later else { return false };
-            let later_ms = if later.is_own { later.time_ms } else { span(later.time_ms, skew_ms).0 };
-            let is_others = !(slot.is_own && later.is_own);
-            return is_others && later_ms.saturating_sub(hi_ms) <= interval_ms + interval_ms / 2;
+        if stored.time_ms < time_ms {
+            return later_ms.is_some_and(|later_ms| later_ms.saturating_sub(hi_ms) <= interval_ms + interval_ms / 2);
         }
-        later = Some(slot);
+        later_ms = Some(lo_ms);
     }
     false
 }

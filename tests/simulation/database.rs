@@ -74,6 +74,8 @@ pub(crate) struct Observed {
     pub(crate) group: Group,
     pub(crate) offsets_ms: BTreeMap<SenderNo, i64>,
     pub(crate) server_ms: i64,
+    /// Of the one that asks, if it could be measured.
+    pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) newest_series_id: i64,
     pub(crate) sealed_newest_ms: i64,
     pub(crate) rows: Vec<(SenderNo, i64, i64)>,
@@ -156,6 +158,7 @@ impl Database {
             group: self.group.clone(),
             offsets_ms: self.offsets_ms.clone(),
             server_ms,
+            clock_offset_ms: None,
             newest_series_id: i64::try_from(self.series.len()).unwrap_or(0),
             sealed_newest_ms: self.sealed_newest_ms,
             rows: rows.filter(|(sender, ..)| !except.contains(sender)).copied().collect(),

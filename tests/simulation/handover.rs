@@ -40,7 +40,6 @@ impl From<Lost> for Failure {
 struct Leading {
     fence: Fence,
     sender: Option<SenderNo>,
-    clock_offset_ms: i64,
 }
 
 /// All senders of an adapter: as `Senders`.
@@ -178,10 +177,6 @@ impl Senders {
         self.all().iter().all(|member| member.is_empty())
     }
 
-    fn clock_offset_ms(&self) -> i64 {
-        if self.is_shared { 0 } else { self.store.clock_offset_ms() }
-    }
-
     pub(crate) async fn number(&self, member: &Member) -> Result<SenderNo, Lost> {
         if let Some(number) = member.number.get() {
             return Ok(number);
@@ -192,17 +187,17 @@ impl Senders {
     }
 
     pub(crate) fn buffer(&self, member: &Member, rows: &[Row]) -> Result<(), Refusal> {
-        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
-        member.with(|sender| sender.buffer(rows, offset_ms, now))
+        let now = self.instant();
+        member.with(|sender| sender.buffer(rows, now))
     }
 
     pub(crate) async fn store(&self, member: &Member, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Failure> {
         let number = self.number(member).await?;
         let storing = member.begin_storing(self.store.world.number());
-        let (offset_ms, now, reconciled) = (self.clock_offset_ms(), self.instant(), self.reconciled.get());
+        let (now, reconciled) = (self.instant(), self.reconciled.get());
         let mut sorted = match self.bug() {
-            Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), offset_ms, now)),
-            _ => member.with(|sender| sender.sort(rows.clone(), offset_ms, now)),
+            Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), now)),
+            _ => member.with(|sender| sender.sort(rows.clone(), now)),
         };
         if self.bug() == Some(Bug::ReservedCovers) {
             let mut reserved = member.reserved.borrow_mut();
@@ -212,7 +207,7 @@ impl Senders {
         let appended = sorted.append.clone();
         self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
-            appended.iter().for_each(|row| member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id))));
+            appended.iter().for_each(|row| member.with(|state| state.on_stored(number, true, row.time_ms, std::iter::once(row.series_id))));
         }
         Ok(())
     }
@@ -262,12 +257,12 @@ impl Senders {
         fence: Option<Fence>,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Failure> {
-        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
-        let Sorted { append, mut late, .. } = member.with(|state| state.sort_again(append, offset_ms, now));
+        let now = self.instant();
+        let Sorted { append, mut late, .. } = member.with(|state| state.sort_again(append, now));
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
-        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: offset_ms, arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -382,8 +377,7 @@ impl Senders {
         self.observe().await?;
         for member in self.all() {
             let number = self.number(&member).await?;
-            if !self.is_shared {
-                let offset_ms = self.store.clock_offset_ms();
+            if let Some(offset_ms) = self.store.clock_offset_ms() {
                 if told_offset_ms.is_none_or(|told_ms: i64| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS) {
                     self.store.set_clock_offset(number, offset_ms).await?;
                     *told_offset_ms = Some(offset_ms);
@@ -405,6 +399,13 @@ impl Senders {
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());
         let observed = self.store.observe(from.clone(), own).await?;
+        if let Some(own_ms) = observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks)) {
+            for member in &members {
+                let others = observed.offsets_ms.iter().filter(|(sender, _)| Some(**sender) != member.number.get());
+                let others: Vec<(SenderNo, i64)> = others.map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
+                member.with(|state| state.on_clocks(own_ms, others.into_iter(), now));
+            }
+        }
         let leading = self.leading.get();
         let mut rows = observed.rows;
         self.store.world.say(format_args!(
@@ -419,9 +420,9 @@ impl Senders {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
                 member.with(|state| {
-                    state.on_stored(time_ms, is_own, std::iter::once(series_id));
-                    if let (Some(leading), false) = (leading.filter(|leading| leading.sender == Some(sender)), is_own) {
-                        state.on_leader_stored(time_ms, leading.clock_offset_ms, now);
+                    state.on_stored(sender, is_own, time_ms, std::iter::once(series_id));
+                    if leading.is_some_and(|leading| leading.sender == Some(sender)) && !is_own {
+                        state.on_leader_stored(sender, time_ms, now);
                     }
                 });
             }
@@ -440,7 +441,6 @@ impl Senders {
             self.leading.set(observed.group.token.map(|token| Leading {
                 fence: Fence { group_no: 1, term: observed.group.term, token },
                 sender,
-                clock_offset_ms: sender.and_then(|sender| observed.offsets_ms.get(&sender).copied()).unwrap_or(0),
             }));
         }
         *self.position.borrow_mut() = Some(observed.position);
