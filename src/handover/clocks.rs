@@ -15,6 +15,8 @@ use crate::model::sender::SenderNo;
 #[derive(Debug)]
 pub struct Clocks {
     start: Instant,
+    /// When they were read last, ms after the start.
+    read_at: i64,
     /// That of the sender whose samples are judged.
     own: Option<Clock>,
     /// The server's, ms ahead of the one that nobody sets.
@@ -27,8 +29,17 @@ pub struct Clocks {
 #[derive(Clone, Debug)]
 struct Clock {
     ahead_ms: i64,
-    /// What it was before it was set: up to which time it stamped so, ms since 1970. In the order in which it was set.
-    before: Vec<(i64, i64)>,
+    /// What it showed when it was set so, ms since 1970.
+    from_ms: i64,
+    /// What it was before, in the order in which it was set: from and until which time it stamped so, and how far it was ahead.
+    before: Vec<(i64, i64, i64)>,
+}
+
+/// Between when and when it was set, ms after the start, and how far ahead the server's was then.
+#[derive(Clone, Copy, Debug)]
+struct Set {
+    between: (i64, i64),
+    server_ms: i64,
 }
 
 /// So many settings of a clock are kept.
@@ -38,7 +49,7 @@ impl Clocks {
     /// Nothing is known.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { start: now, own: None, server_ms: 0, others: BTreeMap::new() }
+        Self { start: now, read_at: 0, own: None, server_ms: 0, others: BTreeMap::new() }
     }
 
     /// This sender's clock shows `wall_ms`, in ms since 1970, and was measured to be `offset_ms` ahead of the server's; how far those
@@ -52,15 +63,16 @@ impl Clocks {
     ) {
         let since_start = i64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(i64::MAX);
         let own_ms = wall_ms.saturating_sub(since_start);
-        self.own.get_or_insert_with(|| Clock::new(own_ms)).set(own_ms, since_start);
         self.server_ms = own_ms.saturating_sub(offset_ms);
+        let set = Set { between: (std::mem::replace(&mut self.read_at, since_start), since_start), server_ms: self.server_ms };
+        self.own.get_or_insert_with(|| Clock::new(own_ms)).set(own_ms, set);
         for (sender, offset_ms) in others {
             let ahead_ms = self.server_ms.saturating_add(offset_ms);
             let (written_ms, clock) = self.others.entry(sender).or_insert_with(|| (offset_ms, Clock::new(ahead_ms)));
             // What was written down before may have been true by what the server's clock showed then.
             if *written_ms != offset_ms {
                 *written_ms = offset_ms;
-                clock.set(ahead_ms, since_start);
+                clock.set(ahead_ms, set);
             }
         }
     }
@@ -91,26 +103,30 @@ impl Clocks {
 
 impl Clock {
     fn new(ahead_ms: i64) -> Self {
-        Self { ahead_ms, before: Vec::new() }
+        Self { ahead_ms, from_ms: i64::MIN, before: Vec::new() }
     }
 
     /// It is so far ahead now.
-    fn set(&mut self, ahead_ms: i64, since_start: i64) {
+    fn set(&mut self, ahead_ms: i64, Set { between, server_ms }: Set) {
         if !is_close(self.ahead_ms, ahead_ms) {
+            // What it stamped meanwhile counts as stamped by the one that is off less: the other would make it cover too much.
+            let is_corrected = ahead_ms.abs_diff(server_ms) < self.ahead_ms.abs_diff(server_ms);
+            let at = if is_corrected { between.0 } else { between.1 };
             self.before.truncate(BEFORE_MAX - 1);
-            self.before.push((self.ahead_ms.saturating_add(since_start), self.ahead_ms));
+            self.before.push((self.from_ms, self.ahead_ms.saturating_add(at), self.ahead_ms));
+            self.from_ms = ahead_ms.saturating_add(between.0);
         }
         self.ahead_ms = ahead_ms;
     }
 
     /// How far it was ahead when it showed `time_ms`; where it has shown that twice, the first time.
     fn at(&self, time_ms: i64) -> i64 {
-        let before = self.before.iter().find(|(until_ms, _)| time_ms <= *until_ms);
-        before.map_or(self.ahead_ms, |(_, before_ms)| *before_ms)
+        let before = self.before.iter().find(|(from_ms, until_ms, _)| (*from_ms..=*until_ms).contains(&time_ms));
+        before.map_or(self.ahead_ms, |(.., before_ms)| *before_ms)
     }
 
     fn all(&self) -> impl Iterator<Item = i64> {
-        self.before.iter().map(|(_, before_ms)| *before_ms).chain([self.ahead_ms])
+        self.before.iter().map(|(.., before_ms)| *before_ms).chain([self.ahead_ms])
     }
 }
 
@@ -188,7 +204,8 @@ mod tests {
         assert_eq!([-28_000, 2_000, 3_000].map(|stored_ms| scene.skew(0, B, stored_ms)), [0, 0, 30_000]);
         // And corrected.
         scene.read(0, 0, &[(A, 0), (B, 0)]);
-        assert_eq!([2_000, 33_000, 35_000].map(|stored_ms| scene.skew(0, A, stored_ms)), [0, -30_010, 0]);
+        let skews = [2_000, 20_000, 33_010, 33_011].map(|stored_ms| scene.skew(0, A, stored_ms));
+        assert_eq!(skews, [0, 0, -30_010, 0], "what it did not show then was stamped later");
         assert_eq!([-28_000, 2_000, 5_000].map(|stored_ms| scene.skew(0, B, stored_ms)), [0, 0, 0]);
         scene.read(30_000, 0, &[(A, 0), (B, 0)]);
         assert_eq!([5_000, 35_001].map(|time_ms| scene.skew(time_ms, B, 5_000)), [0, 30_000]);
@@ -203,6 +220,6 @@ mod tests {
             scene.read(minute * 60_000, 0, &[(A, 0)]);
         }
         assert_eq!(scene.clocks.own.as_ref().map(|own| own.before.len()), Some(BEFORE_MAX));
-        assert_eq!([0, 2_000_000].map(|time_ms| scene.skew(time_ms, A, 0)), [0, 19 * 60_000]);
+        assert_eq!([0, 1_160_000].map(|time_ms| scene.skew(time_ms, A, 0)), [0, 19 * 60_000]);
     }
 }

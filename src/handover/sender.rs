@@ -341,17 +341,8 @@ impl Sender {
             Some(sender) => other(sender),
             None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
             // It may be its own.
-            None if self.series.is_in_step(series_id, sample_ms, time_ms) == Some(true) => By::Other { skew_ms: 0 },
-            None => {
-                // Who led then has stored it, perhaps: what a standby had is stored in its term, too.
-                let server_ms = time_ms.saturating_sub(self.clocks.offset_ms(sample_ms));
-                let begun = around.terms.partition_point(|(began_ms, _)| *began_ms <= server_ms);
-                match around.terms[..begun].last() {
-                    Some((_, sender)) if *sender == own => By::Other { skew_ms: 0 },
-                    Some((_, sender)) => other(*sender),
-                    None => self.other.map_or(By::Other { skew_ms: 0 }, other),
-                }
-            }
+            None if self.series.is_in_step(series_id, sample_ms, time_ms) != Some(false) => By::Other { skew_ms: 0 },
+            None => self.other.map_or(By::Other { skew_ms: 0 }, other),
         }
     }
 

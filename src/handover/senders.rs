@@ -224,6 +224,10 @@ impl Senders {
         let mut last = self.observed.lock().await;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
+        // Its own are not to be taken for another one's.
+        for handover in members.values().flat_map(|(_, handovers)| handovers) {
+            handover.number().await?;
+        }
         // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
         let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();

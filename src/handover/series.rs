@@ -133,8 +133,10 @@ impl Entry {
         }
         let is_close = step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4;
         vote(&mut self.interval_ms, &mut self.votes, VOTES_MAX, step_ms);
-        if self.votes >= VOTES_SURE {
-            self.flags |= SURE;
+        // Not right after another step: what is sent has changed, perhaps from history to scrapes.
+        match is_close && self.votes >= VOTES_SURE {
+            true => self.flags |= SURE,
+            false => self.flags &= !SURE,
         }
         match step_ms.abs_diff(self.interval_ms) {
             0 | 1 => self.exact = (self.exact + 1).min(EXACT_MAX),

@@ -395,6 +395,9 @@ impl Senders {
     pub(crate) async fn observe(&self) -> Result<(), Lost> {
         let _observing = self.observing.lock().await;
         let members = self.all();
+        for member in &members {
+            self.number(member).await?;
+        }
         let from = self.position.borrow().clone();
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());

@@ -217,7 +217,7 @@ impl Settings {
             scrape_until,
             end_at: 0,
         };
-        let is_skewed = random.chance(25) && std::env::var("CLOCK").is_ok();
+        let is_skewed = random.chance(25);
         settings.offsets = (0..replicas + if mode == Mode::Labels { adapters } else { 0 })
             .map(|_| if is_skewed { random.between(-3_000, 3_000) } else { random.between(-5, 5) })
             .collect();
@@ -379,7 +379,7 @@ fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize)
         18 => Fault::DatabaseSlow,
         19 => Fault::EndWrites,
         20 | 21 => Fault::Seal { all: random.chance(50) },
-        22 if std::env::var("CLOCK").is_ok() => {
+        22 => {
             let by_ms = [-30_000, 30_000, 2_000, -2_000, 40 * 86_400_000, -40 * 86_400_000][random.below(6)];
             Fault::Clock { host: random.chance(75).then_some(replica), by_ms }
         }
