@@ -64,7 +64,10 @@ impl Clocks {
         let since_start = i64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(i64::MAX);
         let own_ms = wall_ms.saturating_sub(since_start);
         self.server_ms = own_ms.saturating_sub(offset_ms);
-        let set = Set { between: (std::mem::replace(&mut self.read_at, since_start), since_start), server_ms: self.server_ms };
+        let set = Set {
+            between: (std::mem::replace(&mut self.read_at, since_start), since_start),
+            server_ms: self.server_ms,
+        };
         self.own.get_or_insert_with(|| Clock::new(own_ms)).set(own_ms, set);
         for (sender, offset_ms) in others {
             let ahead_ms = self.server_ms.saturating_add(offset_ms);
@@ -83,6 +86,11 @@ impl Clocks {
     pub fn skew_ms(&self, time_ms: i64, sender: SenderNo, stored_ms: i64) -> i64 {
         let (Some(own), Some((_, other))) = (&self.own, self.others.get(&sender)) else { return 0 };
         own.at(time_ms).saturating_sub(other.at(stored_ms))
+    }
+
+    /// The others whose clocks are known.
+    pub fn others(&self) -> impl Iterator<Item = SenderNo> {
+        self.others.keys().copied()
     }
 
     /// How far the clock by which this sender stamped a sample of `time_ms` was ahead of the server's as it is now; 0 if that is not
@@ -200,7 +208,10 @@ mod tests {
         // At 2 s A is set forward and B back; what they show then.
         scene.read(0, 0, &[(A, 30_000), (B, -30_000)]);
         scene.read(0, 0, &[(A, 30_010), (B, -30_000)]);
-        assert_eq!([1_000, 2_000, 2_001, 32_000].map(|stored_ms| scene.skew(0, A, stored_ms)), [0, 0, -30_010, -30_010]);
+        assert_eq!(
+            [1_000, 2_000, 2_001, 32_000].map(|stored_ms| scene.skew(0, A, stored_ms)),
+            [0, 0, -30_010, -30_010]
+        );
         assert_eq!([-28_000, 2_000, 3_000].map(|stored_ms| scene.skew(0, B, stored_ms)), [0, 0, 30_000]);
         // And corrected.
         scene.read(0, 0, &[(A, 0), (B, 0)]);

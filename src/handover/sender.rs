@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::series::{Known, SeriesTimes};
-use crate::handover::slots::{
-    By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing,
-};
+use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;
@@ -25,8 +23,6 @@ pub struct Sender {
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
     clocks: Clocks,
-    /// The last other sender that has stored something.
-    other: Option<SenderNo>,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
 }
@@ -105,7 +101,6 @@ impl Sender {
             buffer: Buffer::new(bytes_max),
             is_open: true,
             clocks: Clocks::new(Instant::now()),
-            other: None,
             leader_newest: None,
         }
     }
@@ -155,7 +150,10 @@ impl Sender {
             None => Place::Append,
             Some(last) if time_ms <= last.time_ms => Place::Late,
             Some(last) if last.is_own => Place::Append,
-            Some(last) if interval_ms > 0 && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) => {
+            Some(last)
+                if interval_ms > 0
+                    && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) =>
+            {
                 Place::Append
             }
             Some(_) => Place::Late,
@@ -170,8 +168,9 @@ impl Sender {
         for row in rows {
             let sample = Buffered { row, is_stamped: false, arrived: now };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
-            let is_newer =
-                |other_ms: i64| interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms);
+            let is_newer = |other_ms: i64| {
+                interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
+            };
             let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
             if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
         }
@@ -195,11 +194,8 @@ impl Sender {
         self.buffer.add(&samples)
     }
 
-    /// These series have a sample of `sender` stored at this time, its own or another's. What others stored is known to be committed.
-    pub fn on_stored(&mut self, sender: SenderNo, is_own: bool, time_ms: i64, series: impl Iterator<Item = i64>) {
-        if !is_own {
-            self.other = Some(sender);
-        }
+    /// These series have a sample stored at this time. What others stored is known to be committed.
+    pub fn on_stored(&mut self, time_ms: i64, is_own: bool, series: impl Iterator<Item = i64>) {
         let is_own = is_own || self.is_alone;
         for series_id in series {
             self.series.observed(series_id, Slot { time_ms, is_own });
@@ -214,7 +210,13 @@ impl Sender {
     }
 
     /// See [`Clocks::on_read`].
-    pub fn on_clocks(&mut self, wall_ms: i64, offset_ms: i64, others: impl Iterator<Item = (SenderNo, i64)>, now: Instant) {
+    pub fn on_clocks(
+        &mut self,
+        wall_ms: i64,
+        offset_ms: i64,
+        others: impl Iterator<Item = (SenderNo, i64)>,
+        now: Instant,
+    ) {
         self.clocks.on_read(wall_ms, offset_ms, others, now);
     }
 
@@ -260,12 +262,18 @@ impl Sender {
     /// Whether another sender's stored samples are known to cover it. Its own do not count: they may have failed to be stored.
     fn is_covered(&self, sample: &Buffered) -> bool {
         let Row { series_id, time_ms, .. } = sample.row;
-        let others = self.series.times(series_id).filter(|slot| !slot.is_own);
-        let stored = |Slot { time_ms, .. }: Slot| {
-            let skew_ms = self.skew_ms(sample, time_ms);
-            Stored { time_ms, by: By::Other { skew_ms } }
+        let times = self.series.times(series_id).filter(|slot| !slot.is_own);
+        let interval_ms = self.series.get(series_id).interval_ms;
+        let is_taken_by = |other: Option<SenderNo>| {
+            let stored = |Slot { time_ms: stored_ms, .. }: Slot| {
+                let skew_ms = other.map_or(0, |other| self.clocks.skew_ms(time_ms, other, stored_ms));
+                Stored { time_ms: stored_ms, by: By::Other { skew_ms } }
+            };
+            is_taken(time_ms, times.clone().map(stored), interval_ms)
         };
-        is_taken(time_ms, others.map(stored), self.series.get(series_id).interval_ms)
+        // Whoever of them stored it.
+        let mut others = self.clocks.others().peekable();
+        if others.peek().is_none() { is_taken_by(None) } else { others.all(|other| is_taken_by(Some(other))) }
     }
 
     /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.
@@ -312,10 +320,8 @@ impl Sender {
             // Each is judged by how far the clock was off that stamped it.
             let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
-                let by = |stored: &StoredTime| Stored {
-                    time_ms: stored.time_ms,
-                    by: self.by(&samples[0], *stored, around, own),
-                };
+                let by =
+                    |stored: &StoredTime| Stored { time_ms: stored.time_ms, by: self.by(&samples[0], *stored, own) };
                 let mut stored: Vec<Stored> = times.iter().map(by).collect();
                 let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
                 stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
@@ -329,20 +335,23 @@ impl Sender {
         found
     }
 
-    fn by(&self, sample: &Buffered, stored: StoredTime, around: &Around, own: SenderNo) -> By {
+    fn by(&self, sample: &Buffered, stored: StoredTime, own: SenderNo) -> By {
         let StoredTime { time_ms, sender } = stored;
         let Row { series_id, time_ms: sample_ms, .. } = sample.row;
-        let other = |sender| By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) };
         if self.is_alone {
             return By::Own;
         }
         match sender {
             Some(sender) if sender == own => By::Own,
-            Some(sender) => other(sender),
+            Some(sender) => By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) },
             None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
             // It may be its own.
             None if self.series.is_in_step(series_id, sample_ms, time_ms) != Some(false) => By::Other { skew_ms: 0 },
-            None => self.other.map_or(By::Other { skew_ms: 0 }, other),
+            None => {
+                let skew_ms = |other| self.clocks.skew_ms(sample_ms, other, time_ms);
+                let least_ms = self.clocks.others().map(skew_ms).min_by_key(|skew_ms| skew_ms.saturating_abs());
+                By::Other { skew_ms: least_ms.unwrap_or(0) }
+            }
         }
     }
 
@@ -368,9 +377,10 @@ impl Sender {
         &self.buffer
     }
 
-    /// How far the clock that stamped a sample was ahead of that of another sender, when that stored one at `stored_ms`.
+    /// How far, at most, the clock that stamped a sample was ahead of that of another sender, when that stored one at `stored_ms`.
     fn skew_ms(&self, sample: &Buffered, stored_ms: i64) -> i64 {
-        self.other.map_or(0, |other| self.clocks.skew_ms(sample.row.time_ms, other, stored_ms))
+        let skew_ms = |other| self.clocks.skew_ms(sample.row.time_ms, other, stored_ms);
+        self.clocks.others().map(skew_ms).max().unwrap_or(0)
     }
 
     /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.
@@ -470,21 +480,28 @@ mod tests {
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
             let mut scene = Self::scraping();
             for time_ms in buffered {
-                scene.sender.buffer(&[row(*time_ms)], 0, scene.now).unwrap();
+                scene.sender.buffer(&[row(*time_ms)], scene.now).unwrap();
             }
-            scene.stored(stored, 0);
+            scene.stored(stored);
             scene
         }
 
-        fn stored(&mut self, times: &[i64], clock_offset_ms: i64) {
+        fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
                 self.sender.on_stored(*time_ms, false, [1].into_iter());
-                self.sender.on_leader_stored(*time_ms, clock_offset_ms, self.now);
+                self.sender.on_leader_stored(*time_ms, self.now);
             }
         }
 
+        /// Its clock is ahead of those of others by so much.
+        fn clocks(mut self, others: &[(SenderNo, i64)]) -> Self {
+            let others = others.iter().map(|(sender, ahead_ms)| (*sender, -ahead_ms));
+            self.sender.on_clocks(0, 0, others, self.now);
+            self
+        }
+
         fn sort(&mut self, times: &[i64]) -> (Vec<i64>, Vec<i64>, usize) {
-            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, self.now))
+            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), self.now))
         }
 
         /// How many are covered, and which are due.
@@ -513,7 +530,7 @@ mod tests {
 
     fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, clock_offset_ms: 0, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now };
         times.iter().map(sample).collect()
     }
 
@@ -535,7 +552,7 @@ mod tests {
     #[test]
     fn nothing_is_appended_before_the_first_observation() {
         let mut sender = Sender::new(usize::MAX, false);
-        assert_eq!(told(&sender.sort(vec![row(10_000)], 0, Instant::now())), (vec![], vec![10_000], 0));
+        assert_eq!(told(&sender.sort(vec![row(10_000)], Instant::now())), (vec![], vec![10_000], 0));
     }
 
     #[test]
@@ -547,7 +564,7 @@ mod tests {
             assert_eq!(scene.sort(&[first]), expected, "{first}");
         }
         let mut scene = Scene::new();
-        scene.stored(&[10_000], 0);
+        scene.stored(&[10_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0), "its interval is not known");
     }
 
@@ -556,7 +573,7 @@ mod tests {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
         scene.sender.open();
-        scene.sender.buffer(&[row(30_000)], 0, scene.now).unwrap();
+        scene.sender.buffer(&[row(30_000)], scene.now).unwrap();
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
     }
@@ -565,12 +582,12 @@ mod tests {
     fn what_others_have_stored_meanwhile_is_sorted_again() {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
         let again = |scene: &Scene, times: &[i64]| {
-            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, scene.now))
+            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), scene.now))
         };
         assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
-        scene.stored(&[34_000], 0);
+        scene.stored(&[34_000]);
         assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
-        scene.stored(&[36_000], 0);
+        scene.stored(&[36_000]);
         assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
         scene.sender.on_missed(50_000, 1);
         assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
@@ -598,9 +615,9 @@ mod tests {
     #[test]
     fn a_leader_that_catches_up_is_waited_for() {
         let mut scene = Scene::standing_by(&[104_000, 114_000, 124_000], &[]);
-        scene.after(24).stored(&[20_000, 30_000], 0);
+        scene.after(24).stored(&[20_000, 30_000]);
         assert_eq!(scene.after(3).look(9), (0, vec![]));
-        scene.after(20).stored(&[40_000], 0);
+        scene.after(20).stored(&[40_000]);
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![104_000, 114_000, 124_000]), "it has stopped");
     }
@@ -617,12 +634,12 @@ mod tests {
             (vec![], vec![6_000, 26_000, 36_000], 1),
             "perhaps stored"
         );
-        assert_eq!(scene.sender.buffer(&[row(46_000)], 0, scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.buffer(&[row(46_000)], scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Err(Refusal::Closed));
         scene.sender.open();
-        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Ok(()));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Ok(()));
     }
 
     #[test]
@@ -636,7 +653,8 @@ mod tests {
         assert!(!missing(10_000, false, &stored_by(Some(OWN))));
         assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
         assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
-        assert!(!missing(13_000, false, &stored_by(None)), "sealed");
+        assert!(!missing(13_000, false, &around(&[(4_000, None), (14_000, None)])), "sealed");
+        assert!(missing(13_000, false, &stored_by(None)), "sealed, but known to be its own");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
         alone.on_stored(10_000, false, [1].into_iter());
@@ -645,44 +663,84 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_of_who_led_counts_where_samples_are_sealed() {
-        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
-        let third = SenderNo(3);
-        let led = Around {
-            terms: vec![(0, OTHER), (50_000, third)],
-            clock_offsets_ms: HashMap::from([(OTHER, -5_000), (third, -60_000)]),
-            ..around(&[(40_000, None), (50_000, None)])
-        };
-        let missing = times(&scene.sender.missing(&late(&[34_000, 61_000, 96_000, 116_000], false), &led, OWN));
-        assert_eq!(missing, [34_000, 116_000]);
+    fn a_clock_that_is_off_shifts_what_is_missing() {
+        let mut scene = Scene::standing_by(&[], &[]).clocks(&[(OTHER, 50_000)]);
+        scene.stored(&[10_000, 20_000, 30_000]);
+        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
+        assert_eq!(covered, [true, true, false]);
+        let stored = around(&[(20_000, Some(OTHER)), (30_000, Some(OTHER))]);
+        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], false), &stored, OWN);
+        assert_eq!(times(&missing), [86_000, 96_000]);
+        scene.sender.series.sent(1, 64_000);
+        assert_eq!(scene.sort(&[74_000, 84_000, 94_000]), (vec![94_000], vec![], 2));
+        assert_eq!(scene.sender.window_ms(&missing), 20_000 + 50_000);
     }
 
     #[test]
-    fn a_clock_that_is_off_shifts_what_is_missing() {
-        let mut scene = Scene::standing_by(&[], &[]);
-        scene.stored(&[10_000, 20_000, 30_000], -50_000);
-        for time_ms in [0, 10_000, 20_000] {
-            scene.sender.buffer(&[row(time_ms)], 0, scene.now).unwrap();
-        }
-        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
-        assert_eq!(covered, [true, true, false]);
-        let stored = Around {
-            clock_offsets_ms: HashMap::from([(OTHER, -50_000)]),
-            ..around(&[(20_000, Some(OTHER)), (30_000, Some(OTHER))])
+    fn of_several_clocks_the_one_counts_that_loses_nothing() {
+        let third = SenderNo(3);
+        let mut scene = Scene::standing_by(&[], &[]).clocks(&[(OTHER, 5_000), (third, 60_000)]);
+        scene.stored(&[10_000, 20_000, 30_000]);
+        let covered = [39_000, 41_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
+        assert_eq!(covered, [true, false]);
+        scene.sender.series.sent(1, 86_000);
+        assert_eq!(scene.sort(&[96_000]), (vec![96_000], vec![], 0));
+        let mut scene = Scene::standing_by(&[], &[30_000]).clocks(&[(OTHER, 5_000), (third, 60_000)]);
+        scene.sender.series.sent(1, 84_000);
+        assert_eq!(scene.sort(&[94_000]), (vec![], vec![94_000], 0), "to be compared");
+    }
+
+    #[test]
+    fn what_is_sealed_may_be_its_own() {
+        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000]).clocks(&[(OTHER, 50_000)]);
+        let missing = |time_ms, stored_ms| {
+            !scene.sender.missing(&late(&[time_ms], false), &around(&[(stored_ms, None)]), OWN).is_empty()
         };
-        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], false), &stored, OWN);
-        assert_eq!(times(&missing), [86_000, 96_000]);
+        assert!(missing(50_000, 40_000) && missing(51_000, 40_000), "in step with its scrapes");
+        assert!(!missing(50_000, 44_000), "another's, on another clock");
+        assert!(!missing(33_000, 34_000) && missing(33_000, 30_000));
     }
 
     #[test]
     fn samples_of_a_series_are_judged_together() {
         let scene = Scene::leading(&[0, 10_000, 20_000]);
-        let mut samples = late(&[104_000, 114_000, 124_000], false);
-        samples[1].clock_offset_ms = 1;
+        let samples = late(&[104_000, 114_000, 124_000], false);
         let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
         assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
-        assert_eq!(scene.sender.window_ms(&samples), 20_001);
+        assert_eq!(scene.sender.window_ms(&samples), 20_000);
         assert!(scene.sender.unbounded(&samples).is_empty());
+    }
+
+    #[test]
+    fn an_interval_that_is_not_known_is_guessed() {
+        let interval_ms = |sent: &[i64], judged: &[i64], stored: &[(i64, Option<SenderNo>)]| {
+            let mut scene = Scene::new();
+            for time_ms in sent {
+                scene.sender.series.sent(1, *time_ms);
+            }
+            let stored = around(stored);
+            scene.sender.interval_of(&late(judged, false), stored.times.get(&1).map_or(&[], Vec::as_slice))
+        };
+        let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
+        assert_eq!(interval_ms(&[], &[0], &[]), INTERVAL_UNKNOWN_MS);
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 5_000])), 5_000);
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), INTERVAL_UNKNOWN_MS, "a gap, perhaps");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000, 120_000])), 60_000);
+        assert_eq!(interval_ms(&[], &[0, 30_000], &other(&[0, 60_000, 120_000])), 30_000, "by what was sent");
+        assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 14_000, 24_000])), 10_000, "it missed two");
+        assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 25_000, 46_000])), 30_000);
+        let mixed = [(0, Some(OTHER)), (13_000, None), (30_000, Some(OTHER)), (37_000, None)];
+        assert_eq!(interval_ms(&[], &[0], &mixed), 30_000, "from one of a sender to its next");
+    }
+
+    #[test]
+    fn history_does_not_wait_for_hours() {
+        let mut scene = Scene::new();
+        for hour in 0..9 {
+            scene.sender.buffer(&[row(hour * 3_600_000)], scene.now).unwrap();
+        }
+        assert_eq!(scene.after(124).look(99).1.len(), 0);
+        assert_eq!(scene.after(20).look(99).1.len(), 9);
     }
 
     #[test]

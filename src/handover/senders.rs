@@ -296,7 +296,7 @@ fn on_stored(
     for handover in handovers {
         let is_own = handover.number_if_known() == Some(sender);
         handover.with(|state| {
-            state.on_stored(sender, is_own, time_ms, series.clone());
+            state.on_stored(time_ms, is_own, series.clone());
             if leading.is_some() && !is_own {
                 state.on_leader_stored(time_ms, now);
             }

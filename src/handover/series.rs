@@ -366,7 +366,7 @@ mod tests {
             (60_000, (0, 15_000)),
             (75_000, (0, 15_000)),
             (90_000, (15_000, 15_000)),
-            (90_500, (15_000, 15_000)),
+            (90_500, (0, 15_000)),
             (105_000, (15_000, 15_000)),
         ] {
             assert!(!series.sent(1, time_ms));
@@ -378,6 +378,10 @@ mod tests {
             series.sent(1, time_ms);
         }
         assert_eq!(known(&series), (5_000, 5_000));
+        series.sent(1, 9_000_000);
+        assert_eq!(known(&series).0, 0, "not right after a step of another length");
+        series.sent(1, 9_005_000);
+        assert_eq!(known(&series).0, 5_000);
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub(crate) struct Senders {
     /// Samples of a sender may come by other adapters too.
     is_shared: bool,
     is_grouped: bool,
+    runs_since: Ms,
     bytes_max: usize,
     chunk_samples: usize,
     members: RefCell<BTreeMap<usize, Rc<Member>>>,
@@ -130,6 +131,7 @@ impl Senders {
         Self {
             is_shared,
             is_grouped,
+            runs_since: store.world.now(),
             bytes_max: settings.memory_bytes_max,
             chunk_samples: settings.chunk_samples,
             members: RefCell::default(),
@@ -191,7 +193,13 @@ impl Senders {
         member.with(|sender| sender.buffer(rows, now))
     }
 
-    pub(crate) async fn store(&self, member: &Member, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Failure> {
+    pub(crate) async fn store(
+        &self,
+        member: &Member,
+        key: Uuid,
+        rows: Vec<Row>,
+        fence: Option<Fence>,
+    ) -> Result<(), Failure> {
         let number = self.number(member).await?;
         let storing = member.begin_storing(self.store.world.number());
         let (now, reconciled) = (self.instant(), self.reconciled.get());
@@ -207,7 +215,9 @@ impl Senders {
         let appended = sorted.append.clone();
         self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
-            appended.iter().for_each(|row| member.with(|state| state.on_stored(number, true, row.time_ms, std::iter::once(row.series_id))));
+            appended.iter().for_each(|row| {
+                member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id)))
+            });
         }
         Ok(())
     }
@@ -232,7 +242,7 @@ impl Senders {
             if append.is_empty() {
                 break;
             }
-            let right = Right { sender, fence, reconciled };
+            let right = Right { sender, fence, reconciled, runs_since: self.runs_since };
             match self.store.commit(key, append.clone(), right).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
@@ -302,7 +312,7 @@ impl Senders {
         let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
         member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
-        let right = Right { sender, fence, reconciled: 0 };
+        let right = Right { sender, fence, reconciled: 0, runs_since: self.runs_since };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
         let Some(done) = done else { return Err(Failure::Fenced) };
@@ -324,7 +334,12 @@ impl Senders {
             let now = self.instant();
             let looked = member.with(|state| state.look(count, now));
             if self.store.world.is_traced() && looked.covered + looked.due.len() > 0 {
-                self.store.world.say(format_args!("adapter {}: finds {} covered, {} due", self.store.adapter, looked.covered, looked.due.len()));
+                self.store.world.say(format_args!(
+                    "adapter {}: finds {} covered, {} due",
+                    self.store.adapter,
+                    looked.covered,
+                    looked.due.len()
+                ));
             }
             let is_last = looked.due.len() < self.chunk_samples;
             if looked.due.is_empty() {
@@ -354,7 +369,9 @@ impl Senders {
             sort_and_dedup(&mut sorted_out);
             let reconciled = self.reconciled.get();
             let sorted = match self.is_shared {
-                _ if self.bug() == Some(Bug::DrainUncompared) => Sorted { append: rows(&sorted_out), ..Sorted::default() },
+                _ if self.bug() == Some(Bug::DrainUncompared) => {
+                    Sorted { append: rows(&sorted_out), ..Sorted::default() }
+                }
                 true => Sorted { late: sorted_out, ..Sorted::default() },
                 false => member.with(|state| state.sort_buffered(&sorted_out)),
             };
@@ -383,7 +400,8 @@ impl Senders {
                     *told_offset_ms = Some(offset_ms);
                 }
             }
-            let fence = self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+            let fence =
+                self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
             match self.look(&member, fence).await {
                 Ok(()) | Err(Failure::Fenced) => {}
                 Err(Failure::Lost) => return Err(Failure::Lost),
@@ -402,11 +420,14 @@ impl Senders {
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());
         let observed = self.store.observe(from.clone(), own).await?;
-        if let Some(offset_ms) = observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks)) {
+        if let Some(offset_ms) =
+            observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks))
+        {
             for member in &members {
                 let others = observed.offsets_ms.iter().filter(|(sender, _)| Some(**sender) != member.number.get());
                 let others: Vec<(SenderNo, i64)> = others.map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
-                member.with(|state| state.on_clocks(self.store.wall_ms(), offset_ms, others.into_iter(), self.instant()));
+                member
+                    .with(|state| state.on_clocks(self.store.wall_ms(), offset_ms, others.into_iter(), self.instant()));
             }
         }
         let leading = self.leading.get();
@@ -423,7 +444,7 @@ impl Senders {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
                 member.with(|state| {
-                    state.on_stored(sender, is_own, time_ms, std::iter::once(series_id));
+                    state.on_stored(time_ms, is_own, std::iter::once(series_id));
                     if leading.is_some_and(|leading| leading.sender == Some(sender)) && !is_own {
                         state.on_leader_stored(time_ms, now);
                     }
@@ -441,10 +462,12 @@ impl Senders {
         if self.is_grouped {
             self.reconciled.set(observed.group.reconciled);
             let sender = observed.group.sender;
-            self.leading.set(observed.group.token.map(|token| Leading {
-                fence: Fence { group_no: 1, term: observed.group.term, token },
-                sender,
-            }));
+            self.leading.set(
+                observed
+                    .group
+                    .token
+                    .map(|token| Leading { fence: Fence { group_no: 1, term: observed.group.term, token }, sender }),
+            );
         }
         *self.position.borrow_mut() = Some(observed.position);
         Ok(())

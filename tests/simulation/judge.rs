@@ -5,12 +5,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 
 use prometheus_postgresql_adapter::election::role::Role;
-use prometheus_postgresql_adapter::model::sender::SenderNo;
-use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::row::Row;
 
 use crate::adapter::{Adapter, series_of};
 use crate::kernel::Ms;
+use crate::server::Right;
 use crate::settings::{Fault, Kind, LATE_PART, Mode, ms};
 use crate::world::{EPOCH_MS, World};
 
@@ -59,6 +58,8 @@ pub(crate) struct Verdict {
     /// Samples that an exporter stamped out of order, in the midst of another replica's, and only one replica got hold of: taken
     /// for scrapes that are sent again.
     pub(crate) dense: usize,
+    /// Samples that were lost although none of another replica is near: clocks differ by more than half an interval.
+    pub(crate) skewed: usize,
     /// Samples that run backwards beside one of which nobody knows any more, once it is sealed, by which clock it was stamped.
     pub(crate) disordered: usize,
     /// Samples that could only have been stored in the wrong order, because clocks differ.
@@ -124,7 +125,8 @@ impl World {
     /// Whether the clock by which a sample was stamped is known to have been as it is.
     fn is_clock_known(&self, tag: Tag) -> bool {
         let sets = |fault: &Fault| matches!(fault, Fault::Clock { .. });
-        let mut sets = self.settings.faults.iter().filter(|one| sets(&one.fault)).map(|one| (one.at, one.at + one.for_ms));
+        let mut sets =
+            self.settings.faults.iter().filter(|one| sets(&one.fault)).map(|one| (one.at, one.at + one.for_ms));
         let first = sets.clone().map(|(at, _)| at).min();
         let last = sets.by_ref().map(|(_, until)| until).max();
         first.is_none_or(|first| self.now() < first) || last.is_none_or(|last| tag.true_ms > last + 5_000)
@@ -133,10 +135,15 @@ impl World {
     /// How far the clock that stamped a sample may have been off from another replica's.
     fn skew_ms(&self, tag: Tag) -> i64 {
         let offsets_ms = &self.settings.offsets[..self.settings.replicas];
-        let static_ms = offsets_ms.iter().map(|offset_ms| offset_ms.abs_diff(offsets_ms[tag.replica])).max().unwrap_or(0);
+        let static_ms =
+            offsets_ms.iter().map(|offset_ms| offset_ms.abs_diff(offsets_ms[tag.replica])).max().unwrap_or(0);
         let set_ms = self.settings.faults.iter().map(|one| match one.fault {
             // What was stamped before it may have come after it.
-            Fault::Clock { host: Some(_), by_ms } if (one.at - 60_000..one.at + one.for_ms + 60_000).contains(&tag.true_ms) => by_ms.abs(),
+            Fault::Clock { host: Some(_), by_ms }
+                if (one.at - 60_000..one.at + one.for_ms + 60_000).contains(&tag.true_ms) =>
+            {
+                by_ms.abs()
+            }
             _ => 0,
         });
         i64::try_from(static_ms).unwrap_or(i64::MAX) + set_ms.sum::<i64>()
@@ -144,7 +151,8 @@ impl World {
 
     // ---- what is stored
 
-    pub(crate) fn judge_commit(&self, rows: &[Row], sender: SenderNo, fence: Option<Fence>, is_reconciled: bool) {
+    pub(crate) fn judge_commit(&self, rows: &[Row], right: Right, is_reconciled: bool) {
+        let Right { sender, fence, runs_since, .. } = right;
         let group = self.database.borrow().group.clone();
         if let Some(fence) = fence
             && group.token != Some(fence.token)
@@ -160,7 +168,7 @@ impl World {
         let shown: Vec<Row> = rows.iter().map(|row| self.as_judged(row)).collect();
         self.say(format_args!("server: {word} of sender {} {}", sender.0, show(&shown)));
         for (row, stored) in shown.iter().zip(rows) {
-            self.judge_row(row, stored.series_id);
+            self.judge_row(row, stored.series_id, runs_since);
         }
     }
 
@@ -178,8 +186,8 @@ impl World {
         Row { series_id: self.database.borrow().series[id] as i64, ..*row }
     }
 
-    /// `id` is the series' in the database.
-    fn judge_row(&self, row: &Row, id: i64) {
+    /// `id` is the series' in the database; the adapter that stores it runs since then.
+    fn judge_row(&self, row: &Row, id: i64, runs_since: Ms) {
         let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
         let mut stored = self.judge.stored.borrow_mut();
         stored.resize_with(self.settings.target_of.len(), BTreeMap::new);
@@ -190,7 +198,8 @@ impl World {
                 self.judge.doubled.borrow_mut().insert((series, time_ms));
                 return;
             }
-            return self.broken(format!("doubled: series {series} has two samples at {}: {other:?} and {tag:?}", at(time_ms)));
+            return self
+                .broken(format!("doubled: series {series} has two samples at {}: {other:?} and {tag:?}", at(time_ms)));
         }
         let before = stored.range(..time_ms).next_back().map(|(time_ms, tag)| (*time_ms, *tag));
         let after = stored.range(time_ms..).next().map(|(time_ms, tag)| (*time_ms, *tag));
@@ -199,7 +208,9 @@ impl World {
         for (other_ms, other) in [before, after].into_iter().flatten() {
             let is_scrape = !tag.is_exact && !other.is_exact;
             if is_scrape && other.replica != tag.replica && (other_ms - time_ms).abs() < least_ms {
-                if self.is_young(series, tag, other) {
+                // An adapter that has just started cannot know it either.
+                let is_learning = self.now() < runs_since + 5 * self.settings.target(series).interval_ms + 10_000;
+                if is_learning || self.is_young(series, tag, other) {
                     self.judge.verdict.borrow_mut().young += 1;
                     continue;
                 }
@@ -213,7 +224,8 @@ impl World {
             let step_ms = if is_earlier { tag.true_ms - other.true_ms } else { other.true_ms - tag.true_ms };
             let are_known = self.is_clock_known(tag) && self.is_clock_known(other);
             if self.is_counter(series) && step_ms < -CLOCK_ERROR_MS && are_known {
-                if self.database.borrow().is_sealed(id, other_ms) {
+                // Nor is it known, of several, who stored the last one.
+                if self.settings.replicas > 2 || self.database.borrow().is_sealed(id, other_ms) {
                     self.judge.verdict.borrow_mut().disordered += 1;
                     continue;
                 }
@@ -260,7 +272,9 @@ impl World {
         for row in rows {
             let row = self.as_judged(row);
             let tag = Tag::of(row.value);
-            if let Some(promise) = self.judge.promised.borrow_mut()[series_of(&row)].get_mut(&(row.time_ms, tag.replica)) {
+            if let Some(promise) =
+                self.judge.promised.borrow_mut()[series_of(&row)].get_mut(&(row.time_ms, tag.replica))
+            {
                 promise.is_kept = false;
             }
         }
@@ -318,7 +332,9 @@ impl World {
     fn judge_promise(&self, series: usize, time_ms: i64, tag: Tag, is_kept: bool) {
         let stored = &self.judge.stored.borrow()[series];
         let interval_ms = self.interval_ms(series);
-        if stored.contains_key(&time_ms) || (!tag.is_exact && self.is_covered(stored, time_ms, tag, interval_ms, self.jitter_ms(series))) {
+        if stored.contains_key(&time_ms)
+            || (!tag.is_exact && self.is_covered(stored, time_ms, tag, interval_ms, self.jitter_ms(series)))
+        {
             return;
         }
         let mut verdict = self.judge.verdict.borrow_mut();
@@ -344,6 +360,9 @@ impl World {
                 verdict.orderless += 1;
                 return;
             }
+            // One of its own that is sealed may have been taken for another's.
+            verdict.skewed += 1;
+            return;
         }
         // What an exporter stamps does not go by the clocks of those who scrape it, and nobody knows which series those are.
         let is_exported = matches!(self.settings.target(series).kind, Kind::Exported { .. });
@@ -370,7 +389,14 @@ impl World {
 
     /// Whether another replica's scrape stands for one, or there is no gap where it belongs: by its timestamp, or, where clocks
     /// differ, by when it was scraped.
-    fn is_covered(&self, stored: &BTreeMap<i64, Tag>, time_ms: i64, tag: Tag, interval_ms: i64, jitter_ms: i64) -> bool {
+    fn is_covered(
+        &self,
+        stored: &BTreeMap<i64, Tag>,
+        time_ms: i64,
+        tag: Tag,
+        interval_ms: i64,
+        jitter_ms: i64,
+    ) -> bool {
         let (half_ms, gap_ms) = (interval_ms / 2 + jitter_ms, interval_ms + interval_ms / 2 + jitter_ms);
         let is_other = |other: &Tag| other.replica != tag.replica;
         let mut near = stored.range(time_ms - half_ms..=time_ms + half_ms).map(|(_, other)| other);

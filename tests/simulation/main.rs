@@ -83,6 +83,7 @@ struct Totals {
     young: usize,
     orderless: usize,
     disordered: usize,
+    skewed: usize,
     broken: Vec<(u64, String)>,
 }
 
@@ -111,6 +112,7 @@ impl Totals {
         self.young += verdict.young;
         self.orderless += verdict.orderless;
         self.disordered += verdict.disordered;
+        self.skewed += verdict.skewed;
         self.broken.extend(verdict.broken.map(|broken| (seed, broken)));
     }
 
@@ -128,6 +130,7 @@ impl Totals {
         self.young += part.young;
         self.orderless += part.orderless;
         self.disordered += part.disordered;
+        self.skewed += part.skewed;
         self.broken.extend(part.broken);
         self.broken.sort();
         self

@@ -30,6 +30,8 @@ pub(crate) struct Right {
     pub(crate) sender: SenderNo,
     pub(crate) fence: Option<Fence>,
     pub(crate) reconciled: i64,
+    /// Since when the adapter runs that writes, for the judge.
+    pub(crate) runs_since: Ms,
 }
 
 /// How a write goes on.
@@ -67,9 +69,17 @@ pub(crate) enum Ask {
     Observe,
     /// Waits until no writer is under way.
     Drain,
-    Raise { sender: SenderNo, claim: Claim },
-    Heartbeat { token: Uuid },
-    HandOver { token: Uuid, to: usize },
+    Raise {
+        sender: SenderNo,
+        claim: Claim,
+    },
+    Heartbeat {
+        token: Uuid,
+    },
+    HandOver {
+        token: Uuid,
+        to: usize,
+    },
     /// The way of the old adapter; only a bug sends it.
     Unlock,
 }
@@ -77,7 +87,10 @@ pub(crate) enum Ask {
 #[derive(Debug)]
 pub(crate) enum Told {
     Connected,
-    Tried { is_obtained: bool, group: Option<(Group, Ms)> },
+    Tried {
+        is_obtained: bool,
+        group: Option<(Group, Ms)>,
+    },
     Drained,
     Raised(Fence),
     Refused,
@@ -120,7 +133,7 @@ impl World {
         end.send(Written::Ready);
         let Some(rows) = end.next_within(IDLE_MS).await else { return };
         self.work().await;
-        transaction.commit(&rows, right.sender, right.fence, false);
+        transaction.commit(&rows, right, false);
         end.send(Written::Committed);
     }
 
@@ -150,7 +163,7 @@ impl World {
             group.reconciled += i64::from(is_told && group_no != 0);
             group.reconciled
         };
-        transaction.commit(&missing, right.sender, right.fence, true);
+        transaction.commit(&missing, right, true);
         end.send(Compared::Done(if group_no == 0 { 0 } else { reconciled }));
     }
 
@@ -186,7 +199,9 @@ impl World {
                         match claim {
                             Claim::Told => true,
                             Claim::Follows(token) => group.token == Some(token),
-                            Claim::Lock => group.successor.is_none_or(|(to, until)| to == adapter || until <= server_ms),
+                            Claim::Lock => {
+                                group.successor.is_none_or(|(to, until)| to == adapter || until <= server_ms)
+                            }
                         }
                     };
                     end.send(if may { Told::Raised(self.raise(adapter, sender)) } else { Told::Refused });
