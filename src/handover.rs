@@ -211,7 +211,8 @@ impl Handover {
             return Ok(());
         }
         // The second look is only for those that miss something.
-        let is_missing = |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
+        let is_missing =
+            |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
         self.with(|state| state.on_reconciled(&[], &settled, &around, sender));
         let rows = self::rows(&missing);

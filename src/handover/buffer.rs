@@ -284,12 +284,12 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut buffer = Buffer::new(usize::MAX);
         buffer.add(&[sample(2, 1, start), sample(2, 2, start), sample(2, 3, start)]).unwrap();
-        assert_eq!(buffer.look(start, second, |_| Fate::Covered).0, 0);
+        assert_eq!(buffer.look(start, second, 9, |_| Fate::Covered).0, 0);
         let fate = |sample: &Buffered| [Fate::Keep, Fate::Covered, Fate::Keep, Fate::Due][sample.row.time_ms as usize];
-        let (covered, due) = buffer.look(start + second, second, fate);
+        let (covered, due) = buffer.look(start + second, second, 9, fate);
         assert_eq!((covered, times(&due), buffer.samples()), (1, vec![3], 1));
-        assert_eq!(buffer.look(start + second, second, |_| Fate::Covered).0, 0);
-        assert_eq!(buffer.look(start + 2 * second, second, |_| Fate::Covered).0, 1);
+        assert_eq!(buffer.look(start + second, second, 9, |_| Fate::Covered).0, 0);
+        assert_eq!(buffer.look(start + 2 * second, second, 9, |_| Fate::Covered).0, 1);
         assert_eq!((buffer.samples(), buffer.bytes()), (0, 0));
     }
 
@@ -327,7 +327,7 @@ mod tests {
                     false => Fate::Keep,
                 };
                 let before = buffer.samples();
-                let (covered, due) = buffer.look(start + Duration::from_secs(20), Duration::from_secs(seconds), fate);
+                let (covered, due) = buffer.look(start + Duration::from_secs(20), Duration::from_secs(seconds), usize::MAX, fate);
                 prop_assert_eq!(before, buffer.samples() + covered + due.len());
                 buffer.put_back(&due);
                 let left: Vec<Buffered> = { let left = buffer.take(usize::MAX); buffer.put_back(&left); left };

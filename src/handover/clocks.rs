@@ -70,7 +70,8 @@ impl Clocks {
         } else if self.differs.is_none() {
             self.differs = Some((now, self.newest_ms.clone()));
         }
-        let read = self.read.take().filter(|(before, _)| before.is_close(&offsets)).map_or(offsets, |(before, _)| before);
+        let read =
+            self.read.take().filter(|(before, _)| before.is_close(&offsets)).map_or(offsets, |(before, _)| before);
         self.read = Some((read, since));
     }
 
@@ -113,8 +114,10 @@ impl Clocks {
     #[must_use]
     pub fn skew_ms(&self, arrived: Instant, sender: SenderNo, stored_ms: i64) -> i64 {
         let Some(other) = self.others.get(&sender) else { return 0 };
-        let other_ms =
-            other.before.filter(|(until_ms, _)| stored_ms <= *until_ms).map_or(other.offset_ms, |(_, before_ms)| before_ms);
+        let other_ms = other
+            .before
+            .filter(|(until_ms, _)| stored_ms <= *until_ms)
+            .map_or(other.offset_ms, |(_, before_ms)| before_ms);
         self.own_ms(arrived).saturating_sub(other_ms)
     }
 
@@ -128,9 +131,14 @@ impl Clocks {
     /// The most that [`Clocks::skew_ms`] may be, either way.
     #[must_use]
     pub fn most_ms(&self) -> i64 {
-        let own = self.own.iter().flat_map(|own| [Some(own.offset_ms), own.before.map(|(_, before_ms)| before_ms)]).flatten();
-        let others = || self.others.values().flat_map(|other| [Some(other.offset_ms), other.before.map(|(_, before_ms)| before_ms)]);
-        own.flat_map(|own_ms| others().flatten().map(move |other_ms| own_ms.saturating_sub(other_ms).saturating_abs())).max().unwrap_or(0)
+        let own =
+            self.own.iter().flat_map(|own| [Some(own.offset_ms), own.before.map(|(_, before_ms)| before_ms)]).flatten();
+        let others = || {
+            self.others.values().flat_map(|other| [Some(other.offset_ms), other.before.map(|(_, before_ms)| before_ms)])
+        };
+        own.flat_map(|own_ms| others().flatten().map(move |other_ms| own_ms.saturating_sub(other_ms).saturating_abs()))
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -138,7 +146,11 @@ impl Offsets {
     fn is_close(&self, other: &Self) -> bool {
         is_close(self.own_ms, other.own_ms)
             && self.others_ms.len() == other.others_ms.len()
-            && self.others_ms.iter().zip(&other.others_ms).all(|(one, other)| one.0 == other.0 && is_close(*one.1, *other.1))
+            && self
+                .others_ms
+                .iter()
+                .zip(&other.others_ms)
+                .all(|(one, other)| one.0 == other.0 && is_close(*one.1, *other.1))
     }
 }
 

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::series::{Known, SeriesTimes};
-use crate::handover::slots::{
-    By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing,
-};
+use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;
@@ -155,7 +153,10 @@ impl Sender {
             None => Place::Append,
             Some(last) if time_ms <= last.time_ms => Place::Late,
             Some(last) if last.is_own => Place::Append,
-            Some(last) if interval_ms > 0 && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) => {
+            Some(last)
+                if interval_ms > 0
+                    && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) =>
+            {
                 Place::Append
             }
             Some(_) => Place::Late,
@@ -170,8 +171,9 @@ impl Sender {
         for row in rows {
             let sample = Buffered { row, is_stamped: false, arrived: now };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
-            let is_newer =
-                |other_ms: i64| interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms);
+            let is_newer = |other_ms: i64| {
+                interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
+            };
             let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
             if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
         }
@@ -343,7 +345,9 @@ impl Sender {
                     around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
                 match around.terms[..begun].last() {
                     // One that is not scraped regularly does not cover itself.
-                    Some((_, sender)) if *sender == own && self.series.get(sample.row.series_id).is_irregular => By::Own,
+                    Some((_, sender)) if *sender == own && self.series.get(sample.row.series_id).is_irregular => {
+                        By::Own
+                    }
                     Some((_, sender)) if *sender == own => By::Other { skew_ms: 0 },
                     Some((_, sender)) => other(*sender),
                     None => self.other.map_or(By::Other { skew_ms: 0 }, other),
@@ -476,21 +480,21 @@ mod tests {
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
             let mut scene = Self::scraping();
             for time_ms in buffered {
-                scene.sender.buffer(&[row(*time_ms)], 0, scene.now).unwrap();
+                scene.sender.buffer(&[row(*time_ms)], scene.now).unwrap();
             }
-            scene.stored(stored, 0);
+            scene.stored(stored);
             scene
         }
 
-        fn stored(&mut self, times: &[i64], clock_offset_ms: i64) {
+        fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
-                self.sender.on_stored(*time_ms, false, [1].into_iter());
-                self.sender.on_leader_stored(*time_ms, clock_offset_ms, self.now);
+                self.sender.on_stored(OTHER, false, *time_ms, [1].into_iter());
+                self.sender.on_leader_stored(OTHER, *time_ms, self.now);
             }
         }
 
         fn sort(&mut self, times: &[i64]) -> (Vec<i64>, Vec<i64>, usize) {
-            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, self.now))
+            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), self.now))
         }
 
         /// How many are covered, and which are due.
@@ -519,7 +523,7 @@ mod tests {
 
     fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, clock_offset_ms: 0, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now };
         times.iter().map(sample).collect()
     }
 
@@ -541,7 +545,7 @@ mod tests {
     #[test]
     fn nothing_is_appended_before_the_first_observation() {
         let mut sender = Sender::new(usize::MAX, false);
-        assert_eq!(told(&sender.sort(vec![row(10_000)], 0, Instant::now())), (vec![], vec![10_000], 0));
+        assert_eq!(told(&sender.sort(vec![row(10_000)], Instant::now())), (vec![], vec![10_000], 0));
     }
 
     #[test]
@@ -553,7 +557,7 @@ mod tests {
             assert_eq!(scene.sort(&[first]), expected, "{first}");
         }
         let mut scene = Scene::new();
-        scene.stored(&[10_000], 0);
+        scene.stored(&[10_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0), "its interval is not known");
     }
 
@@ -562,7 +566,7 @@ mod tests {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
         scene.sender.open();
-        scene.sender.buffer(&[row(30_000)], 0, scene.now).unwrap();
+        scene.sender.buffer(&[row(30_000)], scene.now).unwrap();
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
     }
@@ -571,12 +575,12 @@ mod tests {
     fn what_others_have_stored_meanwhile_is_sorted_again() {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
         let again = |scene: &Scene, times: &[i64]| {
-            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, scene.now))
+            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), scene.now))
         };
         assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
-        scene.stored(&[34_000], 0);
+        scene.stored(&[34_000]);
         assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
-        scene.stored(&[36_000], 0);
+        scene.stored(&[36_000]);
         assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
         scene.sender.on_missed(50_000, 1);
         assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
@@ -604,9 +608,9 @@ mod tests {
     #[test]
     fn a_leader_that_catches_up_is_waited_for() {
         let mut scene = Scene::standing_by(&[104_000, 114_000, 124_000], &[]);
-        scene.after(24).stored(&[20_000, 30_000], 0);
+        scene.after(24).stored(&[20_000, 30_000]);
         assert_eq!(scene.after(3).look(9), (0, vec![]));
-        scene.after(20).stored(&[40_000], 0);
+        scene.after(20).stored(&[40_000]);
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![104_000, 114_000, 124_000]), "it has stopped");
     }
@@ -623,12 +627,12 @@ mod tests {
             (vec![], vec![6_000, 26_000, 36_000], 1),
             "perhaps stored"
         );
-        assert_eq!(scene.sender.buffer(&[row(46_000)], 0, scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.buffer(&[row(46_000)], scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Err(Refusal::Closed));
         scene.sender.open();
-        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Ok(()));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Ok(()));
     }
 
     #[test]
@@ -645,20 +649,20 @@ mod tests {
         assert!(!missing(13_000, false, &stored_by(None)), "sealed");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
-        alone.on_stored(10_000, false, [1].into_iter());
+        alone.on_stored(OTHER, false, 10_000, [1].into_iter());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
     }
 
     #[test]
     fn the_clock_of_who_led_counts_where_samples_are_sealed() {
-        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
+        let mut scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
         let third = SenderNo(3);
-        let led = Around {
-            terms: vec![(0, OTHER), (50_000, third)],
-            clock_offsets_ms: HashMap::from([(OTHER, -5_000), (third, -60_000)]),
-            ..around(&[(40_000, None), (50_000, None)])
-        };
+        for _ in 0..7 {
+            scene.after(1);
+            scene.sender.on_clocks(0, [(OTHER, -5_000), (third, -60_000)].into_iter(), scene.now);
+        }
+        let led = Around { terms: vec![(0, OTHER), (50_000, third)], ..around(&[(40_000, None), (50_000, None)]) };
         let missing = times(&scene.sender.missing(&late(&[34_000, 61_000, 96_000, 116_000], false), &led, OWN));
         assert_eq!(missing, [34_000, 116_000]);
     }
@@ -666,9 +670,14 @@ mod tests {
     #[test]
     fn a_clock_that_is_off_shifts_what_is_missing() {
         let mut scene = Scene::standing_by(&[], &[]);
-        scene.stored(&[10_000, 20_000, 30_000], -50_000);
+        // Known once it has stayed so for a while.
+        for _ in 0..7 {
+            scene.after(1);
+            scene.sender.on_clocks(0, [(OTHER, -50_000)].into_iter(), scene.now);
+        }
+        scene.stored(&[10_000, 20_000, 30_000]);
         for time_ms in [0, 10_000, 20_000] {
-            scene.sender.buffer(&[row(time_ms)], 0, scene.now).unwrap();
+            scene.sender.buffer(&[row(time_ms)], scene.now).unwrap();
         }
         let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
         assert_eq!(covered, [true, true, false]);
@@ -684,10 +693,10 @@ mod tests {
     fn samples_of_a_series_are_judged_together() {
         let scene = Scene::leading(&[0, 10_000, 20_000]);
         let mut samples = late(&[104_000, 114_000, 124_000], false);
-        samples[1].clock_offset_ms = 1;
+        samples[1].arrived += Duration::from_secs(1);
         let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
         assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
-        assert_eq!(scene.sender.window_ms(&samples), 20_001);
+        assert_eq!(scene.sender.window_ms(&samples), 20_000);
         assert!(scene.sender.unbounded(&samples).is_empty());
     }
 

@@ -211,26 +211,25 @@ mod tests {
 
     #[test]
     fn a_taken_slot_is_known_from_the_newest_times() {
-        let slots =
-            |times: &[i64]| times.iter().map(|time_ms| Slot { time_ms: *time_ms, is_own: false }).collect::<Vec<_>>();
-        let taken = |times: &[i64], time_ms| is_taken(time_ms, slots(times).into_iter(), 0, 10);
+        let newest = |times: &[i64], by| stored(times, by).into_iter();
+        let taken = |times: &[i64], time_ms| is_taken(time_ms, newest(times, OTHER), 10);
         assert!(
             taken(&[30, 20, 10], 20) && taken(&[30, 20, 10], 26) && taken(&[30, 16], 24) && taken(&[30, 20, 10], 5)
         );
         assert!(!taken(&[30, 20, 10], 4), "too old to be known");
         assert!(!taken(&[40, 20, 10], 27) && !taken(&[20], 26) && !taken(&[], 0));
-        let own = [Slot { time_ms: 30, is_own: true }, Slot { time_ms: 20, is_own: true }];
-        assert!(!is_taken(26, own.into_iter(), 0, 10) && is_taken(20, own.into_iter(), 0, 10));
-        assert!(is_taken(329, slots(&[30]).into_iter(), 300, 10) && !is_taken(336, slots(&[30]).into_iter(), 300, 10));
+        assert!(!is_taken(26, newest(&[30, 20], By::Own), 10) && !is_taken(20, newest(&[30, 20], By::Own), 10));
+        let skewed = By::Other { skew_ms: 300 };
+        assert!(is_taken(329, newest(&[30], skewed), 10) && !is_taken(336, newest(&[30], skewed), 10));
+        assert!(is_taken(30, newest(&[30], skewed), 10) && is_taken(25, newest(&[30], skewed), 10));
+        assert!(!is_taken(24, newest(&[30], skewed), 10));
     }
 
     #[test]
-    fn the_median_step_is_of_one_senders_samples() {
-        assert_eq!(median_step_ms(&stored(&[0], OTHER)), None);
-        assert_eq!(median_step_ms(&stored(&[0, 10, 20, 40, 50], OTHER)), Some(10));
-        let two = [stored(&[0], OTHER), stored(&[13], By::Own), stored(&[23], By::Own)].concat();
-        assert_eq!(median_step_ms(&two), Some(10));
-        assert_eq!(median_step_ms(&two[..2]), Some(13), "where there is nothing else");
+    fn a_sample_follows_outside_of_the_slot() {
+        assert!(follows(16, 10, 0, 10) && !follows(15, 10, 0, 10));
+        assert!(follows(316, 10, 300, 10) && !follows(315, 10, 300, 10));
+        assert!(follows(16, 10, -300, 10) && !follows(15, 10, -300, 10));
     }
 
     /// Scrapes of a sender: at an interval of 100 from a phase on, some of them missed, each late by a little.
@@ -281,8 +280,8 @@ mod tests {
             skew_ms in prop_oneof![Just(0_i64), -200_i64..200],
         ) {
             let all: Vec<Stored> = times.iter().map(|time_ms| Stored { time_ms: *time_ms, by: By::Other { skew_ms } }).collect();
-            let newest = times.iter().rev().take(3).map(|time_ms| Slot { time_ms: *time_ms, is_own: false });
-            if is_taken(time_ms, newest, skew_ms, 20) {
+            let newest = all.iter().rev().take(3).copied();
+            if is_taken(time_ms, newest, 20) {
                 prop_assert_eq!(missing(&candidates(&[time_ms], false), &all, 20), Vec::<usize>::new());
             }
         }

@@ -1,9 +1,9 @@
 //! The election by labels.
-use std::rc::Rc;
 use crate::adapter::Adapter;
 use crate::kernel::Ms;
 use crate::settings::Ordered;
 use crate::world::World;
+use std::rc::Rc;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Report;

@@ -167,21 +167,24 @@ impl Database {
 
     /// What is stored around rows, which are in the order of series and time.
     pub(crate) fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64], group_no: i32) -> Around {
-        let mut around = Around { terms: if group_no == 0 { Vec::new() } else { self.terms.clone() }, ..Around::default() };
+        let mut around =
+            Around { terms: if group_no == 0 { Vec::new() } else { self.terms.clone() }, ..Around::default() };
         around.terms.sort_by_key(|(began_ms, _)| *began_ms);
         around.clock_offsets_ms = self.offsets_ms.iter().map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
         for of_series in rows.chunk_by(|one, next| one.series_id == next.series_id) {
             let series_id = of_series[0].series_id;
             let mut times: BTreeMap<i64, Option<SenderNo>> = BTreeMap::new();
             for row in of_series {
-                let window = (series_id, row.time_ms.saturating_sub(window_ms))..=(series_id, row.time_ms.saturating_add(window_ms));
+                let window = (series_id, row.time_ms.saturating_sub(window_ms))
+                    ..=(series_id, row.time_ms.saturating_add(window_ms));
                 times.extend(self.times.range(window).map(|((_, time_ms), sender)| (*time_ms, *sender)));
             }
             let stored = |(time_ms, sender)| StoredTime { time_ms, sender };
             around.times.insert(series_id, times.into_iter().map(stored).collect());
             let since = of_series[0].time_ms.saturating_sub(window_ms);
             if unbounded.contains(&series_id)
-                && let Some(((_, time_ms), sender)) = self.times.range((series_id, since)..=(series_id, i64::MAX)).next_back()
+                && let Some(((_, time_ms), sender)) =
+                    self.times.range((series_id, since)..=(series_id, i64::MAX)).next_back()
             {
                 around.last_ms.insert(series_id, stored((*time_ms, *sender)));
             }
@@ -213,7 +216,11 @@ impl Database {
 
     fn may_go(&self, number: u64) -> bool {
         let Some(place) = self.turns.iter().position(|turn| turn.number == number) else { return false };
-        if self.turns[place].is_exclusive { place == 0 } else { !self.turns[..place].iter().any(|turn| turn.is_exclusive) }
+        if self.turns[place].is_exclusive {
+            place == 0
+        } else {
+            !self.turns[..place].iter().any(|turn| turn.is_exclusive)
+        }
     }
 
     /// Those that have the group's lock, but for one in the queue.

@@ -191,7 +191,13 @@ impl Senders {
         member.with(|sender| sender.buffer(rows, now))
     }
 
-    pub(crate) async fn store(&self, member: &Member, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Failure> {
+    pub(crate) async fn store(
+        &self,
+        member: &Member,
+        key: Uuid,
+        rows: Vec<Row>,
+        fence: Option<Fence>,
+    ) -> Result<(), Failure> {
         let number = self.number(member).await?;
         let storing = member.begin_storing(self.store.world.number());
         let (now, reconciled) = (self.instant(), self.reconciled.get());
@@ -207,7 +213,9 @@ impl Senders {
         let appended = sorted.append.clone();
         self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
-            appended.iter().for_each(|row| member.with(|state| state.on_stored(number, true, row.time_ms, std::iter::once(row.series_id))));
+            appended.iter().for_each(|row| {
+                member.with(|state| state.on_stored(number, true, row.time_ms, std::iter::once(row.series_id)))
+            });
         }
         Ok(())
     }
@@ -324,7 +332,12 @@ impl Senders {
             let now = self.instant();
             let looked = member.with(|state| state.look(count, now));
             if self.store.world.is_traced() && looked.covered + looked.due.len() > 0 {
-                self.store.world.say(format_args!("adapter {}: finds {} covered, {} due", self.store.adapter, looked.covered, looked.due.len()));
+                self.store.world.say(format_args!(
+                    "adapter {}: finds {} covered, {} due",
+                    self.store.adapter,
+                    looked.covered,
+                    looked.due.len()
+                ));
             }
             let is_last = looked.due.len() < self.chunk_samples;
             if looked.due.is_empty() {
@@ -354,7 +367,9 @@ impl Senders {
             sort_and_dedup(&mut sorted_out);
             let reconciled = self.reconciled.get();
             let sorted = match self.is_shared {
-                _ if self.bug() == Some(Bug::DrainUncompared) => Sorted { append: rows(&sorted_out), ..Sorted::default() },
+                _ if self.bug() == Some(Bug::DrainUncompared) => {
+                    Sorted { append: rows(&sorted_out), ..Sorted::default() }
+                }
                 true => Sorted { late: sorted_out, ..Sorted::default() },
                 false => member.with(|state| state.sort_buffered(&sorted_out)),
             };
@@ -383,7 +398,8 @@ impl Senders {
                     *told_offset_ms = Some(offset_ms);
                 }
             }
-            let fence = self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+            let fence =
+                self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
             match self.look(&member, fence).await {
                 Ok(()) | Err(Failure::Fenced) => {}
                 Err(Failure::Lost) => return Err(Failure::Lost),
@@ -399,7 +415,9 @@ impl Senders {
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());
         let observed = self.store.observe(from.clone(), own).await?;
-        if let Some(own_ms) = observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks)) {
+        if let Some(own_ms) =
+            observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks))
+        {
             for member in &members {
                 let others = observed.offsets_ms.iter().filter(|(sender, _)| Some(**sender) != member.number.get());
                 let others: Vec<(SenderNo, i64)> = others.map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
@@ -438,10 +456,12 @@ impl Senders {
         if self.is_grouped {
             self.reconciled.set(observed.group.reconciled);
             let sender = observed.group.sender;
-            self.leading.set(observed.group.token.map(|token| Leading {
-                fence: Fence { group_no: 1, term: observed.group.term, token },
-                sender,
-            }));
+            self.leading.set(
+                observed
+                    .group
+                    .token
+                    .map(|token| Leading { fence: Fence { group_no: 1, term: observed.group.term, token }, sender }),
+            );
         }
         *self.position.borrow_mut() = Some(observed.position);
         Ok(())

@@ -122,7 +122,8 @@ impl World {
     /// Whether the clock by which a sample was stamped is known to have been as it is.
     fn is_clock_known(&self, tag: Tag) -> bool {
         let sets = |fault: &Fault| matches!(fault, Fault::Clock { .. });
-        let mut sets = self.settings.faults.iter().filter(|one| sets(&one.fault)).map(|one| (one.at, one.at + one.for_ms));
+        let mut sets =
+            self.settings.faults.iter().filter(|one| sets(&one.fault)).map(|one| (one.at, one.at + one.for_ms));
         let first = sets.clone().map(|(at, _)| at).min();
         let last = sets.by_ref().map(|(_, until)| until).max();
         first.is_none_or(|first| self.now() < first) || last.is_none_or(|last| tag.true_ms > last + 5_000)
@@ -175,7 +176,8 @@ impl World {
                 self.judge.doubled.borrow_mut().insert((series, time_ms));
                 return;
             }
-            return self.broken(format!("doubled: series {series} has two samples at {}: {other:?} and {tag:?}", at(time_ms)));
+            return self
+                .broken(format!("doubled: series {series} has two samples at {}: {other:?} and {tag:?}", at(time_ms)));
         }
         let before = stored.range(..time_ms).next_back().map(|(time_ms, tag)| (*time_ms, *tag));
         let after = stored.range(time_ms..).next().map(|(time_ms, tag)| (*time_ms, *tag));
@@ -241,7 +243,9 @@ impl World {
         for row in rows {
             let row = self.as_judged(row);
             let tag = Tag::of(row.value);
-            if let Some(promise) = self.judge.promised.borrow_mut()[series_of(&row)].get_mut(&(row.time_ms, tag.replica)) {
+            if let Some(promise) =
+                self.judge.promised.borrow_mut()[series_of(&row)].get_mut(&(row.time_ms, tag.replica))
+            {
                 promise.is_kept = false;
             }
         }
@@ -299,7 +303,9 @@ impl World {
     fn judge_promise(&self, series: usize, time_ms: i64, tag: Tag, is_kept: bool) {
         let stored = &self.judge.stored.borrow()[series];
         let interval_ms = self.interval_ms(series);
-        if stored.contains_key(&time_ms) || (!tag.is_exact && self.is_covered(stored, time_ms, tag, interval_ms, self.jitter_ms(series))) {
+        if stored.contains_key(&time_ms)
+            || (!tag.is_exact && self.is_covered(stored, time_ms, tag, interval_ms, self.jitter_ms(series)))
+        {
             return;
         }
         let mut verdict = self.judge.verdict.borrow_mut();
@@ -339,7 +345,14 @@ impl World {
 
     /// Whether another replica's scrape stands for one, or there is no gap where it belongs: by its timestamp, or, where clocks
     /// differ, by when it was scraped.
-    fn is_covered(&self, stored: &BTreeMap<i64, Tag>, time_ms: i64, tag: Tag, interval_ms: i64, jitter_ms: i64) -> bool {
+    fn is_covered(
+        &self,
+        stored: &BTreeMap<i64, Tag>,
+        time_ms: i64,
+        tag: Tag,
+        interval_ms: i64,
+        jitter_ms: i64,
+    ) -> bool {
         let (half_ms, gap_ms) = (interval_ms / 2 + jitter_ms, interval_ms + interval_ms / 2 + jitter_ms);
         let is_other = |other: &Tag| other.replica != tag.replica;
         let mut near = stored.range(time_ms - half_ms..=time_ms + half_ms).map(|(_, other)| other);

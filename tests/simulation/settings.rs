@@ -83,24 +83,52 @@ pub(crate) struct Sending {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
-    KillAdapter { adapter: usize, host_too: bool },
-    StopAdapter { adapter: usize },
-    Freeze { adapter: usize },
+    KillAdapter {
+        adapter: usize,
+        host_too: bool,
+    },
+    StopAdapter {
+        adapter: usize,
+    },
+    Freeze {
+        adapter: usize,
+    },
     /// Between the statements of its next transaction.
-    FreezeInWrite { adapter: usize },
-    Cut { adapter: usize, writes: bool, locks: bool },
-    KillSender { replica: usize, resends: bool },
-    Silence { replica: usize },
-    CloseConnections { replica: usize },
+    FreezeInWrite {
+        adapter: usize,
+    },
+    Cut {
+        adapter: usize,
+        writes: bool,
+        locks: bool,
+    },
+    KillSender {
+        replica: usize,
+        resends: bool,
+    },
+    Silence {
+        replica: usize,
+    },
+    CloseConnections {
+        replica: usize,
+    },
     DatabaseDown,
     DatabaseSlow,
     EndLockSession,
     EndWrites,
     /// What it has hot, or but for the last three seconds.
-    Seal { all: bool },
+    Seal {
+        all: bool,
+    },
     /// A host's clock, the database's without one, is off by so much.
-    Clock { host: Option<usize>, by_ms: Ms },
-    Order { adapter: usize, order: Ordered },
+    Clock {
+        host: Option<usize>,
+        by_ms: Ms,
+    },
+    Order {
+        adapter: usize,
+        order: Ordered,
+    },
     /// The balancer sends everybody elsewhere.
     Reshuffle,
 }
@@ -257,7 +285,11 @@ impl Settings {
         let stranger_at = matches!(kind, Kind::Stranger { .. }).then(|| random.below(self.replicas));
         let scrapes = (0..self.replicas).map(|replica| Scrapes {
             is_known: stranger_at.map_or(!(is_unequal && random.chance(40)), |at| at == replica),
-            phase_ms: if is_rule { (phase - self.offsets[replica]).rem_euclid(interval_ms) } else { random.between(0, interval_ms - 1) },
+            phase_ms: if is_rule {
+                (phase - self.offsets[replica]).rem_euclid(interval_ms)
+            } else {
+                random.between(0, interval_ms - 1)
+            },
             missed: misses,
             late: if is_rule { 0 } else { [0, 0, 3][random.below(3)] },
             blind: random.chance(8).then(|| {
@@ -286,7 +318,14 @@ impl Settings {
         let at = random.between(3_000, calm_at);
         for _ in 0..1 + random.below(2) {
             let replica = random.below(self.replicas);
-            self.histories.push(History { at: at + random.spread(0, 5_000), replica, series, count, step_ms, newest_first });
+            self.histories.push(History {
+                at: at + random.spread(0, 5_000),
+                replica,
+                series,
+                count,
+                step_ms,
+                newest_first,
+            });
         }
     }
 
@@ -393,7 +432,9 @@ fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize)
                 _ => Ordered::HandOver { to: random.below(adapters) },
             },
         },
-        23..27 => Fault::Order { adapter: replica, order: if random.chance(30) { Ordered::Hold } else { Ordered::Lead } },
+        23..27 => {
+            Fault::Order { adapter: replica, order: if random.chance(30) { Ordered::Hold } else { Ordered::Lead } }
+        }
         27 | 28 if mode == Mode::Labels => Fault::Reshuffle,
         _ => Fault::KillSender { replica, resends: random.chance(50) },
     }

@@ -14,8 +14,8 @@ use crate::Bug;
 use crate::database::Observed;
 use crate::kernel::{Ms, NodeId};
 use crate::link::{End, Lost, Way};
-use crate::settings::Mode;
 use crate::server::{Compared, Right, Written};
+use crate::settings::Mode;
 use crate::world::World;
 
 /// A statement, or a transaction, is given up after so long.
@@ -89,7 +89,8 @@ impl Store {
 
     /// The ids of series.
     pub(crate) async fn find_series(&self, series: &[usize]) -> Result<HashMap<usize, i64>, Lost> {
-        let unknown: Vec<usize> = series.iter().filter(|series| !self.ids.borrow().contains_key(series)).copied().collect();
+        let unknown: Vec<usize> =
+            series.iter().filter(|series| !self.ids.borrow().contains_key(series)).copied().collect();
         if !unknown.is_empty() {
             let found = self.ask(move |world| world.database.borrow_mut().find_series(&unknown)).await?;
             self.ids.borrow_mut().extend(found);
@@ -99,9 +100,8 @@ impl Store {
 
     pub(crate) async fn observe(&self, from: Option<Position>, except: Vec<SenderNo>) -> Result<Observed, Lost> {
         let (asked_ms, asked_at) = (self.wall_ms(), self.world.now());
-        let mut observed = self
-            .ask(move |world| world.database.borrow().observe(from.as_ref(), &except, world.server_ms()))
-            .await?;
+        let mut observed =
+            self.ask(move |world| world.database.borrow().observe(from.as_ref(), &except, world.server_ms())).await?;
         let (answered_ms, is_by_labels) = (self.wall_ms(), self.world.settings.mode == Mode::Labels);
         let offset_ms = asked_ms.midpoint(answered_ms) - observed.server_ms;
         self.clock.set(Some(offset_ms));
@@ -134,7 +134,13 @@ impl Store {
         self.world.kernel.within(SEND_TIMEOUT_MS, committing).await.flatten().ok_or(Lost)
     }
 
-    pub(crate) async fn around(&self, rows: &[Row], group_no: i32, window_ms: i64, unbounded: &[i64]) -> Result<Around, Lost> {
+    pub(crate) async fn around(
+        &self,
+        rows: &[Row],
+        group_no: i32,
+        window_ms: i64,
+        unbounded: &[i64],
+    ) -> Result<Around, Lost> {
         let (rows, unbounded) = (rows.to_vec(), unbounded.to_vec());
         self.ask(move |world| world.database.borrow().around(&rows, window_ms, &unbounded, group_no)).await
     }

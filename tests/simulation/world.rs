@@ -64,7 +64,8 @@ impl World {
         let mut random = Random::new(seed);
         let settings = Settings::draw(&mut random, by_labels);
         let kernel = Kernel::new();
-        let hosts = settings.offsets.iter().map(|offset| Host { off_ms: Cell::new(*offset), ..Host::default() }).collect();
+        let hosts =
+            settings.offsets.iter().map(|offset| Host { off_ms: Cell::new(*offset), ..Host::default() }).collect();
         let mut world = Self {
             network: kernel.node(),
             database: RefCell::new(Database::new(kernel.node())),
@@ -298,7 +299,8 @@ impl World {
                 let host = &self.hosts[self.host_of(adapter.index)];
                 host.writes_cut_until.get().max(host.locks_cut_until.get()) <= self.now() && !adapter.is_stopping.get()
             };
-            let leads = |adapter: &Rc<Adapter>| matches!(adapter.role.borrow().at(now), Role::Leader { .. } | Role::TakingOver);
+            let leads =
+                |adapter: &Rc<Adapter>| matches!(adapter.role.borrow().at(now), Role::Leader { .. } | Role::TakingOver);
             if !adapters.iter().filter(is_well).any(leads)
                 && let Some(adapter) = adapters.iter().find(is_well)
             {
