@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rig::network::Network;
 use rig::postgres::Stop;
-use rig::process::{Signal, libfaketime};
+use rig::process::Signal;
 
 use crate::host::Shape;
 use crate::mode::Mode;
@@ -416,7 +416,7 @@ async fn hole(mut stage: Stage<'_>) -> Outcome {
     stage.record().takeover_wanted = stage.setup.lease_seconds;
     sleep(3.0).await;
     let leader = stage.healthy().await;
-    let marks = [stage.mark(0), stage.mark(1)];
+    let mark = stage.mark(leader);
     stage.event("both cut off");
     stage.cut(0, true);
     stage.cut(1, true);
@@ -426,17 +426,11 @@ async fn hole(mut stage: Stage<'_>) -> Outcome {
     sleep(0.5).await;
     stage.hosts[leader].start();
     stage.cut(leader, false);
-    stage.takeover(leader, marks[leader], Instant::now()).await;
+    stage.takeover(leader, mark, Instant::now()).await;
     sleep(2.0).await;
     stage.event("the other is back");
     stage.cut(1 - leader, false);
     stage.healthy().await;
-    // Behind the watermark, which is 10 s behind all that the leader has stored, and the largest lag more.
-    let log = stage.adapter(1 - leader).process();
-    log.wait_for_log_after(marks[1 - leader], "that a change of leader left in doubt", 3 * PATIENCE).await;
-    // What came later than the first of it is compared later.
-    stage.filled_in().await;
-    stage.event("filled in");
     stage.finish().await.0
 }
 

@@ -116,10 +116,11 @@ struct State {
     scraped: Vec<usize>,
     queues: Vec<Queue>,
     waiting: AtomicUsize,
-    scraping: AtomicBool,
+    /// Scrapes before this are made, ms since 1970.
+    scrapes_until_ms: AtomicI64,
     frozen: AtomicBool,
     poison: AtomicBool,
-    skew_ms: AtomicI64,
+    skew_ms: Arc<AtomicI64>,
     acknowledged: Mutex<Vec<Part>>,
     counts: Mutex<Counts>,
 }
@@ -150,10 +151,10 @@ impl Host {
             own,
             scraped,
             waiting: AtomicUsize::new(0),
-            scraping: AtomicBool::new(true),
+            scrapes_until_ms: AtomicI64::new(i64::MAX),
             frozen: AtomicBool::new(false),
             poison: AtomicBool::new(false),
-            skew_ms: AtomicI64::new(0),
+            skew_ms: Arc::default(),
             acknowledged: Mutex::default(),
             counts: Mutex::default(),
         });
@@ -172,7 +173,7 @@ impl Host {
 
     /// Starts its Prometheus.
     pub(crate) fn start(&self) {
-        self.state.scraping.store(true, Ordering::Relaxed);
+        self.state.scrapes_until_ms.store(i64::MAX, Ordering::Relaxed);
         self.order(Order::Start);
     }
 
@@ -186,9 +187,9 @@ impl Host {
         self.state.frozen.store(frozen, Ordering::Relaxed);
     }
 
-    /// Ends scraping; what is waiting is sent still.
-    pub(crate) fn stop_scraping(&self) {
-        self.state.scraping.store(false, Ordering::Relaxed);
+    /// Ends scraping at a time, in ms since 1970; what is waiting is sent still.
+    pub(crate) fn scrape_until(&self, until_ms: i64) {
+        self.state.scrapes_until_ms.store(until_ms, Ordering::Relaxed);
     }
 
     /// Sets its clock wrong from the next scrape on.
@@ -196,9 +197,9 @@ impl Host {
         self.state.skew_ms.store(skew_ms, Ordering::Relaxed);
     }
 
-    /// How wrong its clock is.
-    pub(crate) fn skew_ms(&self) -> i64 {
-        self.state.skew_ms.load(Ordering::Relaxed)
+    /// How wrong its clock is, as long as it lives.
+    pub(crate) fn skew_ms(&self) -> Arc<AtomicI64> {
+        Arc::clone(&self.state.skew_ms)
     }
 
     /// Lets every batch from now on have a series in it that can never be stored.
@@ -403,7 +404,7 @@ async fn scrape(state: Arc<State>, of_targets: bool) {
             state.thaw().await;
             next = next_ms(interval_ms, phase_ms);
         } else {
-            if state.scraping.load(Ordering::Relaxed) {
+            if next < state.scrapes_until_ms.load(Ordering::Relaxed) {
                 state.scrape(next, of_targets);
             }
             next += interval_ms;

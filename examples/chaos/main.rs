@@ -17,6 +17,7 @@ mod mode;
 mod picture;
 mod pooler;
 mod random;
+mod reader;
 mod real;
 mod report;
 mod stage;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rig::adapter::{self, Adapter};
@@ -16,14 +17,18 @@ use crate::host::{Host, Identity, Shape, now_ms};
 use crate::judge::{self, Findings, Promised};
 use crate::mode::{Mode, REPLICAS, TOKEN};
 use crate::random::Random;
+use crate::reader::Reader;
 use crate::watch::{ALL_LED, NO_CLUSTER, Watch};
 use crate::witness;
 
 /// A wait that takes longer has failed, and the case with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What nobody stored at first is filled in by then.
-const FILLED_WITHIN: Duration = Duration::from_secs(120);
+/// What was acknowledged is covered by then: where an interval is not known, adapters compare after 125 s what stays uncovered.
+const COVERED_WITHIN: Duration = Duration::from_secs(150);
+
+/// What takes longer than this to be covered is worth a note.
+const SOON: Duration = Duration::from_secs(3);
 
 /// How a case is set up.
 #[derive(Clone, Debug)]
@@ -82,6 +87,7 @@ pub(crate) struct Stage<'a> {
     /// The Prometheis, cluster by cluster; of a pair as their adapters.
     pub(crate) hosts: Vec<Host>,
     watches: Vec<Watch>,
+    reader: Reader,
     adapters: Vec<Option<Adapter>>,
     options: Vec<adapter::Options>,
     /// What the Prometheis send by; of a pair one each.
@@ -218,10 +224,13 @@ impl<'a> Stage<'a> {
             let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { index }]);
             Host::new(Identity { cluster, index, namespace: namespace(index), balancer, number }, setup.shape)
         };
-        let hosts = replicas().enumerate().map(host).collect();
+        let hosts: Vec<Host> = replicas().enumerate().map(host).collect();
+        let skews_ms = hosts.chunks(mode.replicas()).map(|hosts| hosts.iter().map(Host::skew_ms).collect()).collect();
+        let reader = Reader::start(postgres.uri("postgres"), mode, setup.shape, skews_ms);
         let mut stage = Self {
             hosts,
             watches,
+            reader,
             past_logs: vec![Vec::new(); adapters.len()],
             adapters: adapters.into_iter().map(Some).collect(),
             options,
@@ -477,17 +486,24 @@ impl<'a> Stage<'a> {
         sleep(2.5).await;
         if self.setup.mode.is_balanced() {
             self.settled().await;
-            self.filled_in().await;
         }
+        self.covered().await;
+        // All at once, where no side has scraped what the others are about to.
+        let interval_ms = self.setup.shape.interval_ms;
+        let until_ms = (now_ms() / interval_ms + 1) * interval_ms;
         for host in &self.hosts {
-            host.stop_scraping();
+            host.scrape_until(until_ms);
         }
+        tokio::time::sleep(Duration::from_millis(u64::try_from(until_ms - now_ms()).unwrap_or(0))).await;
         self.drained().await;
-        sleep(0.5).await;
+        self.covered().await;
         let promised = self.promised();
-        let stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
-        let findings = judge::judge(&promised, &stored);
-        if judge::sealed_samples(&self.postgres).await == 0 {
+        let client = self.client().await;
+        let stored =
+            judge::read(&client, self.setup.mode, &self.setup.shape).await.expect("cannot read what is stored");
+        let mut findings = judge::judge(&promised, &stored);
+        self.reader.findings(&mut findings);
+        if judge::sealed_samples(&client).await == 0 {
             self.record.broken.push("nothing was sealed meanwhile".to_owned());
         }
         let bands: Vec<Vec<Band>> = self.watches.iter().map(|watch| self.bands(watch)).collect();
@@ -509,8 +525,8 @@ impl<'a> Stage<'a> {
             }
             outcome.logs.push((self.setup.mode.adapter_name(host), lines.join("\n")));
         }
-        let Self { adapters, hosts, watches, postgres, .. } = self;
-        drop((adapters, hosts, watches));
+        let Self { adapters, hosts, watches, reader, postgres, .. } = self;
+        drop((adapters, hosts, watches, reader));
         (outcome, Some((postgres, promised)))
     }
 
@@ -518,34 +534,28 @@ impl<'a> Stage<'a> {
         let replicas = self.hosts.chunks(self.setup.mode.replicas());
         let clusters = replicas.map(|hosts| judge::Cluster {
             journals: hosts.iter().map(Host::journal).collect(),
-            skews_ms: hosts.iter().map(Host::skew_ms).collect(),
+            skews_ms: hosts.iter().map(|host| host.skew_ms().load(Ordering::Relaxed)).collect(),
         });
         Promised { shape: self.setup.shape, mode: self.setup.mode, clusters: clusters.collect() }
     }
 
-    /// Waits until nothing is missing any more. What nobody stored is filled in once the leading replica's samples are
-    /// stored far beyond it, so all go on sending meanwhile.
-    pub(crate) async fn filled_in(&mut self) {
-        let began = Instant::now();
+    /// Waits until all that was acknowledged so far is covered: what the leader has not scraped is a while later.
+    pub(crate) async fn covered(&mut self) {
+        let (promised, began, client) = (self.promised(), Instant::now(), self.client().await);
         let mut first = None;
         loop {
-            // What was acknowledged by then is stored by now, if it ever is at first.
-            let (promised, until_ms) = (self.promised(), now_ms() - 3_000);
-            sleep(0.5).await;
-            let mut stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
-            stored.forget_after(until_ms);
-            let findings = judge::judge(&promised.before(until_ms), &stored);
-            if findings.lost == 0 || began.elapsed() > FILLED_WITHIN {
-                if let Some(first) = first {
-                    let seconds = began.elapsed().as_secs_f64();
-                    self.record
-                        .notes
-                        .push(format!("{first} were missing at first, {} after {seconds:.0} s", findings.lost));
+            let stored = judge::read(&client, self.setup.mode, &self.setup.shape).await;
+            let findings = judge::judge(&promised, &stored.expect("cannot read what is stored"));
+            let took = began.elapsed();
+            if findings.lost == 0 || took > COVERED_WITHIN {
+                if let Some(first) = first.filter(|_| took > SOON) {
+                    let note = format!("{first} missing at first, {} after {:.0} s", findings.lost, took.as_secs_f64());
+                    self.record.notes.push(note);
                 }
                 return;
             }
             first.get_or_insert_with(|| format!("{} ({})", findings.lost, findings.examples.join("; ")));
-            sleep(1.0).await;
+            sleep(0.5).await;
         }
     }
 

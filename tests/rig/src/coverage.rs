@@ -173,7 +173,10 @@ mod tests {
         let lost = |times: &[i64]| SCRAPES.lost(&sides, &stored(times));
         // From the clock that is right to the one ahead: the same moments have later times.
         assert_eq!(lost(&[each_second(0, 8_000), each_second(13_400, 25_000)].concat()), [] as [i64; 0]);
-        assert_eq!(lost(&[each_second(0, 8_000), each_second(15_400, 25_000)].concat()), [8_000, 9_000, 13_400, 14_400]);
+        assert_eq!(
+            lost(&[each_second(0, 8_000), each_second(15_400, 25_000)].concat()),
+            [8_000, 9_000, 13_400, 14_400]
+        );
         // And back.
         assert_eq!(lost(&[each_second(5_400, 13_000), each_second(13_000, 20_000)].concat()), [] as [i64; 0]);
     }
