@@ -193,8 +193,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "prometheus-silent-auto" => {
             // One batch a scrape: what is sent has no other rhythm.
             let shape = Shape { series: 200, rules: 0, shards: 1, batch: 200, interval_ms: 2_000, ..usual.shape };
-            // Until then nothing has been learned.
-            prometheus_silent(context.set(Setup { shape, ..usual }).await, 18.0, 3.0 * 2.0).await
+            prometheus_silent(context.set(Setup { shape, ..usual }).await, LEARNING, 3.0 * 2.0).await
         }
         "both-silent" => both_silent(context.set(usual).await).await,
         "slow-commits" => slow_commits(context).await,
@@ -560,12 +559,16 @@ async fn pg_promoted(context: &Context<'_>) -> Outcome {
     stage.finish().await.0
 }
 
+/// So long a Prometheus has to send before its adapter knows how often it does, with a margin.
+const LEARNING: f64 = 17.0;
+
 async fn prometheus_killed(mut stage: Stage<'_>) -> Outcome {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
     let interval = stage.setup.shape.interval_ms as f64 / 1_000.0;
-    // Shards and rules send in between, so the automatic timeout may be shorter than this.
+    // Its usual pace is less than an interval, for shards and rules send in between; and then it is waited for a second.
     stage.record().takeover_wanted = 3.0 * interval;
-    sleep(4.0).await;
+    // Until then the pace is not relied on.
+    sleep(LEARNING).await;
     prometheus_killed_once(&mut stage).await;
     stage.finish().await.0
 }
@@ -735,7 +738,9 @@ async fn backlog(context: &Context<'_>) -> Outcome {
 }
 
 async fn mixture(context: &Context<'_>) -> Outcome {
-    let mut stage = context.set(Setup::default()).await;
+    // Adapters that have just been started do not know yet how often they are sent to.
+    let arguments = vec!["-leader-election-pg-advisory-lock-prometheus-timeout=2500ms".to_owned()];
+    let mut stage = context.set(Setup { arguments, ..Setup::default() }).await;
     stage.record().takeover_wanted = stage.setup.lease_seconds;
     let began = Instant::now();
     let mut played = 0;
