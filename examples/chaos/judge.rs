@@ -5,7 +5,7 @@ use rig::postgres::Postgres;
 use tokio_postgres::{Client, Error};
 
 use crate::host::{Shape, phase_ms};
-use crate::message::is_constant;
+use crate::message::{is_constant, is_marker};
 use crate::mode::{Mode, REPLICAS};
 use crate::witness;
 
@@ -91,7 +91,8 @@ async fn samples(client: &Client, cluster: &str, shape: &Shape) -> Result<Vec<Se
     for row in client.query(statement, &[&cluster]).await? {
         let (number, times, values): (i32, Vec<i64>, Vec<f64>) = (row.get(0), row.get(1), row.get(2));
         let number = usize::try_from(number).expect("series have numbers from 0 on");
-        series[number].extend(times.into_iter().zip(values));
+        // A marker says that there is no sample.
+        series[number].extend(times.into_iter().zip(values).filter(|sample| !is_marker(sample.1)));
         // Two label sets for one series would be doubles too.
         series[number].sort_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)));
     }

@@ -21,6 +21,7 @@ mod reader;
 mod real;
 mod report;
 mod stage;
+mod unequal;
 mod watch;
 mod witness;
 

@@ -16,6 +16,7 @@ use crate::balancer::Balancer;
 use crate::host::{Host, Identity, Shape, now_ms};
 use crate::judge::{self, Findings, Promised};
 use crate::mode::{Mode, REPLICAS, TOKEN};
+use crate::pooler::Pooler;
 use crate::random::Random;
 use crate::reader::Reader;
 use crate::watch::{ALL_LED, NO_CLUSTER, Watch};
@@ -49,8 +50,8 @@ pub(crate) struct Setup {
     pub(crate) environment: Vec<(String, String)>,
     /// Whether a replica follows.
     pub(crate) replica: bool,
-    /// Whether PostgreSQL is reached through pgbouncer in transaction mode, but for the lock.
-    pub(crate) pooler: bool,
+    /// Whether each adapter reaches PostgreSQL through a pgbouncer of its own in transaction mode, but for the lock.
+    pub(crate) poolers: bool,
     /// Whether the Prometheis are started.
     pub(crate) senders: bool,
 }
@@ -65,6 +66,8 @@ impl Default for Setup {
             batch: 200,
             deadline: Duration::from_millis(500),
             timeout: Duration::from_secs(30),
+            stagger: Duration::ZERO,
+            idle: Duration::ZERO,
         };
         Self {
             mode: Mode::AdvisoryLock,
@@ -75,7 +78,7 @@ impl Default for Setup {
             arguments: Vec::new(),
             environment: Vec::new(),
             replica: false,
-            pooler: false,
+            poolers: false,
             senders: true,
         }
     }
@@ -92,8 +95,9 @@ pub(crate) struct Stage<'a> {
     options: Vec<adapter::Options>,
     /// What the Prometheis send by; of a pair one each.
     balancers: Vec<Arc<Balancer>>,
-    /// pgbouncer, if any.
-    _pooler: Option<crate::pooler::Pooler>,
+    /// The pgbouncer of each adapter that has one and is not cut off from it, and the ports of all.
+    poolers: Vec<Option<Pooler>>,
+    pooler_ports: Vec<u16>,
     /// The replica, if any.
     pub(crate) replica: Option<Postgres>,
     /// The primary.
@@ -167,7 +171,10 @@ impl<'a> Stage<'a> {
         let postgres = Postgres::start(options.with("wal_level", "replica")).await;
         let replica = if setup.replica { Some(postgres.follow().await) } else { None };
         let server = network.map_or_else(|| "127.0.0.1".to_owned(), Network::server_address);
-        let pooler = setup.pooler.then(|| crate::pooler::Pooler::start(&server, postgres.port()));
+        let pooler_ports: Vec<u16> =
+            (0..if setup.poolers { setup.mode.adapters() } else { 0 }).map(|_| port::free()).collect();
+        let pooler = |port: &u16| Some(Pooler::start(&server, *port, postgres.port()));
+        let poolers = pooler_ports.iter().map(pooler).collect();
         let second = replica.as_ref().map_or(0, Postgres::port);
         let fill = |text: &str, port: u16| {
             let text = text.replace("HOST", &server).replace("PORT", &port.to_string());
@@ -185,9 +192,9 @@ impl<'a> Stage<'a> {
                     .arg("-pg-prometheus-chunk-interval=10s")
                     .arg(format!(
                         "-pg-uri={}",
-                        fill(&setup.uri, pooler.as_ref().map_or(postgres.port(), |p| p.port()))
+                        fill(&setup.uri, pooler_ports.get(host).copied().unwrap_or(postgres.port()))
                     ));
-                if pooler.is_some() {
+                if setup.poolers {
                     options = options.arg(format!("-pg-lock-uri={}", fill(&setup.uri, postgres.port())));
                 }
                 if let Some(network) = network {
@@ -221,8 +228,9 @@ impl<'a> Stage<'a> {
         let replicas =
             || mode.clusters().iter().flat_map(|cluster| (0..mode.replicas()).map(move |index| (*cluster, index)));
         let host = |(number, (cluster, index)): (usize, (&'static str, usize))| {
-            let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { index }]);
-            Host::new(Identity { cluster, index, namespace: namespace(index), balancer, number }, setup.shape)
+            let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { number }]);
+            let namespace = namespace(if mode.is_balanced() { index } else { number });
+            Host::new(Identity { cluster, index, namespace, balancer, number }, setup.shape)
         };
         let hosts: Vec<Host> = replicas().enumerate().map(host).collect();
         let skews_ms = hosts.chunks(mode.replicas()).map(|hosts| hosts.iter().map(Host::skew_ms).collect()).collect();
@@ -235,7 +243,8 @@ impl<'a> Stage<'a> {
             adapters: adapters.into_iter().map(Some).collect(),
             options,
             balancers,
-            _pooler: pooler,
+            poolers,
+            pooler_ports,
             replica,
             postgres,
             network,
@@ -403,6 +412,17 @@ impl<'a> Stage<'a> {
         self.past_logs[slot].extend(old.process().log().lines());
     }
 
+    /// What the Prometheis send by.
+    pub(crate) fn balancers(&self) -> &[Arc<Balancer>] {
+        &self.balancers
+    }
+
+    /// How many lines of the adapters that live have a text in them.
+    pub(crate) fn lines_with(&self, text: &str) -> usize {
+        let lines = self.adapters.iter().flatten().flat_map(|adapter| adapter.process().log().lines());
+        lines.filter(|line| line.contains(text)).count()
+    }
+
     /// What all send by.
     pub(crate) fn balancer(&self) -> &Arc<Balancer> {
         &self.balancers[0]
@@ -448,6 +468,18 @@ impl<'a> Stage<'a> {
         self.network.expect("cases that cut need a network").cut(host, cut);
     }
 
+    /// Ends the pooler by which an adapter writes, or starts it again.
+    pub(crate) fn cut_pooler(&mut self, adapter: usize, cut: bool) {
+        let server = self.network.map_or_else(|| "127.0.0.1".to_owned(), Network::server_address);
+        let start = || Pooler::start(&server, self.pooler_ports[adapter], self.postgres.port());
+        self.poolers[adapter] = (!cut).then(start);
+    }
+
+    /// Samples that an adapter said last that it holds as standby.
+    pub(crate) fn held(&self, adapter: usize) -> f64 {
+        self.watches[adapter].observations().last().map_or(0.0, |last| last.held_samples)
+    }
+
     /// How many lines the adapter of a host has written.
     pub(crate) fn mark(&self, host: usize) -> usize {
         self.adapter(host).process().log().len()
@@ -470,7 +502,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until each Prometheus has been answered for everything.
     pub(crate) async fn drained(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE + self.setup.shape.deadline;
         while self.hosts.iter().any(|host| host.waiting() > 0) {
             if Instant::now() > deadline {
                 let waiting: Vec<usize> = self.hosts.iter().map(Host::waiting).collect();

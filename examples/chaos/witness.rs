@@ -63,7 +63,7 @@ pub(crate) const FOREIGN_WRITE: &str = "INSERT INTO chaos_writes SELECT group_no
 /// What a transaction of an old term does.
 pub(crate) fn stale_write(mode: Mode) -> &'static str {
     match mode {
-        Mode::AdvisoryLock | Mode::Rest => {
+        Mode::AdvisoryLock | Mode::Apart | Mode::Rest => {
             "INSERT INTO chaos_writes SELECT group_no, term - 1, inet_client_addr(), pg_current_xact_id() FROM metrics_leader"
         }
         Mode::ByLabels(_) => {
@@ -75,7 +75,7 @@ pub(crate) fn stale_write(mode: Mode) -> &'static str {
 /// What makes it.
 pub(crate) fn statements(mode: Mode, shape: &Shape) -> String {
     let writes = match mode {
-        Mode::AdvisoryLock | Mode::Rest => WRITES.to_owned(),
+        Mode::AdvisoryLock | Mode::Apart | Mode::Rest => WRITES.to_owned(),
         Mode::ByLabels(_) => {
             let phases: Vec<String> = (0..REPLICAS.len()).map(|index| phase_ms(shape, index).to_string()).collect();
             let names = REPLICAS.map(|name| format!("'{name}'")).join(", ");
