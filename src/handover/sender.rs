@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::series::{Known, SeriesTimes};
@@ -114,7 +116,7 @@ impl Sender {
     pub fn sort(&mut self, rows: Vec<Row>, now: Instant) -> Sorted {
         let samples = rows.into_iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, is_stamped, arrived: now }
+            Buffered { row, is_stamped, arrived: now, key: Uuid::nil() }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.sort_buffered(&samples)
@@ -169,7 +171,7 @@ impl Sender {
     pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
         let mut sorted = Sorted::default();
         for row in rows {
-            let sample = Buffered { row, is_stamped: false, arrived: now };
+            let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
             let is_newer = |other_ms: i64| {
                 interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
@@ -180,18 +182,18 @@ impl Sender {
         sorted
     }
 
-    /// Buffers its samples while it does not lead, in the order of series and time.
+    /// Buffers samples of the request `key` while it does not lead, in the order of series and time.
     ///
     /// # Errors
     ///
     /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
-    pub fn buffer(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
+    pub fn buffer(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Result<(), Refusal> {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
         let samples = rows.iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, is_stamped, arrived: now }
+            Buffered { row: *row, is_stamped, arrived: now, key }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.buffer.add(&samples)
@@ -480,7 +482,7 @@ mod tests {
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
             let mut scene = Self::scraping();
             for time_ms in buffered {
-                scene.sender.buffer(&[row(*time_ms)], scene.now).unwrap();
+                scene.sender.buffer(&[row(*time_ms)], Uuid::nil(), scene.now).unwrap();
             }
             scene.stored(stored);
             scene
@@ -523,7 +525,7 @@ mod tests {
 
     fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now, key: Uuid::nil() };
         times.iter().map(sample).collect()
     }
 
@@ -566,7 +568,7 @@ mod tests {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
         scene.sender.open();
-        scene.sender.buffer(&[row(30_000)], scene.now).unwrap();
+        scene.sender.buffer(&[row(30_000)], Uuid::nil(), scene.now).unwrap();
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
     }
@@ -627,12 +629,12 @@ mod tests {
             (vec![], vec![6_000, 26_000, 36_000], 1),
             "perhaps stored"
         );
-        assert_eq!(scene.sender.buffer(&[row(46_000)], scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.buffer(&[row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
         scene.sender.open();
-        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Ok(()));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Ok(()));
     }
 
     #[test]
@@ -677,7 +679,7 @@ mod tests {
         }
         scene.stored(&[10_000, 20_000, 30_000]);
         for time_ms in [0, 10_000, 20_000] {
-            scene.sender.buffer(&[row(time_ms)], scene.now).unwrap();
+            scene.sender.buffer(&[row(time_ms)], Uuid::nil(), scene.now).unwrap();
         }
         let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
         assert_eq!(covered, [true, true, false]);
