@@ -207,8 +207,8 @@ impl Senders {
                         *told_offset_ms = Some(offset_ms);
                     }
                 }
-                let fence =
-                    group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                let fence = group.leading().map(|leading| leading.fence);
                 match handover.look(fence).await {
                     // The next observation shows the new term.
                     Ok(()) | Err(Error::Fenced) => {}
