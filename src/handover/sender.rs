@@ -362,7 +362,7 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let slot = Slot { time_ms: last.time_ms, is_own: last.sender == Some(own) };
+                let slot = Slot { time_ms: last.time_ms, is_own: self.is_alone || last.sender == Some(own) };
                 self.series.stored(*series_id, slot);
             }
         }
@@ -654,6 +654,10 @@ mod tests {
         alone.on_stored(OTHER, false, 10_000, [1].into_iter());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
+        let mut sealed = around(&[]);
+        sealed.last_ms.insert(1, StoredTime { time_ms: 20_000, sender: None });
+        alone.on_reconciled(&[], &[1], &sealed, OWN);
+        assert!(!alone.is_covered(&late(&[20_001], false)[0]), "whoever stored it");
     }
 
     #[test]
