@@ -54,7 +54,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 64] = [
+pub(crate) const CASES: [Case; 65] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -87,13 +87,9 @@ pub(crate) const CASES: [Case; 64] = [
     case("skew-ahead", false, Needs::Clock, "leader's clock 30 s ahead, it crashes and comes back"),
     case("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back"),
     case("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby"),
-    case("union", true, Needs::Nothing, "each side does not make 5 % of its scrapes, leader crashes"),
-    case(
-        "union-failed",
-        false,
-        Needs::Nothing,
-        "5 % of each side's scrapes fail and leave stale markers, leader crashes",
-    ),
+    case("union", true, Needs::Nothing, "each side does not make 5 % of its scrapes; a crash, a rolling restart"),
+    case("union-ends", false, Needs::Nothing, "the same, and then both Prometheis stop"),
+    case("union-failed", false, Needs::Nothing, "the same, and scrapes that fail leave stale markers"),
     case("blind", false, Needs::Nothing, "leader's Prometheus reaches half of the targets only, it crashes"),
     case("late", false, Needs::Nothing, "10 % of the scrapes are sent up to 20 later, rolling restart"),
     case("history", false, Needs::Nothing, "samples of last week for series that live, leader crashes"),
@@ -240,6 +236,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "backlog" => backlog(context).await,
         "union" => unequal::union(context.set(usual).await, false).await,
         "union-failed" => unequal::union(context.set(usual).await, true).await,
+        "union-ends" => unequal::union_ends(context.set(usual).await).await,
         "blind" => unequal::blind(context.set(usual).await).await,
         "late" => unequal::late(context.set(usual).await).await,
         "history" => unequal::history(context).await,
