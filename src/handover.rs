@@ -4,11 +4,12 @@
 //! acknowledged for a sender that does not lead; [`sender`], which ties them together. Here is what ties one sender to the store, and
 //! in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use tokio::sync::{Notify, OnceCell};
 use uuid::Uuid;
 
@@ -40,6 +41,9 @@ pub struct Config {
 
 /// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
 const CHUNK_SAMPLES: usize = 20_000;
+
+/// Buffered requests that are on their way to the writers at once, at a take-over.
+const REPLAY_REQUESTS: usize = 64;
 
 /// Attempts to append what others keep getting in the way of; then it is compared instead.
 const APPEND_ATTEMPTS: usize = 3;
@@ -93,15 +97,15 @@ struct TakenOut<'a> {
 }
 
 impl Handover {
-    /// Buffers what is sent while another sender leads.
+    /// Buffers what is sent in the request `key` while another sender leads.
     ///
     /// # Errors
     ///
     /// When no more can be buffered, or a take-over has begun.
-    pub fn buffer(&self, rows: &[Row]) -> Result<(), Refusal> {
+    pub fn buffer(&self, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
         self.with(|sender| match self.memory.is_full() {
             true => Err(Refusal::Full),
-            false => sender.buffer(rows, Instant::now()),
+            false => sender.buffer(rows, key, Instant::now()),
         })?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
         Ok(())
@@ -178,7 +182,7 @@ impl Handover {
         }
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
-        let again = |row| Buffered { row, is_stamped: false, arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -241,7 +245,8 @@ impl Handover {
     ///
     /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
     pub async fn look(&self, fence: Option<Fence>) -> Result<(), Error> {
-        let _taking_out = self.taking_out.lock().await;
+        // A take-over sees to all of it.
+        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         loop {
             let count = if fence.is_some() { CHUNK_SAMPLES } else { 0 };
             let looked = self.with(|sender| sender.look(count, Instant::now()));
@@ -283,19 +288,27 @@ impl Handover {
         let number = self.number().await?;
         let (mut stored, mut count) = (0, 0);
         while let Some(samples) = self.with(|sender| sender.drain(CHUNK_SAMPLES)) {
-            let mut sorted_out = samples.clone();
+            let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
+            for sample in &samples {
+                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
+            }
+            count += samples.len();
             let taken_out = TakenOut { handover: self, samples };
-            count += sorted_out.len();
-            sort_and_dedup(&mut sorted_out);
             let reconciled = self.group.reconciled();
-            let sorted = match self.is_shared {
-                // Other adapters may store what they have of the same samples at this moment.
-                true => Sorted { late: sorted_out, ..Sorted::default() },
-                false => self.with(|sender| sender.sort_buffered(&sorted_out)),
+            // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
+            let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
+                sort_and_dedup(&mut samples);
+                let (sorted, in_flight) = self.with(|sender| (sender.sort_buffered(&samples), self.requests.begin()));
+                self.covered("buffer", sorted.covered);
+                (key, sorted, in_flight)
             };
-            self.covered("buffer", sorted.covered);
-            stored += sorted.append.len();
-            self.store_sorted(Uuid::new_v4(), sorted, number, (Some(fence), reconciled), None).await?;
+            let store = async |(key, sorted, in_flight): (Uuid, Sorted, InFlight<'_>)| {
+                let appended = sorted.append.len();
+                self.store_sorted(key, sorted, number, (Some(fence), reconciled), Some(&in_flight)).await?;
+                Ok::<_, Error>(appended)
+            };
+            let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
+            stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
             taken_out.done();
             // Heartbeats and other requests go on meanwhile.
             tokio::task::yield_now().await;

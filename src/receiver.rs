@@ -190,7 +190,7 @@ impl Receiver {
                 }
                 stored.map_err(|error| self.refused(&error, *fence))
             }
-            _ => Ok(part.handover.buffer(&rows)?),
+            _ => Ok(part.handover.buffer(part.key, &rows)?),
         }
     }
 

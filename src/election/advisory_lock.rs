@@ -210,7 +210,7 @@ impl<S: Succession> Election<S> {
         .await;
         match done {
             Ok(()) => self.metrics.lock_checked(sent_at),
-            Err(error) => self.lost(&error, machine),
+            Err(error) => self.lost(Reason::SessionLost, &error, machine),
         }
     }
 
@@ -224,7 +224,7 @@ impl<S: Succession> Election<S> {
                 log::debug!("who holds the lock cannot be told: {error}");
                 None
             }
-            Err(error) => return self.lost(&error, machine),
+            Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         if let Some(holder) = holder.as_ref().filter(|holder| self.lock_holder.borrow().as_ref() != Some(*holder)) {
             log::warn!(
@@ -266,7 +266,7 @@ impl<S: Succession> Election<S> {
         })
         .await;
         if let Err(error) = done {
-            self.lost(&error, machine);
+            self.lost(Reason::SessionLost, &error, machine);
         }
     }
 
@@ -283,18 +283,19 @@ impl<S: Succession> Election<S> {
     async fn take_over(&self, opened: &LockSession, machine: &mut Machine, desk: &mut Desk) {
         let sent_at = Instant::now();
         let group = self.config.group();
+        let sender = match within(self.config.stale_after(), self.succession.sender_no(&group, None)).await {
+            Ok(sender) => sender,
+            Err(error) => return self.lost(Reason::TakeOverFailed, &error, machine),
+        };
         // Twice the patience with writers, and the time of the statements themselves.
-        let raised = within(self.config.lease, async {
-            let sender = self.succession.sender_no(&group, None).await?;
-            opened.raise_term(&self.names, self.claim(machine), sender, self.config.drain_patience()).await
-        });
-        let Raised { fence, proven_at } = match raised.await {
+        let raising = opened.raise_term(&self.names, self.claim(machine), sender, self.config.drain_patience());
+        let Raised { fence, proven_at } = match within(self.config.lease, raising).await {
             Ok(Some(raised)) => raised,
             Ok(None) => {
                 log::info!("another adapter is to lead {group}: this one lets it");
                 return machine.on_refused(Instant::now());
             }
-            Err(error) => return self.lost(&error, machine),
+            Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         machine.on_term(fence, proven_at);
         // What was said of an earlier term is over.
@@ -322,13 +323,7 @@ impl<S: Succession> Election<S> {
                                         }
                                     );
                                 }
-                                Err(error) => {
-                                    self.count(&error);
-                                    log::warn!("what is held could not be stored, to be tried again: {error}");
-                                    let is_over = error.class() == Class::Fenced;
-                                    let reason = if is_over { Reason::Fenced } else { Reason::TakeOverFailed };
-                                    machine.on_lost(reason, Instant::now());
-                                }
+                                Err(error) => self.lost(Reason::TakeOverFailed, &error, machine),
                             }
                             return;
                         }
@@ -346,11 +341,17 @@ impl<S: Succession> Election<S> {
         }
     }
 
-    fn lost(&self, error: &Error, machine: &mut Machine) {
+    /// The lead, or the way to it, is lost by a failure: for `reason`, unless the server said that the term is over.
+    fn lost(&self, reason: Reason, error: &Error, machine: &mut Machine) {
         self.count(error);
-        let reason = if error.class() == Class::Fenced { Reason::Fenced } else { Reason::SessionLost };
-        log::warn!("lock session of {} failed: {error}", self.config.group());
-        machine.on_lost(reason, Instant::now());
+        match reason {
+            Reason::TakeOverFailed => {
+                log::warn!("{} cannot be taken over, to be tried again: {error}", self.config.group());
+            }
+            _ => log::warn!("lock session of {} failed: {error}", self.config.group()),
+        }
+        let is_over = error.class() == Class::Fenced;
+        machine.on_lost(if is_over { Reason::Fenced } else { reason }, Instant::now());
     }
 
     async fn close(&self, session: Option<LockSession>, reason: Reason) {

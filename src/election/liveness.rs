@@ -103,13 +103,15 @@ impl Liveness {
     }
 
     /// Such a connection was closed; `kept` if it had carried several requests. A sender that opens one for each request says
-    /// nothing by closing it.
-    pub fn closed(&mut self, kept: bool, now: Instant) {
+    /// nothing by closing it. Returns whether [`Liveness::silent_at`] may be another for it.
+    pub fn closed(&mut self, kept: bool, now: Instant) -> bool {
         self.connections = self.connections.saturating_sub(1);
         self.are_kept |= kept;
-        if self.connections == 0 && std::mem::take(&mut self.are_kept) && self.in_flight == 0 {
+        let tells = self.connections == 0 && std::mem::take(&mut self.are_kept) && self.in_flight == 0;
+        if tells {
             self.closed_at = Some(now);
         }
+        tells
     }
 
     /// When the own Prometheus counts as silent if nothing more is heard of it; `None` is never. One that has not sent
@@ -264,7 +266,7 @@ impl Heard {
         Line { heard: Arc::clone(self), requests: AtomicUsize::new(0) }
     }
 
-    /// Waits for a connection to be closed, one that was since the last wait included.
+    /// Waits for the last connection to be closed, one that was since the last wait included.
     pub async fn closed(&self) {
         self.closed.notified().await;
     }
@@ -301,8 +303,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let requests = *self.requests.get_mut();
-        if requests > 0 {
-            self.heard.with(|liveness| liveness.closed(requests > 1, Instant::now()));
+        if requests > 0 && self.heard.with(|liveness| liveness.closed(requests > 1, Instant::now())) {
             self.heard.closed.notify_one();
         }
     }

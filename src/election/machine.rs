@@ -52,7 +52,7 @@ pub enum Reason {
     Fenced,
     /// The own writes have failed for longer than the lease.
     WritesFailing,
-    /// What was held could not be stored.
+    /// The lock was obtained, and what was held could not be stored.
     TakeOverFailed,
     /// The holder of the lock shows no fresh heartbeat.
     LeaderStale,

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::storage::row::Row;
 
 /// Acknowledged samples that were not observed covered yet. Bounded in bytes.
@@ -35,6 +37,8 @@ pub struct Buffered {
     pub is_stamped: bool,
     /// When it came.
     pub arrived: Instant,
+    /// The key of the request it came with.
+    pub key: Uuid,
 }
 
 /// What becomes of a buffered sample.
@@ -52,6 +56,7 @@ pub enum Fate {
 #[derive(Debug)]
 struct Block {
     arrived: Instant,
+    key: Uuid,
     /// When its samples were last looked at.
     looked_at: Instant,
     base_ms: i64,
@@ -188,12 +193,12 @@ impl Buffer {
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
 fn blocks(samples: &[Buffered]) -> Vec<Block> {
     let mut samples: Vec<&Buffered> = samples.iter().collect();
-    samples.sort_by_key(|sample| (sample.arrived, sample.row.time_ms));
+    samples.sort_by_key(|sample| (sample.arrived, sample.key, sample.row.time_ms));
     let mut blocks = Vec::new();
     let mut rest = samples.as_slice();
     while let Some(first) = rest.first() {
         let belongs = |sample: &&Buffered| {
-            sample.arrived == first.arrived
+            (sample.arrived, sample.key) == (first.arrived, first.key)
                 && sample.row.time_ms.saturating_sub(first.row.time_ms) <= i64::from(BLOCK_SPAN_MS)
         };
         let (block, later) = rest.split_at(rest.partition_point(belongs));
@@ -206,13 +211,14 @@ fn blocks(samples: &[Buffered]) -> Vec<Block> {
 impl Block {
     /// `samples` are sorted by time, not empty, came at one time, and span at most [`BLOCK_SPAN_MS`].
     fn new(samples: &[&Buffered]) -> Self {
-        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, .. } = *samples[0];
+        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, key, .. } = *samples[0];
         let after_base = |sample: &&Buffered| {
             let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
             if sample.is_stamped { after_ms | STAMPED } else { after_ms }
         };
         Self {
             arrived,
+            key,
             looked_at: arrived,
             base_ms,
             series: samples.iter().map(|sample| sample.row.series_id).collect(),
@@ -231,6 +237,7 @@ impl Block {
             },
             is_stamped: after_ms & STAMPED != 0,
             arrived: self.arrived,
+            key: self.key,
         })
     }
 
@@ -248,7 +255,7 @@ mod tests {
     fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
-        Buffered { row, is_stamped: time_ms % 3 == 0, arrived }
+        Buffered { row, is_stamped: time_ms % 3 == 0, arrived, key: Uuid::nil() }
     }
 
     fn times(samples: &[Buffered]) -> Vec<i64> {

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::series::{Known, SeriesTimes};
@@ -111,7 +113,7 @@ impl Sender {
     pub fn sort(&mut self, rows: Vec<Row>, now: Instant) -> Sorted {
         let samples = rows.into_iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, is_stamped, arrived: now }
+            Buffered { row, is_stamped, arrived: now, key: Uuid::nil() }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.sort_buffered(&samples)
@@ -166,7 +168,7 @@ impl Sender {
     pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
         let mut sorted = Sorted::default();
         for row in rows {
-            let sample = Buffered { row, is_stamped: false, arrived: now };
+            let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
             let is_newer = |other_ms: i64| {
                 interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
@@ -177,18 +179,18 @@ impl Sender {
         sorted
     }
 
-    /// Buffers its samples while it does not lead, in the order of series and time.
+    /// Buffers samples of the request `key` while it does not lead, in the order of series and time.
     ///
     /// # Errors
     ///
     /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
-    pub fn buffer(&mut self, rows: &[Row], now: Instant) -> Result<(), Refusal> {
+    pub fn buffer(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Result<(), Refusal> {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
         let samples = rows.iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, is_stamped, arrived: now }
+            Buffered { row: *row, is_stamped, arrived: now, key }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.buffer.add(&samples)
@@ -359,7 +361,7 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let slot = Slot { time_ms: last.time_ms, is_own: last.sender == Some(own) };
+                let slot = Slot { time_ms: last.time_ms, is_own: self.is_alone || last.sender == Some(own) };
                 self.series.stored(*series_id, slot);
             }
         }
@@ -480,7 +482,7 @@ mod tests {
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
             let mut scene = Self::scraping();
             for time_ms in buffered {
-                scene.sender.buffer(&[row(*time_ms)], scene.now).unwrap();
+                scene.sender.buffer(&[row(*time_ms)], Uuid::nil(), scene.now).unwrap();
             }
             scene.stored(stored);
             scene
@@ -530,7 +532,7 @@ mod tests {
 
     fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now, key: Uuid::nil() };
         times.iter().map(sample).collect()
     }
 
@@ -573,7 +575,7 @@ mod tests {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
         scene.sender.open();
-        scene.sender.buffer(&[row(30_000)], scene.now).unwrap();
+        scene.sender.buffer(&[row(30_000)], Uuid::nil(), scene.now).unwrap();
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
     }
@@ -634,12 +636,12 @@ mod tests {
             (vec![], vec![6_000, 26_000, 36_000], 1),
             "perhaps stored"
         );
-        assert_eq!(scene.sender.buffer(&[row(46_000)], scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.buffer(&[row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
         scene.sender.open();
-        assert_eq!(scene.sender.buffer(&[row(56_000)], scene.now), Ok(()));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Ok(()));
     }
 
     #[test]
@@ -653,13 +655,18 @@ mod tests {
         assert!(!missing(10_000, false, &stored_by(Some(OWN))));
         assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
         assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
-        assert!(!missing(13_000, false, &around(&[(4_000, None), (14_000, None)])), "sealed");
-        assert!(missing(13_000, false, &stored_by(None)), "sealed, but known to be its own");
+        assert!(missing(13_000, false, &stored_by(None)), "sealed, and known to be its own");
+        let sealed = around(&[(100_000, None), (110_000, None), (120_000, None)]);
+        assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
         alone.on_stored(10_000, false, [1].into_iter());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
+        let mut sealed = around(&[]);
+        sealed.last_ms.insert(1, StoredTime { time_ms: 20_000, sender: None });
+        alone.on_reconciled(&[], &[1], &sealed, OWN);
+        assert!(!alone.is_covered(&late(&[20_001], false)[0]), "whoever stored it");
     }
 
     #[test]
@@ -737,7 +744,7 @@ mod tests {
     fn history_does_not_wait_for_hours() {
         let mut scene = Scene::new();
         for hour in 0..9 {
-            scene.sender.buffer(&[row(hour * 3_600_000)], scene.now).unwrap();
+            scene.sender.buffer(&[row(hour * 3_600_000)], Uuid::nil(), scene.now).unwrap();
         }
         assert_eq!(scene.after(124).look(99).1.len(), 0);
         assert_eq!(scene.after(20).look(99).1.len(), 9);

@@ -1,7 +1,7 @@
 //! All senders of this adapter, and what they share: what was observed of the store, and who leads each group.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub struct Senders {
     /// By group.
     groups: RwLock<BTreeMap<String, Members>>,
     observed: tokio::sync::Mutex<Observed>,
+    /// Observations begun.
+    begun: AtomicU64,
     /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
     /// samples come by way of several adapters, nobody knows.
     clock_offset_ms: Mutex<Option<i64>>,
@@ -48,6 +50,8 @@ struct Members {
 #[derive(Default)]
 struct Observed {
     position: Option<Position>,
+    /// The number of that observation.
+    completed: u64,
     /// Groups by the numbers of their senders, as far as they are known.
     groups: HashMap<SenderNo, String>,
 }
@@ -119,6 +123,7 @@ impl Senders {
             memory,
             groups: RwLock::default(),
             observed: tokio::sync::Mutex::default(),
+            begun: AtomicU64::new(0),
             clock_offset_ms: Mutex::default(),
         })
     }
@@ -203,8 +208,8 @@ impl Senders {
                         *told_offset_ms = Some(offset_ms);
                     }
                 }
-                let fence =
-                    group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                let fence = group.leading().map(|leading| leading.fence);
                 match handover.look(fence).await {
                     // The next observation shows the new term.
                     Ok(()) | Err(Error::Fenced) => {}
@@ -221,7 +226,13 @@ impl Senders {
     ///
     /// What the server said; the next observation goes on from where the last one ended.
     pub async fn observe(&self) -> Result<(), Error> {
+        let begun_before = self.begun.load(Ordering::Acquire);
         let mut last = self.observed.lock().await;
+        if last.completed > begun_before {
+            // Another one that waited has observed all that there was when this was asked.
+            return Ok(());
+        }
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
         // Its own are not to be taken for another one's.
@@ -279,6 +290,7 @@ impl Senders {
             }
         }
         last.position = Some(observed.position);
+        last.completed = number;
         Ok(())
     }
 }

@@ -218,9 +218,18 @@ mod tests {
         );
         assert!(!taken(&[30, 20, 10], 4), "too old to be known");
         assert!(!taken(&[40, 20, 10], 27) && !taken(&[20], 26) && !taken(&[], 0));
-        assert!(!is_taken(30, newest(&[30, 20], By::Own), 10), "its own may not have become stored");
-        let ahead = By::Other { skew_ms: 300 };
-        assert!(is_taken(329, newest(&[30], ahead), 10) && !is_taken(336, newest(&[30], ahead), 10));
+        assert!(!is_taken(26, newest(&[30, 20], By::Own), 10) && !is_taken(20, newest(&[30, 20], By::Own), 10));
+        let skewed = By::Other { skew_ms: 300 };
+        assert!(is_taken(329, newest(&[30], skewed), 10) && !is_taken(336, newest(&[30], skewed), 10));
+        assert!(is_taken(30, newest(&[30], skewed), 10) && is_taken(25, newest(&[30], skewed), 10));
+        assert!(!is_taken(24, newest(&[30], skewed), 10));
+    }
+
+    #[test]
+    fn a_sample_follows_outside_of_the_slot() {
+        assert!(follows(16, 10, 0, 10) && !follows(15, 10, 0, 10));
+        assert!(follows(316, 10, 300, 10) && !follows(315, 10, 300, 10));
+        assert!(follows(16, 10, -300, 10) && !follows(15, 10, -300, 10));
     }
 
     /// Scrapes of a sender: at an interval of 100 from a phase on, some of them missed, each late by a little.
@@ -271,7 +280,8 @@ mod tests {
             skew_ms in prop_oneof![Just(0_i64), -200_i64..200],
         ) {
             let all: Vec<Stored> = times.iter().map(|time_ms| Stored { time_ms: *time_ms, by: By::Other { skew_ms } }).collect();
-            if is_taken(time_ms, all.iter().rev().take(3).copied(), 20) {
+            let newest = all.iter().rev().take(3).copied();
+            if is_taken(time_ms, newest, 20) {
                 prop_assert_eq!(missing(&candidates(&[time_ms], false), &all, 20), Vec::<usize>::new());
             }
         }

@@ -37,7 +37,7 @@ BEGIN
         JOIN {leader} l ON l.group_no = w.of_group
         LEFT JOIN (
             SELECT u.token, max(u.heard) AS at FROM {reports} r, unnest(r.tokens, r.heard) AS u (token, heard)
-            WHERE u.token = ANY (with_tokens) GROUP BY 1
+            WHERE u.token = ANY (with_tokens) AND u.heard <= clock_timestamp() GROUP BY 1
         ) h ON h.token = l.token
         WHERE w.of_group = ANY (locked) AND l.token IS NOT DISTINCT FROM w.with_token
             AND (h.at IS NULL OR h.at <= clock_timestamp() - make_interval(secs => w.silent))
@@ -46,7 +46,8 @@ BEGIN
                     AND r.reported_at < clock_timestamp() - make_interval(secs => w.told)
             )
             AND w.replica <> ALL (l.held_out)
-            AND (l.successor IS NULL OR l.successor = w.replica OR l.successor_until <= clock_timestamp())
+            AND (l.successor IS NULL OR l.successor = w.replica
+                OR l.successor_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 minutes')
         FOR UPDATE OF l
     LOOP
         PERFORM {raise}(wanted.of_group, wanted.replica, wanted.sender);

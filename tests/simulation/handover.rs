@@ -190,7 +190,7 @@ impl Senders {
 
     pub(crate) fn buffer(&self, member: &Member, rows: &[Row]) -> Result<(), Refusal> {
         let now = self.instant();
-        member.with(|sender| sender.buffer(rows, now))
+        member.with(|sender| sender.buffer(rows, uuid::Uuid::nil(), now))
     }
 
     pub(crate) async fn store(
@@ -272,7 +272,7 @@ impl Senders {
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
-        let again = |row| Buffered { row, is_stamped: false, arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: uuid::Uuid::nil() };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {

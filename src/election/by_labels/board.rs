@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::election::by_labels::by_hand::{Given, Order};
 use crate::election::by_labels::cluster::{Next, Seen, Succession};
 use crate::election::by_labels::group_name;
+use crate::election::lock_session::YIELDS;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
@@ -44,7 +45,7 @@ pub struct Read {
 const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// An adapter that has not reported for so long is not waited for before another replica leads.
-const LIVES: &str = "interval '5 seconds'";
+const LIVES: &str = "interval '3 seconds'";
 
 /// Tells the others, and reads what they told of these clusters. One round trip. Clusters without a row are not in the answer.
 ///
@@ -76,15 +77,17 @@ pub async fn round(
         (&heard, Type::FLOAT8_ARRAY),
         (&patience, Type::FLOAT8_ARRAY),
     ];
-    // How long it is waited for is for the one to say that heard it last.
-    let read = names.fill(
+    // How long it is waited for is for the one to say that heard it last. What was heard in the future was written before the
+    // server's clock was set back.
+    let read = names.fill(&format!(
         "WITH told AS (SELECT u.token, max(u.heard) AS heard, \
-         (array_agg(u.patience ORDER BY u.heard DESC) FILTER (WHERE u.heard IS NOT NULL))[1] AS patience \
-         FROM {reports} r, unnest(r.tokens, r.heard, r.patience) AS u (token, heard, patience) GROUP BY 1) \
+         (array_agg(u.patience ORDER BY u.heard DESC))[1] AS patience \
+         FROM {{reports}} r, unnest(r.tokens, r.heard, r.patience) AS u (token, heard, patience) \
+         WHERE u.heard <= clock_timestamp() GROUP BY 1) \
          SELECT group_name, group_no, term, l.token, holder, extract(epoch FROM clock_timestamp() - t.heard)::float8, t.patience, \
-         CASE WHEN l.successor_until > clock_timestamp() THEN coalesce(l.successor, '') END, l.held_out \
-         FROM {leader} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
-    );
+         CASE WHEN {YIELDS} THEN coalesce(l.successor, '') END, l.held_out \
+         FROM {{leader}} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
+    ));
     let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
     let asked: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
     // Sent together; what others told is read as it is before.

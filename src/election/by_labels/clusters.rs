@@ -311,12 +311,9 @@ impl Clusters {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    fn with(&self, source: &Source, work: impl FnOnce(&mut Liveness)) {
-        if let Some(heard) =
-            self.known().get_mut(&source.cluster).and_then(|known| known.cluster.heard(&source.replica))
-        {
-            work(heard);
-        }
+    /// What is made of `source`, if it has been heard.
+    fn with<T>(&self, source: &Source, work: impl FnOnce(&mut Liveness) -> T) -> Option<T> {
+        self.known().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -366,8 +363,10 @@ impl Drop for Line {
         let carried = self.carried.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Carried::One { source, kept } = carried {
             let kept = *kept;
-            self.clusters.with(source, |heard| heard.closed(kept, Instant::now()));
-            self.clusters.wake.notify_one();
+            if self.clusters.with(source, |heard| heard.closed(kept, Instant::now())) == Some(true) {
+                // Others are to be told.
+                self.clusters.wake.notify_one();
+            }
         }
     }
 }

@@ -58,6 +58,21 @@ async fn a_silent_leader_is_followed_once_its_timeout_is_over() {
     assert_eq!(check_stored(&db.client, "eu", 1).await, [number("r1"), number("r2")]);
 }
 
+#[tokio::test]
+async fn what_was_told_before_the_servers_clock_was_set_back_keeps_nobody_in_the_lead() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let [one, _other] = leading_and_held(&db, &adapters, &targets, 20).await;
+    db.run(
+        "INSERT INTO metrics_reports (adapter, reported_at, tokens, begun, heard, patience) SELECT gen_random_uuid(), \
+         now() + interval '40 days', ARRAY[token], ARRAY[true], ARRAY[now() + interval '40 days'], ARRAY[2] FROM metrics_leader",
+    )
+    .await;
+    one.pause();
+    wait_leader(&adapters[0], "eu", "r2").await;
+}
+
 /// Such that only a closed connection tells of a dead replica in time.
 const LONG_TIMEOUT: &str = "-metrics.high-availability.timeout=60s";
 
