@@ -82,7 +82,10 @@ pub(crate) async fn late(mut stage: Stage<'_>) -> Outcome {
 
 pub(crate) async fn history(context: &Context<'_>) -> Outcome {
     let usual = Setup::default();
-    let mut stage = context.set(Setup { shape: Shape { series: 200, ..usual.shape }, ..usual }).await;
+    let mut stage =
+        context.set(Setup { shape: Shape { series: 200, ..usual.shape }, lease_seconds: 5.0, ..usual }).await;
+    // What is buffered is compared before anything else is stored.
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
     sleep(2.0).await;
     let leader = stage.healthy().await;
     let ago_ms = |days: i64| now_ms() - days * DAY_MS;
@@ -114,6 +117,7 @@ pub(crate) async fn replay(context: &Context<'_>) -> Outcome {
     let shape = Shape { series: 200, interval_ms: 5_000, shards: 2, ..usual.shape };
     let arguments = vec!["-pg-prometheus-chunk-interval=5m".to_owned()];
     let mut stage = context.set(Setup { shape, arguments, lease_seconds: 10.0, senders: false, ..usual }).await;
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
     let began_ms = now_ms() - HOUR_MS / 2;
     for host in &stage.hosts {
         host.remember(360);
