@@ -299,7 +299,8 @@ fn rare(usual: Shape) -> Shape {
 pub(crate) async fn idle(context: &Context<'_>) -> Outcome {
     let usual = Setup::default();
     let mut stage = context.set(Setup { shape: rare(usual.shape), ..usual }).await;
-    stage.record().takeover_wanted = RARE + 2.0;
+    // A sender that opens a connection for each request says nothing by closing it: it is silent after two and a half of its gaps.
+    stage.record().takeover_wanted = 2.5 * RARE + 1.0;
     let leader = stage.healthy().await;
     sleep(LEARNING + 3.0 * RARE).await;
     stage.event("connections are cut again and again");
@@ -320,7 +321,7 @@ pub(crate) async fn labels_idle(context: &Context<'_>, by_labels: ByLabels) -> O
     let arguments = vec!["-metrics-high-availability-timeout=auto".to_owned()];
     let mode = Mode::ByLabels(by_labels);
     let mut stage = context.set(Setup { mode, arguments, shape: rare(usual.shape), ..usual }).await;
-    stage.record().takeover_wanted = RARE + 3.0;
+    stage.record().takeover_wanted = 2.5 * RARE + 1.0;
     let before = [stage.leading(0).await, stage.leading(1).await];
     sleep(LEARNING + 3.0 * RARE).await;
     stage.event("connections are cut again and again");
@@ -337,6 +338,7 @@ pub(crate) async fn labels_idle(context: &Context<'_>, by_labels: ByLabels) -> O
 }
 
 pub(crate) async fn resent(mut stage: Stage<'_>) -> Outcome {
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
     sleep(1.0).await;
     stage.event("some is refused, all is sent again");
     fault(&stage, |faults| (faults.poison, faults.repeats) = (true, true));
