@@ -1,170 +1,116 @@
 //! How far the clocks are apart by which senders stamp their samples. Pure.
 //!
-//! Each adapter measures its own against the server's and writes that down for the others. These offsets do not change at one time:
-//! after a step of the server's clock, say, each is measured, and read, a second or two sooner or later than the others. So they
-//! count once all of them have stayed as they are for a while. If all have changed by the same amount, it was the server's clock.
+//! Each adapter measures its own clock against the server's, and writes that down for the others. Any of them may be set, the server's
+//! too, and is measured, and read, a little later; one that is gone writes nothing more. So all are kept here as they are against a
+//! clock that nobody sets, that of [`Instant`]; and what another one has written down is taken together with what the server's clock
+//! showed when it was first read.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::handover::slots::CLOCK_ERROR_MS;
 use crate::model::sender::SenderNo;
 
-/// Offsets count when they have not changed for so long: less than a buffered sample waits before it is compared.
-const SETTLED: Duration = Duration::from_secs(5);
-
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Clocks {
+    start: Instant,
     /// That of the sender whose samples are judged.
-    own: Option<Own>,
-    others: BTreeMap<SenderNo, Other>,
-    /// The newest sample of each sender that was observed, ms since 1970.
-    newest_ms: BTreeMap<SenderNo, i64>,
-    /// What was read last, and since when it has been so.
-    read: Option<(Offsets, Instant)>,
-    /// Since when what is read is not what counts, and the newest samples observed then.
-    differs: Option<(Instant, BTreeMap<SenderNo, i64>)>,
+    own: Option<Clock>,
+    /// The server's, ms ahead of the one that nobody sets.
+    server_ms: i64,
+    /// With what each has written down.
+    others: BTreeMap<SenderNo, (i64, Clock)>,
 }
 
-/// How far clocks are ahead of the server's, ms.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Offsets {
-    own_ms: i64,
-    others_ms: BTreeMap<SenderNo, i64>,
+/// Ahead of the clock that nobody sets.
+#[derive(Clone, Debug)]
+struct Clock {
+    ahead_ms: i64,
+    /// What it was before it was set: up to which time it stamped so, ms since 1970. In the order in which it was set.
+    before: Vec<(i64, i64)>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Own {
-    offset_ms: i64,
-    /// That of samples that came before.
-    before: Option<(Instant, i64)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Other {
-    offset_ms: i64,
-    /// That of samples that are stored at this time or an earlier one.
-    before: Option<(i64, i64)>,
-}
+/// So many settings of a clock are kept.
+const BEFORE_MAX: usize = 8;
 
 impl Clocks {
-    /// A sample was observed to be stored.
-    pub fn on_stored(&mut self, sender: SenderNo, time_ms: i64) {
-        let newest_ms = self.newest_ms.entry(sender).or_insert(time_ms);
-        *newest_ms = time_ms.max(*newest_ms);
+    /// Nothing is known.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { start: now, own: None, server_ms: 0, others: BTreeMap::new() }
     }
 
-    /// How far the clocks of this sender and of the others of its group are ahead of the server's, as measured, or written down, last.
-    pub fn on_read(&mut self, own_ms: i64, others: impl Iterator<Item = (SenderNo, i64)>, now: Instant) {
-        let offsets = Offsets { own_ms, others_ms: others.collect() };
-        let since = match &self.read {
-            Some((before, since)) if before.is_close(&offsets) => *since,
-            _ => now,
-        };
-        let settled = now.saturating_duration_since(since) >= SETTLED;
-        if self.counts(&offsets) {
-            self.differs = None;
-        } else if settled {
-            self.settle(&offsets, now);
-        } else if self.differs.is_none() {
-            self.differs = Some((now, self.newest_ms.clone()));
-        }
-        let read =
-            self.read.take().filter(|(before, _)| before.is_close(&offsets)).map_or(offsets, |(before, _)| before);
-        self.read = Some((read, since));
-    }
-
-    fn counts(&self, offsets: &Offsets) -> bool {
-        let known = |(sender, offset_ms): (&SenderNo, &i64)| {
-            self.others.get(sender).is_some_and(|other| is_close(other.offset_ms, *offset_ms))
-        };
-        self.own.is_some_and(|own| is_close(own.offset_ms, offsets.own_ms)) && offsets.others_ms.iter().all(known)
-    }
-
-    fn settle(&mut self, offsets: &Offsets, now: Instant) {
-        let (since, newest_ms) = self.differs.take().unwrap_or((now, BTreeMap::new()));
-        // The server's clock was set by so much, if any was.
-        let step_ms = self.own.map_or(0, |own| offsets.own_ms - own.offset_ms);
-        let is_servers = self.others.iter().all(|(sender, other)| {
-            offsets.others_ms.get(sender).is_none_or(|offset_ms| is_close(offset_ms - other.offset_ms, step_ms))
-        });
-        let server_ms = if is_servers && !self.others.is_empty() { step_ms } else { 0 };
-        let own = self.own.map(|own| own.shifted(server_ms));
-        self.own = Some(match own {
-            Some(own) if is_close(own.offset_ms, offsets.own_ms) => Own { offset_ms: offsets.own_ms, ..own },
-            own => Own { offset_ms: offsets.own_ms, before: own.map(|own| (since, own.offset_ms)) },
-        });
-        for (sender, offset_ms) in &offsets.others_ms {
-            let offset_ms = *offset_ms;
-            let known = self.others.get(sender).map(|other| other.shifted(server_ms));
-            let other = match known {
-                Some(other) if is_close(other.offset_ms, offset_ms) => Other { offset_ms, ..other },
-                known => {
-                    let until_ms = newest_ms.get(sender).copied().unwrap_or(i64::MIN);
-                    Other { offset_ms, before: known.map(|other| (until_ms, other.offset_ms)) }
-                }
-            };
-            self.others.insert(*sender, other);
+    /// This sender's clock shows `wall_ms`, in ms since 1970, and was measured to be `offset_ms` ahead of the server's; how far those
+    /// of others of its group are ahead of that was read from what they have written down.
+    pub fn on_read(
+        &mut self,
+        wall_ms: i64,
+        offset_ms: i64,
+        others: impl Iterator<Item = (SenderNo, i64)>,
+        now: Instant,
+    ) {
+        let since_start = i64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(i64::MAX);
+        let own_ms = wall_ms.saturating_sub(since_start);
+        self.own.get_or_insert_with(|| Clock::new(own_ms)).set(own_ms, since_start);
+        self.server_ms = own_ms.saturating_sub(offset_ms);
+        for (sender, offset_ms) in others {
+            let ahead_ms = self.server_ms.saturating_add(offset_ms);
+            let (written_ms, clock) = self.others.entry(sender).or_insert_with(|| (offset_ms, Clock::new(ahead_ms)));
+            // What was written down before may have been true by what the server's clock showed then.
+            if *written_ms != offset_ms {
+                *written_ms = offset_ms;
+                clock.set(ahead_ms, since_start);
+            }
         }
     }
 
-    /// How far this sender's clock was ahead, when a sample came that `arrived` then, of the clock by which `sender` stamped one that
-    /// is stored at `stored_ms`; 0 if that is not known.
+    /// How far the clock by which this sender stamped a sample of `time_ms` was ahead of the one by which `sender` stamped one that is
+    /// stored at `stored_ms`; 0 if that is not known.
     #[must_use]
-    pub fn skew_ms(&self, arrived: Instant, sender: SenderNo, stored_ms: i64) -> i64 {
-        let Some(other) = self.others.get(&sender) else { return 0 };
-        let other_ms = other
-            .before
-            .filter(|(until_ms, _)| stored_ms <= *until_ms)
-            .map_or(other.offset_ms, |(_, before_ms)| before_ms);
-        self.own_ms(arrived).saturating_sub(other_ms)
+    pub fn skew_ms(&self, time_ms: i64, sender: SenderNo, stored_ms: i64) -> i64 {
+        let (Some(own), Some((_, other))) = (&self.own, self.others.get(&sender)) else { return 0 };
+        own.at(time_ms).saturating_sub(other.at(stored_ms))
     }
 
-    /// How far this sender's clock was ahead of the server's when a sample came that `arrived` then; 0 if that is not known.
+    /// How far the clock by which this sender stamped a sample of `time_ms` was ahead of the server's as it is now; 0 if that is not
+    /// known.
     #[must_use]
-    pub fn own_ms(&self, arrived: Instant) -> i64 {
-        let Some(own) = self.own else { return 0 };
-        own.before.filter(|(until, _)| arrived < *until).map_or(own.offset_ms, |(_, before_ms)| before_ms)
+    pub fn offset_ms(&self, time_ms: i64) -> i64 {
+        self.own.as_ref().map_or(0, |own| own.at(time_ms).saturating_sub(self.server_ms))
     }
 
     /// The most that [`Clocks::skew_ms`] may be, either way.
     #[must_use]
     pub fn most_ms(&self) -> i64 {
-        let own =
-            self.own.iter().flat_map(|own| [Some(own.offset_ms), own.before.map(|(_, before_ms)| before_ms)]).flatten();
-        let others = || {
-            self.others.values().flat_map(|other| [Some(other.offset_ms), other.before.map(|(_, before_ms)| before_ms)])
-        };
-        own.flat_map(|own_ms| others().flatten().map(move |other_ms| own_ms.saturating_sub(other_ms).saturating_abs()))
-            .max()
-            .unwrap_or(0)
+        let own = || self.own.iter().flat_map(Clock::all);
+        let most = |other_ms: i64| own().map(move |own_ms| own_ms.saturating_sub(other_ms).saturating_abs()).max();
+        self.others.values().flat_map(|(_, clock)| clock.all()).filter_map(most).max().unwrap_or(0)
     }
 }
 
-impl Offsets {
-    fn is_close(&self, other: &Self) -> bool {
-        is_close(self.own_ms, other.own_ms)
-            && self.others_ms.len() == other.others_ms.len()
-            && self
-                .others_ms
-                .iter()
-                .zip(&other.others_ms)
-                .all(|(one, other)| one.0 == other.0 && is_close(*one.1, *other.1))
+impl Clock {
+    fn new(ahead_ms: i64) -> Self {
+        Self { ahead_ms, before: Vec::new() }
     }
-}
 
-impl Own {
-    fn shifted(self, by_ms: i64) -> Self {
-        let before = self.before.map(|(until, offset_ms)| (until, offset_ms.saturating_add(by_ms)));
-        Self { offset_ms: self.offset_ms.saturating_add(by_ms), before }
+    /// It is so far ahead now.
+    fn set(&mut self, ahead_ms: i64, since_start: i64) {
+        if !is_close(self.ahead_ms, ahead_ms) {
+            self.before.truncate(BEFORE_MAX - 1);
+            self.before.push((self.ahead_ms.saturating_add(since_start), self.ahead_ms));
+        }
+        self.ahead_ms = ahead_ms;
     }
-}
 
-impl Other {
-    fn shifted(self, by_ms: i64) -> Self {
-        let before = self.before.map(|(until_ms, offset_ms)| (until_ms, offset_ms.saturating_add(by_ms)));
-        Self { offset_ms: self.offset_ms.saturating_add(by_ms), before }
+    /// How far it was ahead when it showed `time_ms`; where it has shown that twice, the first time.
+    fn at(&self, time_ms: i64) -> i64 {
+        let before = self.before.iter().find(|(until_ms, _)| time_ms <= *until_ms);
+        before.map_or(self.ahead_ms, |(_, before_ms)| *before_ms)
+    }
+
+    fn all(&self) -> impl Iterator<Item = i64> {
+        self.before.iter().map(|(_, before_ms)| *before_ms).chain([self.ahead_ms])
     }
 }
 
@@ -174,6 +120,8 @@ fn is_close(one_ms: i64, other_ms: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const A: SenderNo = SenderNo(1);
@@ -182,78 +130,82 @@ mod tests {
     struct Scene {
         clocks: Clocks,
         start: Instant,
+        second: u64,
     }
 
     impl Scene {
         fn new() -> Self {
-            Self { clocks: Clocks::default(), start: Instant::now() }
+            let start = Instant::now();
+            Self { clocks: Clocks::new(start), start, second: 0 }
         }
 
-        fn at(&self, second: u64) -> Instant {
-            self.start + Duration::from_secs(second)
+        /// A second later: how far this sender's clock and the server's are off, and what others have written down.
+        fn read(&mut self, own_ms: i64, server_ms: i64, others: &[(SenderNo, i64)]) {
+            self.second += 1;
+            let now = self.start + Duration::from_secs(self.second);
+            let wall_ms = i64::try_from(self.second).unwrap() * 1_000 + own_ms;
+            self.clocks.on_read(wall_ms, own_ms - server_ms, others.iter().copied(), now);
         }
 
-        /// Reads these offsets once a second.
-        fn read(&mut self, seconds: std::ops::Range<u64>, own_ms: i64, a_ms: i64, b_ms: i64) {
-            for second in seconds {
-                let now = self.at(second);
-                self.clocks.on_read(own_ms, [(A, a_ms), (B, b_ms)].into_iter(), now);
-            }
-        }
-
-        fn skew(&self, arrived: u64, sender: SenderNo, stored_ms: i64) -> i64 {
-            self.clocks.skew_ms(self.at(arrived), sender, stored_ms)
+        fn skew(&self, time_ms: i64, sender: SenderNo, stored_ms: i64) -> i64 {
+            self.clocks.skew_ms(time_ms, sender, stored_ms)
         }
     }
 
     #[test]
-    fn offsets_count_once_they_have_settled() {
+    fn clocks_differ_by_what_was_written_down() {
         let mut scene = Scene::new();
-        assert_eq!(scene.skew(0, A, 0), 0, "nothing is known");
-        scene.read(0..5, 3_000, 0, -10);
-        assert_eq!(scene.skew(0, A, 0), 0);
-        scene.read(5..6, 3_050, 20, -10);
-        assert_eq!((scene.skew(0, A, 0), scene.skew(9, B, 5), scene.clocks.most_ms()), (3_030, 3_060, 3_060));
-        assert_eq!(scene.skew(0, SenderNo(3), 0), 0, "one that is not known");
-    }
-
-    #[test]
-    fn one_slow_answer_does_not_count() {
-        let mut scene = Scene::new();
-        scene.read(0..9, 0, 0, 0);
-        scene.read(9..10, 400, 0, 0);
-        scene.read(10..14, 0, 0, 0);
-        scene.read(14..18, 400, 0, 0);
-        assert_eq!(scene.skew(20, A, 0), 0);
-        scene.read(18..20, 450, 0, 0);
-        assert_eq!(scene.skew(20, A, 0), 450);
+        assert_eq!((scene.skew(0, A, 0), scene.clocks.offset_ms(0), scene.clocks.most_ms()), (0, 0, 0));
+        scene.read(3_000, 0, &[(A, 1_000)]);
+        assert_eq!((scene.skew(0, A, 5), scene.skew(0, B, 5), scene.clocks.offset_ms(0)), (2_000, 0, 3_000));
+        scene.read(3_050, 0, &[(A, 1_020), (B, -2_000)]);
+        assert_eq!((scene.skew(0, A, 5), scene.skew(0, B, 5), scene.clocks.most_ms()), (2_030, 5_050, 5_050));
     }
 
     #[test]
     fn a_step_of_the_servers_clock_is_no_skew() {
         let mut scene = Scene::new();
-        scene.read(0..6, 2_000, 0, 0);
-        scene.read(6..7, -28_000, 0, 0);
-        scene.read(7..8, -28_000, -30_000, 0);
-        scene.read(8..14, -28_000, -30_000, -30_000);
-        for arrived in [3, 6, 20] {
-            assert_eq!([A, B].map(|sender| scene.skew(arrived, sender, 100)), [2_000, 2_000], "{arrived}");
+        scene.read(2_000, 0, &[(A, 0), (B, 0)]);
+        // B is gone.
+        for a_ms in [0, -30_000, -30_000] {
+            scene.read(2_000, 30_000, &[(A, a_ms), (B, 0)]);
         }
+        assert_eq!([A, B].map(|sender| scene.skew(9_000, sender, 100)), [2_000, 2_000]);
+        scene.read(2_000, 0, &[(A, -30_000), (B, 0)]);
+        scene.read(2_000, 0, &[(A, 0), (B, 0)]);
+        assert_eq!([A, B].map(|sender| scene.skew(9_000, sender, 9_000)), [2_000, 2_000]);
+        assert_eq!(scene.clocks.offset_ms(9_000), 2_000);
     }
 
     #[test]
-    fn what_was_stamped_before_a_step_keeps_its_offset() {
+    fn what_was_stamped_before_a_clock_was_set_keeps_its_offset() {
         let mut scene = Scene::new();
-        scene.read(0..6, 0, 0, 0);
-        scene.clocks.on_stored(A, 6_000);
-        scene.read(6..7, 0, -30_000, 0);
-        scene.clocks.on_stored(A, 7_000);
-        scene.read(7..12, 0, -30_000, 0);
-        assert_eq!([6_000, 6_001].map(|stored_ms| scene.skew(20, A, stored_ms)), [0, 30_000]);
-        assert_eq!(scene.skew(20, B, 9_000), 0);
-        scene.read(12..18, 30_000, -30_000, 0);
-        assert_eq!([11, 12].map(|arrived| scene.skew(arrived, A, 8_000)), [30_000, 60_000]);
-        assert_eq!([11, 12].map(|arrived| scene.skew(arrived, B, 8_000)), [0, 30_000]);
+        scene.read(0, 0, &[(A, 0), (B, 0)]);
+        // At 2 s A is set forward and B back; what they show then.
+        scene.read(0, 0, &[(A, 30_000), (B, -30_000)]);
+        scene.read(0, 0, &[(A, 30_010), (B, -30_000)]);
+        assert_eq!(
+            [1_000, 2_000, 2_001, 32_000].map(|stored_ms| scene.skew(0, A, stored_ms)),
+            [0, 0, -30_010, -30_010]
+        );
+        assert_eq!([-28_000, 2_000, 3_000].map(|stored_ms| scene.skew(0, B, stored_ms)), [0, 0, 30_000]);
+        // And corrected.
+        scene.read(0, 0, &[(A, 0), (B, 0)]);
+        assert_eq!([2_000, 33_000, 35_000].map(|stored_ms| scene.skew(0, A, stored_ms)), [0, -30_010, 0]);
+        assert_eq!([-28_000, 2_000, 5_000].map(|stored_ms| scene.skew(0, B, stored_ms)), [0, 0, 0]);
+        scene.read(30_000, 0, &[(A, 0), (B, 0)]);
+        assert_eq!([5_000, 35_001].map(|time_ms| scene.skew(time_ms, B, 5_000)), [0, 30_000]);
+        assert_eq!([5_000, 35_001].map(|time_ms| scene.clocks.offset_ms(time_ms)), [0, 30_000]);
         assert_eq!(scene.clocks.most_ms(), 60_000);
+    }
+
+    #[test]
+    fn a_few_settings_are_kept() {
+        let mut scene = Scene::new();
+        for minute in 0..20 {
+            scene.read(minute * 60_000, 0, &[(A, 0)]);
+        }
+        assert_eq!(scene.clocks.own.as_ref().map(|own| own.before.len()), Some(BEFORE_MAX));
+        assert_eq!([0, 2_000_000].map(|time_ms| scene.skew(time_ms, A, 0)), [0, 19 * 60_000]);
     }
 }

@@ -25,7 +25,7 @@ pub struct Sender {
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
     clocks: Clocks,
-    /// The last other sender that led.
+    /// The last other sender that has stored something.
     other: Option<SenderNo>,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
@@ -104,7 +104,7 @@ impl Sender {
             series,
             buffer: Buffer::new(bytes_max),
             is_open: true,
-            clocks: Clocks::default(),
+            clocks: Clocks::new(Instant::now()),
             other: None,
             leader_newest: None,
         }
@@ -201,24 +201,31 @@ impl Sender {
 
     /// These series have a sample of `sender` stored at this time, its own or another's. What others stored is known to be committed.
     pub fn on_stored(&mut self, sender: SenderNo, is_own: bool, time_ms: i64, series: impl Iterator<Item = i64>) {
-        self.clocks.on_stored(sender, time_ms);
+        if !is_own {
+            self.other = Some(sender);
+        }
         let is_own = is_own || self.is_alone;
         for series_id in series {
             self.series.observed(series_id, Slot { time_ms, is_own });
         }
     }
 
-    /// The leading `sender`, another one, has stored a sample of this time.
-    pub fn on_leader_stored(&mut self, sender: SenderNo, time_ms: i64, now: Instant) {
-        self.other = Some(sender);
+    /// The leading sender, another one, has stored a sample of this time.
+    pub fn on_leader_stored(&mut self, time_ms: i64, now: Instant) {
         if self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
     }
 
-    /// How far its clock, and those of its group's other senders, are ahead of the server's, ms.
-    pub fn on_clocks(&mut self, own_ms: i64, others: impl Iterator<Item = (SenderNo, i64)>, now: Instant) {
-        self.clocks.on_read(own_ms, others, now);
+    /// See [`Clocks::on_read`].
+    pub fn on_clocks(
+        &mut self,
+        wall_ms: i64,
+        offset_ms: i64,
+        others: impl Iterator<Item = (SenderNo, i64)>,
+        now: Instant,
+    ) {
+        self.clocks.on_read(wall_ms, offset_ms, others, now);
     }
 
     /// Some of what was stored was not observed, nothing of it later than `newest_ms`; series with ids above `floor` were made since.
@@ -312,8 +319,9 @@ impl Sender {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);
-            // Those that came at one time were stamped by one clock.
-            for samples in of_series.chunk_by(|one, next| one.arrived == next.arrived) {
+            // Each is judged by how far the clock was off that stamped it.
+            let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
+            for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
                 let by = |stored: &StoredTime| Stored {
                     time_ms: stored.time_ms,
                     by: self.by(&samples[0], *stored, around, own),
@@ -333,23 +341,22 @@ impl Sender {
 
     fn by(&self, sample: &Buffered, stored: StoredTime, around: &Around, own: SenderNo) -> By {
         let StoredTime { time_ms, sender } = stored;
-        let other = |sender| By::Other { skew_ms: self.clocks.skew_ms(sample.arrived, sender, time_ms) };
+        let Row { series_id, time_ms: sample_ms, .. } = sample.row;
+        let other = |sender| By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) };
         if self.is_alone {
             return By::Own;
         }
         match sender {
             Some(sender) if sender == own => By::Own,
             Some(sender) => other(sender),
+            None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
+            // It may be its own.
+            None if self.series.is_in_step(series_id, sample_ms, time_ms) == Some(true) => By::Other { skew_ms: 0 },
             None => {
                 // Who led then has stored it, perhaps: what a standby had is stored in its term, too.
-                let offset_ms = self.clocks.own_ms(sample.arrived);
-                let begun =
-                    around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
+                let server_ms = time_ms.saturating_sub(self.clocks.offset_ms(sample_ms));
+                let begun = around.terms.partition_point(|(began_ms, _)| *began_ms <= server_ms);
                 match around.terms[..begun].last() {
-                    // One that is not scraped regularly does not cover itself.
-                    Some((_, sender)) if *sender == own && self.series.get(sample.row.series_id).is_irregular => {
-                        By::Own
-                    }
                     Some((_, sender)) if *sender == own => By::Other { skew_ms: 0 },
                     Some((_, sender)) => other(*sender),
                     None => self.other.map_or(By::Other { skew_ms: 0 }, other),
@@ -362,7 +369,7 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let slot = Slot { time_ms: last.time_ms, is_own: last.sender == Some(own) };
+                let slot = Slot { time_ms: last.time_ms, is_own: self.is_alone || last.sender == Some(own) };
                 self.series.stored(*series_id, slot);
             }
         }
@@ -380,9 +387,9 @@ impl Sender {
         &self.buffer
     }
 
-    /// How far the clock that stamped a sample was ahead of that of the last other leader, when it stored one at `stored_ms`.
+    /// How far the clock that stamped a sample was ahead of that of another sender, when that stored one at `stored_ms`.
     fn skew_ms(&self, sample: &Buffered, stored_ms: i64) -> i64 {
-        self.other.map_or(0, |other| self.clocks.skew_ms(sample.arrived, other, stored_ms))
+        self.other.map_or(0, |other| self.clocks.skew_ms(sample.row.time_ms, other, stored_ms))
     }
 
     /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.
@@ -491,7 +498,7 @@ mod tests {
         fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
                 self.sender.on_stored(OTHER, false, *time_ms, [1].into_iter());
-                self.sender.on_leader_stored(OTHER, *time_ms, self.now);
+                self.sender.on_leader_stored(*time_ms, self.now);
             }
         }
 
@@ -648,22 +655,25 @@ mod tests {
         assert!(!missing(10_000, false, &stored_by(Some(OWN))));
         assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
         assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
-        assert!(!missing(13_000, false, &stored_by(None)), "sealed");
+        assert!(missing(13_000, false, &stored_by(None)), "sealed, and known to be its own");
+        let sealed = around(&[(100_000, None), (110_000, None), (120_000, None)]);
+        assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
         alone.on_stored(OTHER, false, 10_000, [1].into_iter());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
+        let mut sealed = around(&[]);
+        sealed.last_ms.insert(1, StoredTime { time_ms: 20_000, sender: None });
+        alone.on_reconciled(&[], &[1], &sealed, OWN);
+        assert!(!alone.is_covered(&late(&[20_001], false)[0]), "whoever stored it");
     }
 
     #[test]
     fn the_clock_of_who_led_counts_where_samples_are_sealed() {
         let mut scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
         let third = SenderNo(3);
-        for _ in 0..7 {
-            scene.after(1);
-            scene.sender.on_clocks(0, [(OTHER, -5_000), (third, -60_000)].into_iter(), scene.now);
-        }
+        scene.sender.on_clocks(0, 0, [(OTHER, -5_000), (third, -60_000)].into_iter(), scene.now);
         let led = Around { terms: vec![(0, OTHER), (50_000, third)], ..around(&[(40_000, None), (50_000, None)]) };
         let missing = times(&scene.sender.missing(&late(&[34_000, 61_000, 96_000, 116_000], false), &led, OWN));
         assert_eq!(missing, [34_000, 116_000]);
@@ -672,11 +682,7 @@ mod tests {
     #[test]
     fn a_clock_that_is_off_shifts_what_is_missing() {
         let mut scene = Scene::standing_by(&[], &[]);
-        // Known once it has stayed so for a while.
-        for _ in 0..7 {
-            scene.after(1);
-            scene.sender.on_clocks(0, [(OTHER, -50_000)].into_iter(), scene.now);
-        }
+        scene.sender.on_clocks(0, 0, [(OTHER, -50_000)].into_iter(), scene.now);
         scene.stored(&[10_000, 20_000, 30_000]);
         for time_ms in [0, 10_000, 20_000] {
             scene.sender.buffer(&[row(time_ms)], Uuid::nil(), scene.now).unwrap();

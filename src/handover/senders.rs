@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
+use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
 use crate::handover::sender::Sender;
@@ -84,7 +85,7 @@ const PART_OF_MEMORY: usize = 4;
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What takes longer tells too little of the server's clock, ms.
-const ROUND_TRIP_MAX_MS: i64 = 200;
+const ROUND_TRIP_MAX_MS: i64 = 100;
 
 /// A clock offset is written down when it differs by so much, ms, from the one written last.
 const OFFSET_NEWS_MS: i64 = 50;
@@ -207,8 +208,8 @@ impl Senders {
                         *told_offset_ms = Some(offset_ms);
                     }
                 }
-                let fence =
-                    group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                let fence = group.leading().map(|leading| leading.fence);
                 match handover.look(fence).await {
                     // The next observation shows the new term.
                     Ok(()) | Err(Error::Fenced) => {}
@@ -259,7 +260,7 @@ impl Senders {
             for handover in members.values().flat_map(|(_, handovers)| handovers) {
                 let others = observed.senders.iter().filter(|sender| Some(sender.sender) != handover.number_if_known());
                 let others = others.map(|sender| (sender.sender, sender.clock_offset_ms));
-                handover.with(|state| state.on_clocks(observed.clock_offset_ms, others, now));
+                handover.with(|state| state.on_clocks(now_ms(), observed.clock_offset_ms, others, Instant::now()));
             }
         }
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
@@ -305,7 +306,7 @@ fn on_stored(
         handover.with(|state| {
             state.on_stored(sender, is_own, time_ms, series.clone());
             if leading.is_some() && !is_own {
-                state.on_leader_stored(sender, time_ms, now);
+                state.on_leader_stored(time_ms, now);
             }
         });
     }

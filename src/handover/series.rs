@@ -86,8 +86,6 @@ pub struct Known {
     pub interval_ms: i64,
     /// What its few steps make it look like, ms; 0 if there are none.
     pub guess_ms: i64,
-    /// Its interval is known, and not kept to: its samples come from what is not scraped regularly.
-    pub is_irregular: bool,
 }
 
 /// Ids come from a sequence, so pages are few and their numbers spread by themselves. The map tells entries apart by the topmost bits
@@ -149,15 +147,15 @@ impl Entry {
         }
     }
 
-    /// Scrapes lie whole intervals before the newest one; what an exporter stamps lies anywhere. `false` too if the interval is not
-    /// known to the millisecond.
-    fn is_between_scrapes(&self, time_ms: i64) -> bool {
+    /// Whether what was scraped at one time may have been scraped at the other, too: whole intervals lie between them. `None` if the
+    /// interval is not known to the millisecond.
+    fn is_in_step(&self, one_ms: i64, other_ms: i64) -> Option<bool> {
         let interval_ms = i64::from(self.interval_ms);
         if self.exact < EXACT_SURE || interval_ms == 0 {
-            return false;
+            return None;
         }
-        let off_ms = self.sent_ms.saturating_sub(time_ms) % interval_ms;
-        off_ms.min(interval_ms - off_ms) > interval_ms / GRID_PART
+        let off_ms = one_ms.saturating_sub(other_ms).saturating_abs() % interval_ms;
+        Some(off_ms.min(interval_ms - off_ms) <= interval_ms / GRID_PART)
     }
 
     /// The stored times known, newest first.
@@ -224,7 +222,8 @@ impl SeriesTimes {
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            return entry.is_between_scrapes(time_ms);
+            // What is not in step was not scraped: an exporter has stamped it.
+            return entry.is_in_step(time_ms, entry.sent_ms) == Some(false);
         }
         let step_ms = time_ms.saturating_sub(entry.sent_ms);
         entry.sent_ms = time_ms;
@@ -279,20 +278,19 @@ impl SeriesTimes {
     #[must_use]
     pub fn get(&self, series_id: i64) -> Known {
         let Some(entry) = self.find(series_id) else {
-            return Known {
-                last: None,
-                is_bounded: series_id > self.floor,
-                interval_ms: 0,
-                guess_ms: 0,
-                is_irregular: false,
-            };
+            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0 };
         };
         let interval_ms = if entry.flags & SURE != 0 { i64::from(entry.interval_ms) } else { 0 };
         let guess_ms = i64::from(entry.interval_ms);
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
-        let is_irregular = interval_ms > 0 && entry.exact < EXACT_SURE;
-        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms, is_irregular }
+        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms }
+    }
+
+    /// Whether one who scrapes a series at `one_ms` scrapes it at `other_ms`, too; `None` if that is not known.
+    #[must_use]
+    pub fn is_in_step(&self, series_id: i64, one_ms: i64, other_ms: i64) -> Option<bool> {
+        self.find(series_id)?.is_in_step(one_ms, other_ms)
     }
 
     /// The newest stored times known of a series, newest first.
@@ -365,10 +363,7 @@ mod tests {
             assert!(!series.sent(1, time_ms));
             assert_eq!(known(&series), expected, "{time_ms}");
         }
-        assert_eq!(
-            series.get(2),
-            Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0, is_irregular: false }
-        );
+        assert_eq!(series.get(2), Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0 });
         assert!((13_000..17_000).contains(&series.usual_ms()));
         for time_ms in (1..20).map(|n| 105_000 + n * 5_000) {
             series.sent(1, time_ms);

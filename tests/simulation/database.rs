@@ -129,9 +129,7 @@ impl Database {
     /// Found or made.
     pub(crate) fn sender_no(&mut self, replica: usize) -> SenderNo {
         let next = SenderNo(i32::try_from(self.senders.len()).unwrap_or(0) + 1);
-        let number = *self.senders.entry(replica).or_insert(next);
-        self.offsets_ms.entry(number).or_insert(0);
-        number
+        *self.senders.entry(replica).or_insert(next)
     }
 
     /// The ids of series, found or made.
@@ -207,6 +205,10 @@ impl Database {
             self.sealed_to = self.snapshot();
         }
         count
+    }
+
+    pub(crate) fn is_sealed(&self, series_id: i64, time_ms: i64) -> bool {
+        self.times.get(&(series_id, time_ms)) == Some(&None)
     }
 
     /// The least number of a transaction that may still end.

@@ -415,13 +415,14 @@ impl Senders {
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());
         let observed = self.store.observe(from.clone(), own).await?;
-        if let Some(own_ms) =
+        if let Some(offset_ms) =
             observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks))
         {
             for member in &members {
                 let others = observed.offsets_ms.iter().filter(|(sender, _)| Some(**sender) != member.number.get());
                 let others: Vec<(SenderNo, i64)> = others.map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
-                member.with(|state| state.on_clocks(own_ms, others.into_iter(), now));
+                member
+                    .with(|state| state.on_clocks(self.store.wall_ms(), offset_ms, others.into_iter(), self.instant()));
             }
         }
         let leading = self.leading.get();
@@ -440,7 +441,7 @@ impl Senders {
                 member.with(|state| {
                     state.on_stored(sender, is_own, time_ms, std::iter::once(series_id));
                     if leading.is_some_and(|leading| leading.sender == Some(sender)) && !is_own {
-                        state.on_leader_stored(sender, time_ms, now);
+                        state.on_leader_stored(time_ms, now);
                     }
                 });
             }

@@ -59,6 +59,8 @@ pub(crate) struct Verdict {
     /// Samples that an exporter stamped out of order, in the midst of another replica's, and only one replica got hold of: taken
     /// for scrapes that are sent again.
     pub(crate) dense: usize,
+    /// Samples that run backwards beside one of which nobody knows any more, once it is sealed, by which clock it was stamped.
+    pub(crate) disordered: usize,
     /// Samples that could only have been stored in the wrong order, because clocks differ.
     pub(crate) orderless: usize,
     pub(crate) acknowledged: usize,
@@ -129,6 +131,23 @@ impl World {
         first.is_none_or(|first| self.now() < first) || last.is_none_or(|last| tag.true_ms > last + 5_000)
     }
 
+    /// How far the clock that stamped a sample may have been off from another replica's.
+    fn skew_ms(&self, tag: Tag) -> i64 {
+        let offsets_ms = &self.settings.offsets[..self.settings.replicas];
+        let static_ms =
+            offsets_ms.iter().map(|offset_ms| offset_ms.abs_diff(offsets_ms[tag.replica])).max().unwrap_or(0);
+        let set_ms = self.settings.faults.iter().map(|one| match one.fault {
+            // What was stamped before it may have come after it.
+            Fault::Clock { host: Some(_), by_ms }
+                if (one.at - 60_000..one.at + one.for_ms + 60_000).contains(&tag.true_ms) =>
+            {
+                by_ms.abs()
+            }
+            _ => 0,
+        });
+        i64::try_from(static_ms).unwrap_or(i64::MAX) + set_ms.sum::<i64>()
+    }
+
     // ---- what is stored
 
     pub(crate) fn judge_commit(&self, rows: &[Row], sender: SenderNo, fence: Option<Fence>, is_reconciled: bool) {
@@ -146,8 +165,8 @@ impl World {
         let word = if is_reconciled { "reconciles" } else { "appends" };
         let shown: Vec<Row> = rows.iter().map(|row| self.as_judged(row)).collect();
         self.say(format_args!("server: {word} of sender {} {}", sender.0, show(&shown)));
-        for row in &shown {
-            self.judge_row(row);
+        for (row, stored) in shown.iter().zip(rows) {
+            self.judge_row(row, stored.series_id);
         }
     }
 
@@ -165,7 +184,8 @@ impl World {
         Row { series_id: self.database.borrow().series[id] as i64, ..*row }
     }
 
-    fn judge_row(&self, row: &Row) {
+    /// `id` is the series' in the database.
+    fn judge_row(&self, row: &Row, id: i64) {
         let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
         let mut stored = self.judge.stored.borrow_mut();
         stored.resize_with(self.settings.target_of.len(), BTreeMap::new);
@@ -200,6 +220,10 @@ impl World {
             let step_ms = if is_earlier { tag.true_ms - other.true_ms } else { other.true_ms - tag.true_ms };
             let are_known = self.is_clock_known(tag) && self.is_clock_known(other);
             if self.is_counter(series) && step_ms < -CLOCK_ERROR_MS && are_known {
+                if self.database.borrow().is_sealed(id, other_ms) {
+                    self.judge.verdict.borrow_mut().disordered += 1;
+                    continue;
+                }
                 self.broken(format!(
                     "backwards: series {series} at {} has {tag:?}, at {} {other:?}",
                     at(time_ms),
@@ -313,13 +337,25 @@ impl World {
             verdict.died += 1;
             return;
         }
-        if tag.is_exact && self.is_covered(stored, time_ms, tag, interval_ms, self.jitter_ms(series)) {
+        // An exporter that is often late is taken for one that is scraped less often.
+        let is_late = matches!(self.settings.target(series).kind, Kind::Late { .. });
+        let dense_ms = if is_late { 2 * interval_ms } else { interval_ms };
+        if (tag.is_exact || is_late) && self.is_covered(stored, time_ms, tag, dense_ms, self.jitter_ms(series)) {
             verdict.dense += 1;
             return;
         }
         let is_between = |after: i64, before: i64| after > tag.true_ms || before < tag.true_ms;
         let before = stored.range(..time_ms).map(|(_, tag)| tag.true_ms).max().unwrap_or(i64::MIN);
         let after = stored.range(time_ms..).map(|(_, tag)| tag.true_ms).min().unwrap_or(i64::MAX);
+        let skew_ms = self.skew_ms(tag);
+        if skew_ms > interval_ms / 2 - self.jitter_ms(series) {
+            let reach_ms = skew_ms + interval_ms / 2 + self.jitter_ms(series);
+            let mut near = stored.range(time_ms.saturating_sub(reach_ms)..=time_ms.saturating_add(reach_ms));
+            if near.any(|(_, other)| other.replica != tag.replica) {
+                verdict.orderless += 1;
+                return;
+            }
+        }
         // What an exporter stamps does not go by the clocks of those who scrape it, and nobody knows which series those are.
         let is_exported = matches!(self.settings.target(series).kind, Kind::Exported { .. });
         if (is_exported || !tag.is_exact && is_between(before, after)) && !self.are_clocks_equal() {

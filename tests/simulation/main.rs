@@ -82,6 +82,7 @@ struct Totals {
     dense: usize,
     young: usize,
     orderless: usize,
+    disordered: usize,
     broken: Vec<(u64, String)>,
 }
 
@@ -109,6 +110,7 @@ impl Totals {
         self.dense += verdict.dense;
         self.young += verdict.young;
         self.orderless += verdict.orderless;
+        self.disordered += verdict.disordered;
         self.broken.extend(verdict.broken.map(|broken| (seed, broken)));
     }
 
@@ -125,6 +127,7 @@ impl Totals {
         self.dense += part.dense;
         self.young += part.young;
         self.orderless += part.orderless;
+        self.disordered += part.disordered;
         self.broken.extend(part.broken);
         self.broken.sort();
         self

@@ -22,7 +22,7 @@ use crate::world::World;
 const SEND_TIMEOUT_MS: Ms = 10_000;
 
 /// What takes longer tells too little of the server's clock.
-const ROUND_TRIP_MAX_MS: Ms = 200;
+const ROUND_TRIP_MAX_MS: Ms = 100;
 
 /// See the module.
 pub(crate) struct Store {
@@ -59,7 +59,7 @@ impl Store {
         }
     }
 
-    fn wall_ms(&self) -> i64 {
+    pub(crate) fn wall_ms(&self) -> i64 {
         self.world.clock_ms(Some(self.world.host_of(self.adapter)))
     }
 

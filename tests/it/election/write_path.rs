@@ -40,9 +40,9 @@ async fn one_alone_whose_writes_fail_stores_again_once_they_do_not() {
     a.wait("leader").await;
     a.takes().await;
     let seen = a.log_len();
-    db.run("ALTER TABLE metrics_requests RENAME TO metrics_away").await;
+    db.run("ALTER TABLE metrics_hot RENAME TO metrics_away").await;
     a.adapter.process().wait_for_log_after(seen, "no write of this adapter was committed for", SOON).await;
-    db.run("ALTER TABLE metrics_away RENAME TO metrics_requests").await;
+    db.run("ALTER TABLE metrics_away RENAME TO metrics_hot").await;
     let before = a.sender.acknowledged().all;
     let takes = async || (a.sender.acknowledged().all > before + 10).then_some(());
     a.adapter.process().wait_until("it stores again", SOON, takes).await;
