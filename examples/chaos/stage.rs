@@ -230,7 +230,8 @@ impl<'a> Stage<'a> {
         let host = |(number, (cluster, index)): (usize, (&'static str, usize))| {
             let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { number }]);
             let namespace = namespace(if mode.is_balanced() { index } else { number });
-            Host::new(Identity { cluster, index, namespace, balancer, number }, setup.shape)
+            let random = Random(random.0.wrapping_add(number as u64));
+            Host::new(Identity { cluster, index, namespace, balancer, number, random }, setup.shape)
         };
         let hosts: Vec<Host> = replicas().enumerate().map(host).collect();
         let skews_ms = hosts.chunks(mode.replicas()).map(|hosts| hosts.iter().map(Host::skew_ms).collect()).collect();

@@ -318,7 +318,7 @@ pub(crate) async fn idle(context: &Context<'_>) -> Outcome {
 
 pub(crate) async fn labels_idle(context: &Context<'_>, by_labels: ByLabels) -> Outcome {
     let usual = Setup::default();
-    let arguments = vec!["-metrics-high-availability-timeout=auto".to_owned()];
+    let arguments = vec![format!("-metrics-high-availability-timeout={}s", 2.5 * RARE)];
     let mode = Mode::ByLabels(by_labels);
     let mut stage = context.set(Setup { mode, arguments, shape: rare(usual.shape), ..usual }).await;
     stage.record().takeover_wanted = 2.5 * RARE + 1.0;
