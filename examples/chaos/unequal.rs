@@ -21,7 +21,14 @@ pub(crate) async fn union(mut stage: Stage<'_>, has_markers: bool) -> Outcome {
     sleep(8.0).await;
     crash_once(&mut stage).await;
     sleep(8.0).await;
-    // An adapter that is told to end has samples that nobody else has scraped, whether it leads or not.
+    nothing_is_missed(&mut stage);
+    stage.finish().await.0
+}
+
+/// An adapter that is told to end has samples that nobody else has scraped, whether it leads or not.
+pub(crate) async fn union_stops(mut stage: Stage<'_>) -> Outcome {
+    fault(&stage, |faults| faults.missed = 5);
+    sleep(8.0).await;
     let leader = stage.healthy().await;
     for host in [1 - leader, leader] {
         stage.event(format!("SIGTERM {}", REPLICAS[host]));
@@ -31,9 +38,13 @@ pub(crate) async fn union(mut stage: Stage<'_>, has_markers: bool) -> Outcome {
         stage.healthy().await;
         sleep(4.0).await;
     }
-    stage.event("nothing is missed any more");
-    fault(&stage, |faults| faults.missed = 0);
+    nothing_is_missed(&mut stage);
     stage.finish().await.0
+}
+
+fn nothing_is_missed(stage: &mut Stage<'_>) {
+    stage.event("nothing is missed any more");
+    fault(stage, |faults| faults.missed = 0);
 }
 
 /// All stop sending when only a standby has some of what was scraped.
@@ -48,7 +59,7 @@ pub(crate) async fn labels_union(mut stage: Stage<'_>) -> Outcome {
     sleep(8.0).await;
     replica_killed_once(&mut stage, 0, 3.0).await;
     sleep(8.0).await;
-    fault(&stage, |faults| faults.missed = 0);
+    nothing_is_missed(&mut stage);
     stage.finish().await.0
 }
 
