@@ -54,7 +54,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 65] = [
+pub(crate) const CASES: [Case; 66] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -87,7 +87,8 @@ pub(crate) const CASES: [Case; 65] = [
     case("skew-ahead", false, Needs::Clock, "leader's clock 30 s ahead, it crashes and comes back"),
     case("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back"),
     case("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby"),
-    case("union", true, Needs::Nothing, "each side does not make 5 % of its scrapes; a crash, a rolling restart"),
+    case("union", true, Needs::Nothing, "each side does not make 5 % of its scrapes, leader crashes"),
+    case("union-stops", false, Needs::Nothing, "the same, rolling restart of both adapters"),
     case("union-ends", false, Needs::Nothing, "the same, and then both Prometheis stop"),
     case("union-failed", false, Needs::Nothing, "the same, and scrapes that fail leave stale markers"),
     case("blind", false, Needs::Nothing, "leader's Prometheus reaches half of the targets only, it crashes"),
@@ -148,7 +149,12 @@ pub(crate) const CASES: [Case; 65] = [
     ),
     case("labels-idle", false, Needs::Nothing, "by labels: connections closed when idle; the leading replica killed"),
     case("labels-adapter-cut", false, Needs::Network, "an adapter's host cut off, a leading replica killed meanwhile"),
-    case("mixture", false, Needs::Nothing, "chance: one failure after another"),
+    case(
+        "mixture",
+        false,
+        Needs::Nothing,
+        "chance: one failure after another, each side misses some and is late with some",
+    ),
     case("labels-mixture", false, Needs::Nothing, "by labels, chance: one failure after another"),
 ];
 
@@ -236,6 +242,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "backlog" => backlog(context).await,
         "union" => unequal::union(context.set(usual).await, false).await,
         "union-failed" => unequal::union(context.set(usual).await, true).await,
+        "union-stops" => unequal::union_stops(context.set(usual).await).await,
         "union-ends" => unequal::union_ends(context.set(usual).await).await,
         "blind" => unequal::blind(context.set(usual).await).await,
         "late" => unequal::late(context.set(usual).await).await,
@@ -789,6 +796,11 @@ async fn mixture(context: &Context<'_>) -> Outcome {
     let arguments = vec!["-leader-election-pg-advisory-lock-prometheus-timeout=2500ms".to_owned()];
     let mut stage = context.set(Setup { arguments, ..Setup::default() }).await;
     stage.record().takeover_wanted = stage.setup.lease_seconds;
+    // Neither side has all, nor in order. Only a standby that is killed loses what it alone was sent, and none is.
+    let unequal = |stage: &Stage<'_>, percent| {
+        stage.hosts.iter().for_each(|host| host.fault(|faults| (faults.missed, faults.late) = (percent, percent)));
+    };
+    unequal(&stage, 3);
     let began = Instant::now();
     let mut played = 0;
     while began.elapsed() < context.mixture {
@@ -809,6 +821,7 @@ async fn mixture(context: &Context<'_>) -> Outcome {
         }
         played += 1;
     }
+    unequal(&stage, 0);
     stage.record().notes.push(format!("{played} failures"));
     stage.finish().await.0
 }

@@ -113,6 +113,8 @@ pub(crate) struct Identity {
     pub(crate) balancer: Arc<Balancer>,
     /// Which of the balancer's senders it is.
     pub(crate) number: usize,
+    /// Where its chance comes from.
+    pub(crate) random: Random,
 }
 
 /// A Prometheus; ends with its owner.
@@ -173,7 +175,7 @@ struct Queue {
 impl Host {
     /// Not started.
     pub(crate) fn new(identity: Identity, shape: Shape) -> Self {
-        let Identity { cluster, index, namespace, balancer, number } = identity;
+        let Identity { cluster, index, namespace, balancer, number, random } = identity;
         let all = shape.series + shape.rules;
         let replica = REPLICAS[index];
         let own: Vec<Vec<usize>> =
@@ -192,7 +194,7 @@ impl Host {
             scrapes_until_ms: AtomicI64::new(i64::MAX),
             frozen: AtomicBool::new(false),
             faults: Mutex::default(),
-            random: Mutex::new(Random(number as u64 + 1)),
+            random: Mutex::new(random),
             failing: Mutex::default(),
             late: Mutex::default(),
             skew_ms: Arc::default(),

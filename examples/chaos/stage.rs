@@ -25,8 +25,8 @@ use crate::witness;
 /// A wait that takes longer has failed, and the case with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What was acknowledged is covered by then: where an interval is not known, adapters compare after 125 s what stays uncovered.
-const COVERED_WITHIN: Duration = Duration::from_secs(150);
+/// Two intervals and so long after it was acknowledged a sample is covered: 5 s are the adapter's, the rest is for a busy machine.
+const COVERED_WITHIN: Duration = Duration::from_secs(25);
 
 /// What takes longer than this to be covered is worth a note.
 const SOON: Duration = Duration::from_secs(3);
@@ -230,7 +230,8 @@ impl<'a> Stage<'a> {
         let host = |(number, (cluster, index)): (usize, (&'static str, usize))| {
             let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { number }]);
             let namespace = namespace(if mode.is_balanced() { index } else { number });
-            Host::new(Identity { cluster, index, namespace, balancer, number }, setup.shape)
+            let random = Random(random.0.wrapping_add(number as u64));
+            Host::new(Identity { cluster, index, namespace, balancer, number, random }, setup.shape)
         };
         let hosts: Vec<Host> = replicas().enumerate().map(host).collect();
         let skews_ms = hosts.chunks(mode.replicas()).map(|hosts| hosts.iter().map(Host::skew_ms).collect()).collect();
@@ -574,12 +575,13 @@ impl<'a> Stage<'a> {
     /// Waits until all that was acknowledged so far is covered: what the leader has not scraped is a while later.
     pub(crate) async fn covered(&mut self) {
         let (promised, began, client) = (self.promised(), Instant::now(), self.client().await);
-        let mut first = None;
+        let interval_ms = self.setup.shape.interval_ms.unsigned_abs();
+        let (within, mut first) = (COVERED_WITHIN + 2 * Duration::from_millis(interval_ms), None);
         loop {
             let stored = judge::read(&client, self.setup.mode, &self.setup.shape).await;
             let findings = judge::judge(&promised, &stored.expect("cannot read what is stored"));
             let took = began.elapsed();
-            if findings.lost == 0 || took > COVERED_WITHIN {
+            if findings.lost == 0 || took > within {
                 if let Some(first) = first.filter(|_| took > SOON) {
                     let note = format!("{first} missing at first, {} after {:.0} s", findings.lost, took.as_secs_f64());
                     self.record.notes.push(note);

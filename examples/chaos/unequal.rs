@@ -21,7 +21,14 @@ pub(crate) async fn union(mut stage: Stage<'_>, has_markers: bool) -> Outcome {
     sleep(8.0).await;
     crash_once(&mut stage).await;
     sleep(8.0).await;
-    // An adapter that is told to end has samples that nobody else has scraped, whether it leads or not.
+    nothing_is_missed(&mut stage);
+    stage.finish().await.0
+}
+
+/// An adapter that is told to end has samples that nobody else has scraped, whether it leads or not.
+pub(crate) async fn union_stops(mut stage: Stage<'_>) -> Outcome {
+    fault(&stage, |faults| faults.missed = 5);
+    sleep(8.0).await;
     let leader = stage.healthy().await;
     for host in [1 - leader, leader] {
         stage.event(format!("SIGTERM {}", REPLICAS[host]));
@@ -31,9 +38,13 @@ pub(crate) async fn union(mut stage: Stage<'_>, has_markers: bool) -> Outcome {
         stage.healthy().await;
         sleep(4.0).await;
     }
-    stage.event("nothing is missed any more");
-    fault(&stage, |faults| faults.missed = 0);
+    nothing_is_missed(&mut stage);
     stage.finish().await.0
+}
+
+fn nothing_is_missed(stage: &mut Stage<'_>) {
+    stage.event("nothing is missed any more");
+    fault(stage, |faults| faults.missed = 0);
 }
 
 /// All stop sending when only a standby has some of what was scraped.
@@ -48,7 +59,7 @@ pub(crate) async fn labels_union(mut stage: Stage<'_>) -> Outcome {
     sleep(8.0).await;
     replica_killed_once(&mut stage, 0, 3.0).await;
     sleep(8.0).await;
-    fault(&stage, |faults| faults.missed = 0);
+    nothing_is_missed(&mut stage);
     stage.finish().await.0
 }
 
@@ -82,7 +93,10 @@ pub(crate) async fn late(mut stage: Stage<'_>) -> Outcome {
 
 pub(crate) async fn history(context: &Context<'_>) -> Outcome {
     let usual = Setup::default();
-    let mut stage = context.set(Setup { shape: Shape { series: 200, ..usual.shape }, ..usual }).await;
+    let mut stage =
+        context.set(Setup { shape: Shape { series: 200, ..usual.shape }, lease_seconds: 5.0, ..usual }).await;
+    // What is buffered is compared before anything else is stored.
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
     sleep(2.0).await;
     let leader = stage.healthy().await;
     let ago_ms = |days: i64| now_ms() - days * DAY_MS;
@@ -114,6 +128,7 @@ pub(crate) async fn replay(context: &Context<'_>) -> Outcome {
     let shape = Shape { series: 200, interval_ms: 5_000, shards: 2, ..usual.shape };
     let arguments = vec!["-pg-prometheus-chunk-interval=5m".to_owned()];
     let mut stage = context.set(Setup { shape, arguments, lease_seconds: 10.0, senders: false, ..usual }).await;
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
     let began_ms = now_ms() - HOUR_MS / 2;
     for host in &stage.hosts {
         host.remember(360);
@@ -295,7 +310,8 @@ fn rare(usual: Shape) -> Shape {
 pub(crate) async fn idle(context: &Context<'_>) -> Outcome {
     let usual = Setup::default();
     let mut stage = context.set(Setup { shape: rare(usual.shape), ..usual }).await;
-    stage.record().takeover_wanted = RARE + 2.0;
+    // A sender that opens a connection for each request says nothing by closing it: it is silent after two and a half of its gaps.
+    stage.record().takeover_wanted = 2.5 * RARE + 1.0;
     let leader = stage.healthy().await;
     sleep(LEARNING + 3.0 * RARE).await;
     stage.event("connections are cut again and again");
@@ -313,10 +329,10 @@ pub(crate) async fn idle(context: &Context<'_>) -> Outcome {
 
 pub(crate) async fn labels_idle(context: &Context<'_>, by_labels: ByLabels) -> Outcome {
     let usual = Setup::default();
-    let arguments = vec!["-metrics-high-availability-timeout=auto".to_owned()];
+    let arguments = vec![format!("-metrics-high-availability-timeout={}s", 2.5 * RARE)];
     let mode = Mode::ByLabels(by_labels);
     let mut stage = context.set(Setup { mode, arguments, shape: rare(usual.shape), ..usual }).await;
-    stage.record().takeover_wanted = RARE + 3.0;
+    stage.record().takeover_wanted = 2.5 * RARE + 1.0;
     let before = [stage.leading(0).await, stage.leading(1).await];
     sleep(LEARNING + 3.0 * RARE).await;
     stage.event("connections are cut again and again");
@@ -333,6 +349,7 @@ pub(crate) async fn labels_idle(context: &Context<'_>, by_labels: ByLabels) -> O
 }
 
 pub(crate) async fn resent(mut stage: Stage<'_>) -> Outcome {
+    stage.record().takeover_wanted = stage.setup.lease_seconds;
     sleep(1.0).await;
     stage.event("some is refused, all is sent again");
     fault(&stage, |faults| (faults.poison, faults.repeats) = (true, true));

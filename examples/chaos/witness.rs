@@ -38,7 +38,8 @@ CREATE FUNCTION chaos_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     FROM (SELECT DISTINCT d.labels->>'cluster' AS cluster, (ARRAY[REPLICAS])[1 + CASE
               WHEN d.metric_name = 'chaos:rule' THEN round((u.value - floor(u.value)) * 4)::integer
               ELSE array_position(ARRAY[PHASES], (extract(epoch FROM a.time) * 1000)::bigint % INTERVAL) - 1 END] AS replica
-          FROM added a, unnest(a.series, a.value) AS u (id, value) JOIN metrics_labels d ON d.id = u.id) s
+          FROM added a, unnest(a.series, a.value) AS u (id, value) JOIN metrics_labels d ON d.id = u.id
+          WHERE d.metric_name <> 'chaos_stranger') s
     JOIN metrics_leader l ON l.group_name = 'cluster ' || s.cluster;
     RETURN NULL; END $$;
 CREATE TRIGGER chaos_write AFTER INSERT ON metrics_hot
