@@ -158,12 +158,15 @@ impl Buffer {
         (covered, due)
     }
 
-    /// Takes out what came first: whole blocks, until there are `count` samples or none are left.
+    /// Takes out what came first: whole requests, until there are `count` samples or none are left.
     pub fn take(&mut self, count: usize) -> Vec<Buffered> {
-        let mut taken = Vec::new();
-        while taken.len() < count
+        let mut taken: Vec<Buffered> = Vec::new();
+        let mut request = None;
+        while let Some(next) = self.blocks.front().map(|block| (block.arrived, block.key))
+            && (taken.len() < count || request == Some(next))
             && let Some(block) = self.blocks.pop_front()
         {
+            request = Some(next);
             self.bytes -= block.bytes();
             self.samples -= block.values.len();
             taken.extend(block.samples());
@@ -260,6 +263,16 @@ mod tests {
 
     fn times(samples: &[Buffered]) -> Vec<i64> {
         samples.iter().map(|sample| sample.row.time_ms).collect()
+    }
+
+    #[test]
+    fn a_request_is_taken_out_whole() {
+        let (now, day_ms) = (Instant::now(), 86_400_000);
+        let mut buffer = Buffer::new(usize::MAX);
+        buffer.add(&[sample(1, 0, now), sample(1, 40 * day_ms, now)]).unwrap();
+        buffer.add(&[sample(1, 1, now + Duration::from_secs(1))]).unwrap();
+        assert_eq!(times(&buffer.take(1)), [0, 40 * day_ms], "what is stored under its key is all of it");
+        assert_eq!(times(&buffer.take(1)), [1]);
     }
 
     #[test]

@@ -130,16 +130,17 @@ impl Entry {
         flags: 0,
     };
 
-    fn vote(&mut self, step_ms: u32, votes_max: u8) {
+    fn vote(&mut self, step_ms: u32, is_shared: bool) {
         if self.votes == 0 {
             (self.flags, self.exact) = (self.flags & !SURE, 0);
         }
         let is_close = step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4;
-        vote(&mut self.interval_ms, &mut self.votes, votes_max, step_ms);
-        // Not right after another step: what is sent has changed, perhaps from history to scrapes.
-        match is_close && self.votes >= VOTES_SURE {
-            true => self.flags |= SURE,
-            false => self.flags &= !SURE,
+        vote(&mut self.interval_ms, &mut self.votes, if is_shared { SHARED_VOTES_MAX } else { VOTES_MAX }, step_ms);
+        if is_close && self.votes >= VOTES_SURE {
+            self.flags |= SURE;
+        } else if !is_shared {
+            // Not right after another step: what is sent has changed, perhaps from history to scrapes.
+            self.flags &= !SURE;
         }
         match step_ms.abs_diff(self.interval_ms) {
             0 | 1 => self.exact = (self.exact + 1).min(EXACT_MAX),
@@ -243,7 +244,7 @@ impl SeriesTimes {
                 // What another adapter stored is seen later than what was stored beside it: the longer steps were several.
                 (entry.interval_ms, entry.votes, entry.exact) = (step_ms, VOTES_SURE - 1, 0);
             }
-            entry.vote(step_ms, if is_shared { SHARED_VOTES_MAX } else { VOTES_MAX });
+            entry.vote(step_ms, is_shared);
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
     }

@@ -203,7 +203,7 @@ impl Adapter {
                 self.world.judge_stored(self, replica, &kept);
             }
             _ => {
-                if self.senders.buffer(&member, &rows).is_err() {
+                if self.senders.buffer(&member, batch.key, &rows).is_err() {
                     return Answer::Refused;
                 }
                 self.world.judge_buffered(self, replica, &kept);

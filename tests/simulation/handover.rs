@@ -2,6 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::handover::buffer::{Buffered, Refusal};
@@ -13,7 +15,7 @@ use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
 use crate::Bug;
-use crate::kernel::{Ms, Mutex, Signal};
+use crate::kernel::{Ms, Mutex, Signal, all};
 use crate::link::Lost;
 use crate::server::{Right, Written};
 use crate::store::Store;
@@ -56,6 +58,9 @@ pub(crate) struct Senders {
     leading: Cell<Option<Leading>>,
     position: RefCell<Option<Position>>,
     observing: Mutex,
+    /// Observations begun, and the number of the last that was completed.
+    begun: Cell<u64>,
+    completed: Cell<u64>,
 }
 
 /// One sender: as `Handover`.
@@ -139,6 +144,8 @@ impl Senders {
             leading: Cell::new(None),
             position: RefCell::new(None),
             observing: Mutex::new(&store.world.kernel),
+            begun: Cell::new(0),
+            completed: Cell::new(0),
             store,
         }
     }
@@ -188,9 +195,9 @@ impl Senders {
         Ok(number)
     }
 
-    pub(crate) fn buffer(&self, member: &Member, rows: &[Row]) -> Result<(), Refusal> {
+    pub(crate) fn buffer(&self, member: &Member, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
         let now = self.instant();
-        member.with(|sender| sender.buffer(rows, uuid::Uuid::nil(), now))
+        member.with(|sender| sender.buffer(rows, key, now))
     }
 
     pub(crate) async fn store(
@@ -272,7 +279,7 @@ impl Senders {
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
-        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: uuid::Uuid::nil() };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -324,7 +331,7 @@ impl Senders {
     }
 
     async fn look(&self, member: &Member, fence: Option<Fence>) -> Result<(), Failure> {
-        let _taking_out = member.taking_out.lock().await;
+        let Some(_taking_out) = member.taking_out.try_lock() else { return Ok(()) };
         if self.bug() == Some(Bug::DropUnobserved) {
             while member.with(|state| state.drain(1_000)).is_some() {}
             member.with(Sender::open);
@@ -364,18 +371,25 @@ impl Senders {
         self.observe().await?;
         let number = self.number(member).await?;
         while let Some(samples) = member.with(|state| state.drain(self.chunk_samples)) {
-            let mut sorted_out = samples.clone();
+            let mut by_request: BTreeMap<(std::time::Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
+            for sample in &samples {
+                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
+            }
             let mut taken_out = member.take_out(samples);
-            sort_and_dedup(&mut sorted_out);
             let reconciled = self.reconciled.get();
-            let sorted = match self.is_shared {
-                _ if self.bug() == Some(Bug::DrainUncompared) => {
-                    Sorted { append: rows(&sorted_out), ..Sorted::default() }
-                }
-                true => Sorted { late: sorted_out, ..Sorted::default() },
-                false => member.with(|state| state.sort_buffered(&sorted_out)),
+            let store = |((_, key), mut samples): (_, Vec<Buffered>)| {
+                sort_and_dedup(&mut samples);
+                let sorted = match self.bug() {
+                    Some(Bug::DrainUncompared) => Sorted { append: rows(&samples), ..Sorted::default() },
+                    _ => member.with(|state| state.sort_buffered(&samples)),
+                };
+                let storing = member.begin_storing(self.store.world.number());
+                let work = async move {
+                    self.store_sorted(member, key, sorted, (Some(fence), reconciled), number, Some(&storing)).await
+                };
+                Box::pin(work) as Pin<Box<dyn Future<Output = _>>>
             };
-            self.store_sorted(member, self.store.world.uuid(), sorted, (Some(fence), reconciled), number, None).await?;
+            all(by_request.into_iter().map(store).collect()).await?;
             taken_out.samples.clear();
         }
         Ok(())
@@ -400,8 +414,7 @@ impl Senders {
                     *told_offset_ms = Some(offset_ms);
                 }
             }
-            let fence =
-                self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+            let fence = self.leading.get().map(|leading| leading.fence);
             match self.look(&member, fence).await {
                 Ok(()) | Err(Failure::Fenced) => {}
                 Err(Failure::Lost) => return Err(Failure::Lost),
@@ -411,7 +424,13 @@ impl Senders {
     }
 
     pub(crate) async fn observe(&self) -> Result<(), Lost> {
+        let begun_before = self.begun.get();
         let _observing = self.observing.lock().await;
+        if self.completed.get() > begun_before {
+            return Ok(());
+        }
+        self.begun.set(self.begun.get() + 1);
+        let number = self.begun.get();
         let members = self.all();
         for member in &members {
             self.number(member).await?;
@@ -470,6 +489,7 @@ impl Senders {
             );
         }
         *self.position.borrow_mut() = Some(observed.position);
+        self.completed.set(number);
         Ok(())
     }
 }

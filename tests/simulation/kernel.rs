@@ -238,6 +238,29 @@ impl Kernel {
     }
 }
 
+/// Does all of it at once, until all is done or something fails.
+pub(crate) async fn all<E>(mut works: Vec<Pin<Box<dyn Future<Output = Result<(), E>> + '_>>>) -> Result<(), E> {
+    poll_fn(|context| {
+        let mut failed = None;
+        works.retain_mut(|work| {
+            failed.is_some()
+                || match work.as_mut().poll(context) {
+                    Poll::Pending => true,
+                    Poll::Ready(done) => {
+                        failed = done.err();
+                        false
+                    }
+                }
+        });
+        match failed {
+            Some(error) => Poll::Ready(Err(error)),
+            None if works.is_empty() => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
 /// Tells all tasks that wait that something has changed.
 pub(crate) struct Signal {
     kernel: Rc<Kernel>,
@@ -303,11 +326,16 @@ impl Mutex {
     }
 
     pub(crate) async fn lock(&self) -> Guard<'_> {
-        while self.is_taken.get() {
-            self.freed.changed().await;
+        loop {
+            match self.try_lock() {
+                Some(guard) => return guard,
+                None => self.freed.changed().await,
+            }
         }
-        self.is_taken.set(true);
-        Guard(self)
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_>> {
+        (!self.is_taken.replace(true)).then_some(Guard(self))
     }
 }
 
