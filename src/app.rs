@@ -294,7 +294,7 @@ impl Parts<'_> {
         let write_path = Arc::new(WritePath::default());
         let leaders =
             Leaders::Own { role: role.subscribe(), write_path: Arc::clone(&write_path), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(Arc::clone(&senders), write_path, fenced, role, lock_holder, desk, stop);
+        let electing = self.elect(Arc::clone(&senders), write_path, fenced, (role, lock_holder), desk, stop);
         Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
@@ -304,8 +304,7 @@ impl Parts<'_> {
         senders: Arc<Senders>,
         write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
-        role: watch::Sender<Role>,
-        lock_holder: watch::Sender<Option<LockHolder>>,
+        (role, lock_holder): (watch::Sender<Role>, watch::Sender<Option<LockHolder>>),
         desk: Option<Desk>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {

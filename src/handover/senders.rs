@@ -201,12 +201,12 @@ impl Senders {
             for handover in handovers {
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(offset_ms) = offset_ms {
-                    if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
-                    {
-                        self.store.set_clock_offset(number, offset_ms).await?;
-                        *told_offset_ms = Some(offset_ms);
-                    }
+                let is_news = |offset_ms: i64| {
+                    told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
+                };
+                if let Some(offset_ms) = offset_ms.filter(|offset_ms| is_news(*offset_ms)) {
+                    self.store.set_clock_offset(number, offset_ms).await?;
+                    *told_offset_ms = Some(offset_ms);
                 }
                 // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
                 let fence = group.leading().map(|leading| leading.fence);
