@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_postgres::{Error, NoTls};
+use tokio_util::task::TaskTracker;
 
 use crate::host::Shape;
 use crate::judge::{self, Cluster, Findings, Promised};
@@ -29,7 +30,7 @@ impl Reader {
     pub(crate) fn start(uri: String, mode: Mode, shape: Shape, skews_ms: Skews) -> Self {
         let seen = Arc::<Mutex<Findings>>::default();
         let found = Arc::clone(&seen);
-        let task = tokio::spawn(async move {
+        let task = TaskTracker::new().spawn(async move {
             loop {
                 // A server that is away is of no interest here.
                 let _ = look(&uri, mode, shape, &skews_ms, &found).await;
@@ -58,7 +59,7 @@ impl Drop for Reader {
 
 async fn look(uri: &str, mode: Mode, shape: Shape, skews_ms: &Skews, seen: &Mutex<Findings>) -> Result<(), Error> {
     let (client, connection) = tokio_postgres::connect(uri, NoTls).await?;
-    tokio::spawn(connection);
+    TaskTracker::new().spawn(connection);
     loop {
         let began = Instant::now();
         let stored = judge::read(&client, mode, &shape).await?;

@@ -53,11 +53,9 @@ impl Adapter {
                 (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stops_at).await,
                 (Action::Close(reason), _) => {
                     self.world.say(format_args!("adapter {}: closes, {}", self.index, reason.label()));
-                    if let Some(closed) = session.take() {
-                        if self.world.bug == Some(Bug::LockTwice) && reason == Reason::PrometheusTimeout {
-                            closed.send(Ask::Unlock);
-                            session = Some(closed);
-                        }
+                    let closed = session.take();
+                    if self.world.bug == Some(Bug::LockTwice) && reason == Reason::PrometheusTimeout {
+                        session = closed.inspect(|closed| closed.send(Ask::Unlock));
                     }
                     machine.on_closed(self.now());
                 }

@@ -24,7 +24,6 @@ pub(crate) struct Group {
     pub(crate) heartbeat_ms: Option<i64>,
     /// Who is to lead next, and until when nobody else.
     pub(crate) successor: Option<(usize, i64)>,
-    pub(crate) held_out: Vec<usize>,
     pub(crate) reconciled: i64,
 }
 
@@ -64,7 +63,6 @@ pub(crate) struct Database {
     pub(crate) sealed_to: Position,
     /// By id, the judge's numbers of series.
     pub(crate) series: Vec<usize>,
-    pub(crate) reports: BTreeMap<(usize, u64), crate::by_labels::Report>,
 }
 
 /// What an observation reads.
@@ -117,7 +115,6 @@ impl Database {
             sealed_newest_ms: i64::MIN,
             sealed_to: Position { xmax: 1, xip: Vec::new() },
             series: Vec::new(),
-            reports: BTreeMap::new(),
         }
     }
 

@@ -408,11 +408,12 @@ impl Senders {
         self.observe().await?;
         for member in self.all() {
             let number = self.number(&member).await?;
-            if let Some(offset_ms) = self.store.clock_offset_ms() {
-                if told_offset_ms.is_none_or(|told_ms: i64| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS) {
-                    self.store.set_clock_offset(number, offset_ms).await?;
-                    *told_offset_ms = Some(offset_ms);
-                }
+            let told_ms = *told_offset_ms;
+            let is_news =
+                |offset_ms: &i64| told_ms.is_none_or(|told_ms: i64| told_ms.abs_diff(*offset_ms) > OFFSET_NEWS_MS);
+            if let Some(offset_ms) = self.store.clock_offset_ms().filter(is_news) {
+                self.store.set_clock_offset(number, offset_ms).await?;
+                *told_offset_ms = Some(offset_ms);
             }
             let fence = self.leading.get().map(|leading| leading.fence);
             match self.look(&member, fence).await {

@@ -400,7 +400,7 @@ impl World {
         let (half_ms, gap_ms) = (interval_ms / 2 + jitter_ms, interval_ms + interval_ms / 2 + jitter_ms);
         let is_other = |other: &Tag| other.replica != tag.replica;
         let mut near = stored.range(time_ms - half_ms..=time_ms + half_ms).map(|(_, other)| other);
-        if near.any(|other| is_other(other)) {
+        if near.any(is_other) {
             return true;
         }
         let before = stored.range(..time_ms).next_back().map(|(time_ms, _)| *time_ms);

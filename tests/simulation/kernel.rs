@@ -238,8 +238,11 @@ impl Kernel {
     }
 }
 
+/// Something that is done beside others.
+pub(crate) type Work<'a, E> = Pin<Box<dyn Future<Output = Result<(), E>> + 'a>>;
+
 /// Does all of it at once, until all is done or something fails.
-pub(crate) async fn all<E>(mut works: Vec<Pin<Box<dyn Future<Output = Result<(), E>> + '_>>>) -> Result<(), E> {
+pub(crate) async fn all<E>(mut works: Vec<Work<'_, E>>) -> Result<(), E> {
     poll_fn(|context| {
         let mut failed = None;
         works.retain_mut(|work| {

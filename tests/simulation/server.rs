@@ -143,8 +143,7 @@ impl World {
         end: End<Compared, Vec<Row>>,
         task: TaskId,
         rows: Vec<Row>,
-        right: Right,
-        is_told: bool,
+        (right, is_told): (Right, bool),
         window_ms: i64,
         unbounded: Vec<i64>,
     ) {

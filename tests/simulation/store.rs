@@ -157,7 +157,7 @@ impl Store {
     ) -> Result<Option<Reconciled>, Lost> {
         let unbounded = unbounded.to_vec();
         let end: End<Vec<Row>, Compared> = self.world.connect(self.adapter, Way::Writes, move |world, end, task| {
-            world.reconcile(end, task, rows, right, is_told, window_ms, unbounded)
+            world.reconcile(end, task, rows, (right, is_told), window_ms, unbounded)
         });
         let reconciling = async {
             let around = match end.next().await? {
