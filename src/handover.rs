@@ -121,7 +121,7 @@ impl Handover {
         // Read before the samples are sorted: what others store from here on is told by another one.
         let reconciled = self.group.reconciled();
         let (sorted, in_flight) = self.with(|sender| {
-            let sorted = sender.sort(rows, Instant::now());
+            let sorted = sender.sort(&rows, Instant::now());
             (sorted, self.requests.begin())
         });
         self.covered("leader", sorted.covered);
@@ -233,7 +233,9 @@ impl Handover {
         self.with(|state| state.on_reconciled(&done.inserted, &unbounded, &done.around, sender));
         self.metrics.samples_filled_total.inc_by(done.inserted.len() as u64);
         self.covered("late", samples.len() - done.inserted.len());
-        if is_told && !done.inserted.is_empty() {
+        // Another sender by this adapter, which may lead, does not know yet what was inserted.
+        let leads = self.group.leading().is_some_and(|leading| leading.sender == Some(sender));
+        if is_told && leads && !done.inserted.is_empty() {
             self.group.told(done.reconciled);
         }
         Ok(())

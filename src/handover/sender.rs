@@ -110,13 +110,21 @@ impl Sender {
     /// Its samples as they come while it leads, in the order of series and time. What is to be appended counts as stored from here
     /// on.
     #[must_use]
-    pub fn sort(&mut self, rows: Vec<Row>, now: Instant) -> Sorted {
-        let samples = rows.into_iter().map(|row| {
-            let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, is_stamped, arrived: now, key: Uuid::nil() }
-        });
-        let samples: Vec<Buffered> = samples.collect();
+    pub fn sort(&mut self, rows: &[Row], now: Instant) -> Sorted {
+        let samples = self.came(rows, Uuid::nil(), now);
         self.sort_buffered(&samples)
+    }
+
+    fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
+        let mut last: Option<Row> = None;
+        let samples = rows.iter().map(|row| {
+            if let Some(last) = last.replace(*row).filter(|last| last.series_id == row.series_id) {
+                self.series.came_together(row.series_id, row.time_ms - last.time_ms);
+            }
+            let is_stamped = self.series.sent(row.series_id, row.time_ms);
+            Buffered { row: *row, is_stamped, arrived: now, key }
+        });
+        samples.collect()
     }
 
     /// The same of samples that were buffered.
@@ -188,11 +196,7 @@ impl Sender {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
-        let samples = rows.iter().map(|row| {
-            let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, is_stamped, arrived: now, key }
-        });
-        let samples: Vec<Buffered> = samples.collect();
+        let samples = self.came(rows, key, now);
         self.buffer.add(&samples)
     }
 
@@ -415,13 +419,19 @@ impl Sender {
     }
 }
 
-/// The median of the steps of stored times, from one of a sender to the next of the same; where there are none, from any to the next.
+/// The median of the steps of stored times, from one of a sender to the next of the same, or from a sealed one to the next if these
+/// are more; where there are none, from any to the next.
 fn usual_step_ms(stored: &[StoredTime]) -> Option<i64> {
-    let mut last: HashMap<SenderNo, i64> = HashMap::new();
-    let step = |stored: &StoredTime| Some(stored.time_ms - last.insert(stored.sender?, stored.time_ms)?);
+    let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
+    let (mut known, mut sealed) = (Vec::new(), Vec::new());
+    for StoredTime { time_ms, sender } in stored {
+        if let Some(last_ms) = last.insert(*sender, *time_ms) {
+            if sender.is_some() { &mut known } else { &mut sealed }.push(time_ms - last_ms);
+        }
+    }
     // Where one took over from another, steps are shorter, or longer.
     let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
-    median(stored.iter().filter_map(step).collect()).or_else(|| median(any()))
+    median(if sealed.len() > known.len() { sealed } else { known }).or_else(|| median(any()))
 }
 
 fn median(mut steps: Vec<i64>) -> Option<i64> {
@@ -503,7 +513,10 @@ mod tests {
         }
 
         fn sort(&mut self, times: &[i64]) -> (Vec<i64>, Vec<i64>, usize) {
-            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), self.now))
+            {
+                let rows: Vec<Row> = times.iter().map(|time_ms| row(*time_ms)).collect();
+                told(&self.sender.sort(&rows, self.now))
+            }
         }
 
         /// How many are covered, and which are due.
@@ -554,7 +567,7 @@ mod tests {
     #[test]
     fn nothing_is_appended_before_the_first_observation() {
         let mut sender = Sender::new(usize::MAX, false);
-        assert_eq!(told(&sender.sort(vec![row(10_000)], Instant::now())), (vec![], vec![10_000], 0));
+        assert_eq!(told(&sender.sort(&[row(10_000)], Instant::now())), (vec![], vec![10_000], 0));
     }
 
     #[test]

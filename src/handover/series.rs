@@ -236,6 +236,13 @@ impl SeriesTimes {
         false
     }
 
+    /// Two samples came in one request, one right after the other: none between them came by way of another adapter.
+    pub fn came_together(&mut self, series_id: i64, step_ms: i64) {
+        if !self.learns_from_sent {
+            self.step(series_id, step_ms);
+        }
+    }
+
     fn step(&mut self, series_id: i64, step_ms: i64) {
         let is_shared = !self.learns_from_sent;
         if let Ok(step_ms) = u32::try_from(step_ms) {
@@ -251,10 +258,13 @@ impl SeriesTimes {
 
     /// A sample was observed to be stored; of a series in the order of their times.
     pub fn observed(&mut self, series_id: i64, slot: Slot) {
-        let last_ms = self.entry(series_id).last_ms;
+        let last = self.entry(series_id).stored().next();
         self.entry(series_id).add(slot);
-        if !self.learns_from_sent && slot.time_ms > last_ms {
-            self.step(series_id, slot.time_ms.saturating_sub(last_ms));
+        // From one of a sender to its next.
+        if let Some(last) = last.filter(|last| last.is_own == slot.is_own && last.time_ms < slot.time_ms)
+            && !self.learns_from_sent
+        {
+            self.step(series_id, slot.time_ms.saturating_sub(last.time_ms));
         }
     }
 

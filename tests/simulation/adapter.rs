@@ -229,11 +229,13 @@ impl Adapter {
     /// A connection of a replica's was closed, after so many requests.
     pub(crate) fn on_closed(&self, replica: usize, requests: u32) {
         let now = self.world.kernel.instant();
-        self.liveness.borrow_mut().closed(requests > 1, now);
+        let mut tells = self.liveness.borrow_mut().closed(requests > 1, now);
         if let Some(heard) = self.cluster.borrow_mut().heard(&replica.to_string()) {
-            heard.closed(requests > 1, now);
+            tells = heard.closed(requests > 1, now);
         }
-        self.woken.tell();
+        if tells {
+            self.woken.tell();
+        }
     }
 
     /// A connection of a replica's has carried its first request.

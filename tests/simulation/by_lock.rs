@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use prometheus_postgresql_adapter::election::By;
 use prometheus_postgresql_adapter::election::machine::{Action, Machine, Observed, Reason};
 use prometheus_postgresql_adapter::election::orders::Order;
-use prometheus_postgresql_adapter::election::role::{Leader, Role};
+use prometheus_postgresql_adapter::election::role::Leader;
+use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 
 use crate::Bug;
@@ -18,7 +19,7 @@ use crate::database::Group;
 use crate::handover::Failure;
 use crate::kernel::Ms;
 use crate::link::{End, Lost, Way};
-use crate::server::{Ask, Claim, Told};
+use crate::server::{Ask, Claim, Told, yields};
 use crate::settings::ms;
 
 type Session = End<Ask, Told>;
@@ -109,8 +110,6 @@ impl Adapter {
                 None => pending().await,
             }
         };
-        let is_candidate = matches!(*self.role.borrow(), Role::Resigned);
-        let _ = is_candidate;
         tokio::select! {
             biased;
             () = ended => machine.on_lost(Reason::SessionLost, self.now()),
@@ -191,7 +190,8 @@ impl Adapter {
         let age_ms = if self.world.bug == Some(Bug::StaleIsStandby) { 0 } else { age_ms };
         let millis = |ms: Ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         let server_ms = self.world.server_ms();
-        let successor = group.successor.filter(|(to, until)| *to != self.index && *until > server_ms);
+        let is_others = |(to, until): &(Option<usize>, i64)| *to != Some(self.index) && yields(*until, server_ms);
+        let successor = group.successor.filter(is_others);
         Observed {
             leader: Leader { holder: group.holder.to_string(), term: group.term },
             heartbeat_age: millis(age_ms),
@@ -203,7 +203,7 @@ impl Adapter {
     fn open_others(&self, fence: Fence) {
         let member = self.senders.of(self.index);
         if member.leads.get() != Some(fence.token) {
-            member.state.borrow_mut().open();
+            member.open();
         }
     }
 
@@ -221,8 +221,12 @@ impl Adapter {
         }
     }
 
-    async fn raise(&self, opened: &Session, machine: &Machine) -> Result<Option<(Fence, Instant)>, Lost> {
-        let sender = self.senders.number(&self.senders.of(self.index)).await?;
+    async fn raise(
+        &self,
+        opened: &Session,
+        machine: &Machine,
+        sender: SenderNo,
+    ) -> Result<Option<(Fence, Instant)>, Lost> {
         let lease = self.world.settings.election.lease;
         let Told::Drained = self.answer(opened, Ask::Drain, lease).await? else { return Err(Lost) };
         let proven_at = self.now();
@@ -239,7 +243,12 @@ impl Adapter {
 
     async fn take_over(self: &Rc<Self>, opened: &Session, machine: &mut Machine) {
         let lease = ms(self.world.settings.election.lease);
-        let raised = self.world.kernel.within(lease, self.raise(opened, machine)).await;
+        let member = self.senders.of(self.index);
+        let stale_after = ms(self.world.settings.election.stale_after());
+        let Some(Ok(sender)) = self.world.kernel.within(stale_after, self.senders.number(&member)).await else {
+            return machine.on_lost(Reason::TakeOverFailed, self.now());
+        };
+        let raised = self.world.kernel.within(lease, self.raise(opened, machine, sender)).await;
         let (fence, proven_at) = match raised {
             Some(Ok(Some(raised))) => raised,
             Some(Ok(None)) => return machine.on_refused(self.now()),
@@ -247,7 +256,6 @@ impl Adapter {
         };
         machine.on_term(fence, proven_at);
         self.is_fenced.set(false);
-        let member = self.senders.of(self.index);
         let mut preparing = std::pin::pin!(self.senders.drain(&member, fence));
         loop {
             self.tell(machine);
@@ -261,7 +269,7 @@ impl Adapter {
                             match prepared {
                                 Ok(()) => machine.on_prepared(),
                                 Err(Failure::Fenced) => machine.on_lost(Reason::Fenced, self.now()),
-                                Err(Failure::Lost) => machine.on_lost(Reason::SessionLost, self.now()),
+                                Err(Failure::Lost) => machine.on_lost(Reason::TakeOverFailed, self.now()),
                             }
                             return;
                         }

@@ -9,6 +9,7 @@ use prometheus_postgresql_adapter::storage::reconcile::{Around, StoredTime};
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 
+use crate::by_labels::Report;
 use crate::kernel::{Ms, NodeId, TaskId};
 use crate::server::Right;
 use crate::world::World;
@@ -22,8 +23,9 @@ pub(crate) struct Group {
     pub(crate) sender: Option<SenderNo>,
     /// By the server's clock, as are all times here.
     pub(crate) heartbeat_ms: Option<i64>,
-    /// Who is to lead next, and until when nobody else.
-    pub(crate) successor: Option<(usize, i64)>,
+    /// Who is to lead next, anybody else without one, and until when.
+    pub(crate) successor: Option<(Option<usize>, i64)>,
+    pub(crate) held_out: Vec<usize>,
     pub(crate) reconciled: i64,
 }
 
@@ -63,6 +65,7 @@ pub(crate) struct Database {
     pub(crate) sealed_to: Position,
     /// By id, the judge's numbers of series.
     pub(crate) series: Vec<usize>,
+    pub(crate) reports: BTreeMap<(usize, Uuid), Report>,
 }
 
 /// What an observation reads.
@@ -115,6 +118,7 @@ impl Database {
             sealed_newest_ms: i64::MIN,
             sealed_to: Position { xmax: 1, xip: Vec::new() },
             series: Vec::new(),
+            reports: BTreeMap::new(),
         }
     }
 
@@ -220,6 +224,11 @@ impl Database {
         } else {
             !self.turns[..place].iter().any(|turn| turn.is_exclusive)
         }
+    }
+
+    /// Nobody has the group's lock, or waits for it.
+    pub(crate) fn is_free(&self) -> bool {
+        self.turns.is_empty()
     }
 
     /// Those that have the group's lock, but for one in the queue.

@@ -125,6 +125,11 @@ impl Member {
         TakenOut { member: self, samples }
     }
 
+    /// Another sender leads.
+    pub(crate) fn open(&self) {
+        self.with(Sender::open);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.state.borrow().buffered().samples() == 0 && !self.taking_out.is_taken()
     }
@@ -178,6 +183,15 @@ impl Senders {
         Rc::clone(self.members.borrow_mut().entry(replica).or_insert_with(new))
     }
 
+    /// By labels, who leads was read.
+    pub(crate) fn open_others(&self, leading: usize) {
+        self.all().iter().filter(|member| member.replica != leading).for_each(|member| member.open());
+    }
+
+    pub(crate) fn forget(&self, replica: usize) {
+        self.members.borrow_mut().remove(&replica);
+    }
+
     pub(crate) fn all(&self) -> Vec<Rc<Member>> {
         self.members.borrow().values().map(Rc::clone).collect()
     }
@@ -212,7 +226,7 @@ impl Senders {
         let (now, reconciled) = (self.instant(), self.reconciled.get());
         let mut sorted = match self.bug() {
             Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), now)),
-            _ => member.with(|sender| sender.sort(rows.clone(), now)),
+            _ => member.with(|sender| sender.sort(&rows, now)),
         };
         if self.bug() == Some(Bug::ReservedCovers) {
             let mut reserved = member.reserved.borrow_mut();
@@ -249,7 +263,7 @@ impl Senders {
             if append.is_empty() {
                 break;
             }
-            let right = Right { sender, fence, reconciled, runs_since: self.runs_since };
+            let right = Right { sender, fence, reconciled, runs_since: self.runs_since, adapter: self.store.adapter };
             match self.store.commit(key, append.clone(), right).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
@@ -319,12 +333,13 @@ impl Senders {
         let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
         member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
-        let right = Right { sender, fence, reconciled: 0, runs_since: self.runs_since };
+        let right = Right { sender, fence, reconciled: 0, runs_since: self.runs_since, adapter: self.store.adapter };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
         let Some(done) = done else { return Err(Failure::Fenced) };
         member.with(|state| state.on_reconciled(&done.inserted, &unbounded, &done.around, sender));
-        if is_told && !done.inserted.is_empty() && self.reconciled.get() == done.reconciled - 1 {
+        let leads = self.leading.get().is_some_and(|leading| leading.sender == Some(sender));
+        if is_told && leads && !done.inserted.is_empty() && self.reconciled.get() == done.reconciled - 1 {
             self.reconciled.set(done.reconciled);
         }
         Ok(())

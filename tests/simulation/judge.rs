@@ -2,7 +2,7 @@
 //! the code under test.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use prometheus_postgresql_adapter::election::role::Role;
 use prometheus_postgresql_adapter::storage::row::Row;
@@ -77,9 +77,12 @@ pub(crate) struct Judge {
     promised: RefCell<Vec<BTreeMap<(i64, usize), Promise>>>,
     /// By series and time.
     stored: RefCell<Vec<BTreeMap<i64, Tag>>>,
-    /// Series and times that were stored twice: known once.
-    doubled: RefCell<HashSet<(usize, i64)>>,
+    /// By series and time, the adapter that stored it last, and when.
+    by: RefCell<HashMap<(usize, i64), (usize, Ms)>>,
 }
+
+/// By labels, one adapter may not know yet what another stored of the same sender so long ago.
+const AT_ONCE_MS: Ms = 3_000;
 
 /// Clocks that differ by less may be taken for equal; offsets are measured as exactly as links are fast.
 const CLOCK_ERROR_MS: i64 = 300;
@@ -152,7 +155,7 @@ impl World {
     // ---- what is stored
 
     pub(crate) fn judge_commit(&self, rows: &[Row], right: Right, is_reconciled: bool) {
-        let Right { sender, fence, runs_since, .. } = right;
+        let Right { sender, fence, .. } = right;
         let group = self.database.borrow().group.clone();
         if let Some(fence) = fence
             && group.token != Some(fence.token)
@@ -168,7 +171,7 @@ impl World {
         let shown: Vec<Row> = rows.iter().map(|row| self.as_judged(row)).collect();
         self.say(format_args!("server: {word} of sender {} {}", sender.0, show(&shown)));
         for (row, stored) in shown.iter().zip(rows) {
-            self.judge_row(row, stored.series_id, runs_since);
+            self.judge_row(row, stored.series_id, right);
         }
     }
 
@@ -186,16 +189,18 @@ impl World {
         Row { series_id: self.database.borrow().series[id] as i64, ..*row }
     }
 
-    /// `id` is the series' in the database; the adapter that stores it runs since then.
-    fn judge_row(&self, row: &Row, id: i64, runs_since: Ms) {
+    /// `id` is the series' in the database.
+    fn judge_row(&self, row: &Row, id: i64, right: Right) {
         let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
         let mut stored = self.judge.stored.borrow_mut();
         stored.resize_with(self.settings.target_of.len(), BTreeMap::new);
         let stored = &mut stored[series];
+        let by = (right.adapter, self.now());
+        let was_by = self.judge.by.borrow_mut().insert((series, time_ms), by);
         if let Some(other) = stored.get(&time_ms) {
-            if self.settings.mode == Mode::Labels && other.replica == tag.replica {
+            let is_at_once = was_by.is_some_and(|(adapter, at)| adapter != by.0 && by.1 - at <= AT_ONCE_MS);
+            if self.settings.mode == Mode::Labels && other.replica == tag.replica && is_at_once {
                 self.judge.verdict.borrow_mut().twice += 1;
-                self.judge.doubled.borrow_mut().insert((series, time_ms));
                 return;
             }
             return self
@@ -209,7 +214,7 @@ impl World {
             let is_scrape = !tag.is_exact && !other.is_exact;
             if is_scrape && other.replica != tag.replica && (other_ms - time_ms).abs() < least_ms {
                 // An adapter that has just started cannot know it either.
-                let is_learning = self.now() < runs_since + 5 * self.settings.target(series).interval_ms + 10_000;
+                let is_learning = self.now() < right.runs_since + 5 * self.settings.target(series).interval_ms + 10_000;
                 if is_learning || self.is_young(series, tag, other) {
                     self.judge.verdict.borrow_mut().young += 1;
                     continue;
@@ -224,8 +229,9 @@ impl World {
             let step_ms = if is_earlier { tag.true_ms - other.true_ms } else { other.true_ms - tag.true_ms };
             let are_known = self.is_clock_known(tag) && self.is_clock_known(other);
             if self.is_counter(series) && step_ms < -CLOCK_ERROR_MS && are_known {
-                // Nor is it known, of several, who stored the last one.
-                if self.settings.replicas > 2 || self.database.borrow().is_sealed(id, other_ms) {
+                // By labels no clock is known; nor is it known, of several replicas, who stored the last one.
+                let is_unknown = self.settings.mode == Mode::Labels || self.settings.replicas > 2;
+                if is_unknown || self.database.borrow().is_sealed(id, other_ms) {
                     self.judge.verdict.borrow_mut().disordered += 1;
                     continue;
                 }
@@ -417,11 +423,6 @@ impl World {
         let after = others().filter(|(true_ms, _)| *true_ms >= tag.true_ms).map(|(true_ms, _)| true_ms).min();
         others().any(|(true_ms, is_other)| is_other && (true_ms - tag.true_ms).abs() <= half_ms)
             || before.zip(after).is_some_and(|(before, after)| after - before <= gap_ms)
-    }
-
-    /// Sealing leaves one of those that were stored twice.
-    pub(crate) fn judge_sealed(&self) {
-        self.judge.doubled.borrow_mut().clear();
     }
 
     pub(crate) fn say_end(&self) {

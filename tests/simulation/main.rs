@@ -198,6 +198,11 @@ fn no_schedule_breaks_the_promise() {
     check(false, SCHEDULES);
 }
 
+#[test]
+fn no_schedule_by_labels_breaks_the_promise() {
+    check(true, SCHEDULES);
+}
+
 /// Each breaks its rule.
 fn check_found(by_labels: bool, bugs: &[(Bug, &str)]) {
     if variable("SIMULATION_SEED").is_some() {

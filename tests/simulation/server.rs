@@ -32,6 +32,7 @@ pub(crate) struct Right {
     pub(crate) reconciled: i64,
     /// Since when the adapter runs that writes, for the judge.
     pub(crate) runs_since: Ms,
+    pub(crate) adapter: usize,
 }
 
 /// How a write goes on.
@@ -96,6 +97,14 @@ pub(crate) enum Told {
     Refused,
     /// Whether the token is in force.
     Beat(bool),
+}
+
+/// No order lasts longer, unless the server's clock was set back after it was given.
+const ORDERED_MAX_MS: i64 = 300_000;
+
+/// Whether an order to yield is in force.
+pub(crate) fn yields(until_ms: i64, server_ms: i64) -> bool {
+    (server_ms..=server_ms + ORDERED_MAX_MS).contains(&until_ms)
 }
 
 impl World {
@@ -199,7 +208,8 @@ impl World {
                             Claim::Told => true,
                             Claim::Follows(token) => group.token == Some(token),
                             Claim::Lock => {
-                                group.successor.is_none_or(|(to, until)| to == adapter || until <= server_ms)
+                                let is_meant = |(to, until)| to == Some(adapter) || !yields(until, server_ms);
+                                group.successor.is_none_or(is_meant)
                             }
                         }
                     };
@@ -224,7 +234,7 @@ impl World {
                     let group = &mut self.database.borrow_mut().group;
                     let is_ours = group.token == Some(token);
                     if is_ours {
-                        group.successor = Some((to, until));
+                        group.successor = Some((Some(to), until));
                     }
                     end.send(Told::Beat(is_ours));
                 }
@@ -272,7 +282,7 @@ impl World {
     /// The group's row, and how old its heartbeat is.
     fn observed_group(&self) -> Option<(Group, Ms)> {
         let database = self.database.borrow();
-        Some((database.group.clone(), self.server_ms() - database.group.heartbeat_ms?))
+        Some((database.group.clone(), (self.server_ms() - database.group.heartbeat_ms?).abs()))
     }
 
     /// Begins a term.

@@ -433,7 +433,8 @@ fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize)
             },
         },
         23..27 => {
-            Fault::Order { adapter: replica, order: if random.chance(30) { Ordered::Hold } else { Ordered::Lead } }
+            let order = [Ordered::Hold, Ordered::Resign, Ordered::Lead][random.below(3)];
+            Fault::Order { adapter: replica, order }
         }
         27 | 28 if mode == Mode::Labels => Fault::Reshuffle,
         _ => Fault::KillSender { replica, resends: random.chance(50) },

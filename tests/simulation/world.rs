@@ -285,7 +285,6 @@ impl World {
         if self.database.borrow().is_up {
             let count = self.database.borrow_mut().seal(below);
             self.say(format_args!("server: seals {count} samples"));
-            self.judge_sealed();
         }
     }
 
