@@ -501,6 +501,8 @@ async fn flapping(mut stage: Stage<'_>) -> Outcome {
 }
 
 pub(crate) async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
+    // A round of sealing that fails is tried again 10 s later: long enough for one before.
+    sleep(3.0).await;
     for _ in 0..2 {
         sleep(2.0).await;
         pg_restart_once(&mut stage, how).await;
