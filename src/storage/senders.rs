@@ -69,16 +69,18 @@ impl Store {
 }
 
 async fn find(client: &Client, names: &Names, group_name: &str, name: &str) -> Result<SenderNo, Error> {
-    let select = names.fill("SELECT sender_no FROM {senders} WHERE group_name = $1 AND name = $2");
     // Looked for first, so that no number is taken for nothing.
-    let insert = names.fill("INSERT INTO {senders} (group_name, name) VALUES ($1, $2) ON CONFLICT DO NOTHING");
+    let statement = names.fill(
+        "WITH found AS (SELECT sender_no FROM {senders} WHERE group_name = $1 AND name = $2), \
+         added AS (INSERT INTO {senders} (group_name, name) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM found) \
+         ON CONFLICT DO NOTHING RETURNING sender_no) \
+         SELECT sender_no FROM found UNION ALL SELECT sender_no FROM added",
+    );
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
-    let found = match client.query_typed_opt(&select, &parameters).await? {
-        Some(row) => row,
-        None => {
-            client.execute_typed(&insert, &parameters).await?;
-            client.query_typed_one(&select, &parameters).await?
+    loop {
+        // Not found and not added: another session has just added it.
+        if let Some(found) = client.query_typed_opt(&statement, &parameters).await? {
+            return Ok(SenderNo(found.try_get(0)?));
         }
-    };
-    Ok(SenderNo(found.try_get(0)?))
+    }
 }
