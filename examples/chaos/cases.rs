@@ -54,7 +54,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 66] = [
+pub(crate) const CASES: [Case; 69] = [
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
