@@ -54,7 +54,7 @@ const fn case(name: &'static str, short: bool, needs: Needs, what: &'static str)
 }
 
 /// All of them, in order.
-pub(crate) const CASES: [Case; 66] = [
+pub(crate) const CASES: &[Case] = &[
     case("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage"),
     case("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again"),
     case("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s"),
@@ -140,6 +140,19 @@ pub(crate) const CASES: [Case; 66] = [
         false,
         Needs::Nothing,
         "by labels: each replica does not make 5 % of its scrapes, one is killed",
+    ),
+    case(
+        "labels-late",
+        false,
+        Needs::Nothing,
+        "by labels: 10 % of the scrapes are sent up to 20 later, a replica killed",
+    ),
+    case("labels-history", false, Needs::Nothing, "by labels: samples of last week, the leading replica killed"),
+    case(
+        "labels-replay",
+        false,
+        Needs::Nothing,
+        "by labels: all replicas send all again in other batches, one is killed",
     ),
     case(
         "labels-future",
@@ -501,6 +514,8 @@ async fn flapping(mut stage: Stage<'_>) -> Outcome {
 }
 
 pub(crate) async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
+    // A round of sealing that fails is tried again 10 s later: long enough for one before.
+    sleep(3.0).await;
     for _ in 0..2 {
         sleep(2.0).await;
         pg_restart_once(&mut stage, how).await;

@@ -258,6 +258,44 @@ pub(crate) async fn labels_future(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
+pub(crate) async fn labels_late(mut stage: Stage<'_>) -> Outcome {
+    fault(&stage, |faults| faults.late = 10);
+    sleep(8.0).await;
+    replica_killed_once(&mut stage, 0, 3.0).await;
+    sleep(8.0).await;
+    stage.finish().await.0
+}
+
+pub(crate) async fn labels_history(mut stage: Stage<'_>) -> Outcome {
+    sleep(3.0).await;
+    let (leader, _) = stage.leading(0).await;
+    let ago_ms = |days: i64| now_ms() - days * DAY_MS;
+    stage.event(
+        "samples of 7 days ago come from both, of 5 days ago from the leading one, of 3 days ago from the other",
+    );
+    for (replica, days) in [(0, 7), (1, 7), (leader, 5), (1 - leader, 3)] {
+        stage.host(0, replica).remember_of(ago_ms(days), 72);
+    }
+    sleep(1.0).await;
+    replica_killed_once(&mut stage, 0, 3.0).await;
+    stage.finish().await.0
+}
+
+pub(crate) async fn labels_replay(mut stage: Stage<'_>) -> Outcome {
+    for _ in 0..2 {
+        sleep(10.0).await;
+        stage.event("all is sent again");
+        // None of it is older than the case.
+        stage.hosts.iter().for_each(|host| host.replay(0));
+        sleep(1.0).await;
+        stage.drained().await;
+    }
+    replica_killed_once(&mut stage, 0, 3.0).await;
+    stage.event("all is sent again");
+    stage.hosts.iter().for_each(|host| host.replay(0));
+    stage.finish().await.0
+}
+
 pub(crate) async fn apart(mut stage: Stage<'_>) -> Outcome {
     for _ in 0..2 {
         sleep(8.0).await;
