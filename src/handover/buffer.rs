@@ -24,6 +24,9 @@ pub enum Refusal {
     /// A take-over is under way, or over.
     #[error("this adapter is taking over")]
     Closed,
+    /// The database server is another one since the ids of the samples' series were found.
+    #[error("the database server was replaced meanwhile")]
+    Moved,
 }
 
 /// A sample with what is known of its coming.
@@ -166,6 +169,13 @@ impl Buffer {
             taken.extend(block.samples());
         }
         taken
+    }
+
+    /// Takes out everything, as it is.
+    #[must_use]
+    pub fn take_all(&mut self) -> Self {
+        let bytes_max = self.bytes_max;
+        std::mem::replace(self, Self::new(bytes_max))
     }
 
     /// How many samples are buffered.

@@ -262,6 +262,19 @@ impl Sender {
         self.is_open.then_some(taken)
     }
 
+    /// Takes out what was buffered first, about `count` samples, and goes on buffering.
+    pub fn take(&mut self, count: usize) -> Vec<Buffered> {
+        self.buffer.take(count)
+    }
+
+    /// The server is another one, where series have other ids: forgets what is known of them, and returns what is buffered under the old
+    /// ones.
+    pub fn moved(&mut self) -> Buffer {
+        self.series.forget();
+        self.leader_newest = None;
+        self.buffer.take_all()
+    }
+
     /// Puts back what was taken out and is not known to be stored.
     pub fn put_back(&mut self, samples: &[Buffered]) {
         self.buffer.put_back(samples);

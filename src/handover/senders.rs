@@ -5,18 +5,17 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
-
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
 use crate::handover::sender::Sender;
-use crate::handover::{Config, Handover, Memory, Requests};
+use crate::handover::{Config, Handover, Memory, Requests, State};
 use crate::model::sender::SenderNo;
 use crate::model::source::Source;
-use crate::postgres::error::Error;
+use crate::postgres::error::{Class, Error};
 use crate::storage::Store;
 use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
+use crate::storage::server::Change;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 
@@ -139,7 +138,7 @@ impl Senders {
             .or_insert_with(|| Members { group: Arc::new(Group::new(group)), senders: BTreeMap::new() });
         let new = || Handover {
             name: name.to_owned(),
-            number: OnceCell::new(),
+            number: Mutex::default(),
             group: Arc::clone(&members.group),
             all: Weak::clone(&self.this),
             store: Arc::clone(&self.store),
@@ -148,10 +147,13 @@ impl Senders {
             is_shared: self.own.is_none(),
             is_fresh: true.into(),
             leads: Mutex::default(),
-            state: Mutex::new(match self.own {
-                Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
-                None => Sender::shared(self.bytes_max, group == NO_GROUP),
-            }),
+            state: Mutex::new(State::new(
+                self.store.epoch(),
+                match self.own {
+                    Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
+                    None => Sender::shared(self.bytes_max, group == NO_GROUP),
+                },
+            )),
             requests: Requests::default(),
             taking_out: tokio::sync::Mutex::default(),
         };
@@ -180,7 +182,10 @@ impl Senders {
                     }
                 }
             }
-            tokio::time::sleep(OBSERVE_INTERVAL).await;
+            tokio::select! {
+                () = tokio::time::sleep(OBSERVE_INTERVAL) => {}
+                () = self.store.server().doubted() => {}
+            }
         }
     }
 
@@ -188,18 +193,28 @@ impl Senders {
         self.observe().await?;
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
+                handover.find_again().await?;
+                let epoch = self.store.epoch();
                 let number = handover.number().await?;
                 if self.own.is_some() {
                     let offset_ms = self.store.clock_offset_ms();
                     if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
                     {
-                        self.store.set_clock_offset(number, offset_ms).await?;
+                        self.store.set_clock_offset(number, offset_ms, epoch).await?;
                         *told_offset_ms = Some(offset_ms);
                     }
                 }
-                let fence =
-                    group.leading().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
-                match handover.look(fence).await {
+                let leading = group.leading();
+                let own_lead = leading.filter(|leading| handover.leads() == Some(leading.fence.token));
+                let looked = match (own_lead, leading) {
+                    (Some(leading), _) => handover.restore(Some(leading.fence)).await,
+                    _ if group.name() == NO_GROUP => handover.restore(None).await,
+                    (None, leading) => {
+                        let others = leading.filter(|leading| leading.sender != Some(number));
+                        handover.look(others.map(|leading| leading.fence)).await
+                    }
+                };
+                match looked {
                     // The next observation shows the new term.
                     Ok(()) | Err(Error::Fenced) => {}
                     Err(error) => return Err(error),
@@ -209,13 +224,34 @@ impl Senders {
         Ok(())
     }
 
-    /// Observes what was committed since the last time, in all groups.
+    /// Observes what was committed since the last time, in all groups. On another server than the last time everything is observed anew,
+    /// and what was acknowledged lately is to be found there.
     ///
     /// # Errors
     ///
     /// What the server said; the next observation goes on from where the last one ended.
     pub async fn observe(&self) -> Result<(), Error> {
         let mut last = self.observed.lock().await;
+        match self.observe_from(&mut last).await {
+            Err(error) if error.class() == Class::Moved => {
+                if let Change::Moved(identities) = self.store.look_at_server().await? {
+                    log::warn!(
+                        "the database server is another one, or was set back to an earlier state: what was acknowledged lately is \
+                         stored again where it is missing"
+                    );
+                    *last = Observed::default();
+                    for (group, handovers) in self.members().into_values() {
+                        group.moved();
+                        handovers.iter().for_each(|handover| handover.moved(self.store.epoch(), &identities));
+                    }
+                }
+                self.observe_from(&mut last).await
+            }
+            observed => observed,
+        }
+    }
+
+    async fn observe_from(&self, last: &mut Observed) -> Result<(), Error> {
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
         // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
@@ -316,6 +352,13 @@ impl Group {
         let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    /// The server is another one: nothing is known of the group.
+    fn moved(&self) {
+        // No counter has this value, so a write that shows it is refused until the group was read.
+        self.reconciled.store(-1, Ordering::Release);
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn on_read(&self, read: &GroupState, offsets_ms: &HashMap<SenderNo, i64>) {
         self.reconciled.store(read.reconciled, Ordering::Release);
         let leading = read.token.map(|token| Leading {
@@ -362,7 +405,7 @@ impl Succession for Senders {
     }
 
     fn forget_series(&self) {
-        self.store.forget();
+        self.store.server().doubt();
     }
 
     async fn sender_no(&self, group: &str, replica: Option<&str>) -> Result<SenderNo, Error> {

@@ -225,6 +225,12 @@ impl SeriesTimes {
         Self { learns_from_sent: !is_shared, pages: HashMap::default(), floor: i64::MAX, usual_ms: 0, usual_votes: 0 }
     }
 
+    /// Forgets every series, not how often most are scraped: their ids are another server's.
+    pub fn forget(&mut self) {
+        self.pages.clear();
+        self.floor = i64::MAX;
+    }
+
     /// This sender sent a sample. Returns whether an exporter has stamped it: it had sent newer ones, and does not send again what it
     /// scraped.
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
