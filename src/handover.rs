@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, Refusal};
 use crate::handover::moved::Stranded;
+use crate::handover::ring::Kept;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::handover::senders::{Group, Senders};
 use crate::model::sender::SenderNo;
@@ -28,6 +29,7 @@ use crate::telemetry::metrics::Metrics;
 
 pub mod buffer;
 pub mod moved;
+pub mod ring;
 pub mod sender;
 pub mod senders;
 pub mod series;
@@ -57,6 +59,8 @@ pub struct Handover {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
+    /// What may be buffered of it.
+    bytes_max: usize,
     /// Its samples may come by other adapters too.
     is_shared: bool,
     /// Whether nothing was observed since it came.
@@ -82,6 +86,8 @@ struct State {
 pub struct Memory {
     bytes_max: usize,
     bytes: AtomicUsize,
+    /// What is kept beside, though it is stored, where there is room.
+    kept_bytes: AtomicUsize,
     metrics: Arc<Metrics>,
 }
 
@@ -133,12 +139,16 @@ impl Handover {
         let sender = self.number_in(epoch).await?;
         // Read before the samples are sorted: what others store from here on is told by another one.
         let right = Right { sender, fence, reconciled: self.group.reconciled(), epoch };
-        let (sorted, in_flight) = self.in_epoch(epoch, |state| {
-            let sorted = state.sender.sort(rows, self.clock_offset_ms(), Instant::now());
-            (sorted, self.requests.begin())
+        let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
+            let samples = state.sender.sent(rows, self.clock_offset_ms(), Instant::now());
+            let sorted = state.sender.sort_buffered(&samples);
+            (samples, sorted, self.requests.begin())
         })?;
+        let kept = Kept::new(&samples);
+        drop(samples);
         self.covered("leader", sorted.covered);
-        self.store_sorted(key, sorted, right, Some(&in_flight)).await
+        self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
+        self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
     }
 
     /// What is late first: once the key of a request is claimed, all of it is stored.
@@ -397,9 +407,12 @@ impl Handover {
 
     fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = (state.samples(), state.bytes());
+        let (before, kept_before) = ((state.samples(), state.bytes()), state.sender.kept().bytes());
         let result = work(&mut state);
         self.memory.changed(before, (state.samples(), state.bytes()));
+        let room = self.memory.room(kept_before).min(self.bytes_max.saturating_sub(state.bytes()));
+        state.sender.trim(room, Instant::now());
+        self.memory.kept(kept_before, state.sender.kept().bytes());
         result
     }
 }
@@ -455,7 +468,10 @@ impl Drop for InFlight<'_> {
 impl TakenOut<'_> {
     /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
     fn done(mut self) -> Result<(), Error> {
-        self.handover.in_epoch(self.epoch, |_| self.samples.clear())
+        self.handover.in_epoch(self.epoch, |state| {
+            state.sender.keep(Kept::new(&self.samples), Instant::now());
+            self.samples.clear();
+        })
     }
 }
 
@@ -472,7 +488,20 @@ impl Drop for TakenOut<'_> {
 
 impl Memory {
     fn new(config: Config, metrics: Arc<Metrics>) -> Self {
-        Self { bytes_max: config.memory_bytes_max, bytes: AtomicUsize::new(0), metrics }
+        let (bytes, kept_bytes) = Default::default();
+        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
+    }
+
+    /// What a sender that keeps `kept` bytes may keep.
+    fn room(&self, kept: usize) -> usize {
+        let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
+        self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)
+    }
+
+    fn kept(&self, kept: usize, kept_now: usize) {
+        if kept_now != kept {
+            self.kept_bytes.fetch_add(kept_now.wrapping_sub(kept), Ordering::Relaxed);
+        }
     }
 
     fn is_full(&self) -> bool {

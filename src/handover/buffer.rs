@@ -55,7 +55,7 @@ pub enum Fate {
 
 /// Samples that came together, by time: 20 bytes each.
 #[derive(Debug)]
-struct Block {
+pub(super) struct Block {
     arrived: Instant,
     /// When its samples were last looked at.
     looked_at: Instant,
@@ -103,7 +103,7 @@ impl Buffer {
         self.extend(blocks(samples));
     }
 
-    fn extend(&mut self, blocks: Vec<Block>) {
+    pub(super) fn extend(&mut self, blocks: Vec<Block>) {
         for block in blocks {
             self.bytes += block.bytes();
             self.samples += block.values.len();
@@ -198,7 +198,7 @@ impl Buffer {
 }
 
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
-fn blocks(samples: &[Buffered]) -> Vec<Block> {
+pub(super) fn blocks(samples: &[Buffered]) -> Vec<Block> {
     let mut samples: Vec<&Buffered> = samples.iter().collect();
     samples.sort_by_key(|sample| (sample.arrived, sample.clock_offset_ms, sample.row.time_ms));
     let mut blocks = Vec::new();
@@ -234,7 +234,7 @@ impl Block {
         }
     }
 
-    fn samples(&self) -> impl Iterator<Item = Buffered> {
+    pub(super) fn samples(&self) -> impl Iterator<Item = Buffered> {
         let parts = self.series.iter().zip(&self.after_base_ms).zip(&self.values);
         parts.map(|((series_id, after_ms), value)| Buffered {
             row: Row {
@@ -248,7 +248,7 @@ impl Block {
         })
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         size_of::<Self>() + self.values.len() * SAMPLE_BYTES
     }
 }

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
+use crate::handover::ring::{Kept, Ring};
 use crate::handover::series::{Known, SeriesTimes};
 use crate::handover::slots::{
     By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, median_step_ms, missing,
@@ -20,6 +21,8 @@ pub struct Sender {
     is_alone: bool,
     series: SeriesTimes,
     buffer: Buffer,
+    /// What is stored, lest the server be replaced by one that lacks it.
+    recent: Ring,
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
     /// How far the clock of the last other sender that led is ahead of the server's, ms.
@@ -67,6 +70,9 @@ const DUE_MAX: Duration = Duration::from_secs(120);
 const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
+/// Samples that pass from the buffer to what is kept beside it at once, at most.
+const KEPT_AT_ONCE: usize = 10_000;
+
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
 const AROUND_INTERVALS: i64 = 2;
@@ -97,6 +103,7 @@ impl Sender {
             is_alone,
             series,
             buffer: Buffer::new(bytes_max),
+            recent: Ring::default(),
             is_open: true,
             other_offset_ms: 0,
             leader_newest: None,
@@ -107,12 +114,34 @@ impl Sender {
     /// `clock_offset_ms`. What is to be appended counts as stored from here on.
     #[must_use]
     pub fn sort(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
+        let samples = self.sent(rows, clock_offset_ms, now);
+        self.sort_buffered(&samples)
+    }
+
+    /// What it has sent, in the order of series and time, with what is known of each sample's coming.
+    #[must_use]
+    pub fn sent(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Vec<Buffered> {
         let samples = rows.into_iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
             Buffered { row, is_stamped, clock_offset_ms, arrived: now }
         });
-        let samples: Vec<Buffered> = samples.collect();
-        self.sort_buffered(&samples)
+        samples.collect()
+    }
+
+    /// These are stored, or were found to be, at `now`.
+    pub fn keep(&mut self, samples: Kept, now: Instant) {
+        self.recent.add(samples, now);
+    }
+
+    /// Lets go of what it keeps beside the buffer and need not any more, or that takes more than `bytes_max`.
+    pub fn trim(&mut self, bytes_max: usize, now: Instant) {
+        self.recent.trim(bytes_max, now);
+    }
+
+    /// What it keeps beside the buffer.
+    #[must_use]
+    pub fn kept(&self) -> &Ring {
+        &self.recent
     }
 
     /// The same of samples that were buffered.
@@ -222,8 +251,16 @@ impl Sender {
         let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let mut left = count;
+        let mut recent = std::mem::take(&mut self.recent);
+        let mut gone = Vec::new();
         let fate = |sample: &Buffered| {
             if self.is_covered(sample) {
+                gone.push(*sample);
+                // Few at a time, for they take less where they are kept.
+                if gone.len() >= KEPT_AT_ONCE {
+                    recent.add(Kept::new(&gone), now);
+                    gone.clear();
+                }
                 return Fate::Covered;
             }
             if left == 0 || !self.is_due(sample, now) {
@@ -233,7 +270,8 @@ impl Sender {
             Fate::Due
         };
         let (covered, due) = buffer.look(now, every, fate);
-        self.buffer = buffer;
+        recent.add(Kept::new(&gone), now);
+        (self.buffer, self.recent) = (buffer, recent);
         Looked { covered, due }
     }
 
@@ -267,12 +305,14 @@ impl Sender {
         self.buffer.take(count)
     }
 
-    /// The server is another one, where series have other ids: forgets what is known of them, and returns what is buffered under the old
-    /// ones.
+    /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
+    /// buffered, and what was stored lately.
     pub fn moved(&mut self) -> Buffer {
         self.series.forget();
         self.leader_newest = None;
-        self.buffer.take_all()
+        let mut samples = self.buffer.take_all();
+        samples.extend(self.recent.take());
+        samples
     }
 
     /// Puts back what was taken out and is not known to be stored.

@@ -144,6 +144,7 @@ impl Senders {
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
             memory: Arc::clone(&self.memory),
+            bytes_max: self.bytes_max,
             is_shared: self.own.is_none(),
             is_fresh: true.into(),
             leads: Mutex::default(),
