@@ -182,7 +182,7 @@ impl Receiver {
                 if let Leaders::Own { write_path, .. } = &self.leaders {
                     match &stored {
                         Ok(()) => write_path.succeeded(),
-                        Err(error) if error.class() == Class::Fenced => {}
+                        Err(error) if matches!(error.class(), Class::Fenced | Class::Moved) => {}
                         Err(_) => write_path.failed(Instant::now()),
                     }
                 }

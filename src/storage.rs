@@ -247,10 +247,10 @@ impl Store {
             client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
         // The latter takes any bytes.
         let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
-        let state = match config.read_only {
+        let state = match State::read(&client, &names).await {
             // Of an earlier version, perhaps; and nothing is written by what is known of it.
-            true => State { identity: String::new(), started: String::new(), wal: None },
-            false => State::read(&client, &names).await?,
+            Err(_) if config.read_only => State::default(),
+            state => state?,
         };
         client.give_back();
         let names = Arc::new(names);
@@ -454,13 +454,15 @@ impl Store {
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
             let check = self.server.check(&self.names, epoch)?;
-            let mut begin = format!("{}; SELECT {check}", fence::begin(Limits::of(timeout)));
+            let mut begin = fence::begin(Limits::of(timeout), &check);
             if fence.is_some() {
                 begin = format!("{begin}; {}", fence::show(&self.names, fence, None));
             }
             client.batch_execute(&begin).await?;
             let (found, created) = series::resolve(&client, &self.names, wanted).await?;
             client.batch_execute("COMMIT").await?;
+            // A server that is not as far has not what was found.
+            self.server.written(epoch, State::read(&client, &self.names).await?.wal);
             client.give_back();
             self.metrics.series_created_total.inc_by(created);
             Ok(found)

@@ -210,14 +210,12 @@ impl Senders {
                 let looked = match (own_lead, leading) {
                     (Some(leading), _) => handover.restore(Some(leading.fence)).await,
                     _ if group.name() == NO_GROUP => handover.restore(None).await,
-                    (None, leading) => {
-                        let others = leading.filter(|leading| leading.sender != Some(number));
-                        handover.look(others.map(|leading| leading.fence)).await
-                    }
+                    // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                    (None, leading) => handover.look(leading.map(|leading| leading.fence)).await,
                 };
                 match looked {
-                    // The next observation shows the new term.
-                    Ok(()) | Err(Error::Fenced) => {}
+                    // The next observation shows the new term, or the other server.
+                    Ok(()) | Err(Error::Fenced | Error::Moved) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -414,6 +412,15 @@ impl Succession for Senders {
             (Some((_, name)), _) => self.named(group, name),
             (None, replica) => self.named(group, replica.unwrap_or_default()),
         };
+        // Which is written into another table, by a session that shows nothing of the server.
+        if self.own.is_some()
+            && let Err(error) = self.store.check_server().await
+        {
+            match error.class() {
+                Class::Moved => self.observe().await?,
+                _ => return Err(error),
+            }
+        }
         handover.number().await
     }
 }

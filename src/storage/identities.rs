@@ -80,7 +80,7 @@ impl Identities {
 
 /// The page of a series, and its place there.
 fn split(id: i64) -> (i64, usize) {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 256")]
+    #[expect(clippy::cast_possible_truncation, reason = "below 256")]
     (id.div_euclid(PAGE as i64), id.rem_euclid(PAGE as i64) as usize)
 }
 

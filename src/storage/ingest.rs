@@ -290,7 +290,7 @@ impl Writer {
         let (fence, reconciled) = rights[0];
         let is_one = rights.iter().all(|right| *right == rights[0]);
         let check = self.server.check(&self.names, epoch)?;
-        let mut begin = format!("{}; SELECT {check}", begin(Limits::of(self.timeout)));
+        let mut begin = begin(Limits::of(self.timeout), &check);
         if rights.iter().all(|(other, _)| *other == fence) {
             // Waits for the group's lock as long as it may, where the others' writes do not wait for it.
             begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));

@@ -103,7 +103,7 @@ impl Store {
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
             let check = self.server.check(&self.names, what.right.epoch)?;
-            let begin = format!("{}; SELECT {check}; {}", begin(limits), exclude(&self.names, what.group_no));
+            let begin = format!("{}; {}", begin(limits, &check), exclude(&self.names, what.group_no));
             let windows = Windows::new(what.rows, what.window_ms, what.unbounded);
             let token = what.right.fence.map(|fence| fence.token);
             // Sent in this order without waiting between: what comes behind a BEGIN that failed only reads.
@@ -155,7 +155,7 @@ impl Store {
             let client = Pooled::take(&self.pool).await?;
             let windows = Windows::new(rows, window_ms, unbounded);
             let begin = format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {}; SELECT {check}",
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT set_config('statement_timeout', '{}', true), {check}",
                 self.config.send_timeout.as_millis()
             );
             let ((), around, ()) = try_join3(

@@ -10,7 +10,6 @@ use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::fence::{Limits, begin};
 use crate::storage::names::Names;
 use crate::storage::server::Epoch;
 
@@ -53,10 +52,10 @@ impl Store {
             .counted(within(self.config.send_timeout, async {
                 let check = self.server.check(&self.names, epoch)?;
                 let client = Pooled::take(&self.pool).await?;
-                let begin = format!("{}; SELECT {check}", begin(Limits::of(self.config.send_timeout)));
-                client.batch_execute(&begin).await?;
-                let sender = find(&client, &self.names, group_name, name).await?;
-                client.batch_execute("COMMIT").await?;
+                let sender = match find(&client, &self.names, &check, group_name, name).await? {
+                    Some(sender) => sender,
+                    None => make(&client, &self.names, &check, group_name, name).await?,
+                };
                 client.give_back();
                 Ok(sender)
             }))
@@ -73,11 +72,9 @@ impl Store {
     pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64, epoch: Epoch) -> Result<(), Error> {
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;
-            let statement = self.names.fill("UPDATE {senders} SET clock_offset_ms = $2 WHERE sender_no = $1");
-            let statement = format!(
-                "WITH checked AS MATERIALIZED (SELECT {check} AS wal) {statement} \
-                 AND (SELECT coalesce(wal, 0) >= 0 FROM checked)"
-            );
+            let statement = self.names.fill(&format!(
+                "UPDATE {{senders}} SET clock_offset_ms = $2 WHERE sender_no = $1 AND coalesce({check}, 0) >= 0"
+            ));
             let client = Pooled::take(&self.pool).await?;
             let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&sender.0, Type::INT4), (&offset_ms, Type::INT8)];
             client.execute_typed(&statement, &parameters).await?;
@@ -88,17 +85,29 @@ impl Store {
     }
 }
 
-async fn find(client: &Client, names: &Names, group_name: &str, name: &str) -> Result<SenderNo, Error> {
-    let select = names.fill("SELECT sender_no FROM {senders} WHERE group_name = $1 AND name = $2");
-    // Looked for first, so that no number is taken for nothing.
-    let insert = names.fill("INSERT INTO {senders} (group_name, name) VALUES ($1, $2) ON CONFLICT DO NOTHING");
+async fn find(
+    client: &Client,
+    names: &Names,
+    check: &str,
+    group_name: &str,
+    name: &str,
+) -> Result<Option<SenderNo>, Error> {
+    let select =
+        names.fill(&format!("SELECT (SELECT sender_no FROM {{senders}} WHERE group_name = $1 AND name = $2), {check}"));
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
-    let found = match client.query_typed_opt(&select, &parameters).await? {
-        Some(row) => row,
-        None => {
-            client.execute_typed(&insert, &parameters).await?;
-            client.query_typed_one(&select, &parameters).await?
-        }
-    };
-    Ok(SenderNo(found.try_get(0)?))
+    let found = client.query_typed_one(&select, &parameters).await?;
+    Ok(found.try_get::<_, Option<i32>>(0)?.map(SenderNo))
+}
+
+/// Another one may make it meanwhile.
+async fn make(client: &Client, names: &Names, check: &str, group_name: &str, name: &str) -> Result<SenderNo, Error> {
+    let insert = names.fill(&format!(
+        "INSERT INTO {{senders}} (group_name, name) SELECT $1, $2 WHERE coalesce({check}, 0) >= 0 ON CONFLICT DO NOTHING"
+    ));
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
+    client.execute_typed(&insert, &parameters).await?;
+    let made = find(client, names, check, group_name, name).await?;
+    made.ok_or_else(|| {
+        Error::Unfit(format!("a sender was inserted into {} and is not there", names.qualified("_senders")))
+    })
 }

@@ -23,7 +23,7 @@ use crate::storage::series::{Wanted, find_by_prefix};
 pub struct Epoch(u64);
 
 /// What a server says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// What changes when it becomes another one: its system's identifier, its timeline, the store's tables.
     pub identity: String,
@@ -88,7 +88,7 @@ impl Server {
         self.lock().epoch
     }
 
-    /// What ids of `epoch` are ids of.
+    /// What the ids of `epoch` are ids of.
     ///
     /// # Errors
     ///
@@ -97,8 +97,8 @@ impl Server {
         self.in_epoch(epoch, |now| Arc::clone(&now.identities))
     }
 
-    /// The call, in an SQL expression, that fails on a server which is not as it was in `epoch`. It returns how far the log has been
-    /// written.
+    /// An SQL expression that fails on a server which is not as it was in `epoch`. Its value is how far the log has been written, a
+    /// bigint of 0 or more, or NULL where the server does not tell.
     ///
     /// # Errors
     ///
@@ -191,6 +191,22 @@ impl Store {
             self.cache.clear();
             self.numbers.clear();
         }))
+    }
+
+    /// Makes sure that the server is still as it was.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; [`Error::Moved`] or its kin if it is not.
+    pub async fn check_server(&self) -> Result<(), Error> {
+        self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, self.server.epoch())?;
+            let client = Pooled::take(&self.pool).await?;
+            client.query_typed_one(&format!("SELECT {check}"), &[]).await?;
+            client.give_back();
+            Ok(())
+        }))
+        .await
     }
 
     /// The ids that series have now which had `ids` when `identities` held; made anew where the server lacks them and their labels
