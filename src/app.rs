@@ -114,6 +114,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         replica_labels: config.storage.replica_labels.clone(),
         metrics: Arc::clone(&metrics),
         heard: Arc::clone(&heard),
+        unsupported: Mutex::default(),
         clusters: config.by_labels.clone().map(|config| Arc::new(Clusters::new(config))),
         role: role.clone(),
         lock_holder,

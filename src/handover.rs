@@ -4,11 +4,12 @@
 //! acknowledged for a sender that does not lead; [`sender`], which ties them together. Here is what ties one sender to the store, and
 //! in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -28,6 +29,7 @@ use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
 
 pub mod buffer;
+pub mod clocks;
 pub mod moved;
 pub mod ring;
 pub mod sender;
@@ -44,6 +46,9 @@ pub struct Config {
 
 /// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
 const CHUNK_SAMPLES: usize = 20_000;
+
+/// Buffered requests that are on their way to the writers at once, at a take-over.
+const REPLAY_REQUESTS: usize = 64;
 
 /// Attempts to append what others keep getting in the way of; then it is compared instead.
 const APPEND_ATTEMPTS: usize = 3;
@@ -112,17 +117,16 @@ struct TakenOut<'a> {
 }
 
 impl Handover {
-    /// Buffers what is sent while another sender leads; the ids of its series were found in `epoch`.
+    /// Buffers what is sent in the request `key` while another sender leads; the ids of its series were found in `epoch`.
     ///
     /// # Errors
     ///
     /// When no more can be buffered, or a take-over has begun, or that epoch is over.
-    pub fn buffer(&self, epoch: Epoch, rows: &[Row]) -> Result<(), Refusal> {
-        let offset_ms = self.clock_offset_ms();
+    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: &[Row]) -> Result<(), Refusal> {
         self.with_state(|state| match self.memory.is_full() {
             _ if state.epoch != epoch => Err(Refusal::Moved),
             true => Err(Refusal::Full),
-            false => state.sender.buffer(rows, offset_ms, Instant::now()),
+            false => state.sender.buffer(rows, key, Instant::now()),
         })?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
         Ok(())
@@ -140,7 +144,7 @@ impl Handover {
         // Read before the samples are sorted: what others store from here on is told by another one.
         let right = Right { sender, fence, reconciled: self.group.reconciled(), epoch };
         let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
-            let samples = state.sender.sent(rows, self.clock_offset_ms(), Instant::now());
+            let samples = state.sender.sent(rows, Instant::now());
             let sorted = state.sender.sort_buffered(&samples);
             (samples, sorted, self.requests.begin())
         })?;
@@ -196,15 +200,14 @@ impl Handover {
         Right { sender, fence, epoch, .. }: Right,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
-        let sorted =
-            self.in_epoch(epoch, |state| state.sender.sort_again(append, self.clock_offset_ms(), Instant::now()))?;
+        let sorted = self.in_epoch(epoch, |state| state.sender.sort_again(append, Instant::now()))?;
         let Sorted { append, mut late, .. } = sorted;
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
-        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: self.clock_offset_ms(), arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -233,6 +236,11 @@ impl Handover {
             self.covered("late", samples.len());
             return Ok(());
         }
+        // The second look is only for those that miss something.
+        let is_missing =
+            |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
+        let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
+        self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &settled, &around, sender))?;
         let rows = self::rows(&missing);
         let what = Reconcile { rows: &rows, right, group_no, is_told, window_ms, unbounded: &unbounded };
         let judge = |around: &_| self::rows(&self.with(|state| state.missing(&missing, around, sender)));
@@ -252,7 +260,8 @@ impl Handover {
     ///
     /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
     pub async fn look(&self, fence: Option<Fence>) -> Result<(), Error> {
-        let _taking_out = self.taking_out.lock().await;
+        // A take-over sees to all of it.
+        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         loop {
             let count = if fence.is_some() { CHUNK_SAMPLES } else { 0 };
             let (looked, epoch) = self.with_state(|state| (state.sender.look(count, Instant::now()), state.epoch));
@@ -296,19 +305,28 @@ impl Handover {
         let sender = self.number_in(epoch).await?;
         let (mut stored, mut count) = (0, 0);
         while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
-            let mut sorted_out = samples.clone();
+            let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
+            for sample in &samples {
+                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
+            }
+            count += samples.len();
             let taken_out = TakenOut { handover: self, epoch, samples };
-            count += sorted_out.len();
-            sort_and_dedup(&mut sorted_out);
             let right = Right { sender, fence: Some(fence), reconciled: self.group.reconciled(), epoch };
-            let sorted = match self.is_shared {
-                // Other adapters may store what they have of the same samples at this moment.
-                true => Sorted { late: sorted_out, ..Sorted::default() },
-                false => self.in_epoch(epoch, |state| state.sender.sort_buffered(&sorted_out))?,
+            // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
+            let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
+                sort_and_dedup(&mut samples);
+                let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
+                (key, self.in_epoch(epoch, sort))
             };
-            self.covered("buffer", sorted.covered);
-            stored += sorted.append.len();
-            self.store_sorted(Uuid::new_v4(), sorted, right, None).await?;
+            let store = async |(key, sorted): (Uuid, Result<(Sorted, InFlight<'_>), Error>)| {
+                let (sorted, in_flight) = sorted?;
+                self.covered("buffer", sorted.covered);
+                let appended = sorted.append.len();
+                self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
+                Ok::<_, Error>(appended)
+            };
+            let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
+            stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
             taken_out.done()?;
             // Heartbeats and other requests go on meanwhile.
             tokio::task::yield_now().await;
@@ -383,12 +401,6 @@ impl Handover {
             Some(senders) => senders.observe().await,
             None => Ok(()),
         }
-    }
-
-    /// How far its clock is ahead of the server's, ms: that of this host. Whose clock a sender goes by whose samples come by
-    /// way of several adapters, nobody knows.
-    fn clock_offset_ms(&self) -> i64 {
-        if self.is_shared { 0 } else { self.store.clock_offset_ms() }
     }
 
     fn covered(&self, where_from: &str, count: usize) {

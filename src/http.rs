@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use crate::election::role::{LockHolder, Role};
 use crate::receiver::Receiver;
 use crate::storage::Store;
 use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::trouble::Trouble;
 
 pub use self::admin::AdminToken;
 pub use self::body::Bodies;
@@ -62,6 +63,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Told of each write request.
     pub heard: Arc<Heard>,
+    /// What was said of requests that are refused for their message or encoding.
+    pub unsupported: Mutex<Trouble>,
     /// Who leads, where that is found by labels.
     pub clusters: Option<Arc<Clusters>>,
     /// Who we are at the moment.
@@ -215,6 +218,11 @@ impl Service {
     /// Whether it is held out of elections.
     fn is_held(&self) -> bool {
         self.orders.as_ref().is_some_and(Orders::is_held)
+    }
+
+    /// Whether `text`, of requests that are refused for their message or encoding, is worth a line in the log.
+    fn is_news(&self, text: &str) -> bool {
+        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner).is_news(text, Instant::now())
     }
 
     /// The role at this moment.

@@ -56,6 +56,9 @@ pub enum Leaders {
 /// A request was taken: every sample stored or held, but for those that never can be.
 #[derive(Debug, Default)]
 pub struct Taken {
+    /// Samples stored or held, those included that were stored already; neither the rejected nor what is older than the
+    /// retention.
+    pub written: usize,
     /// What can never be stored.
     pub rejected: Rejected,
 }
@@ -154,7 +157,8 @@ impl Receiver {
         let mut take = |(part, role)| self.take_part(part, role, epoch, resolved.take_rows(part.sender));
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
-        Ok(Taken { rejected: resolved.rejected })
+        let written = request.samples.len() - resolved.rejected.samples - resolved.expired;
+        Ok(Taken { written, rejected: resolved.rejected })
     }
 
     /// The role for what `part` has, once it is one that can answer, or what it is when patience ends.
@@ -188,7 +192,7 @@ impl Receiver {
                 }
                 stored.map_err(|error| self.refused(&error, *fence))
             }
-            _ => Ok(part.handover.buffer(epoch, &rows)?),
+            _ => Ok(part.handover.buffer(part.key, epoch, &rows)?),
         }
     }
 

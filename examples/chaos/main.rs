@@ -17,9 +17,11 @@ mod mode;
 mod picture;
 mod pooler;
 mod random;
+mod reader;
 mod real;
 mod report;
 mod stage;
+mod unequal;
 mod watch;
 mod witness;
 

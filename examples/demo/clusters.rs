@@ -5,7 +5,7 @@
 mod proxy;
 mod stage;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rig::prometheus::Sender;
 
@@ -22,9 +22,6 @@ const US: usize = 1;
 
 /// The adapter that dies.
 const VICTIM: usize = 0;
-
-/// A change of leader leaves in doubt what the adapters' watermark had not passed; some 15 s later it has.
-const UNTIL_NOTHING_IS_IN_DOUBT: Duration = Duration::from_secs(16);
 
 /// Tells it; whether all ends well.
 pub(crate) async fn story(teller: Teller) -> bool {
@@ -73,7 +70,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
     stage.start_adapter(VICTIM).await;
     stage.clusters[US].replicas[us.replica].start_again().await;
     say(&format!("adapter {} and Prometheus us/{} are started again", VICTIM + 1, us.name()));
-    tokio::time::sleep(UNTIL_NOTHING_IS_IN_DOUBT).await;
+    tokio::time::sleep(PEACE).await;
     let ends = [stage.settled(EU, None).await, stage.settled(US, None).await];
     roles(&stage, teller).await;
 
@@ -98,7 +95,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
         say(&format!("and what is true of all of cluster {}:", cluster.name));
         let (verdict, deeds) = (&mut verdicts[index], &deeds[index]);
         deeds.judge(verdict);
-        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(), teller.elapsed()).await;
+        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(), teller.began()).await;
         let leading = &cluster.replicas[ends[index].replica];
         verdict::by_remote_read(verdict, &stage.postgres, &stage.reader, leading, cluster.name).await;
         for (replica, prometheus) in cluster.replicas.iter().enumerate() {

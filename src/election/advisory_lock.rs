@@ -210,7 +210,7 @@ impl<S: Succession> Election<S> {
         .await;
         match done {
             Ok(()) => self.metrics.lock_checked(sent_at),
-            Err(error) => self.lost(&error, machine),
+            Err(error) => self.lost(Reason::SessionLost, &error, machine),
         }
     }
 
@@ -224,7 +224,7 @@ impl<S: Succession> Election<S> {
                 log::debug!("who holds the lock cannot be told: {error}");
                 None
             }
-            Err(error) => return self.lost(&error, machine),
+            Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         if let Some(holder) = holder.as_ref().filter(|holder| self.lock_holder.borrow().as_ref() != Some(*holder)) {
             log::warn!(
@@ -266,7 +266,7 @@ impl<S: Succession> Election<S> {
         })
         .await;
         if let Err(error) = done {
-            self.lost(&error, machine);
+            self.lost(Reason::SessionLost, &error, machine);
         }
     }
 
@@ -283,18 +283,19 @@ impl<S: Succession> Election<S> {
     async fn take_over(&self, opened: &LockSession, machine: &mut Machine, desk: &mut Desk) {
         let sent_at = Instant::now();
         let group = self.config.group();
+        let sender = match within(self.config.stale_after(), self.succession.sender_no(&group, None)).await {
+            Ok(sender) => sender,
+            Err(error) => return self.lost(Reason::TakeOverFailed, &error, machine),
+        };
         // Twice the patience with writers, and the time of the statements themselves.
-        let raised = within(self.config.lease, async {
-            let sender = self.succession.sender_no(&group, None).await?;
-            opened.raise_term(&self.names, self.claim(machine), sender, self.config.drain_patience()).await
-        });
-        let Raised { fence, proven_at } = match raised.await {
+        let raising = opened.raise_term(&self.names, self.claim(machine), sender, self.config.drain_patience());
+        let Raised { fence, proven_at } = match within(self.config.lease, raising).await {
             Ok(Some(raised)) => raised,
             Ok(None) => {
                 log::info!("another adapter is to lead {group}: this one lets it");
                 return machine.on_refused(Instant::now());
             }
-            Err(error) => return self.lost(&error, machine),
+            Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         machine.on_term(fence, proven_at);
         // What was said of an earlier term is over.
@@ -322,7 +323,7 @@ impl<S: Succession> Election<S> {
                                         }
                                     );
                                 }
-                                Err(error) => self.lost(&error, machine),
+                                Err(error) => self.lost(Reason::TakeOverFailed, &error, machine),
                             }
                             return;
                         }
@@ -340,39 +341,51 @@ impl<S: Succession> Election<S> {
         }
     }
 
-    fn lost(&self, error: &Error, machine: &mut Machine) {
+    /// The lead, or the way to it, is lost by a failure: for `reason`, unless the server said that the term is over.
+    fn lost(&self, reason: Reason, error: &Error, machine: &mut Machine) {
         self.count(error);
-        let reason = if error.class() == Class::Fenced { Reason::Fenced } else { Reason::SessionLost };
-        log::warn!("lock session of {} failed: {error}", self.config.group());
-        machine.on_lost(reason, Instant::now());
+        match reason {
+            Reason::TakeOverFailed => {
+                log::warn!("{} cannot be taken over, to be tried again: {error}", self.config.group());
+            }
+            _ => log::warn!("lock session of {} failed: {error}", self.config.group()),
+        }
+        let is_over = error.class() == Class::Fenced;
+        machine.on_lost(if is_over { Reason::Fenced } else { reason }, Instant::now());
     }
 
     async fn close(&self, session: Option<LockSession>, reason: Reason) {
         let Some(opened) = session else { return };
-        match reason {
-            Reason::PrometheusTimeout if self.heard.read().closed_at().is_some() => log::warn!(
+        let unsupported = self.heard.only_unsupported();
+        match (reason, unsupported) {
+            (Reason::PrometheusTimeout, Some(why)) => {
+                log::warn!("own Prometheus sends only what is refused; resigned from {}: {why}", self.config.group());
+            }
+            (Reason::PrometheusTimeout, None) if self.heard.read().closed_at().is_some() => log::warn!(
                 "own Prometheus closed its connections and has not come back in its usual time; resigned from {}",
                 self.config.group()
             ),
-            Reason::PrometheusTimeout => log::warn!(
+            (Reason::PrometheusTimeout, None) => log::warn!(
                 "Prometheus timeout exceeded: no write request for {:?}; resigned from {}",
                 self.heard.read().timeout().unwrap_or_default(),
                 self.config.group()
             ),
-            Reason::Shutdown => log::info!("giving up the lock session of {}", self.config.group()),
-            Reason::Requested => log::info!("gave up the lead of {}", self.config.group()),
-            Reason::WritesFailing => log::warn!(
+            (Reason::Shutdown, _) => log::info!("giving up the lock session of {}", self.config.group()),
+            (Reason::Requested, _) => log::info!("gave up the lead of {}", self.config.group()),
+            (Reason::WritesFailing, _) => log::warn!(
                 "no write of this adapter was committed for {:?}; resigned from {}, so that another adapter may lead. See what \
                  its writes were refused with",
                 self.config.lease,
                 self.config.group()
             ),
-            other => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
+            (other, _) => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
         }
         match reason {
-            Reason::PrometheusTimeout | Reason::Requested | Reason::WritesFailing | Reason::Shutdown => {
-                opened.close().await
-            }
+            Reason::PrometheusTimeout
+            | Reason::Requested
+            | Reason::WritesFailing
+            | Reason::TakeOverFailed
+            | Reason::Shutdown => opened.close().await,
             // In doubt: without a word.
             _ => drop(opened),
         }
@@ -403,9 +416,12 @@ impl<S: Succession> Election<S> {
             Role::Unknown if is_news => {
                 log::warn!("role unknown ({}): write requests are answered 503", machine.reason(now).label());
             }
-            Role::Resigned if is_news => {
-                log::info!("own Prometheus is silent: not a candidate until it sends");
-            }
+            Role::Resigned if is_news => match self.heard.only_unsupported() {
+                Some(why) => log::warn!(
+                    "own Prometheus sends only what is refused: not a candidate until it sends something else: {why}"
+                ),
+                None => log::info!("own Prometheus is silent: not a candidate until it sends"),
+            },
             _ => {}
         }
         if is_news {

@@ -1,7 +1,7 @@
 //! Whether the own Prometheus sends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -15,8 +15,13 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// The automatic timeout before any interval is known: as it is for Prometheus' default scrape interval, a minute.
 const UNLEARNED: Duration = Duration::from_secs(150);
 
-/// Gaps are watched for so long before they are relied on.
+/// Gaps are watched for so long before the automatic timeout relies on them.
 const LEARNING: Duration = Duration::from_secs(15);
+
+/// And for so long, and as long as so many of the longest take, before a closed connection is judged by them: a scrape of many
+/// requests is no pace.
+const PACE_LEARNING: Duration = Duration::from_secs(5);
+const PACE_GAPS: u32 = 4;
 
 /// The automatic timeout lies between these. Prometheus may wait for a batch to fill as long as it backs off.
 const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
@@ -98,13 +103,15 @@ impl Liveness {
     }
 
     /// Such a connection was closed; `kept` if it had carried several requests. A sender that opens one for each request says
-    /// nothing by closing it.
-    pub fn closed(&mut self, kept: bool, now: Instant) {
+    /// nothing by closing it. Returns whether [`Liveness::silent_at`] may be another for it.
+    pub fn closed(&mut self, kept: bool, now: Instant) -> bool {
         self.connections = self.connections.saturating_sub(1);
         self.are_kept |= kept;
-        if self.connections == 0 && std::mem::take(&mut self.are_kept) && self.in_flight == 0 {
+        let tells = self.connections == 0 && std::mem::take(&mut self.are_kept) && self.in_flight == 0;
+        if tells {
             self.closed_at = Some(now);
         }
+        tells
     }
 
     /// When the own Prometheus counts as silent if nothing more is heard of it; `None` is never. One that has not sent
@@ -147,7 +154,7 @@ impl Liveness {
             PrometheusTimeout::After(timeout) => Some(timeout),
             PrometheusTimeout::Automatic => {
                 let from_gap = self.gap.map_or(Duration::ZERO, |gap| gap * 5 / 2);
-                let timeout = if self.has_learned() { from_gap } else { from_gap.max(UNLEARNED) };
+                let timeout = if self.heard_for() >= LEARNING { from_gap } else { from_gap.max(UNLEARNED) };
                 Some(timeout.clamp(AUTOMATIC_MIN, AUTOMATIC_MAX))
             }
         }
@@ -179,11 +186,12 @@ impl Liveness {
     }
 
     fn known_gap(&self) -> Option<Duration> {
-        self.gap.filter(|_| self.has_learned())
+        self.gap.filter(|gap| self.heard_for() >= PACE_LEARNING.max(*gap * PACE_GAPS))
     }
 
-    fn has_learned(&self) -> bool {
-        self.first.zip(self.last).is_some_and(|(first, last)| last - first >= LEARNING)
+    /// From the first to the last sign of life.
+    fn heard_for(&self) -> Duration {
+        self.first.zip(self.last).map_or(Duration::ZERO, |(first, last)| last - first)
     }
 }
 
@@ -193,6 +201,7 @@ pub struct Heard {
     liveness: Mutex<Liveness>,
     begun: Notify,
     closed: Notify,
+    unsupported: Mutex<Option<String>>,
 }
 
 /// A connection that may carry write requests.
@@ -213,7 +222,12 @@ impl Heard {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
-        Self { liveness: Mutex::new(Liveness::new(timeout)), begun: Notify::new(), closed: Notify::new() }
+        Self {
+            liveness: Mutex::new(Liveness::new(timeout)),
+            begun: Notify::new(),
+            closed: Notify::new(),
+            unsupported: Mutex::default(),
+        }
     }
 
     /// Notes a write request.
@@ -222,6 +236,23 @@ impl Heard {
         self.with(|liveness| liveness.begin(Instant::now()));
         self.begun.notify_one();
         InFlight { heard: Arc::clone(self), refused: false }
+    }
+
+    /// A request was refused for its message or encoding, as `why` says, and the next of its kind will be too. Its
+    /// sender is there, but counts as silent: another Prometheus may send what can be stored.
+    pub fn unsupported(&self, why: String) {
+        *self.why_unsupported() = Some(why);
+    }
+
+    /// A request could be read. Returns whether the one before was [`Heard::unsupported`].
+    pub fn supported(&self) -> bool {
+        self.why_unsupported().take().is_some()
+    }
+
+    /// Why the latest request was [`Heard::unsupported`]; `None` if one could be read since.
+    #[must_use]
+    pub fn only_unsupported(&self) -> Option<String> {
+        self.why_unsupported().clone()
     }
 
     /// Waits for a request to begin, one that began since the last wait included.
@@ -235,7 +266,7 @@ impl Heard {
         Line { heard: Arc::clone(self), requests: AtomicUsize::new(0) }
     }
 
-    /// Waits for a connection to be closed, one that was since the last wait included.
+    /// Waits for the last connection to be closed, one that was since the last wait included.
     pub async fn closed(&self) {
         self.closed.notified().await;
     }
@@ -249,6 +280,10 @@ impl Heard {
     #[must_use]
     pub fn read(&self) -> Liveness {
         self.with(|liveness| liveness.clone())
+    }
+
+    fn why_unsupported(&self) -> MutexGuard<'_, Option<String>> {
+        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {
@@ -268,8 +303,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let requests = *self.requests.get_mut();
-        if requests > 0 {
-            self.heard.with(|liveness| liveness.closed(requests > 1, Instant::now()));
+        if requests > 0 && self.heard.with(|liveness| liveness.closed(requests > 1, Instant::now())) {
             self.heard.closed.notify_one();
         }
     }

@@ -46,6 +46,11 @@ pub(super) enum Claim {
 /// What the server keeps of a name.
 const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
+/// Whether a group's row keeps others than the one it names from the lead: no order lasts longer, unless the server's clock was
+/// set back after it was given.
+pub(super) const YIELDS: &str =
+    "successor_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 minutes'";
+
 /// An advisory lock is not replicated.
 const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
     advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
@@ -108,11 +113,11 @@ impl LockSession {
 
     /// The leader's row, and the right to write that is in force.
     pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Fence)>, Error> {
-        let statement = names.fill(
+        let statement = names.fill(&format!(
             "SELECT holder, term, token, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
-             CASE WHEN successor <> $2 THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
-             FROM {leader} WHERE group_no = $1 AND heartbeat IS NOT NULL",
-        );
+             CASE WHEN successor <> $2 AND {YIELDS} THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
+             FROM {{leader}} WHERE group_no = $1 AND heartbeat IS NOT NULL",
+        ));
         let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.group_no, Type::INT4), (&self.holder, Type::TEXT)];
         let row = self.session.client().query_typed_opt(&statement, &parameters).await?;
         row.map(|row| {
@@ -120,7 +125,8 @@ impl LockSession {
             let yields_for: Option<f64> = row.try_get(4)?;
             let observed = Observed {
                 leader: Leader { holder: row.try_get(0)?, term },
-                heartbeat_age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
+                // One from the future was made before the server's clock was set back.
+                heartbeat_age: Duration::try_from_secs_f64(age.abs()).unwrap_or(Duration::MAX),
                 yields_for: yields_for.and_then(|remaining| Duration::try_from_secs_f64(remaining).ok()),
             };
             Ok((observed, Fence { group_no: self.group_no, term, token: row.try_get(2)? }))
@@ -143,12 +149,11 @@ impl LockSession {
             self.drain(names, None).await?;
         }
         let proven_at = Instant::now();
-        let statement = names.fill(
-            "SELECT new_term, new_token FROM (SELECT group_no FROM {leader} WHERE group_no = $1 AND CASE WHEN $4 THEN true \
+        let statement = names.fill(&format!(
+            "SELECT new_term, new_token FROM (SELECT group_no FROM {{leader}} WHERE group_no = $1 AND CASE WHEN $4 THEN true \
              WHEN $5 IS NOT NULL THEN token = $5 \
-             ELSE successor IS NULL OR successor = $2 OR successor_until <= clock_timestamp() END FOR UPDATE) l, \
-             {raise}(l.group_no, $2, $3)",
-        );
+             ELSE successor IS NULL OR successor = $2 OR NOT ({YIELDS}) END FOR UPDATE) l, {{raise}}(l.group_no, $2, $3)",
+        ));
         let client = self.session.client();
         let (is_told, follows) = match claim {
             Claim::Told => (true, None),

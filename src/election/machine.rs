@@ -52,6 +52,8 @@ pub enum Reason {
     Fenced,
     /// The own writes have failed for longer than the lease.
     WritesFailing,
+    /// The lock was obtained, and what was held could not be stored.
+    TakeOverFailed,
     /// The holder of the lock shows no fresh heartbeat.
     LeaderStale,
     /// No fresh heartbeat, and this adapter may not lead: it is held, stands back for another, or was not told to.
@@ -140,6 +142,7 @@ impl Reason {
             Reason::HeartbeatOverdue => "heartbeat_overdue",
             Reason::Fenced => "fenced",
             Reason::WritesFailing => "writes_failing",
+            Reason::TakeOverFailed => "take_over_failed",
             Reason::LeaderStale => "leader_stale",
             Reason::NobodyLeads => "nobody_leads",
             Reason::Shutdown => "shutdown",
@@ -403,6 +406,8 @@ impl Machine {
             Reason::PrometheusTimeout | Reason::Requested | Reason::WritesFailing => {
                 State::Disconnected { retry_at: now }
             }
+            // By then whoever else is there has tried.
+            Reason::TakeOverFailed => State::Disconnected { retry_at: now + self.config.heartbeat_interval() },
             _ => State::Disconnected { retry_at: now + RECONNECT },
         };
     }

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::storage::row::Row;
 
 /// Acknowledged samples that were not observed covered yet. Bounded in bytes.
@@ -36,10 +38,10 @@ pub struct Buffered {
     pub row: Row,
     /// Its sender had sent newer ones, and it lies between its scrapes: an exporter has stamped it.
     pub is_stamped: bool,
-    /// How far the sender's clock was ahead of the server's when it came, ms.
-    pub clock_offset_ms: i64,
     /// When it came.
     pub arrived: Instant,
+    /// The key of the request it came with.
+    pub key: Uuid,
 }
 
 /// What becomes of a buffered sample.
@@ -57,9 +59,9 @@ pub enum Fate {
 #[derive(Debug)]
 pub(super) struct Block {
     arrived: Instant,
+    key: Uuid,
     /// When its samples were last looked at.
     looked_at: Instant,
-    clock_offset_ms: i64,
     base_ms: i64,
     series: Box<[i64]>,
     /// Milliseconds after `base_ms`, and [`STAMPED`].
@@ -112,17 +114,18 @@ impl Buffer {
     }
 
     /// Looks at samples that were last looked at `every` ago or longer: those that are covered go, those that are due are
-    /// returned. Returns how many went covered, too.
+    /// returned. Ends when about `due_max` are due; the next look goes on from there. Returns how many went covered, too.
     pub fn look(
         &mut self,
         now: Instant,
         every: Duration,
+        due_max: usize,
         mut fate: impl FnMut(&Buffered) -> Fate,
     ) -> (usize, Vec<Buffered>) {
         let (mut covered, mut due) = (0, Vec::new());
         let (mut bytes, mut samples) = (0, 0);
         self.blocks.retain_mut(|block| {
-            if now.saturating_duration_since(block.looked_at) >= every {
+            if now.saturating_duration_since(block.looked_at) >= every && due.len() < due_max {
                 block.looked_at = now;
                 let before = block.values.len();
                 let taken = due.len();
@@ -200,12 +203,12 @@ impl Buffer {
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
 pub(super) fn blocks(samples: &[Buffered]) -> Vec<Block> {
     let mut samples: Vec<&Buffered> = samples.iter().collect();
-    samples.sort_by_key(|sample| (sample.arrived, sample.clock_offset_ms, sample.row.time_ms));
+    samples.sort_by_key(|sample| (sample.arrived, sample.key, sample.row.time_ms));
     let mut blocks = Vec::new();
     let mut rest = samples.as_slice();
     while let Some(first) = rest.first() {
         let belongs = |sample: &&Buffered| {
-            (sample.arrived, sample.clock_offset_ms) == (first.arrived, first.clock_offset_ms)
+            (sample.arrived, sample.key) == (first.arrived, first.key)
                 && sample.row.time_ms.saturating_sub(first.row.time_ms) <= i64::from(BLOCK_SPAN_MS)
         };
         let (block, later) = rest.split_at(rest.partition_point(belongs));
@@ -218,15 +221,15 @@ pub(super) fn blocks(samples: &[Buffered]) -> Vec<Block> {
 impl Block {
     /// `samples` are sorted by time, not empty, came at one time, and span at most [`BLOCK_SPAN_MS`].
     fn new(samples: &[&Buffered]) -> Self {
-        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, clock_offset_ms, .. } = *samples[0];
+        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, key, .. } = *samples[0];
         let after_base = |sample: &&Buffered| {
             let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
             if sample.is_stamped { after_ms | STAMPED } else { after_ms }
         };
         Self {
             arrived,
+            key,
             looked_at: arrived,
-            clock_offset_ms,
             base_ms,
             series: samples.iter().map(|sample| sample.row.series_id).collect(),
             after_base_ms: samples.iter().map(after_base).collect(),
@@ -243,8 +246,8 @@ impl Block {
                 value: *value,
             },
             is_stamped: after_ms & STAMPED != 0,
-            clock_offset_ms: self.clock_offset_ms,
             arrived: self.arrived,
+            key: self.key,
         })
     }
 
@@ -262,7 +265,7 @@ mod tests {
     fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
-        Buffered { row, is_stamped: time_ms % 3 == 0, clock_offset_ms: series_id % 2, arrived }
+        Buffered { row, is_stamped: time_ms % 3 == 0, arrived, key: Uuid::nil() }
     }
 
     fn times(samples: &[Buffered]) -> Vec<i64> {
@@ -298,12 +301,12 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut buffer = Buffer::new(usize::MAX);
         buffer.add(&[sample(2, 1, start), sample(2, 2, start), sample(2, 3, start)]).unwrap();
-        assert_eq!(buffer.look(start, second, |_| Fate::Covered).0, 0);
+        assert_eq!(buffer.look(start, second, 9, |_| Fate::Covered).0, 0);
         let fate = |sample: &Buffered| [Fate::Keep, Fate::Covered, Fate::Keep, Fate::Due][sample.row.time_ms as usize];
-        let (covered, due) = buffer.look(start + second, second, fate);
+        let (covered, due) = buffer.look(start + second, second, 9, fate);
         assert_eq!((covered, times(&due), buffer.samples()), (1, vec![3], 1));
-        assert_eq!(buffer.look(start + second, second, |_| Fate::Covered).0, 0);
-        assert_eq!(buffer.look(start + 2 * second, second, |_| Fate::Covered).0, 1);
+        assert_eq!(buffer.look(start + second, second, 9, |_| Fate::Covered).0, 0);
+        assert_eq!(buffer.look(start + 2 * second, second, 9, |_| Fate::Covered).0, 1);
         assert_eq!((buffer.samples(), buffer.bytes()), (0, 0));
     }
 
@@ -341,7 +344,7 @@ mod tests {
                     false => Fate::Keep,
                 };
                 let before = buffer.samples();
-                let (covered, due) = buffer.look(start + Duration::from_secs(20), Duration::from_secs(seconds), fate);
+                let (covered, due) = buffer.look(start + Duration::from_secs(20), Duration::from_secs(seconds), usize::MAX, fate);
                 prop_assert_eq!(before, buffer.samples() + covered + due.len());
                 buffer.put_back(&due);
                 let left: Vec<Buffered> = { let left = buffer.take(usize::MAX); buffer.put_back(&left); left };

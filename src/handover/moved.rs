@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::handover::buffer::{Buffer, Buffered};
 use crate::handover::sender::sort_and_dedup;
 use crate::handover::{CHUNK_SAMPLES, Handover, TakenOut};
@@ -122,7 +124,7 @@ impl Handover {
             if state.epoch == epoch {
                 return 0;
             }
-            let samples = state.sender.moved();
+            let samples = state.sender.moved(Instant::now());
             let count = samples.samples();
             state.stranded.add(state.epoch, Arc::clone(identities), samples, Instant::now());
             state.epoch = epoch;
@@ -151,7 +153,8 @@ impl Handover {
                 self.name
             );
         }
-        let _taking_out = self.taking_out.lock().await;
+        // A take-over sees to all of it.
+        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         self.find_stranded().await
     }
 
@@ -180,7 +183,7 @@ impl Handover {
     ///
     /// As [`Handover::look`].
     pub(super) async fn restore(&self, fence: Option<Fence>) -> Result<(), Error> {
-        let _taking_out = self.taking_out.lock().await;
+        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         loop {
             let (samples, epoch) = self.with_state(|state| (state.sender.take(CHUNK_SAMPLES), state.epoch));
             if samples.is_empty() {
@@ -196,13 +199,16 @@ impl Handover {
     }
 }
 
-/// Those whose series have an id in `found`, under that; and the others.
+/// Those whose series have an id in `found`, under that; and the others. They go by keys of their own, for of a request some may be stored
+/// there, and others not.
 fn renumbered(samples: Vec<Buffered>, found: &HashMap<i64, i64>) -> (Vec<Buffered>, Vec<Buffered>) {
     let (mut known, mut unknown) = (Vec::with_capacity(samples.len()), Vec::new());
+    let mut keys: HashMap<(Instant, Uuid), Uuid> = HashMap::new();
     for mut sample in samples {
         match found.get(&sample.row.series_id) {
             Some(id) => {
                 sample.row.series_id = *id;
+                sample.key = *keys.entry((sample.arrived, sample.key)).or_insert_with(Uuid::new_v4);
                 known.push(sample);
             }
             None => unknown.push(sample),
@@ -221,8 +227,8 @@ mod tests {
         let sample = |series_id: &i64| Buffered {
             row: Row { series_id: *series_id, time_ms: 100 * series_id, value: 0.5 },
             is_stamped: false,
-            clock_offset_ms: 0,
             arrived,
+            key: Uuid::nil(),
         };
         series_ids.iter().map(sample).collect()
     }

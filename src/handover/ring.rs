@@ -69,8 +69,8 @@ mod tests {
         let sample = |time_ms| Buffered {
             row: Row { series_id: 1, time_ms, value: 0.5 },
             is_stamped: false,
-            clock_offset_ms: 0,
             arrived,
+            key: uuid::Uuid::nil(),
         };
         Kept::new(&numbers.map(sample).collect::<Vec<_>>())
     }

@@ -3,16 +3,18 @@
 //! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; whoever drives it does the storing.
 //! The simulation under `tests/` drives the same code.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
+use crate::handover::clocks::Clocks;
 use crate::handover::ring::{Kept, Ring};
 use crate::handover::series::{Known, SeriesTimes};
-use crate::handover::slots::{
-    By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, median_step_ms, missing,
-};
+use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
-use crate::storage::reconcile::Around;
+use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;
 
 /// See the module.
@@ -25,8 +27,9 @@ pub struct Sender {
     recent: Ring,
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
-    /// How far the clock of the last other sender that led is ahead of the server's, ms.
-    other_offset_ms: i64,
+    clocks: Clocks,
+    /// The last other sender that has stored something.
+    other: Option<SenderNo>,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
 }
@@ -72,6 +75,8 @@ const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// Samples that pass from the buffer to what is kept beside it at once, at most.
 const KEPT_AT_ONCE: usize = 10_000;
+/// From so many stored times it is guessed how often a series is scraped.
+const GUESS_FROM: usize = 8;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -105,25 +110,26 @@ impl Sender {
             buffer: Buffer::new(bytes_max),
             recent: Ring::default(),
             is_open: true,
-            other_offset_ms: 0,
+            clocks: Clocks::new(Instant::now()),
+            other: None,
             leader_newest: None,
         }
     }
 
-    /// Its samples as they come while it leads, in the order of series and time; its clock is ahead of the server's by
-    /// `clock_offset_ms`. What is to be appended counts as stored from here on.
+    /// Its samples as they come while it leads, in the order of series and time. What is to be appended counts as stored from here
+    /// on.
     #[must_use]
-    pub fn sort(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
-        let samples = self.sent(rows, clock_offset_ms, now);
+    pub fn sort(&mut self, rows: Vec<Row>, now: Instant) -> Sorted {
+        let samples = self.sent(rows, now);
         self.sort_buffered(&samples)
     }
 
     /// What it has sent, in the order of series and time, with what is known of each sample's coming.
     #[must_use]
-    pub fn sent(&mut self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Vec<Buffered> {
+    pub fn sent(&mut self, rows: Vec<Row>, now: Instant) -> Vec<Buffered> {
         let samples = rows.into_iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row, is_stamped, clock_offset_ms, arrived: now }
+            Buffered { row, is_stamped, arrived: now, key: Uuid::nil() }
         });
         samples.collect()
     }
@@ -177,7 +183,10 @@ impl Sender {
             None => Place::Append,
             Some(last) if time_ms <= last.time_ms => Place::Late,
             Some(last) if last.is_own => Place::Append,
-            Some(last) if interval_ms > 0 && follows(time_ms, last.time_ms, self.skew_ms(sample), interval_ms) => {
+            Some(last)
+                if interval_ms > 0
+                    && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) =>
+            {
                 Place::Append
             }
             Some(_) => Place::Late,
@@ -187,51 +196,64 @@ impl Sender {
     /// Of samples that were sorted as to be appended, and were not because others had stored meanwhile what is observed by now:
     /// which are to be appended still.
     #[must_use]
-    pub fn sort_again(&self, rows: Vec<Row>, clock_offset_ms: i64, now: Instant) -> Sorted {
+    pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
         let mut sorted = Sorted::default();
         for row in rows {
-            let sample = Buffered { row, is_stamped: false, clock_offset_ms, arrived: now };
+            let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
-            let is_newer =
-                |other_ms: i64| interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample), interval_ms);
+            let is_newer = |other_ms: i64| {
+                interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
+            };
             let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
             if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
         }
         sorted
     }
 
-    /// Buffers its samples while it does not lead, in the order of series and time.
+    /// Buffers samples of the request `key` while it does not lead, in the order of series and time.
     ///
     /// # Errors
     ///
     /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
-    pub fn buffer(&mut self, rows: &[Row], clock_offset_ms: i64, now: Instant) -> Result<(), Refusal> {
+    pub fn buffer(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Result<(), Refusal> {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
         let samples = rows.iter().map(|row| {
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
-            Buffered { row: *row, is_stamped, clock_offset_ms, arrived: now }
+            Buffered { row: *row, is_stamped, arrived: now, key }
         });
         let samples: Vec<Buffered> = samples.collect();
         self.buffer.add(&samples)
     }
 
-    /// These series have a sample stored at this time. What others stored is known to be committed.
-    pub fn on_stored(&mut self, time_ms: i64, is_own: bool, series: impl Iterator<Item = i64>) {
+    /// These series have a sample of `sender` stored at this time, its own or another's. What others stored is known to be committed.
+    pub fn on_stored(&mut self, sender: SenderNo, is_own: bool, time_ms: i64, series: impl Iterator<Item = i64>) {
+        if !is_own {
+            self.other = Some(sender);
+        }
         let is_own = is_own || self.is_alone;
         for series_id in series {
             self.series.observed(series_id, Slot { time_ms, is_own });
         }
     }
 
-    /// The leading sender, another one, has stored a sample of this time; its clock is ahead of the server's by
-    /// `clock_offset_ms`.
-    pub fn on_leader_stored(&mut self, time_ms: i64, clock_offset_ms: i64, now: Instant) {
-        self.other_offset_ms = clock_offset_ms;
+    /// The leading sender, another one, has stored a sample of this time.
+    pub fn on_leader_stored(&mut self, time_ms: i64, now: Instant) {
         if self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
+    }
+
+    /// See [`Clocks::on_read`].
+    pub fn on_clocks(
+        &mut self,
+        wall_ms: i64,
+        offset_ms: i64,
+        others: impl Iterator<Item = (SenderNo, i64)>,
+        now: Instant,
+    ) {
+        self.clocks.on_read(wall_ms, offset_ms, others, now);
     }
 
     /// Some of what was stored was not observed, nothing of it later than `newest_ms`; series with ids above `floor` were made since.
@@ -244,13 +266,13 @@ impl Sender {
         self.is_open = true;
     }
 
-    /// Lets go of what was observed covered, and takes out at most `count` samples that have stayed uncovered for so long that they are
+    /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
     /// to be reconciled.
     #[must_use]
     pub fn look(&mut self, count: usize, now: Instant) -> Looked {
         let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
-        let mut left = count;
+        let may_be_due = count > 0;
         let mut recent = std::mem::take(&mut self.recent);
         let mut gone = Vec::new();
         let fate = |sample: &Buffered| {
@@ -263,13 +285,9 @@ impl Sender {
                 }
                 return Fate::Covered;
             }
-            if left == 0 || !self.is_due(sample, now) {
-                return Fate::Keep;
-            }
-            left -= 1;
-            Fate::Due
+            if may_be_due && self.is_due(sample, now) { Fate::Due } else { Fate::Keep }
         };
-        let (covered, due) = buffer.look(now, every, fate);
+        let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
         recent.add(Kept::new(&gone), now);
         (self.buffer, self.recent) = (buffer, recent);
         Looked { covered, due }
@@ -281,7 +299,8 @@ impl Sender {
             if interval_ms == 0 { DUE_MAX } else { Duration::from_millis(2 * interval_ms).min(DUE_MAX) };
         let waited = two_intervals + DUE_AFTER;
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
-            newest_ms < sample.row.time_ms && now.saturating_duration_since(at) < waited
+            newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
+                && now.saturating_duration_since(at) < waited
         });
         now.saturating_duration_since(sample.arrived) >= waited && !is_catching_up
     }
@@ -290,7 +309,11 @@ impl Sender {
     fn is_covered(&self, sample: &Buffered) -> bool {
         let Row { series_id, time_ms, .. } = sample.row;
         let others = self.series.times(series_id).filter(|slot| !slot.is_own);
-        is_taken(time_ms, others, self.skew_ms(sample), self.series.get(series_id).interval_ms)
+        let stored = |Slot { time_ms, .. }: Slot| {
+            let skew_ms = self.skew_ms(sample, time_ms);
+            Stored { time_ms, by: By::Other { skew_ms } }
+        };
+        is_taken(time_ms, others.map(stored), self.series.get(series_id).interval_ms)
     }
 
     /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.
@@ -307,9 +330,10 @@ impl Sender {
 
     /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
     /// buffered, and what was stored lately.
-    pub fn moved(&mut self) -> Buffer {
+    pub fn moved(&mut self, now: Instant) -> Buffer {
         self.series.forget();
-        self.leader_newest = None;
+        // Senders have other numbers there.
+        (self.clocks, self.other, self.leader_newest) = (Clocks::new(now), None, None);
         let mut samples = self.buffer.take_all();
         samples.extend(self.recent.take());
         samples
@@ -327,9 +351,8 @@ impl Sender {
             0 => AROUND_UNKNOWN_MS,
             interval_ms => AROUND_INTERVALS * interval_ms,
         };
-        let skew_ms = |sample: &Buffered| self.skew_ms(sample).abs().min(AROUND_MAX_MS);
         let window_ms = samples.iter().map(around).max().unwrap_or(0).clamp(AROUND_MIN_MS, AROUND_MAX_MS);
-        window_ms.saturating_add(samples.iter().map(skew_ms).max().unwrap_or(0))
+        window_ms.saturating_add(self.clocks.most_ms().min(AROUND_MAX_MS))
     }
 
     /// The series of these, which are in the order of series, of which it is not known what is stored last.
@@ -349,43 +372,48 @@ impl Sender {
         for of_series in samples.chunk_by(|one, next| one.row.series_id == next.row.series_id) {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
-            // All came with one offset but where a clock was set meanwhile: then each is judged by its own.
-            for samples in of_series.chunk_by(|one, next| one.clock_offset_ms == next.clock_offset_ms) {
-                let mut stored: Vec<Stored> = times
-                    .iter()
-                    .map(|stored| Stored {
-                        time_ms: stored.time_ms,
-                        by: self.by(stored.sender, stored.time_ms, samples[0].clock_offset_ms, around, own),
-                    })
-                    .collect();
+            let interval_ms = self.interval_of(of_series, times);
+            // Each is judged by how far the clock was off that stamped it.
+            let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
+            for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
+                let by = |stored: &StoredTime| Stored {
+                    time_ms: stored.time_ms,
+                    by: self.by(&samples[0], *stored, around, own),
+                };
+                let mut stored: Vec<Stored> = times.iter().map(by).collect();
                 let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
                 stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
                 stored.sort_by_key(|stored| stored.time_ms);
                 let candidate =
                     |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
-                let interval_ms = self.interval_of(series_id, &stored);
                 found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
             }
         }
         found
     }
 
-    fn by(&self, sender: Option<SenderNo>, time_ms: i64, offset_ms: i64, around: &Around, own: SenderNo) -> By {
-        let skew_to = |sender: &SenderNo| {
-            offset_ms - around.clock_offsets_ms.get(sender).copied().unwrap_or(self.other_offset_ms)
-        };
+    fn by(&self, sample: &Buffered, stored: StoredTime, around: &Around, own: SenderNo) -> By {
+        let StoredTime { time_ms, sender } = stored;
+        let Row { series_id, time_ms: sample_ms, .. } = sample.row;
+        let other = |sender| By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) };
+        if self.is_alone {
+            return By::Own;
+        }
         match sender {
-            _ if self.is_alone => By::Own,
             Some(sender) if sender == own => By::Own,
-            Some(sender) => By::Other { skew_ms: skew_to(&sender) },
+            Some(sender) => other(sender),
+            None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
+            // It may be its own.
+            None if self.series.is_in_step(series_id, sample_ms, time_ms) == Some(true) => By::Other { skew_ms: 0 },
             None => {
-                let begun =
-                    around.terms.partition_point(|(began_ms, _)| *began_ms <= time_ms.saturating_sub(offset_ms));
+                // Who led then has stored it, perhaps: what a standby had is stored in its term, too.
+                let server_ms = time_ms.saturating_sub(self.clocks.offset_ms(sample_ms));
+                let begun = around.terms.partition_point(|(began_ms, _)| *began_ms <= server_ms);
                 match around.terms[..begun].last() {
                     Some((_, sender)) if *sender == own => By::Other { skew_ms: 0 },
-                    Some((_, sender)) => By::Other { skew_ms: skew_to(sender) },
-                    None => By::Other { skew_ms: offset_ms - self.other_offset_ms },
+                    Some((_, sender)) => other(*sender),
+                    None => self.other.map_or(By::Other { skew_ms: 0 }, other),
                 }
             }
         }
@@ -395,7 +423,7 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let slot = Slot { time_ms: last.time_ms, is_own: last.sender == Some(own) };
+                let slot = Slot { time_ms: last.time_ms, is_own: self.is_alone || last.sender == Some(own) };
                 self.series.stored(*series_id, slot);
             }
         }
@@ -413,16 +441,53 @@ impl Sender {
         &self.buffer
     }
 
-    fn skew_ms(&self, sample: &Buffered) -> i64 {
-        sample.clock_offset_ms - self.other_offset_ms
+    /// How far the clock that stamped a sample was ahead of that of another sender, when that stored one at `stored_ms`.
+    fn skew_ms(&self, sample: &Buffered, stored_ms: i64) -> i64 {
+        self.other.map_or(0, |other| self.clocks.skew_ms(sample.row.time_ms, other, stored_ms))
     }
 
-    /// As its steps say, or its first one; or else as those around it say.
-    fn interval_of(&self, series_id: i64, stored: &[Stored]) -> i64 {
-        let Known { interval_ms, guess_ms, .. } = self.series.get(series_id);
-        let guesses = [interval_ms, guess_ms, median_step_ms(stored).unwrap_or(0), self.series.usual_ms()];
-        guesses.into_iter().find(|guess_ms| *guess_ms > 0).unwrap_or(INTERVAL_UNKNOWN_MS)
+    /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.
+    fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
+        let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id);
+        if interval_ms > 0 {
+            return interval_ms;
+        }
+        let own_ms = match guess_ms {
+            0 => median(samples.windows(2).map(|pair| pair[1].row.time_ms - pair[0].row.time_ms).collect()),
+            _ => Some(guess_ms),
+        };
+        let usual_ms = match self.series.usual_ms() {
+            0 => INTERVAL_UNKNOWN_MS,
+            usual_ms => usual_ms,
+        };
+        let stored = &stored[stored.len().saturating_sub(GUESS_FROM)..];
+        let step_ms = usual_step_ms(stored);
+        let Some(own_ms) = own_ms else {
+            // One step alone may be a gap.
+            let most_ms = if stored.len() > 2 { i64::MAX } else { usual_ms };
+            return step_ms.map_or(usual_ms, |step_ms| step_ms.min(most_ms));
+        };
+        // Scrapes were missed if it is several steps long.
+        let is_part = |step_ms: &i64| {
+            let off_ms = own_ms % step_ms;
+            step_ms * 4 < own_ms * 3 && off_ms.min(step_ms - off_ms) <= step_ms / 10
+        };
+        step_ms.filter(is_part).unwrap_or(own_ms)
     }
+}
+
+/// The median of the steps of stored times, from one of a sender to the next of the same; where there are none, from any to the next.
+fn usual_step_ms(stored: &[StoredTime]) -> Option<i64> {
+    let mut last: HashMap<SenderNo, i64> = HashMap::new();
+    let step = |stored: &StoredTime| Some(stored.time_ms - last.insert(stored.sender?, stored.time_ms)?);
+    // Where one took over from another, steps are shorter, or longer.
+    let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
+    median(stored.iter().filter_map(step).collect()).or_else(|| median(any()))
+}
+
+fn median(mut steps: Vec<i64>) -> Option<i64> {
+    let middle = steps.len().checked_sub(1)? / 2;
+    Some(*steps.select_nth_unstable(middle).1)
 }
 
 /// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time. Returns how many it took out.
@@ -478,21 +543,21 @@ mod tests {
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
             let mut scene = Self::scraping();
             for time_ms in buffered {
-                scene.sender.buffer(&[row(*time_ms)], 0, scene.now).unwrap();
+                scene.sender.buffer(&[row(*time_ms)], Uuid::nil(), scene.now).unwrap();
             }
-            scene.stored(stored, 0);
+            scene.stored(stored);
             scene
         }
 
-        fn stored(&mut self, times: &[i64], clock_offset_ms: i64) {
+        fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
-                self.sender.on_stored(*time_ms, false, [1].into_iter());
-                self.sender.on_leader_stored(*time_ms, clock_offset_ms, self.now);
+                self.sender.on_stored(OTHER, false, *time_ms, [1].into_iter());
+                self.sender.on_leader_stored(*time_ms, self.now);
             }
         }
 
         fn sort(&mut self, times: &[i64]) -> (Vec<i64>, Vec<i64>, usize) {
-            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, self.now))
+            told(&self.sender.sort(times.iter().map(|time_ms| row(*time_ms)).collect(), self.now))
         }
 
         /// How many are covered, and which are due.
@@ -521,7 +586,7 @@ mod tests {
 
     fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
         let now = Instant::now();
-        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, clock_offset_ms: 0, arrived: now };
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now, key: Uuid::nil() };
         times.iter().map(sample).collect()
     }
 
@@ -543,7 +608,7 @@ mod tests {
     #[test]
     fn nothing_is_appended_before_the_first_observation() {
         let mut sender = Sender::new(usize::MAX, false);
-        assert_eq!(told(&sender.sort(vec![row(10_000)], 0, Instant::now())), (vec![], vec![10_000], 0));
+        assert_eq!(told(&sender.sort(vec![row(10_000)], Instant::now())), (vec![], vec![10_000], 0));
     }
 
     #[test]
@@ -555,7 +620,7 @@ mod tests {
             assert_eq!(scene.sort(&[first]), expected, "{first}");
         }
         let mut scene = Scene::new();
-        scene.stored(&[10_000], 0);
+        scene.stored(&[10_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0), "its interval is not known");
     }
 
@@ -564,7 +629,7 @@ mod tests {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
         scene.sender.open();
-        scene.sender.buffer(&[row(30_000)], 0, scene.now).unwrap();
+        scene.sender.buffer(&[row(30_000)], Uuid::nil(), scene.now).unwrap();
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
     }
@@ -573,12 +638,12 @@ mod tests {
     fn what_others_have_stored_meanwhile_is_sorted_again() {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
         let again = |scene: &Scene, times: &[i64]| {
-            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), 0, scene.now))
+            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), scene.now))
         };
         assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
-        scene.stored(&[34_000], 0);
+        scene.stored(&[34_000]);
         assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
-        scene.stored(&[36_000], 0);
+        scene.stored(&[36_000]);
         assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
         scene.sender.on_missed(50_000, 1);
         assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
@@ -606,9 +671,9 @@ mod tests {
     #[test]
     fn a_leader_that_catches_up_is_waited_for() {
         let mut scene = Scene::standing_by(&[104_000, 114_000, 124_000], &[]);
-        scene.after(24).stored(&[20_000, 30_000], 0);
+        scene.after(24).stored(&[20_000, 30_000]);
         assert_eq!(scene.after(3).look(9), (0, vec![]));
-        scene.after(20).stored(&[40_000], 0);
+        scene.after(20).stored(&[40_000]);
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![104_000, 114_000, 124_000]), "it has stopped");
     }
@@ -625,12 +690,12 @@ mod tests {
             (vec![], vec![6_000, 26_000, 36_000], 1),
             "perhaps stored"
         );
-        assert_eq!(scene.sender.buffer(&[row(46_000)], 0, scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.buffer(&[row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
         scene.sender.open();
-        assert_eq!(scene.sender.buffer(&[row(56_000)], 0, scene.now), Ok(()));
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Ok(()));
     }
 
     #[test]
@@ -644,23 +709,26 @@ mod tests {
         assert!(!missing(10_000, false, &stored_by(Some(OWN))));
         assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
         assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
-        assert!(!missing(13_000, false, &stored_by(None)), "sealed");
+        assert!(missing(13_000, false, &stored_by(None)), "sealed, and known to be its own");
+        let sealed = around(&[(100_000, None), (110_000, None), (120_000, None)]);
+        assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
-        alone.on_stored(10_000, false, [1].into_iter());
+        alone.on_stored(OTHER, false, 10_000, [1].into_iter());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
+        let mut sealed = around(&[]);
+        sealed.last_ms.insert(1, StoredTime { time_ms: 20_000, sender: None });
+        alone.on_reconciled(&[], &[1], &sealed, OWN);
+        assert!(!alone.is_covered(&late(&[20_001], false)[0]), "whoever stored it");
     }
 
     #[test]
     fn the_clock_of_who_led_counts_where_samples_are_sealed() {
-        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
+        let mut scene = Scene::leading(&[0, 10_000, 20_000, 30_000, 40_000]);
         let third = SenderNo(3);
-        let led = Around {
-            terms: vec![(0, OTHER), (50_000, third)],
-            clock_offsets_ms: HashMap::from([(OTHER, -5_000), (third, -60_000)]),
-            ..around(&[(40_000, None), (50_000, None)])
-        };
+        scene.sender.on_clocks(0, 0, [(OTHER, -5_000), (third, -60_000)].into_iter(), scene.now);
+        let led = Around { terms: vec![(0, OTHER), (50_000, third)], ..around(&[(40_000, None), (50_000, None)]) };
         let missing = times(&scene.sender.missing(&late(&[34_000, 61_000, 96_000, 116_000], false), &led, OWN));
         assert_eq!(missing, [34_000, 116_000]);
     }
@@ -668,9 +736,10 @@ mod tests {
     #[test]
     fn a_clock_that_is_off_shifts_what_is_missing() {
         let mut scene = Scene::standing_by(&[], &[]);
-        scene.stored(&[10_000, 20_000, 30_000], -50_000);
+        scene.sender.on_clocks(0, 0, [(OTHER, -50_000)].into_iter(), scene.now);
+        scene.stored(&[10_000, 20_000, 30_000]);
         for time_ms in [0, 10_000, 20_000] {
-            scene.sender.buffer(&[row(time_ms)], 0, scene.now).unwrap();
+            scene.sender.buffer(&[row(time_ms)], Uuid::nil(), scene.now).unwrap();
         }
         let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
         assert_eq!(covered, [true, true, false]);
@@ -686,10 +755,10 @@ mod tests {
     fn samples_of_a_series_are_judged_together() {
         let scene = Scene::leading(&[0, 10_000, 20_000]);
         let mut samples = late(&[104_000, 114_000, 124_000], false);
-        samples[1].clock_offset_ms = 1;
+        samples[1].arrived += Duration::from_secs(1);
         let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
         assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
-        assert_eq!(scene.sender.window_ms(&samples), 20_001);
+        assert_eq!(scene.sender.window_ms(&samples), 20_000);
         assert!(scene.sender.unbounded(&samples).is_empty());
     }
 

@@ -1,10 +1,11 @@
 //! All senders of this adapter, and what they share: what was observed of the store, and who leads each group.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
+use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
 use crate::handover::sender::Sender;
@@ -31,6 +32,11 @@ pub struct Senders {
     /// By group.
     groups: RwLock<BTreeMap<String, Members>>,
     observed: tokio::sync::Mutex<Observed>,
+    /// Observations begun.
+    begun: AtomicU64,
+    /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
+    /// samples come by way of several adapters, nobody knows.
+    clock_offset_ms: Mutex<Option<i64>>,
 }
 
 /// A group, and its senders on this adapter by their names.
@@ -43,6 +49,8 @@ struct Members {
 #[derive(Default)]
 struct Observed {
     position: Option<Position>,
+    /// The number of that observation.
+    completed: u64,
     /// Groups by the numbers of their senders, as far as they are known.
     groups: HashMap<SenderNo, String>,
 }
@@ -63,8 +71,6 @@ pub struct Leading {
     pub fence: Fence,
     /// Whose samples are stored as they come; `None` of a term begun by an adapter of before senders had numbers.
     pub sender: Option<SenderNo>,
-    /// How far that one's clock is ahead of the server's, ms.
-    pub clock_offset_ms: i64,
 }
 
 /// The group of an adapter without an election.
@@ -76,6 +82,9 @@ const PART_OF_MEMORY: usize = 4;
 
 /// Pause between observations.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What takes longer tells too little of the server's clock, ms.
+const ROUND_TRIP_MAX_MS: i64 = 100;
 
 /// A clock offset is written down when it differs by so much, ms, from the one written last.
 const OFFSET_NEWS_MS: i64 = 50;
@@ -113,6 +122,8 @@ impl Senders {
             memory,
             groups: RwLock::default(),
             observed: tokio::sync::Mutex::default(),
+            begun: AtomicU64::new(0),
+            clock_offset_ms: Mutex::default(),
         })
     }
 
@@ -197,8 +208,8 @@ impl Senders {
                 handover.find_again().await?;
                 let epoch = self.store.epoch();
                 let number = handover.number().await?;
-                if self.own.is_some() {
-                    let offset_ms = self.store.clock_offset_ms();
+                let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(offset_ms) = offset_ms {
                     if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
                     {
                         self.store.set_clock_offset(number, offset_ms, epoch).await?;
@@ -230,7 +241,12 @@ impl Senders {
     ///
     /// What the server said; the next observation goes on from where the last one ended.
     pub async fn observe(&self) -> Result<(), Error> {
+        let begun_before = self.begun.load(Ordering::Acquire);
         let mut last = self.observed.lock().await;
+        if last.completed > begun_before {
+            // Another one that waited has observed all that there was when this was asked.
+            return Ok(());
+        }
         match self.observe_from(&mut last).await {
             Err(error) if error.class() == Class::Moved => {
                 if let Change::Moved(identities) = self.store.look_at_server().await? {
@@ -251,6 +267,7 @@ impl Senders {
     }
 
     async fn observe_from(&self, last: &mut Observed) -> Result<(), Error> {
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
         // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
@@ -273,8 +290,14 @@ impl Senders {
                 }
             })
             .await?;
-        let offsets_ms: HashMap<SenderNo, i64> =
-            observed.senders.iter().map(|sender| (sender.sender, sender.clock_offset_ms)).collect();
+        if self.own.is_some() && observed.round_trip_ms <= ROUND_TRIP_MAX_MS {
+            *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(observed.clock_offset_ms);
+            for handover in members.values().flat_map(|(_, handovers)| handovers) {
+                let others = observed.senders.iter().filter(|sender| Some(sender.sender) != handover.number_if_known());
+                let others = others.map(|sender| (sender.sender, sender.clock_offset_ms));
+                handover.with(|state| state.on_clocks(now_ms(), observed.clock_offset_ms, others, Instant::now()));
+            }
+        }
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
         later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
         for (time_ms, sender, series) in later {
@@ -294,10 +317,11 @@ impl Senders {
         // Last of all: who knows of a counter knows of what was stored before it.
         for group in observed.groups {
             if let Some((known, _)) = members.get(&group.group_name) {
-                known.on_read(&group, &offsets_ms);
+                known.on_read(&group);
             }
         }
         last.position = Some(observed.position);
+        last.completed = number;
         Ok(())
     }
 }
@@ -315,9 +339,9 @@ fn on_stored(
     for handover in handovers {
         let is_own = handover.number_if_known() == Some(sender);
         handover.with(|state| {
-            state.on_stored(time_ms, is_own, series.clone());
-            if let (Some(leading), false) = (leading, is_own) {
-                state.on_leader_stored(time_ms, leading.clock_offset_ms, now);
+            state.on_stored(sender, is_own, time_ms, series.clone());
+            if leading.is_some() && !is_own {
+                state.on_leader_stored(time_ms, now);
             }
         });
     }
@@ -358,12 +382,11 @@ impl Group {
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn on_read(&self, read: &GroupState, offsets_ms: &HashMap<SenderNo, i64>) {
+    fn on_read(&self, read: &GroupState) {
         self.reconciled.store(read.reconciled, Ordering::Release);
         let leading = read.token.map(|token| Leading {
             fence: Fence { group_no: read.group_no, term: read.term, token },
             sender: read.sender_no,
-            clock_offset_ms: read.sender_no.and_then(|sender| offsets_ms.get(&sender).copied()).unwrap_or(0),
         });
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = leading;
     }

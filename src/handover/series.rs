@@ -29,6 +29,9 @@ const PAGE: usize = 256;
 /// Votes an interval has at most: after so many steps of another length, that one counts.
 const VOTES_MAX: u8 = 4;
 
+/// The same where several adapters store what is sent: each of them may store every second sample, or third, for a while.
+const SHARED_VOTES_MAX: u8 = 60;
+
 /// Votes that an interval has once it is relied on: one or two steps may be as long as two, where scrapes were missed.
 const VOTES_SURE: u8 = 3;
 
@@ -127,12 +130,12 @@ impl Entry {
         flags: 0,
     };
 
-    fn vote(&mut self, step_ms: u32) {
+    fn vote(&mut self, step_ms: u32, votes_max: u8) {
         if self.votes == 0 {
             (self.flags, self.exact) = (self.flags & !SURE, 0);
         }
         let is_close = step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4;
-        vote(&mut self.interval_ms, &mut self.votes, VOTES_MAX, step_ms);
+        vote(&mut self.interval_ms, &mut self.votes, votes_max, step_ms);
         if self.votes >= VOTES_SURE {
             self.flags |= SURE;
         }
@@ -144,26 +147,15 @@ impl Entry {
         }
     }
 
-    /// Scrapes lie whole intervals before the newest one; what an exporter stamps lies anywhere. `false` too if the interval is not
-    /// known to the millisecond.
-    fn is_between_scrapes(&self, time_ms: i64) -> bool {
+    /// Whether what was scraped at one time may have been scraped at the other, too: whole intervals lie between them. `None` if the
+    /// interval is not known to the millisecond.
+    fn is_in_step(&self, one_ms: i64, other_ms: i64) -> Option<bool> {
         let interval_ms = i64::from(self.interval_ms);
         if self.exact < EXACT_SURE || interval_ms == 0 {
-            return false;
+            return None;
         }
-        let off_ms = self.sent_ms.saturating_sub(time_ms) % interval_ms;
-        off_ms.min(interval_ms - off_ms) > interval_ms / GRID_PART
-    }
-
-    /// The shortest step between the stored times known, ms.
-    fn shortest_step_ms(&self) -> i64 {
-        let later = self.stored();
-        later
-            .clone()
-            .zip(later.skip(1))
-            .map(|(later, earlier)| later.time_ms - earlier.time_ms)
-            .min()
-            .unwrap_or(i64::MAX)
+        let off_ms = one_ms.saturating_sub(other_ms).saturating_abs() % interval_ms;
+        Some(off_ms.min(interval_ms - off_ms) <= interval_ms / GRID_PART)
     }
 
     /// The stored times known, newest first.
@@ -236,7 +228,8 @@ impl SeriesTimes {
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            return entry.is_between_scrapes(time_ms);
+            // What is not in step was not scraped: an exporter has stamped it.
+            return entry.is_in_step(time_ms, entry.sent_ms) == Some(false);
         }
         let step_ms = time_ms.saturating_sub(entry.sent_ms);
         entry.sent_ms = time_ms;
@@ -247,8 +240,14 @@ impl SeriesTimes {
     }
 
     fn step(&mut self, series_id: i64, step_ms: i64) {
+        let is_shared = !self.learns_from_sent;
         if let Ok(step_ms) = u32::try_from(step_ms) {
-            self.entry(series_id).vote(step_ms);
+            let entry = self.entry(series_id);
+            if is_shared && u64::from(step_ms) * 4 <= u64::from(entry.interval_ms) * 3 {
+                // What another adapter stored is seen later than what was stored beside it: the longer steps were several.
+                (entry.interval_ms, entry.votes, entry.exact) = (step_ms, VOTES_SURE - 1, 0);
+            }
+            entry.vote(step_ms, if is_shared { SHARED_VOTES_MAX } else { VOTES_MAX });
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
     }
@@ -287,16 +286,17 @@ impl SeriesTimes {
         let Some(entry) = self.find(series_id) else {
             return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0 };
         };
-        let interval_ms = match entry.flags & SURE {
-            0 => 0,
-            // What other adapters have stored may be seen later than what was stored after it: then steps are too long.
-            _ if !self.learns_from_sent => entry.shortest_step_ms().min(i64::from(entry.interval_ms)),
-            _ => i64::from(entry.interval_ms),
-        };
+        let interval_ms = if entry.flags & SURE != 0 { i64::from(entry.interval_ms) } else { 0 };
         let guess_ms = i64::from(entry.interval_ms);
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
         Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms }
+    }
+
+    /// Whether one who scrapes a series at `one_ms` scrapes it at `other_ms`, too; `None` if that is not known.
+    #[must_use]
+    pub fn is_in_step(&self, series_id: i64, one_ms: i64, other_ms: i64) -> Option<bool> {
+        self.find(series_id)?.is_in_step(one_ms, other_ms)
     }
 
     /// The newest stored times known of a series, newest first.
@@ -380,18 +380,24 @@ mod tests {
     #[test]
     fn of_what_comes_by_several_adapters_the_stored_steps_count() {
         let mut series = SeriesTimes::new(true);
-        for n in 0..6 {
+        for n in 0..20 {
             series.sent(1, n * 20_000);
-            series.observed(1, slot(n * 10_000));
+            series.observed(1, slot(n * 10_000 - 130_000));
         }
         assert_eq!(series.get(1).interval_ms, 10_000);
         series.observed(1, slot(5_000));
         assert_eq!(series.get(1).interval_ms, 10_000);
-        series.observed(1, slot(65_000));
-        series.observed(1, slot(75_000));
-        assert_eq!(series.get(1).interval_ms, 10_000, "one was missed");
-        series.observed(1, slot(70_000));
-        assert_eq!(series.get(1).interval_ms, 5_000, "one comes late");
+        // Of what comes by two, or three, one adapter's is seen first.
+        for n in 0..13 {
+            series.observed(1, slot(80_000 + n * 30_000));
+        }
+        assert_eq!(series.get(1).interval_ms, 10_000);
+        for n in 0..4 {
+            series.observed(2, slot(n * 20_000));
+        }
+        assert_eq!(series.get(2).interval_ms, 20_000);
+        series.observed(2, slot(70_000));
+        assert_eq!(series.get(2).interval_ms, 10_000, "a shorter step counts at once");
     }
 
     #[test]

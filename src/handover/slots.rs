@@ -63,44 +63,25 @@ pub fn follows(time_ms: i64, other_ms: i64, skew_ms: i64, interval_ms: i64) -> b
     time_ms.saturating_sub(hi_ms) > interval_ms / 2
 }
 
-/// Whether the slot at `time_ms` is known to be taken by `times`, some of the stored ones of its series, newest first; others' clocks
-/// are behind by `skew_ms`. `false` may only mean that too few are known.
+/// Whether the slot at `time_ms` is known to be taken by `times`, some of the stored ones of its series by others, newest first.
+/// `false` may only mean that too few are known.
 #[must_use]
-pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Slot>, skew_ms: i64, interval_ms: i64) -> bool {
-    let mut later: Option<Slot> = None;
-    for slot in times {
-        let (lo_ms, hi_ms) = if slot.is_own { (slot.time_ms, slot.time_ms) } else { span(slot.time_ms, skew_ms) };
-        if slot.time_ms == time_ms {
-            return true;
-        }
+pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Stored>, interval_ms: i64) -> bool {
+    let mut later_ms: Option<i64> = None;
+    for stored in times {
+        let By::Other { skew_ms } = stored.by else { continue };
+        let (lo_ms, hi_ms) = span(stored.time_ms, skew_ms);
         let is_beside =
             lo_ms.saturating_sub(time_ms) <= interval_ms / 2 && time_ms.saturating_sub(hi_ms) <= interval_ms / 2;
-        if is_beside && !slot.is_own {
+        if is_beside || stored.time_ms == time_ms {
             return true;
         }
-        if slot.time_ms < time_ms {
-            let Some(later) = later else { return false };
-            let later_ms = if later.is_own { later.time_ms } else { span(later.time_ms, skew_ms).0 };
-            let is_others = !(slot.is_own && later.is_own);
-            return is_others && later_ms.saturating_sub(hi_ms) <= interval_ms + interval_ms / 2;
+        if stored.time_ms < time_ms {
+            return later_ms.is_some_and(|later_ms| later_ms.saturating_sub(hi_ms) <= interval_ms + interval_ms / 2);
         }
-        later = Some(slot);
+        later_ms = Some(lo_ms);
     }
     false
-}
-
-/// The interval of a series from stored times around: the median of their steps, if there are any.
-#[must_use]
-pub fn median_step_ms(stored: &[Stored]) -> Option<i64> {
-    let step = |pair: &[Stored]| pair[1].time_ms - pair[0].time_ms;
-    let is_of_one = |pair: &&[Stored]| pair[0].by == pair[1].by;
-    let mut steps: Vec<i64> = stored.windows(2).filter(is_of_one).map(step).collect();
-    if steps.is_empty() {
-        // Where one took over from another.
-        steps = stored.windows(2).map(step).collect();
-    }
-    let middle = steps.len().checked_sub(1)? / 2;
-    Some(*steps.select_nth_unstable(middle).1)
 }
 
 /// Of `candidates`, samples of one sender and series, ascending and each time once, those whose slot is empty, as their places; `stored` has
@@ -230,26 +211,25 @@ mod tests {
 
     #[test]
     fn a_taken_slot_is_known_from_the_newest_times() {
-        let slots =
-            |times: &[i64]| times.iter().map(|time_ms| Slot { time_ms: *time_ms, is_own: false }).collect::<Vec<_>>();
-        let taken = |times: &[i64], time_ms| is_taken(time_ms, slots(times).into_iter(), 0, 10);
+        let newest = |times: &[i64], by| stored(times, by).into_iter();
+        let taken = |times: &[i64], time_ms| is_taken(time_ms, newest(times, OTHER), 10);
         assert!(
             taken(&[30, 20, 10], 20) && taken(&[30, 20, 10], 26) && taken(&[30, 16], 24) && taken(&[30, 20, 10], 5)
         );
         assert!(!taken(&[30, 20, 10], 4), "too old to be known");
         assert!(!taken(&[40, 20, 10], 27) && !taken(&[20], 26) && !taken(&[], 0));
-        let own = [Slot { time_ms: 30, is_own: true }, Slot { time_ms: 20, is_own: true }];
-        assert!(!is_taken(26, own.into_iter(), 0, 10) && is_taken(20, own.into_iter(), 0, 10));
-        assert!(is_taken(329, slots(&[30]).into_iter(), 300, 10) && !is_taken(336, slots(&[30]).into_iter(), 300, 10));
+        assert!(!is_taken(26, newest(&[30, 20], By::Own), 10) && !is_taken(20, newest(&[30, 20], By::Own), 10));
+        let skewed = By::Other { skew_ms: 300 };
+        assert!(is_taken(329, newest(&[30], skewed), 10) && !is_taken(336, newest(&[30], skewed), 10));
+        assert!(is_taken(30, newest(&[30], skewed), 10) && is_taken(25, newest(&[30], skewed), 10));
+        assert!(!is_taken(24, newest(&[30], skewed), 10));
     }
 
     #[test]
-    fn the_median_step_is_of_one_senders_samples() {
-        assert_eq!(median_step_ms(&stored(&[0], OTHER)), None);
-        assert_eq!(median_step_ms(&stored(&[0, 10, 20, 40, 50], OTHER)), Some(10));
-        let two = [stored(&[0], OTHER), stored(&[13], By::Own), stored(&[23], By::Own)].concat();
-        assert_eq!(median_step_ms(&two), Some(10));
-        assert_eq!(median_step_ms(&two[..2]), Some(13), "where there is nothing else");
+    fn a_sample_follows_outside_of_the_slot() {
+        assert!(follows(16, 10, 0, 10) && !follows(15, 10, 0, 10));
+        assert!(follows(316, 10, 300, 10) && !follows(315, 10, 300, 10));
+        assert!(follows(16, 10, -300, 10) && !follows(15, 10, -300, 10));
     }
 
     /// Scrapes of a sender: at an interval of 100 from a phase on, some of them missed, each late by a little.
@@ -300,8 +280,8 @@ mod tests {
             skew_ms in prop_oneof![Just(0_i64), -200_i64..200],
         ) {
             let all: Vec<Stored> = times.iter().map(|time_ms| Stored { time_ms: *time_ms, by: By::Other { skew_ms } }).collect();
-            let newest = times.iter().rev().take(3).map(|time_ms| Slot { time_ms: *time_ms, is_own: false });
-            if is_taken(time_ms, newest, skew_ms, 20) {
+            let newest = all.iter().rev().take(3).copied();
+            if is_taken(time_ms, newest, 20) {
                 prop_assert_eq!(missing(&candidates(&[time_ms], false), &all, 20), Vec::<usize>::new());
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::CONTENT_ENCODING;
+use hyper::header::{CONTENT_ENCODING, HeaderValue};
 use hyper::{HeaderMap, Request, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -99,16 +99,20 @@ pub(super) async fn discard(request: Request<Incoming>) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, work).await;
 }
 
-/// Refuses an encoding other than snappy.
-pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Box<Answer>> {
+/// Refuses an encoding other than snappy, and says why.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), String> {
     match headers.get(CONTENT_ENCODING) {
         None => Ok(()),
         Some(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"snappy") => Ok(()),
-        Some(encoding) => Err(Box::new(text(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("the Content-Encoding {encoding:?} is not supported: send snappy (block format)"),
-        ))),
+        Some(encoding) => {
+            Err(format!("the Content-Encoding {} is not supported: send snappy (block format)", quoted(encoding)))
+        }
     }
+}
+
+/// A header's value for an error, cut where it is long: the text is logged and shown.
+pub(super) fn quoted(value: &HeaderValue) -> String {
+    format!("{:?}", String::from_utf8_lossy(value.as_bytes()).chars().take(100).collect::<String>())
 }
 
 /// Reads and decompresses a body within `timeout`.

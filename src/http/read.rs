@@ -68,9 +68,9 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
         discard(request).await;
         return method_not_allowed("POST");
     }
-    if let Err(answer) = check_encoding(request.headers()) {
+    if let Err(why) = check_encoding(request.headers()) {
         discard(request).await;
-        return *answer;
+        return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
     }
     let received = match receive(request, &service.bodies, service.config.send_timeout).await {
         Ok(received) => received,

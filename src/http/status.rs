@@ -18,9 +18,22 @@ pub(super) fn not_ready(service: &Service) -> Option<String> {
     match service.role_now() {
         _ if service.read_only => None,
         // One whose Prometheus is silent takes its next write as leader or standby, whichever it turns out to be.
-        Role::Leader { .. } | Role::Standby { .. } | Role::ByLabels { .. } | Role::Resigned => None,
+        Role::Leader { .. } | Role::Standby { .. } | Role::ByLabels { .. } | Role::Resigned => {
+            only_unsupported(service)
+        }
         role => Some(format!("the role is {}", role.word())),
     }
+}
+
+/// Why nothing that is sent can be stored, if that is so. By labels one sender that is set wrong is no reason while any
+/// cluster is stored: a balancer would take the adapter from all of them.
+fn only_unsupported(service: &Service) -> Option<String> {
+    let why = service.heard.only_unsupported()?;
+    let goes_on = |clusters: &Arc<Clusters>| clusters.shown().iter().any(|cluster| !cluster.is_silent);
+    if service.clusters.as_ref().is_some_and(goes_on) {
+        return None;
+    }
+    Some(format!("the latest write request was answered 415: {why}"))
 }
 
 /// Brings those metrics up to date that are a matter of time.
@@ -71,6 +84,7 @@ pub(super) fn json(service: &Service) -> String {
         "clusters": service.clusters.as_ref().map(clusters_json),
         "read_only": service.read_only,
         "prometheus_timeout_seconds": heard.timeout().map(|timeout| timeout.as_secs_f64()),
+        "unsupported": service.heard.only_unsupported(),
         "seconds_since_write_request": heard.last().map(|last| last.elapsed().as_secs_f64()),
     })
     .to_string()
@@ -135,6 +149,10 @@ pub(super) fn page(service: &Service) -> String {
     let last = heard.last().map_or("none yet".to_owned(), |last| format!("{:.1} s ago", last.elapsed().as_secs_f64()));
     let timeout =
         heard.timeout().map_or("never resigns".to_owned(), |timeout| format!("{:.1} s", timeout.as_secs_f64()));
+    let unsupported = service
+        .heard
+        .only_unsupported()
+        .map_or(String::new(), |why| format!("<tr><th>Latest request answered 415</th><td>{}</td></tr>", escape(&why)));
     let clusters = service.clusters.as_ref().map(clusters_page).unwrap_or_default();
     let telemetry = escape(&service.config.telemetry_path);
     format!(
@@ -146,7 +164,7 @@ pub(super) fn page(service: &Service) -> String {
          <tr><th>Role</th><td>{role_word}{who}</td></tr><tr><th>Group</th><td>{group}</td></tr>\
          <tr><th>Name</th><td>{name}</td></tr>{held}\
          <tr><th>Ready for writes</th><td>{ready}</td></tr><tr><th>Last write request</th><td>{last}</td></tr>\
-         <tr><th>Prometheus timeout</th><td>{timeout}</td></tr></table>{clusters}\
+         {unsupported}<tr><th>Prometheus timeout</th><td>{timeout}</td></tr></table>{clusters}\
          <p><a href=\"{telemetry}\">metrics</a> · <a href=\"/status.json\">status.json</a> · <a href=\"/-/ready\">ready</a> · \
          <a href=\"/-/healthy\">healthy</a><p>Prometheus writes to <code>/write</code> and reads from <code>/read</code>.</html>",
         role_word = role.word().replace('_', " "),

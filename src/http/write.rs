@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::election::liveness::InFlight;
-use crate::http::body::{Received, check_encoding, discard, receive};
+use crate::http::body::{Received, check_encoding, discard, quoted, receive};
 use crate::http::{Answer, Line, Service, empty, method_not_allowed, text, unavailable};
 use crate::receiver::{Receiver, Taken};
 use crate::wire::write::v1;
@@ -19,12 +19,30 @@ enum Message {
     V1,
 }
 
+/// Why a request of the newer version is refused; for whoever set it.
+const V2_UNSUPPORTED: &str = "Remote-Write 2.0 (io.prometheus.write.v2.Request) is not supported: set protobuf_message \
+    to prometheus.WriteRequest in remote_write";
+
+/// Said after requests were refused for their message or encoding.
+const SUPPORTED_AGAIN: &str = "a write request can be read again: the latest ones were answered 415";
+
+/// Headers that say how much of a request was written. A sender of 1.0 that finds none of them beside a 400 counts all
+/// samples of the request as failed; one that finds any of them beside a 2xx counts what they leave out as failed.
+const SAMPLES_WRITTEN: &str = "x-prometheus-remote-write-samples-written";
+const HISTOGRAMS_WRITTEN: &str = "x-prometheus-remote-write-histograms-written";
+const EXEMPLARS_WRITTEN: &str = "x-prometheus-remote-write-exemplars-written";
+
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Line>) -> Answer {
-    let message = match accept(&request) {
+    if request.method() != Method::POST {
+        discard(request).await;
+        return method_not_allowed("POST");
+    }
+    let headers = request.headers();
+    let message = match negotiate(headers).and_then(|message| check_encoding(headers).map(|()| message)) {
         Ok(message) => message,
-        Err(answer) => {
+        Err(why) => {
             discard(request).await;
-            return *answer;
+            return unsupported(&service, why);
         }
     };
     let in_flight = service.heard.begin();
@@ -48,25 +66,28 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
         return unavailable("the database has not been reached yet");
     };
     // A task of its own: a write once begun is finished or rolled back, whether or not its sender hangs up.
-    let task = service.tracker.spawn(take(receiver, message, received, line, in_flight));
+    let tracker = service.tracker.clone();
+    let task = tracker.spawn(take(service, receiver, message, received, line, in_flight));
     task.await.unwrap_or_else(|error| {
         log::error!("a write request failed: {error}");
         unavailable("the request failed inside the adapter; its log says why")
     })
 }
 
-/// What can be told from the head of a request.
-fn accept(request: &Request<Incoming>) -> Result<Message, Box<Answer>> {
-    if request.method() != Method::POST {
-        return Err(Box::new(method_not_allowed("POST")));
+/// Refuses a request that cannot be read, for `why`. Its sender drops what it carries and goes on, so this is shown
+/// everywhere.
+fn unsupported(service: &Service, why: String) -> Answer {
+    service.metrics.write_requests_unsupported_total.inc();
+    if service.is_news(&why) {
+        log::warn!("write requests are answered 415, and their senders drop what they carry: {why}");
     }
-    let unsupported = |why| Box::new(text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
-    let message = negotiate(request.headers()).map_err(unsupported)?;
-    check_encoding(request.headers())?;
-    Ok(message)
+    let answer = text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why.as_str());
+    service.heard.unsupported(why);
+    answer
 }
 
 async fn take(
+    service: Arc<Service>,
     receiver: Arc<Receiver>,
     message: Message,
     received: Received,
@@ -82,6 +103,13 @@ async fn take(
             return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
         }
     };
+    // A proxy may have dropped what the Content-Type said of the message.
+    if request.series.is_empty() && request.metadata == 0 && v1::is_version_2(&received.plain) {
+        return unsupported(&service, V2_UNSUPPORTED.to_owned());
+    }
+    if service.heard.supported() && service.is_news(SUPPORTED_AGAIN) {
+        log::info!("{SUPPORTED_AGAIN}");
+    }
     match receiver.receive(&request, &received.compressed, line.by_labels.as_ref()).await {
         Ok(taken) => answer_to(&taken),
         Err(refused) => {
@@ -103,20 +131,24 @@ fn answer_to(taken: &Taken) -> Answer {
         rejected.reasons.join("; ")
     );
     log::warn!("{line}");
-    text(StatusCode::BAD_REQUEST, line)
+    let mut answer = text(StatusCode::BAD_REQUEST, line);
+    // Of the three kinds only samples are stored.
+    for (name, written) in [(SAMPLES_WRITTEN, taken.written), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, 0)] {
+        answer.headers_mut().insert(name, HeaderValue::from(written));
+    }
+    answer
 }
 
 /// Which message the Content-Type names. No Content-Type is 1.0, as for Prometheus' own receiver; the version header is
 /// not looked at, as the specification demands.
 fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Message::V1) };
-    let shown = String::from_utf8_lossy(value.as_bytes()).into_owned();
     let unsupported = || {
-        format!(
-            "the Content-Type {shown:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest"
-        )
+        let shown = quoted(value);
+        format!("the Content-Type {shown} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest")
     };
-    let mut parts = shown.split(';').map(str::trim);
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let mut parts = text.split(';').map(str::trim);
     if !parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/x-protobuf")) {
         return Err(unsupported());
     }
@@ -126,6 +158,7 @@ fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
         if name.trim().eq_ignore_ascii_case("proto") {
             message = match value.trim().trim_matches('"') {
                 "prometheus.WriteRequest" => Message::V1,
+                "io.prometheus.write.v2.Request" => return Err(V2_UNSUPPORTED.to_owned()),
                 _ => return Err(unsupported()),
             };
         }

@@ -4,9 +4,10 @@
 CREATE UNLOGGED TABLE {reports} (
     adapter uuid PRIMARY KEY,
     reported_at timestamptz NOT NULL,
-    -- The terms that this adapter knows.
+    -- The terms that this adapter knows, and whether it has stored what it held of their leading replicas: for whoever looks on.
     tokens uuid[] NOT NULL,
-    -- When it heard their leading replicas, if it has in that term; and after how many seconds of silence they are to be followed
+    begun boolean[] NOT NULL,
+    -- When it heard these, if it has in that term; and after how many seconds of silence they are to be followed
     -- by others.
     heard timestamptz[] NOT NULL,
     patience double precision[] NOT NULL
@@ -36,7 +37,7 @@ BEGIN
         JOIN {leader} l ON l.group_no = w.of_group
         LEFT JOIN (
             SELECT u.token, max(u.heard) AS at FROM {reports} r, unnest(r.tokens, r.heard) AS u (token, heard)
-            WHERE u.token = ANY (with_tokens) GROUP BY 1
+            WHERE u.token = ANY (with_tokens) AND u.heard <= clock_timestamp() GROUP BY 1
         ) h ON h.token = l.token
         WHERE w.of_group = ANY (locked) AND l.token IS NOT DISTINCT FROM w.with_token
             AND (h.at IS NULL OR h.at <= clock_timestamp() - make_interval(secs => w.silent))
@@ -45,7 +46,8 @@ BEGIN
                     AND r.reported_at < clock_timestamp() - make_interval(secs => w.told)
             )
             AND w.replica <> ALL (l.held_out)
-            AND (l.successor IS NULL OR l.successor = w.replica OR l.successor_until <= clock_timestamp())
+            AND (l.successor IS NULL OR l.successor = w.replica
+                OR l.successor_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 minutes')
         FOR UPDATE OF l
     LOOP
         PERFORM {raise}(wanted.of_group, wanted.replica, wanted.sender);

@@ -81,6 +81,8 @@ pub struct Metrics {
     pub metadata_received_total: IntCounter,
     /// Write requests, by the status of the answer (`code`).
     pub write_requests_total: IntCounterVec,
+    /// Write requests answered 415, for their message or encoding.
+    pub write_requests_unsupported_total: IntCounter,
     /// Seconds from the head of a write request to its answer.
     pub write_duration_seconds: Histogram,
     /// Unix time of the last write request, in seconds; 0 before the first.
@@ -218,6 +220,11 @@ impl Metrics {
                 "write_requests_total",
                 "Write requests, by status of the answer.",
                 &["code"],
+            ),
+            write_requests_unsupported_total: counter(
+                r,
+                "write_requests_unsupported_total",
+                "Write requests answered 415, for their message or encoding: their senders drop what they carry.",
             ),
             write_duration_seconds: histogram(
                 r,

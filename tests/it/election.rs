@@ -18,6 +18,8 @@ mod lease;
 mod lock;
 mod rest;
 mod take_over;
+mod unsupported;
+mod write_path;
 
 /// The lock of every group here; each has a database of its own, and locks are a database's own.
 const LOCK: i64 = 1;

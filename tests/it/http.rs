@@ -9,7 +9,7 @@ use rig::http::WRITE_HEADERS;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::setup::{Body, Database, SOON, now_ms, skipped, store};
+use crate::setup::{Body, Database, SOON, now_ms, send_v2, skipped, store, v2};
 
 /// A write's headers, with a length that need not be true.
 fn head(length: &str) -> String {
@@ -61,6 +61,58 @@ async fn what_is_no_remote_write_is_refused_before_it_is_decoded() {
     }
     // No headers at all are those of 1.0.
     assert_eq!(adapter.client().post(&adapter.url("/write"), &[], good).await.unwrap().status, 204);
+}
+
+#[tokio::test]
+async fn a_sender_of_what_cannot_be_read_is_told_what_to_set_and_shown_until_it_is_set() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let ready = async || adapter.get("/-/ready").await.unwrap();
+    let said = |text: &str| adapter.process().log().lines().iter().filter(|line| line.contains(text)).count();
+    for round in 1..=2 {
+        for named in ["set protobuf_message to prometheus.WriteRequest", "gzip"] {
+            let answer = if named == "gzip" {
+                let headers = [("content-encoding", "gzip")];
+                adapter.client().post(&adapter.url("/write"), &headers, v2().compressed()).await.unwrap()
+            } else {
+                send_v2(&adapter).await
+            };
+            assert_eq!(answer.status, 415);
+            assert!(answer.text().contains(named), "{}", answer.text());
+            adapter.process().wait_for_log(named, SOON).await;
+            assert_eq!(said(named), 1, "once, though refused {round} times");
+            assert_eq!(ready().await.status, 503);
+            assert!(ready().await.text().contains(named), "{}", ready().await.text());
+            assert!(adapter.get("/").await.unwrap().text().contains(named));
+            let status: serde_json::Value = serde_json::from_str(&adapter.status().await.unwrap()).unwrap();
+            assert_eq!(status["ready"], false);
+            assert!(status["unsupported"].as_str().is_some_and(|why| why.contains(named)), "{status}");
+        }
+        assert_eq!(adapter.metric("write_requests_unsupported_total").await, Some(f64::from(round * 2)));
+        store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
+        assert_eq!(ready().await.status, 200);
+        adapter.process().wait_for_log("a write request can be read again", SOON).await;
+        assert_eq!(said("a write request can be read again"), 1);
+        assert!(adapter.status().await.unwrap().contains(r#""unsupported":null"#));
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_2_0_that_a_proxy_says_nothing_of_is_not_taken_for_an_empty_one() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let answer = adapter.write(v2().compressed()).await;
+    assert_eq!(answer.status, 415, "{}", answer.text());
+    assert!(answer.text().contains("protobuf_message"), "{}", answer.text());
+    assert_eq!(adapter.get("/-/ready").await.unwrap().status, 503);
+    // What is of 1.0 and has nothing to store, and what has fields that nobody knows.
+    for body in [Body::new(), Body::new().raw(b"\x1a\x06\x08\x01\x12\x02up"), Body::new().raw(b"\x10\x01")] {
+        store(&adapter, body).await;
+        assert_eq!(adapter.get("/-/ready").await.unwrap().status, 200);
+    }
+    // Of a message with series the numbers of 2.0 are unknown fields.
+    store(&adapter, v2().sample("up", now_ms(), 1.0)).await;
+    assert_eq!(database.samples().await, 1);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_postgresql_adapter::model::sample::Sample;
 use prometheus_postgresql_adapter::wire::{snappy, write::v1};
 use rig::adapter::{Adapter, Options};
+use rig::http::Response;
 use rig::postgres::Postgres;
 use tokio_postgres::Client;
 use tokio_postgres::types::FromSqlOwned;
@@ -168,6 +169,24 @@ impl Body {
     pub(crate) fn compressed(self) -> Vec<u8> {
         snappy::compress(&self.0).expect("a test's body fits a block")
     }
+}
+
+/// Sends what a Prometheus with `protobuf_message: io.prometheus.write.v2.Request` does, with one sample.
+pub(crate) async fn send_v2(adapter: &Adapter) -> Response {
+    let headers = [
+        ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
+        ("content-encoding", "snappy"),
+        ("x-prometheus-remote-write-version", "2.0.0"),
+    ];
+    let answer = adapter.client().post(&adapter.url("/write"), &headers, v2().compressed()).await;
+    answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
+}
+
+/// Its body: symbols "", "__name__" and "up", and a series of the latter two with the value 1 at 1 ms since 1970.
+pub(crate) fn v2() -> Body {
+    let sample = [&b"\x12\x0b\x09"[..], &1_f64.to_le_bytes(), b"\x10\x01"].concat();
+    let series = [&b"\x2a\x11\x0a\x02\x01\x02"[..], &sample].concat();
+    Body::new().raw(b"\x22\x00\x22\x08__name__\x22\x02up").raw(&series)
 }
 
 /// Sends a body that must be stored whole.

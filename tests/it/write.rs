@@ -2,8 +2,9 @@
 
 use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Sample};
 
+use crate::election::candidate;
 use crate::reader::{both, query};
-use crate::setup::{Body, Database, at, now_ms, skipped, start, store};
+use crate::setup::{Body, Database, SOON, at, now_ms, skipped, start, store};
 
 /// A label's name and value, which need not be text.
 type BytesPair<'a> = (&'a [u8], &'a [u8]);
@@ -13,6 +14,12 @@ type BytesPair<'a> = (&'a [u8], &'a [u8]);
 fn assert_named(answer: &rig::http::Response, named: &str) {
     assert_eq!(answer.status, 400, "{named}: {}", answer.text());
     assert!(answer.text().contains(named), "{named}: {}", answer.text());
+}
+
+/// How many samples, histograms and exemplars an answer says were written; `None` where it does not say.
+fn written(answer: &rig::http::Response) -> [Option<&str>; 3] {
+    ["samples", "histograms", "exemplars"]
+        .map(|kind| answer.header(&format!("x-prometheus-remote-write-{kind}-written")))
 }
 
 #[tokio::test]
@@ -236,4 +243,45 @@ async fn metadata_and_exemplars_are_no_error_but_histograms_are() {
     let answer = adapter.write(Body::new().sample("up", now, 1.0).raw(&series(b"\x22\x00")).compressed()).await;
     assert_named(&answer, "histogram");
     assert_eq!(database.samples().await, 1);
+}
+
+#[tokio::test]
+async fn an_answer_of_400_says_how_much_was_written_on_leader_and_standby() {
+    let database = Database::new().await;
+    let uri = database.server.uri(&database.name);
+    let now = now_ms();
+    // timeseries { labels { __name__ up } histograms {} }, and the same with an exemplar
+    let histogram = b"\x0a\x12\x0a\x0e\x0a\x08__name__\x12\x02up\x22\x00";
+    let exemplar = b"\x0a\x12\x0a\x0e\x0a\x08__name__\x12\x02up\x1a\x00";
+    let good = Body::new().sample("up", now, 1.0).sample("good", now, 2.0);
+    let cases: [(&str, Body, &str); 7] = [
+        ("a histogram", good.clone().raw(histogram), "2"),
+        ("an exemplar beside it", good.clone().raw(histogram).raw(exemplar), "2"),
+        ("nothing else", Body::new().raw(histogram), "0"),
+        ("a bad series", good.clone().series(&[("a", "1")], &[at(now, 1.0), at(now + 1, 1.0)]), "2"),
+        ("a bad time", good.clone().series(&[("__name__", "up")], &[at(now + 1, 1.0), at(i64::MAX, 1.0)]), "3"),
+        ("a time past the retention", good.clone().sample("up", now - 7_200_000, 1.0).raw(histogram), "2"),
+        // What is stored already is written.
+        ("a time twice", good.clone().sample("up", now, 3.0).raw(histogram), "3"),
+    ];
+    let options = |name| candidate(&uri, name).arg("-pg-retention=1h").arg("-pg-prometheus-chunk-interval=1h");
+    let leader = options("leader").start().await;
+    let send = async |adapter: &rig::adapter::Adapter, role: &str| {
+        let is_taken = async || (adapter.write(good.clone().compressed()).await.status == 204).then_some(());
+        adapter.process().wait_until("it takes writes", SOON, is_taken).await;
+        adapter.wait_role(role, SOON).await;
+        for (what, body, samples) in &cases {
+            let answer = adapter.write(body.clone().compressed()).await;
+            assert_eq!((answer.status, written(&answer)), (400, [Some(*samples), Some("0"), Some("0")]), "{what}");
+        }
+        // A sender of 1.0 that finds them beside a success takes what they leave out for lost.
+        for body in [&good, &Body::new(), &Body::new().raw(exemplar)] {
+            let answer = adapter.write(body.clone().compressed()).await;
+            assert_eq!((answer.status, written(&answer)), (204, [None; 3]));
+        }
+    };
+    send(&leader, "leader").await;
+    let standby = options("standby").start().await;
+    send(&standby, "standby").await;
+    assert_eq!(database.one::<i64>("SELECT count(DISTINCT (name, time)) FROM metrics").await, 3);
 }

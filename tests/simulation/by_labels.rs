@@ -1,9 +1,17 @@
-//! Election by labels in virtual time: the real clusters and ledgers of two or three adapters, to any of which two or three
-//! replicas send, and models of everything around them.
+//! The election by labels.
+use crate::adapter::Adapter;
+use crate::kernel::Ms;
+use crate::settings::Ordered;
+use crate::world::World;
+use std::rc::Rc;
 
-pub(crate) mod adapter;
-mod judge;
-mod settings;
-pub(crate) mod world;
+#[derive(Clone, Debug)]
+pub(crate) struct Report;
 
-pub(crate) use self::world::World;
+impl Adapter {
+    pub(crate) async fn rounds(self: &Rc<Self>) {}
+}
+
+impl World {
+    pub(crate) async fn order_by_labels(self: &Rc<Self>, _replica: usize, _order: Ordered, _until: Ms) {}
+}

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::election::by_labels::by_hand::{Given, Order};
 use crate::election::by_labels::cluster::{Next, Seen, Succession};
 use crate::election::by_labels::group_name;
+use crate::election::lock_session::YIELDS;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
@@ -21,6 +22,8 @@ use crate::storage::upkeep::CLUSTER_GROUPS;
 pub struct Report {
     /// The term.
     pub token: Uuid,
+    /// Whether what was held of its replica is stored.
+    pub has_begun: bool,
     /// How long ago it was heard, if it was in this term.
     pub heard_ago: Option<Duration>,
     /// How long after that it counts as silent.
@@ -42,7 +45,7 @@ pub struct Read {
 const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// An adapter that has not reported for so long is not waited for before another replica leads.
-const LIVES: &str = "interval '5 seconds'";
+const LIVES: &str = "interval '3 seconds'";
 
 /// Tells the others, and reads what they told of these clusters. One round trip. Clusters without a row are not in the answer.
 ///
@@ -58,29 +61,33 @@ pub async fn round(
 ) -> Result<Vec<Read>, Error> {
     let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
     let tokens: Vec<Uuid> = reports.iter().map(|report| report.token).collect();
+    let begun: Vec<bool> = reports.iter().map(|report| report.has_begun).collect();
     let heard: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.heard_ago)).collect();
     let patience: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.patience)).collect();
     let tell = names.fill(
-        "INSERT INTO {reports} (adapter, reported_at, tokens, heard, patience) VALUES ($1, clock_timestamp(), $2, \
-         ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($3) WITH ORDINALITY a (ago, n) ORDER BY n), $4) \
+        "INSERT INTO {reports} (adapter, reported_at, tokens, begun, heard, patience) VALUES ($1, clock_timestamp(), $2, $3, \
+         ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($4) WITH ORDINALITY a (ago, n) ORDER BY n), $5) \
          ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, tokens = excluded.tokens, \
-         heard = excluded.heard, patience = excluded.patience",
+         begun = excluded.begun, heard = excluded.heard, patience = excluded.patience",
     );
-    let told: [(&(dyn ToSql + Sync), Type); 4] = [
+    let told: [(&(dyn ToSql + Sync), Type); 5] = [
         (&adapter, Type::UUID),
         (&tokens, Type::UUID_ARRAY),
+        (&begun, Type::BOOL_ARRAY),
         (&heard, Type::FLOAT8_ARRAY),
         (&patience, Type::FLOAT8_ARRAY),
     ];
-    // How long it is waited for is for the one to say that heard it last.
-    let read = names.fill(
+    // How long it is waited for is for the one to say that heard it last. What was heard in the future was written before the
+    // server's clock was set back.
+    let read = names.fill(&format!(
         "WITH told AS (SELECT u.token, max(u.heard) AS heard, \
-         (array_agg(u.patience ORDER BY u.heard DESC) FILTER (WHERE u.heard IS NOT NULL))[1] AS patience \
-         FROM {reports} r, unnest(r.tokens, r.heard, r.patience) AS u (token, heard, patience) GROUP BY 1) \
+         (array_agg(u.patience ORDER BY u.heard DESC))[1] AS patience \
+         FROM {{reports}} r, unnest(r.tokens, r.heard, r.patience) AS u (token, heard, patience) \
+         WHERE u.heard <= clock_timestamp() GROUP BY 1) \
          SELECT group_name, group_no, term, l.token, holder, extract(epoch FROM clock_timestamp() - t.heard)::float8, t.patience, \
-         CASE WHEN l.successor_until > clock_timestamp() THEN coalesce(l.successor, '') END, l.held_out \
-         FROM {leader} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
-    );
+         CASE WHEN {YIELDS} THEN coalesce(l.successor, '') END, l.held_out \
+         FROM {{leader}} l LEFT JOIN told t ON t.token = l.token WHERE group_name = ANY ($1)",
+    ));
     let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
     let asked: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
     // Sent together; what others told is read as it is before.

@@ -258,10 +258,11 @@ impl Cluster {
             let (silent_for, token) = (Duration::ZERO, Some(token));
             return Some(Succession { group_no, token, replica, silent_for, told_within: None, is_ordered: true });
         }
-        let deadline = self.deadline().filter(|deadline| *deadline <= now)?;
+        let (patience, deadline) = (self.patience()?, self.deadline().filter(|deadline| *deadline <= now)?);
         let silent_for = now.saturating_duration_since(self.last_heard()?).saturating_sub(TOLERANCE);
-        // By then one that goes on has been heard, perhaps by another adapter than those it has closed its connections to.
-        let told_within = Some(now.saturating_duration_since(deadline) + LATE);
+        // One that has closed its connections to those who told may have others to another adapter: by then that has told, too.
+        let is_short = !matches!(self.timeout, PrometheusTimeout::After(timeout) if patience >= timeout);
+        let told_within = is_short.then(|| now.saturating_duration_since(deadline) + LATE);
         Some(Succession { group_no, token: Some(token), replica, silent_for, told_within, is_ordered: false })
     }
 

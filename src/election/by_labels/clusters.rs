@@ -225,7 +225,12 @@ impl Clusters {
     pub(super) fn reports(&self, now: Instant) -> Vec<board::Report> {
         let report = |Known { cluster, .. }: &Known| {
             let token = cluster.seen()?.fence.token;
-            Some(board::Report { token, heard_ago: cluster.heard_ago(now), patience: cluster.patience() })
+            Some(board::Report {
+                token,
+                has_begun: cluster.is_ready(token),
+                heard_ago: cluster.heard_ago(now),
+                patience: cluster.patience(),
+            })
         };
         self.known().values().filter_map(report).collect()
     }
@@ -289,6 +294,8 @@ impl Clusters {
             known.beginning = known.beginning.filter(|beginning| *beginning != token);
             if has_begun {
                 known.cluster.on_ready(token);
+                // For it to be told.
+                self.wake.notify_one();
             }
         }
         self.changed();
@@ -304,12 +311,9 @@ impl Clusters {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    fn with(&self, source: &Source, work: impl FnOnce(&mut Liveness)) {
-        if let Some(heard) =
-            self.known().get_mut(&source.cluster).and_then(|known| known.cluster.heard(&source.replica))
-        {
-            work(heard);
-        }
+    /// What is made of `source`, if it has been heard.
+    fn with<T>(&self, source: &Source, work: impl FnOnce(&mut Liveness) -> T) -> Option<T> {
+        self.known().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -359,8 +363,10 @@ impl Drop for Line {
         let carried = self.carried.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Carried::One { source, kept } = carried {
             let kept = *kept;
-            self.clusters.with(source, |heard| heard.closed(kept, Instant::now()));
-            self.clusters.wake.notify_one();
+            if self.clusters.with(source, |heard| heard.closed(kept, Instant::now())) == Some(true) {
+                // Others are to be told.
+                self.clusters.wake.notify_one();
+            }
         }
     }
 }

@@ -220,6 +220,24 @@ fn one_whose_writes_fail_for_its_lease_stands_back_for_half_of_it() {
 }
 
 #[test]
+fn one_that_cannot_store_what_it_holds_lets_others_try() {
+    let start = Instant::now();
+    let mut machine = Machine::new(config(Duration::from_secs(10), PrometheusTimeout::Never), start);
+    machine.on_liveness(None, start);
+    machine.on_connected(start);
+    assert_eq!(machine.next(start), Action::TryLock);
+    machine.on_tried(true, None, start);
+    machine.on_term(Fence { group_no: 1, term: 1, token: Uuid::from_u128(1) }, start);
+    assert_eq!(machine.role(start), Role::TakingOver);
+    machine.on_lost(Reason::TakeOverFailed, start);
+    assert_eq!(machine.next(start), Action::Close(Reason::TakeOverFailed));
+    machine.on_closed(start);
+    let later = start + Duration::from_secs(1);
+    assert_eq!(machine.next(start), Action::Wait(later), "longer than they take to notice");
+    assert_eq!(machine.next(later), Action::Connect);
+}
+
+#[test]
 fn one_that_is_told_to_lead_leads_on_though_its_writes_fail() {
     let start = Instant::now();
     let by_rest = Config { by: By::Rest("1".into()), ..config(Duration::from_secs(3), PrometheusTimeout::Never) };

@@ -64,6 +64,14 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     Ok(request)
 }
 
+/// Whether `body`, in which [`decode`] found neither series nor metadata, is a request of version 2.0: one has its symbols
+/// and series in the fields 4 and 5, which 1.0 does not have.
+#[must_use]
+pub fn is_version_2(body: &[u8]) -> bool {
+    let mut fields = Scanner::new(body);
+    std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| matches!(field.number, 4 | 5))
+}
+
 /// Encodes a request, labels in the order given: what load generators and tests send.
 pub fn encode<L, S, N, V>(series: impl IntoIterator<Item = (L, S)>) -> Vec<u8>
 where

@@ -1,7 +1,7 @@
 //! What becomes of a request, by what its series say of themselves.
 
 use super::{Replica, adapter, body, leader, number, targets, wait_leader, wait_stored};
-use crate::setup::{Body, Database, at, now_ms, start, store};
+use crate::setup::{Body, Database, SOON, at, now_ms, send_v2, start, store, wait_ready};
 
 #[tokio::test]
 async fn a_request_of_several_clusters_is_judged_series_by_series() {
@@ -24,9 +24,13 @@ async fn a_request_of_several_clusters_is_judged_series_by_series() {
     let expected = [("asia", "r2"), ("eu", "r1"), ("us", "r2")];
     let expected: Vec<_> = expected.iter().map(|(name, replica)| format!("{name} {}", number(replica))).collect();
     assert_eq!(db.column::<String>(stored).await, expected);
-    store(&adapter, mixed).await;
+    store(&adapter, mixed.clone()).await;
     assert_eq!(db.column::<String>(stored).await, expected, "a retry is stored once");
     assert_eq!(adapter.metric_with("samples_covered_total", "late").await, Some(3.0));
+    let refused = [("__name__", "mixed"), ("cluster", "eu")];
+    let answer = adapter.write(mixed.series(&refused, &[at(now, 1.0), at(now + 1, 1.0)]).compressed()).await;
+    let written = answer.header("x-prometheus-remote-write-samples-written");
+    assert_eq!((answer.status, written), (400, Some("5")), "stored, and held");
 }
 
 #[tokio::test]
@@ -120,7 +124,35 @@ async fn the_same_request_by_two_adapters_is_held_and_stored_once() {
     db.wait(&stored.replace("count(*)", "count(*) > 0")).await;
     for adapter in [&one, &other] {
         let begun = async || (adapter.metric("standby_held_samples").await == Some(0.0)).then_some(());
-        adapter.process().wait_until("it holds nothing", crate::setup::SOON, begun).await;
+        adapter.process().wait_until("it holds nothing", SOON, begun).await;
     }
     assert_eq!(db.one::<i64>(&stored).await, 1);
+}
+
+#[tokio::test]
+async fn a_sender_that_cannot_be_read_takes_the_adapter_from_no_cluster_that_is_stored() {
+    let db = Database::new().await;
+    let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
+    let ready = async || {
+        assert_eq!(send_v2(&adapter).await.status, 415);
+        adapter.get("/-/ready").await.unwrap()
+    };
+    assert_eq!(ready().await.status, 503, "nobody else sends");
+    assert!(ready().await.text().contains("protobuf_message"), "{}", ready().await.text());
+    let targets = targets(&[&adapter]);
+    let replica = Replica::start("eu", "r1", &targets);
+    wait_leader(&adapter, "eu", "r1").await;
+    wait_ready(&adapter).await;
+    for _ in 0..20 {
+        assert_eq!(ready().await.status, 200);
+    }
+    adapter.process().wait_for_log("protobuf_message", SOON).await;
+    assert!(adapter.metric("write_requests_unsupported_total").await >= Some(20.0));
+    replica.pause();
+    let is_not = async || (ready().await.status == 503).then_some(());
+    adapter.process().wait_until("it is not ready", SOON, is_not).await;
+    // For the lead, one that cannot be read is silent.
+    let _other = Replica::start("eu", "r2", &targets);
+    wait_leader(&adapter, "eu", "r2").await;
+    wait_ready(&adapter).await;
 }

@@ -94,6 +94,20 @@ async fn behind_a_frozen_leader_nothing_is_thrown_away() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_from_before_the_servers_clock_was_set_back_is_none() {
+    let db = Database::new().await;
+    let uri = db.server.uri(&db.name);
+    let a = Member::start(&candidate(&uri, "adapter a"), "a").await;
+    a.wait("leader").await;
+    a.adapter.process().kill9().await;
+    let stranger = db.session().await;
+    wait_true(&stranger, "SELECT pg_try_advisory_lock(1)").await;
+    db.run("UPDATE metrics_leader SET heartbeat = now() + interval '40 days'").await;
+    let b = Member::start(&candidate(&uri, "adapter b"), "b").await;
+    b.adapter.process().wait_for_log("role unknown (leader_stale)", SOON).await;
+}
+
+#[tokio::test]
 async fn a_lock_in_strange_hands_is_nobodys_lead() {
     let db = Database::new().await;
     // An adapter of before, for one: the same lock, and no heartbeat.

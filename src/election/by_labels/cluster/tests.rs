@@ -46,7 +46,8 @@ fn a_replica_that_leads_has_its_whole_timeout_to_be_heard() {
         cluster.on_request("c", now);
         cluster.on_read(term(2, "b"), now, now);
     }
-    assert_eq!(cluster.succession(silent).map(|succession| succession.replica), Some("c".to_owned()));
+    let succession = cluster.succession(silent).expect("it is silent");
+    assert_eq!((succession.replica.as_str(), succession.told_within), ("c", None));
 }
 
 /// A request of `replica` comes and is answered.

@@ -67,9 +67,17 @@ pub(crate) enum Ask {
     Observe,
     /// Waits until no writer is under way.
     Drain,
-    Raise { sender: SenderNo, claim: Claim },
-    Heartbeat { token: Uuid },
-    HandOver { token: Uuid, to: usize },
+    Raise {
+        sender: SenderNo,
+        claim: Claim,
+    },
+    Heartbeat {
+        token: Uuid,
+    },
+    HandOver {
+        token: Uuid,
+        to: usize,
+    },
     /// The way of the old adapter; only a bug sends it.
     Unlock,
 }
@@ -77,7 +85,10 @@ pub(crate) enum Ask {
 #[derive(Debug)]
 pub(crate) enum Told {
     Connected,
-    Tried { is_obtained: bool, group: Option<(Group, Ms)> },
+    Tried {
+        is_obtained: bool,
+        group: Option<(Group, Ms)>,
+    },
     Drained,
     Raised(Fence),
     Refused,
@@ -186,7 +197,9 @@ impl World {
                         match claim {
                             Claim::Told => true,
                             Claim::Follows(token) => group.token == Some(token),
-                            Claim::Lock => group.successor.is_none_or(|(to, until)| to == adapter || until <= server_ms),
+                            Claim::Lock => {
+                                group.successor.is_none_or(|(to, until)| to == adapter || until <= server_ms)
+                            }
                         }
                     };
                     end.send(if may { Told::Raised(self.raise(adapter, sender)) } else { Told::Refused });

@@ -15,10 +15,14 @@ use crate::database::Observed;
 use crate::kernel::{Ms, NodeId};
 use crate::link::{End, Lost, Way};
 use crate::server::{Compared, Right, Written};
+use crate::settings::Mode;
 use crate::world::World;
 
 /// A statement, or a transaction, is given up after so long.
 const SEND_TIMEOUT_MS: Ms = 10_000;
+
+/// What takes longer tells too little of the server's clock.
+const ROUND_TRIP_MAX_MS: Ms = 100;
 
 /// See the module.
 pub(crate) struct Store {
@@ -27,6 +31,8 @@ pub(crate) struct Store {
     pub(crate) node: NodeId,
     /// How far the adapter's clock is ahead of the server's, as measured last: the clock it is measured by, less the server's.
     clock: Cell<Option<i64>>,
+    /// The same by an answer that did not take long.
+    measured_ms: Cell<Option<i64>>,
     /// Ids of series by the judge's numbers.
     ids: RefCell<HashMap<usize, i64>>,
     /// The process freezes for so long when next it has a transaction open.
@@ -47,18 +53,19 @@ impl Store {
             adapter,
             node,
             clock: Cell::new(None),
+            measured_ms: Cell::new(None),
             ids: RefCell::default(),
             freeze_in_write_ms: Cell::new(0),
         }
     }
 
-    fn wall_ms(&self) -> i64 {
+    pub(crate) fn wall_ms(&self) -> i64 {
         self.world.clock_ms(Some(self.world.host_of(self.adapter)))
     }
 
-    /// How far this adapter's clock is ahead of the server's.
-    pub(crate) fn clock_offset_ms(&self) -> i64 {
-        if self.world.bug == Some(Bug::IgnoreClocks) { 0 } else { self.clock.get().unwrap_or(0) }
+    /// How far this adapter's clock is ahead of the server's; none is told of by labels.
+    pub(crate) fn clock_offset_ms(&self) -> Option<i64> {
+        self.measured_ms.get()
     }
 
     pub(crate) fn server_ms(&self) -> i64 {
@@ -82,7 +89,8 @@ impl Store {
 
     /// The ids of series.
     pub(crate) async fn find_series(&self, series: &[usize]) -> Result<HashMap<usize, i64>, Lost> {
-        let unknown: Vec<usize> = series.iter().filter(|series| !self.ids.borrow().contains_key(series)).copied().collect();
+        let unknown: Vec<usize> =
+            series.iter().filter(|series| !self.ids.borrow().contains_key(series)).copied().collect();
         if !unknown.is_empty() {
             let found = self.ask(move |world| world.database.borrow_mut().find_series(&unknown)).await?;
             self.ids.borrow_mut().extend(found);
@@ -91,12 +99,15 @@ impl Store {
     }
 
     pub(crate) async fn observe(&self, from: Option<Position>, except: Vec<SenderNo>) -> Result<Observed, Lost> {
-        let asked_ms = self.wall_ms();
-        let mut observed = self
-            .ask(move |world| world.database.borrow().observe(from.as_ref(), &except, world.server_ms()))
-            .await?;
-        if self.clock.get().is_none() || self.wall_ms() - asked_ms <= 100 || std::env::var("NOCLOCK").is_err() {
-            self.clock.set(Some(asked_ms.midpoint(self.wall_ms()) - observed.server_ms));
+        let (asked_ms, asked_at) = (self.wall_ms(), self.world.now());
+        let mut observed =
+            self.ask(move |world| world.database.borrow().observe(from.as_ref(), &except, world.server_ms())).await?;
+        let (answered_ms, is_by_labels) = (self.wall_ms(), self.world.settings.mode == Mode::Labels);
+        let offset_ms = asked_ms.midpoint(answered_ms) - observed.server_ms;
+        self.clock.set(Some(offset_ms));
+        if self.world.now() - asked_at <= ROUND_TRIP_MAX_MS && !is_by_labels {
+            self.measured_ms.set(Some(offset_ms));
+            observed.clock_offset_ms = Some(offset_ms);
         }
         observed.is_complete |= self.world.bug == Some(Bug::IgnoreSealed);
         Ok(observed)
@@ -123,7 +134,13 @@ impl Store {
         self.world.kernel.within(SEND_TIMEOUT_MS, committing).await.flatten().ok_or(Lost)
     }
 
-    pub(crate) async fn around(&self, rows: &[Row], group_no: i32, window_ms: i64, unbounded: &[i64]) -> Result<Around, Lost> {
+    pub(crate) async fn around(
+        &self,
+        rows: &[Row],
+        group_no: i32,
+        window_ms: i64,
+        unbounded: &[i64],
+    ) -> Result<Around, Lost> {
         let (rows, unbounded) = (rows.to_vec(), unbounded.to_vec());
         self.ask(move |world| world.database.borrow().around(&rows, window_ms, &unbounded, group_no)).await
     }

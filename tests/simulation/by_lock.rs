@@ -97,7 +97,13 @@ impl Adapter {
         (self.senders.is_drained() && self.in_flight.get() == 0) || self.world.now() >= until
     }
 
-    async fn wait(&self, until: Instant, session: Option<&Session>, machine: &mut Machine, stops_at: &Cell<Option<Ms>>) {
+    async fn wait(
+        &self,
+        until: Instant,
+        session: Option<&Session>,
+        machine: &mut Machine,
+        stops_at: &Cell<Option<Ms>>,
+    ) {
         let seen = self.woken.seen();
         let ended = async {
             match session {
@@ -136,7 +142,8 @@ impl Adapter {
 
     async fn connect(&self) -> Option<Session> {
         let index = self.index;
-        let session = self.world.connect(index, Way::Locks, move |world, end, task| world.lock_session(end, task, index));
+        let session =
+            self.world.connect(index, Way::Locks, move |world, end, task| world.lock_session(end, task, index));
         let lease = ms(self.world.settings.election.lease);
         match self.world.kernel.within(lease, session.next()).await.flatten() {
             Some(Told::Connected) => Some(session),

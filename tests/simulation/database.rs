@@ -74,6 +74,8 @@ pub(crate) struct Observed {
     pub(crate) group: Group,
     pub(crate) offsets_ms: BTreeMap<SenderNo, i64>,
     pub(crate) server_ms: i64,
+    /// Of the one that asks, if it could be measured.
+    pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) newest_series_id: i64,
     pub(crate) sealed_newest_ms: i64,
     pub(crate) rows: Vec<(SenderNo, i64, i64)>,
@@ -127,9 +129,7 @@ impl Database {
     /// Found or made.
     pub(crate) fn sender_no(&mut self, replica: usize) -> SenderNo {
         let next = SenderNo(i32::try_from(self.senders.len()).unwrap_or(0) + 1);
-        let number = *self.senders.entry(replica).or_insert(next);
-        self.offsets_ms.entry(number).or_insert(0);
-        number
+        *self.senders.entry(replica).or_insert(next)
     }
 
     /// The ids of series, found or made.
@@ -156,6 +156,7 @@ impl Database {
             group: self.group.clone(),
             offsets_ms: self.offsets_ms.clone(),
             server_ms,
+            clock_offset_ms: None,
             newest_series_id: i64::try_from(self.series.len()).unwrap_or(0),
             sealed_newest_ms: self.sealed_newest_ms,
             rows: rows.filter(|(sender, ..)| !except.contains(sender)).copied().collect(),
@@ -164,21 +165,24 @@ impl Database {
 
     /// What is stored around rows, which are in the order of series and time.
     pub(crate) fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64], group_no: i32) -> Around {
-        let mut around = Around { terms: if group_no == 0 { Vec::new() } else { self.terms.clone() }, ..Around::default() };
+        let mut around =
+            Around { terms: if group_no == 0 { Vec::new() } else { self.terms.clone() }, ..Around::default() };
         around.terms.sort_by_key(|(began_ms, _)| *began_ms);
         around.clock_offsets_ms = self.offsets_ms.iter().map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
         for of_series in rows.chunk_by(|one, next| one.series_id == next.series_id) {
             let series_id = of_series[0].series_id;
             let mut times: BTreeMap<i64, Option<SenderNo>> = BTreeMap::new();
             for row in of_series {
-                let window = (series_id, row.time_ms.saturating_sub(window_ms))..=(series_id, row.time_ms.saturating_add(window_ms));
+                let window = (series_id, row.time_ms.saturating_sub(window_ms))
+                    ..=(series_id, row.time_ms.saturating_add(window_ms));
                 times.extend(self.times.range(window).map(|((_, time_ms), sender)| (*time_ms, *sender)));
             }
             let stored = |(time_ms, sender)| StoredTime { time_ms, sender };
             around.times.insert(series_id, times.into_iter().map(stored).collect());
             let since = of_series[0].time_ms.saturating_sub(window_ms);
             if unbounded.contains(&series_id)
-                && let Some(((_, time_ms), sender)) = self.times.range((series_id, since)..=(series_id, i64::MAX)).next_back()
+                && let Some(((_, time_ms), sender)) =
+                    self.times.range((series_id, since)..=(series_id, i64::MAX)).next_back()
             {
                 around.last_ms.insert(series_id, stored((*time_ms, *sender)));
             }
@@ -203,6 +207,10 @@ impl Database {
         count
     }
 
+    pub(crate) fn is_sealed(&self, series_id: i64, time_ms: i64) -> bool {
+        self.times.get(&(series_id, time_ms)) == Some(&None)
+    }
+
     /// The least number of a transaction that may still end.
     pub(crate) fn xmin(&self) -> u64 {
         self.running.first().copied().unwrap_or(self.ended + 1)
@@ -210,7 +218,11 @@ impl Database {
 
     fn may_go(&self, number: u64) -> bool {
         let Some(place) = self.turns.iter().position(|turn| turn.number == number) else { return false };
-        if self.turns[place].is_exclusive { place == 0 } else { !self.turns[..place].iter().any(|turn| turn.is_exclusive) }
+        if self.turns[place].is_exclusive {
+            place == 0
+        } else {
+            !self.turns[..place].iter().any(|turn| turn.is_exclusive)
+        }
     }
 
     /// Those that have the group's lock, but for one in the queue.

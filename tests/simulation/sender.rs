@@ -104,7 +104,13 @@ impl World {
         replica.is_up.set(true);
         replica.node.set(self.kernel.node());
         let sending = &self.settings.sending[index];
-        let shard = || Rc::new(Shard { queue: RefCell::default(), is_sending: Cell::new(false), filled: Signal::new(&self.kernel) });
+        let shard = || {
+            Rc::new(Shard {
+                queue: RefCell::default(),
+                is_sending: Cell::new(false),
+                filled: Signal::new(&self.kernel),
+            })
+        };
         *replica.shards.borrow_mut() = (0..sending.shards).map(|_| shard()).collect();
         let mut batch_max = sending.batch_max;
         if resends {
@@ -210,7 +216,8 @@ impl World {
             for (time_ms, tag) in &samples {
                 let mut last = replica.last_ms.borrow_mut();
                 let last = last.entry(*series).or_insert(i64::MIN);
-                let is_taken = time_ms > last || (is_orderless || matches!(target.kind, Kind::Late { .. })) && time_ms != last;
+                let is_taken =
+                    time_ms > last || (is_orderless || matches!(target.kind, Kind::Late { .. })) && time_ms != last;
                 if is_taken {
                     *last = (*last).max(*time_ms);
                     #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
@@ -290,7 +297,11 @@ impl World {
             let after = self.random.borrow_mut().spread(1, timeout_ms);
             self.deliver(&adapter, index, batch, after, false, None);
         }
-        let after = if is_slow { self.random.borrow_mut().spread(1, timeout_ms + 2_000) } else { self.random.borrow_mut().between(0, 2) };
+        let after = if is_slow {
+            self.random.borrow_mut().spread(1, timeout_ms + 2_000)
+        } else {
+            self.random.borrow_mut().between(0, 2)
+        };
         let answer = Channel::new(&self.kernel);
         self.deliver(&adapter, index, batch, after, is_new, (!is_unheard).then(|| Answering(Rc::clone(&answer))));
         self.kernel.within(timeout_ms, answer.next()).await.flatten()

@@ -40,7 +40,6 @@ impl From<Lost> for Failure {
 struct Leading {
     fence: Fence,
     sender: Option<SenderNo>,
-    clock_offset_ms: i64,
 }
 
 /// All senders of an adapter: as `Senders`.
@@ -157,7 +156,10 @@ impl Senders {
                 number: Cell::new(None),
                 is_fresh: Cell::new(true),
                 leads: Cell::new(None),
-                state: RefCell::new(Sender::new(self.bytes_max, !self.is_grouped)),
+                state: RefCell::new(match self.is_shared {
+                    true => Sender::shared(self.bytes_max, !self.is_grouped),
+                    false => Sender::new(self.bytes_max, !self.is_grouped),
+                }),
                 taking_out: Mutex::new(&self.store.world.kernel),
                 storing: RefCell::default(),
                 stored: Signal::new(&self.store.world.kernel),
@@ -175,10 +177,6 @@ impl Senders {
         self.all().iter().all(|member| member.is_empty())
     }
 
-    fn clock_offset_ms(&self) -> i64 {
-        if self.is_shared { 0 } else { self.store.clock_offset_ms() }
-    }
-
     pub(crate) async fn number(&self, member: &Member) -> Result<SenderNo, Lost> {
         if let Some(number) = member.number.get() {
             return Ok(number);
@@ -189,17 +187,23 @@ impl Senders {
     }
 
     pub(crate) fn buffer(&self, member: &Member, rows: &[Row]) -> Result<(), Refusal> {
-        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
-        member.with(|sender| sender.buffer(rows, offset_ms, now))
+        let now = self.instant();
+        member.with(|sender| sender.buffer(rows, uuid::Uuid::nil(), now))
     }
 
-    pub(crate) async fn store(&self, member: &Member, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Failure> {
+    pub(crate) async fn store(
+        &self,
+        member: &Member,
+        key: Uuid,
+        rows: Vec<Row>,
+        fence: Option<Fence>,
+    ) -> Result<(), Failure> {
         let number = self.number(member).await?;
         let storing = member.begin_storing(self.store.world.number());
-        let (offset_ms, now, reconciled) = (self.clock_offset_ms(), self.instant(), self.reconciled.get());
+        let (now, reconciled) = (self.instant(), self.reconciled.get());
         let mut sorted = match self.bug() {
-            Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), offset_ms, now)),
-            _ => member.with(|sender| sender.sort(rows.clone(), offset_ms, now)),
+            Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), now)),
+            _ => member.with(|sender| sender.sort(rows.clone(), now)),
         };
         if self.bug() == Some(Bug::ReservedCovers) {
             let mut reserved = member.reserved.borrow_mut();
@@ -207,12 +211,11 @@ impl Senders {
             reserved.extend(sorted.append.iter().map(|row| (row.series_id, row.time_ms)));
         }
         let appended = sorted.append.clone();
-        if !sorted.late.is_empty() {
-            storing.wait_for_earlier().await;
-        }
-        self.store_sorted(member, key, sorted, reconciled, number, fence).await?;
+        self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
-            appended.iter().for_each(|row| member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id))));
+            appended.iter().for_each(|row| {
+                member.with(|state| state.on_stored(number, true, row.time_ms, std::iter::once(row.series_id)))
+            });
         }
         Ok(())
     }
@@ -222,12 +225,15 @@ impl Senders {
         member: &Member,
         key: Uuid,
         Sorted { mut append, mut late, .. }: Sorted,
-        mut reconciled: i64,
+        (fence, mut reconciled): (Option<Fence>, i64),
         sender: SenderNo,
-        fence: Option<Fence>,
+        storing: Option<&Storing<'_>>,
     ) -> Result<(), Failure> {
         for attempt in 1.. {
             if !late.is_empty() {
+                if let Some(storing) = storing {
+                    storing.wait_for_earlier().await;
+                }
                 self.reconcile(member, &late, sender, fence, self.is_shared).await?;
                 late.clear();
             }
@@ -259,12 +265,12 @@ impl Senders {
         fence: Option<Fence>,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Failure> {
-        let (offset_ms, now) = (self.clock_offset_ms(), self.instant());
-        let Sorted { append, mut late, .. } = member.with(|state| state.sort_again(append, offset_ms, now));
+        let now = self.instant();
+        let Sorted { append, mut late, .. } = member.with(|state| state.sort_again(append, now));
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
-        let again = |row| Buffered { row, is_stamped: false, clock_offset_ms: offset_ms, arrived: now };
+        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: uuid::Uuid::nil() };
         late.extend(append.into_iter().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
@@ -301,6 +307,9 @@ impl Senders {
             member.with(|state| state.on_reconciled(&[], &unbounded, &around, sender));
             return Ok(());
         }
+        let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
+        let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
+        member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
         let right = Right { sender, fence, reconciled: 0 };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
@@ -323,7 +332,12 @@ impl Senders {
             let now = self.instant();
             let looked = member.with(|state| state.look(count, now));
             if self.store.world.is_traced() && looked.covered + looked.due.len() > 0 {
-                self.store.world.say(format_args!("adapter {}: finds {} covered, {} due", self.store.adapter, looked.covered, looked.due.len()));
+                self.store.world.say(format_args!(
+                    "adapter {}: finds {} covered, {} due",
+                    self.store.adapter,
+                    looked.covered,
+                    looked.due.len()
+                ));
             }
             let is_last = looked.due.len() < self.chunk_samples;
             if looked.due.is_empty() {
@@ -353,11 +367,13 @@ impl Senders {
             sort_and_dedup(&mut sorted_out);
             let reconciled = self.reconciled.get();
             let sorted = match self.is_shared {
-                _ if self.bug() == Some(Bug::DrainUncompared) => Sorted { append: rows(&sorted_out), ..Sorted::default() },
+                _ if self.bug() == Some(Bug::DrainUncompared) => {
+                    Sorted { append: rows(&sorted_out), ..Sorted::default() }
+                }
                 true => Sorted { late: sorted_out, ..Sorted::default() },
                 false => member.with(|state| state.sort_buffered(&sorted_out)),
             };
-            self.store_sorted(member, self.store.world.uuid(), sorted, reconciled, number, Some(fence)).await?;
+            self.store_sorted(member, self.store.world.uuid(), sorted, (Some(fence), reconciled), number, None).await?;
             taken_out.samples.clear();
         }
         Ok(())
@@ -376,14 +392,14 @@ impl Senders {
         self.observe().await?;
         for member in self.all() {
             let number = self.number(&member).await?;
-            if !self.is_shared {
-                let offset_ms = self.store.clock_offset_ms();
+            if let Some(offset_ms) = self.store.clock_offset_ms() {
                 if told_offset_ms.is_none_or(|told_ms: i64| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS) {
                     self.store.set_clock_offset(number, offset_ms).await?;
                     *told_offset_ms = Some(offset_ms);
                 }
             }
-            let fence = self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
+            let fence =
+                self.leading.get().filter(|leading| leading.sender != Some(number)).map(|leading| leading.fence);
             match self.look(&member, fence).await {
                 Ok(()) | Err(Failure::Fenced) => {}
                 Err(Failure::Lost) => return Err(Failure::Lost),
@@ -399,24 +415,33 @@ impl Senders {
         let own = members.iter().filter(|_| !self.is_shared && from.is_some()).filter_map(|member| member.number.get());
         let (own, now) = (own.collect(), self.instant());
         let observed = self.store.observe(from.clone(), own).await?;
-        if self.is_grouped {
-            self.reconciled.set(observed.group.reconciled);
-            let sender = observed.group.sender;
-            self.leading.set(observed.group.token.map(|token| Leading {
-                fence: Fence { group_no: 1, term: observed.group.term, token },
-                sender,
-                clock_offset_ms: sender.and_then(|sender| observed.offsets_ms.get(&sender).copied()).unwrap_or(0),
-            }));
+        if let Some(offset_ms) =
+            observed.clock_offset_ms.filter(|_| !self.is_shared && self.bug() != Some(Bug::IgnoreClocks))
+        {
+            for member in &members {
+                let others = observed.offsets_ms.iter().filter(|(sender, _)| Some(**sender) != member.number.get());
+                let others: Vec<(SenderNo, i64)> = others.map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
+                member
+                    .with(|state| state.on_clocks(self.store.wall_ms(), offset_ms, others.into_iter(), self.instant()));
+            }
         }
         let leading = self.leading.get();
-        self.store.world.say(format_args!("adapter {}: observes {} rows, counter {}, {:?}", self.store.adapter, observed.rows.len(), observed.group.reconciled, observed.position));
-        for (sender, series_id, time_ms) in observed.rows {
+        let mut rows = observed.rows;
+        self.store.world.say(format_args!(
+            "adapter {}: observes {} rows, all of them: {}, counter {}",
+            self.store.adapter,
+            rows.len(),
+            observed.is_complete,
+            observed.group.reconciled
+        ));
+        rows.sort_by_key(|(.., time_ms)| *time_ms);
+        for (sender, series_id, time_ms) in rows {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
                 member.with(|state| {
-                    state.on_stored(time_ms, is_own, std::iter::once(series_id));
-                    if let (Some(leading), false) = (leading.filter(|leading| leading.sender == Some(sender)), is_own) {
-                        state.on_leader_stored(time_ms, leading.clock_offset_ms, now);
+                    state.on_stored(sender, is_own, time_ms, std::iter::once(series_id));
+                    if leading.is_some_and(|leading| leading.sender == Some(sender)) && !is_own {
+                        state.on_leader_stored(time_ms, now);
                     }
                 });
             }
@@ -428,6 +453,16 @@ impl Senders {
             } else if is_fresh || !observed.is_complete {
                 member.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
             }
+        }
+        if self.is_grouped {
+            self.reconciled.set(observed.group.reconciled);
+            let sender = observed.group.sender;
+            self.leading.set(
+                observed
+                    .group
+                    .token
+                    .map(|token| Leading { fence: Fence { group_no: 1, term: observed.group.term, token }, sender }),
+            );
         }
         *self.position.borrow_mut() = Some(observed.position);
         Ok(())

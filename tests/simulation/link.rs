@@ -33,7 +33,13 @@ impl World {
     /// How long a message takes; `None` if it is lost.
     fn link(&self, adapter: usize, way: Way) -> Option<Ms> {
         let mut random = self.random.borrow_mut();
-        let base = if self.is_calm() { random.between(0, 2) } else if random.chance(3) { random.spread(1, 800) } else { random.between(0, 2) };
+        let base = if self.is_calm() {
+            random.between(0, 2)
+        } else if random.chance(3) {
+            random.spread(1, 800)
+        } else {
+            random.between(0, 2)
+        };
         let cut_until = self.cut_until(adapter, way);
         if self.now() >= cut_until {
             return Some(base);
@@ -55,7 +61,14 @@ impl World {
         let client = End { world: Rc::clone(self), adapter, way, outgoing, incoming, is_broken };
         let Some(after) = after else { return client };
         let world = Rc::clone(self);
-        let server = End { world: Rc::clone(self), adapter, way, outgoing: to_client, incoming: to_server, is_broken: Cell::new(false) };
+        let server = End {
+            world: Rc::clone(self),
+            adapter,
+            way,
+            outgoing: to_client,
+            incoming: to_server,
+            is_broken: Cell::new(false),
+        };
         self.kernel.spawn(self.network, async move {
             world.kernel.sleep(after).await;
             if world.database.borrow().is_up {
