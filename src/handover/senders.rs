@@ -209,12 +209,11 @@ impl Senders {
                 let epoch = self.store.epoch();
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(offset_ms) = offset_ms {
-                    if told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
-                    {
-                        self.store.set_clock_offset(number, offset_ms, epoch).await?;
-                        *told_offset_ms = Some(offset_ms);
-                    }
+                if let Some(offset_ms) = offset_ms
+                    && told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
+                {
+                    self.store.set_clock_offset(number, offset_ms, epoch).await?;
+                    *told_offset_ms = Some(offset_ms);
                 }
                 let leading = group.leading();
                 let own_lead = leading.filter(|leading| handover.leads() == Some(leading.fence.token));

@@ -333,7 +333,7 @@ impl SeriesTimes {
 
 /// The page of a series, and its place there.
 fn split(series_id: i64) -> (i64, usize) {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 256")]
+    #[expect(clippy::cast_possible_truncation, reason = "below 256")]
     (series_id.div_euclid(PAGE as i64), series_id.rem_euclid(PAGE as i64) as usize)
 }
 
