@@ -37,7 +37,8 @@ pub struct Term {
 /// The hand-over's side of an election.
 pub trait Succession: Send + Sync + 'static {
     /// Stores what is buffered of the sender that leads in `term`: this adapter's own, or by labels [`Term::replica`]. Runs
-    /// beside the election, may be dropped half-way, and may be tried again for the same term.
+    /// beside the election, may be dropped half-way, and may be tried again for the same term; one for an earlier term of the
+    /// group may still be under way.
     ///
     /// # Errors
     ///

@@ -52,10 +52,7 @@ impl Store {
             .counted(within(self.config.send_timeout, async {
                 let check = self.server.check(&self.names, epoch)?;
                 let client = Pooled::take(&self.pool).await?;
-                let sender = match find(&client, &self.names, &check, group_name, name).await? {
-                    Some(sender) => sender,
-                    None => make(&client, &self.names, &check, group_name, name).await?,
-                };
+                let sender = find(&client, &self.names, &check, group_name, name).await?;
                 client.give_back();
                 Ok(sender)
             }))
@@ -85,29 +82,19 @@ impl Store {
     }
 }
 
-async fn find(
-    client: &Client,
-    names: &Names,
-    check: &str,
-    group_name: &str,
-    name: &str,
-) -> Result<Option<SenderNo>, Error> {
-    let select =
-        names.fill(&format!("SELECT (SELECT sender_no FROM {{senders}} WHERE group_name = $1 AND name = $2), {check}"));
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
-    let found = client.query_typed_one(&select, &parameters).await?;
-    Ok(found.try_get::<_, Option<i32>>(0)?.map(SenderNo))
-}
-
-/// Another one may make it meanwhile.
-async fn make(client: &Client, names: &Names, check: &str, group_name: &str, name: &str) -> Result<SenderNo, Error> {
-    let insert = names.fill(&format!(
-        "INSERT INTO {{senders}} (group_name, name) SELECT $1, $2 WHERE coalesce({check}, 0) >= 0 ON CONFLICT DO NOTHING"
+async fn find(client: &Client, names: &Names, check: &str, group_name: &str, name: &str) -> Result<SenderNo, Error> {
+    // Looked for first, so that no number is taken for nothing.
+    let statement = names.fill(&format!(
+        "WITH found AS (SELECT sender_no FROM {{senders}} WHERE group_name = $1 AND name = $2), \
+         added AS (INSERT INTO {{senders}} (group_name, name) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM found) \
+         ON CONFLICT DO NOTHING RETURNING sender_no) \
+         SELECT sender_no, {check} FROM (SELECT sender_no FROM found UNION ALL SELECT sender_no FROM added) AS either",
     ));
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
-    client.execute_typed(&insert, &parameters).await?;
-    let made = find(client, names, check, group_name, name).await?;
-    made.ok_or_else(|| {
-        Error::Unfit(format!("a sender was inserted into {} and is not there", names.qualified("_senders")))
-    })
+    loop {
+        // Not found and not added: another session has just added it.
+        if let Some(found) = client.query_typed_opt(&statement, &parameters).await? {
+            return Ok(SenderNo(found.try_get(0)?));
+        }
+    }
 }

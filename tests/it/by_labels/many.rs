@@ -69,6 +69,10 @@ async fn a_take_over_of_many_clusters_asks_little_of_the_database() {
     drop(leading);
     wait_led(&client, "r2").await;
     let asked = count().await - before;
+    let by_statement = "SELECT string_agg(s.calls || ' times ' || left(s.query, 150), E'\n' ORDER BY s.calls DESC) \
+                        FROM pg_stat_statements s JOIN pg_roles r ON r.oid = s.userid WHERE r.rolname = $1";
+    let row = client.query_one(by_statement, &[&ACCOUNT]).await.expect("it counts");
+    println!("all since the start:\n{}", row.get::<_, String>(0));
     println!("{asked} statements for {CLUSTERS} take-overs");
     assert!(asked < STATEMENTS * i64::try_from(CLUSTERS).unwrap_or(0), "{asked} statements");
 }
