@@ -119,7 +119,7 @@ impl Sender {
         let mut last: Option<Row> = None;
         let samples = rows.iter().map(|row| {
             if let Some(last) = last.replace(*row).filter(|last| last.series_id == row.series_id) {
-                self.series.came_together(row.series_id, row.time_ms - last.time_ms);
+                self.series.came_together(row.series_id, last.time_ms, row.time_ms);
             }
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
             Buffered { row: *row, is_stamped, arrived: now, key }
@@ -201,16 +201,20 @@ impl Sender {
     }
 
     /// These series have a sample stored at this time. What others stored is known to be committed.
-    pub fn on_stored(&mut self, time_ms: i64, is_own: bool, series: impl Iterator<Item = i64>) {
+    /// `leads`: they are of the sender that leads.
+    pub fn on_stored(
+        &mut self,
+        time_ms: i64,
+        is_own: bool,
+        leads: bool,
+        series: impl Iterator<Item = i64>,
+        now: Instant,
+    ) {
         let is_own = is_own || self.is_alone;
         for series_id in series {
-            self.series.observed(series_id, Slot { time_ms, is_own });
+            self.series.observed(series_id, Slot { time_ms, is_own }, leads);
         }
-    }
-
-    /// The leading sender, another one, has stored a sample of this time.
-    pub fn on_leader_stored(&mut self, time_ms: i64, now: Instant) {
-        if self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
+        if leads && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
     }
@@ -500,8 +504,7 @@ mod tests {
 
         fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
-                self.sender.on_stored(*time_ms, false, [1].into_iter());
-                self.sender.on_leader_stored(*time_ms, self.now);
+                self.sender.on_stored(*time_ms, false, true, [1].into_iter(), self.now);
             }
         }
 
@@ -673,7 +676,7 @@ mod tests {
         assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
-        alone.on_stored(10_000, false, [1].into_iter());
+        alone.on_stored(10_000, false, false, [1].into_iter(), Instant::now());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
         let mut sealed = around(&[]);

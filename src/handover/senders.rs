@@ -304,15 +304,10 @@ fn on_stored(
     series: impl Iterator<Item = i64> + Clone,
     now: Instant,
 ) {
-    let leading = group.leading().filter(|leading| leading.sender == Some(sender));
+    let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
     for handover in handovers {
         let is_own = handover.number_if_known() == Some(sender);
-        handover.with(|state| {
-            state.on_stored(time_ms, is_own, series.clone());
-            if leading.is_some() && !is_own {
-                state.on_leader_stored(time_ms, now);
-            }
-        });
+        handover.with(|state| state.on_stored(time_ms, is_own, leads, series.clone(), now));
     }
 }
 

@@ -29,8 +29,10 @@ const PAGE: usize = 256;
 /// Votes an interval has at most: after so many steps of another length, that one counts.
 const VOTES_MAX: u8 = 4;
 
-/// The same where several adapters store what is sent: each of them may store every second sample, or third, for a while.
+/// The same where several adapters store what is sent, and what a step counts there: one that looks like several counts as one vote
+/// against.
 const SHARED_VOTES_MAX: u8 = 60;
+const SHARED_VOTES: u8 = 4;
 
 /// Votes that an interval has once it is relied on: one or two steps may be as long as two, where scrapes were missed.
 const VOTES_SURE: u8 = 3;
@@ -41,6 +43,12 @@ const EXACT_MAX: u8 = 15;
 
 /// The same for the interval of most samples.
 const USUAL_VOTES_MAX: u8 = 250;
+
+/// A longer step is none of a series that is scraped: Prometheus itself takes one for gone that has no sample for so long.
+const STEP_MAX_MS: u32 = 5 * 60_000;
+
+/// Steps that one looks like are off from it by such a part of them at most.
+const STEP_PART: u32 = 20;
 
 /// A scrape may be late by such a part of its interval.
 const GRID_PART: i64 = 8;
@@ -119,6 +127,12 @@ fn vote(interval_ms: &mut u32, votes: &mut u8, votes_max: u8, step_ms: u32) {
     }
 }
 
+/// Whether a step is several of a shorter one.
+fn are_several(step_ms: u32, shorter_ms: u32) -> bool {
+    let off_ms = step_ms % shorter_ms.max(1);
+    off_ms.min(shorter_ms.saturating_sub(off_ms)) <= shorter_ms / STEP_PART
+}
+
 impl Entry {
     const UNKNOWN: Self = Self {
         last_ms: i64::MIN,
@@ -130,18 +144,47 @@ impl Entry {
         flags: 0,
     };
 
-    fn vote(&mut self, step_ms: u32, is_shared: bool) {
+    fn vote(&mut self, step_ms: u32) {
         if self.votes == 0 {
             (self.flags, self.exact) = (self.flags & !SURE, 0);
         }
-        let is_close = step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4;
-        vote(&mut self.interval_ms, &mut self.votes, if is_shared { SHARED_VOTES_MAX } else { VOTES_MAX }, step_ms);
-        if is_close && self.votes >= VOTES_SURE {
-            self.flags |= SURE;
-        } else if !is_shared {
-            // Not right after another step: what is sent has changed, perhaps from history to scrapes.
-            self.flags &= !SURE;
+        let is_close = self.is_close(step_ms);
+        vote(&mut self.interval_ms, &mut self.votes, VOTES_MAX, step_ms);
+        // Not right after another step: what is sent has changed, perhaps from history to scrapes.
+        match is_close && self.votes >= VOTES_SURE {
+            true => self.flags |= SURE,
+            false => self.flags &= !SURE,
         }
+        self.vote_exactly(step_ms, is_close);
+    }
+
+    /// The same where several adapters store what is sent: what another one stores is seen later than what was stored beside it, so
+    /// that steps look as long as several for a while, always perhaps.
+    fn vote_shared(&mut self, step_ms: u32) {
+        let is_close = self.is_close(step_ms);
+        if is_close {
+            self.votes = (self.votes + SHARED_VOTES).min(SHARED_VOTES_MAX);
+            if self.votes >= SHARED_VOTES * VOTES_SURE {
+                self.flags |= SURE;
+            }
+        } else if self.votes == 0 || step_ms < self.interval_ms && are_several(self.interval_ms, step_ms) {
+            (self.interval_ms, self.votes, self.exact) = (step_ms, SHARED_VOTES, 0);
+            self.flags &= !SURE;
+        } else if step_ms < self.interval_ms {
+            // It may lead from one sender to another.
+            self.votes /= SHARED_VOTES;
+        } else {
+            let votes = if are_several(step_ms, self.interval_ms) { 1 } else { SHARED_VOTES };
+            self.votes = self.votes.saturating_sub(votes);
+        }
+        self.vote_exactly(step_ms, is_close);
+    }
+
+    fn is_close(&self, step_ms: u32) -> bool {
+        step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4
+    }
+
+    fn vote_exactly(&mut self, step_ms: u32, is_close: bool) {
         match step_ms.abs_diff(self.interval_ms) {
             0 | 1 => self.exact = (self.exact + 1).min(EXACT_MAX),
             _ if !is_close => {}
@@ -236,35 +279,37 @@ impl SeriesTimes {
         false
     }
 
-    /// Two samples came in one request, one right after the other: none between them came by way of another adapter.
-    pub fn came_together(&mut self, series_id: i64, step_ms: i64) {
-        if !self.learns_from_sent {
-            self.step(series_id, step_ms);
+    /// Two samples came in one request, one right after the other, of which the later is yet to be told of: none between them came by
+    /// way of another adapter.
+    pub fn came_together(&mut self, series_id: i64, earlier_ms: i64, later_ms: i64) {
+        let is_newest = self.entry(series_id).sent_ms == earlier_ms;
+        if !self.learns_from_sent && is_newest {
+            self.step(series_id, later_ms.saturating_sub(earlier_ms));
         }
     }
 
     fn step(&mut self, series_id: i64, step_ms: i64) {
         let is_shared = !self.learns_from_sent;
-        if let Ok(step_ms) = u32::try_from(step_ms) {
+        if let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) {
             let entry = self.entry(series_id);
-            if is_shared && u64::from(step_ms) * 4 <= u64::from(entry.interval_ms) * 3 {
-                // What another adapter stored is seen later than what was stored beside it: the longer steps were several.
-                (entry.interval_ms, entry.votes, entry.exact) = (step_ms, VOTES_SURE - 1, 0);
-            }
-            entry.vote(step_ms, is_shared);
+            if is_shared { entry.vote_shared(step_ms) } else { entry.vote(step_ms) }
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
     }
 
-    /// A sample was observed to be stored; of a series in the order of their times.
-    pub fn observed(&mut self, series_id: i64, slot: Slot) {
-        let last = self.entry(series_id).stored().next();
+    /// A sample was observed to be stored; of a series in the order of their times, as far as they are observed together.
+    /// `leads`: its sender leads, so that all it sends is stored as it comes.
+    pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
+        let known = self.entry(series_id).stored();
         self.entry(series_id).add(slot);
-        // From one of a sender to its next.
-        if let Some(last) = last.filter(|last| last.is_own == slot.is_own && last.time_ms < slot.time_ms)
+        if leads
             && !self.learns_from_sent
+            && known.clone().all(|known| known.time_ms != slot.time_ms)
+            && let Some(before) = known.clone().find(|known| known.time_ms < slot.time_ms)
+            && before.is_own == slot.is_own
         {
-            self.step(series_id, slot.time_ms.saturating_sub(last.time_ms));
+            // From one of a sender to its next.
+            self.step(series_id, slot.time_ms.saturating_sub(before.time_ms));
         }
     }
 
@@ -392,22 +437,28 @@ mod tests {
         let mut series = SeriesTimes::new(true);
         for n in 0..20 {
             series.sent(1, n * 20_000);
-            series.observed(1, slot(n * 10_000 - 130_000));
+            series.observed(1, slot(n * 10_000 - 130_000), true);
         }
         assert_eq!(series.get(1).interval_ms, 10_000);
-        series.observed(1, slot(5_000));
+        series.observed(1, slot(5_000), true);
         assert_eq!(series.get(1).interval_ms, 10_000);
         // Of what comes by two, or three, one adapter's is seen first.
         for n in 0..13 {
-            series.observed(1, slot(80_000 + n * 30_000));
+            series.observed(1, slot(80_000 + n * 30_000), true);
         }
         assert_eq!(series.get(1).interval_ms, 10_000);
         for n in 0..4 {
-            series.observed(2, slot(n * 20_000));
+            series.observed(2, slot(n * 20_000), true);
+            series.observed(3, slot(n * 20_000), false);
         }
         assert_eq!(series.get(2).interval_ms, 20_000);
-        series.observed(2, slot(70_000));
-        assert_eq!(series.get(2).interval_ms, 10_000, "a shorter step counts at once");
+        assert_eq!(series.get(3).guess_ms, 0, "of what is stored beside the leader's there may be more to come");
+        for n in 0..3 {
+            assert_eq!(series.get(2).interval_ms, if n == 0 { 20_000 } else { 0 });
+            series.observed(2, slot(70_000 + n * 20_000), true);
+            series.observed(2, slot(80_000 + n * 20_000), true);
+        }
+        assert_eq!(series.get(2).interval_ms, 10_000, "longer steps were several of these");
     }
 
     #[test]

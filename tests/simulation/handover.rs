@@ -237,7 +237,7 @@ impl Senders {
         self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
             appended.iter().for_each(|row| {
-                member.with(|state| state.on_stored(row.time_ms, true, std::iter::once(row.series_id)))
+                member.with(|state| state.on_stored(row.time_ms, true, true, std::iter::once(row.series_id), now))
             });
         }
         Ok(())
@@ -478,12 +478,8 @@ impl Senders {
         for (sender, series_id, time_ms) in rows {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
-                member.with(|state| {
-                    state.on_stored(time_ms, is_own, std::iter::once(series_id));
-                    if leading.is_some_and(|leading| leading.sender == Some(sender)) && !is_own {
-                        state.on_leader_stored(time_ms, now);
-                    }
-                });
+                let leads = leading.is_some_and(|leading| leading.sender == Some(sender));
+                member.with(|state| state.on_stored(time_ms, is_own, leads, std::iter::once(series_id), now));
             }
         }
         for member in &members {
