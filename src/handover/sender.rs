@@ -258,9 +258,10 @@ impl Sender {
     }
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        let interval_ms = self.series.get(sample.row.series_id).interval_ms.unsigned_abs();
-        let two_intervals =
-            if interval_ms == 0 { DUE_MAX } else { Duration::from_millis(2 * interval_ms).min(DUE_MAX) };
+        let Known { interval_ms, guess_ms, .. } = self.series.get(sample.row.series_id);
+        // To compare too early costs a look, and no more.
+        let known = [interval_ms, guess_ms, self.series.usual_ms()].into_iter().find(|ms| *ms > 0);
+        let two_intervals = known.map_or(DUE_MAX, |ms| Duration::from_millis(2 * ms.unsigned_abs()).min(DUE_MAX));
         let waited = two_intervals + DUE_AFTER;
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
             newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
