@@ -403,39 +403,35 @@ impl Sender {
             0 => median(samples.windows(2).map(|pair| pair[1].row.time_ms - pair[0].row.time_ms).collect()),
             _ => Some(guess_ms),
         };
-        let usual_ms = match self.series.usual_ms() {
+        let least_ms = match self.series.shortest_ms() {
             0 => INTERVAL_UNKNOWN_MS,
-            usual_ms => usual_ms,
+            shortest_ms => shortest_ms,
         };
         let stored = &stored[stored.len().saturating_sub(GUESS_FROM)..];
-        let step_ms = usual_step_ms(stored);
+        let step_ms = shortest_step_ms(stored);
         let Some(own_ms) = own_ms else {
             // One step alone may be a gap.
-            let most_ms = if stored.len() > 2 { i64::MAX } else { usual_ms };
-            return step_ms.map_or(usual_ms, |step_ms| step_ms.min(most_ms));
+            let most_ms = if stored.len() > 2 { i64::MAX } else { least_ms };
+            return step_ms.map_or(least_ms, |step_ms| step_ms.min(most_ms));
         };
-        // Scrapes were missed if it is several steps long.
+        // Scrapes were missed if it is several steps long, or came by way of others.
         let is_part = |step_ms: &i64| {
             let off_ms = own_ms % step_ms;
-            step_ms * 4 < own_ms * 3 && off_ms.min(step_ms - off_ms) <= step_ms / 10
+            step_ms * 4 < own_ms * 3
+                && (!self.series.learns_from_sent() || off_ms.min(step_ms - off_ms) <= step_ms / 10)
         };
         step_ms.filter(is_part).unwrap_or(own_ms)
     }
 }
 
-/// The median of the steps of stored times, from one of a sender to the next of the same, or from a sealed one to the next if these
-/// are more; where there are none, from any to the next.
-fn usual_step_ms(stored: &[StoredTime]) -> Option<i64> {
+/// The shortest step of stored times, from one of a sender to the next of the same, or from a sealed one to the next; where there are
+/// none, from any to the next. There may be more between longer ones.
+fn shortest_step_ms(stored: &[StoredTime]) -> Option<i64> {
     let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
-    let (mut known, mut sealed) = (Vec::new(), Vec::new());
-    for StoredTime { time_ms, sender } in stored {
-        if let Some(last_ms) = last.insert(*sender, *time_ms) {
-            if sender.is_some() { &mut known } else { &mut sealed }.push(time_ms - last_ms);
-        }
-    }
+    let step = |stored: &StoredTime| Some(stored.time_ms - last.insert(stored.sender, stored.time_ms)?);
     // Where one took over from another, steps are shorter, or longer.
-    let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
-    median(if sealed.len() > known.len() { sealed } else { known }).or_else(|| median(any()))
+    let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).min();
+    stored.iter().filter_map(step).min().or_else(any)
 }
 
 fn median(mut steps: Vec<i64>) -> Option<i64> {
@@ -746,14 +742,14 @@ mod tests {
         };
         let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
         assert_eq!(interval_ms(&[], &[0], &[]), INTERVAL_UNKNOWN_MS);
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 5_000])), 5_000);
         assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), INTERVAL_UNKNOWN_MS, "a gap, perhaps");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 25_000])), 5_000, "another one");
         assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000, 120_000])), 60_000);
         assert_eq!(interval_ms(&[], &[0, 30_000], &other(&[0, 60_000, 120_000])), 30_000, "by what was sent");
         assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 14_000, 24_000])), 10_000, "it missed two");
         assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 25_000, 46_000])), 30_000);
         let mixed = [(0, Some(OTHER)), (13_000, None), (30_000, Some(OTHER)), (37_000, None)];
-        assert_eq!(interval_ms(&[], &[0], &mixed), 30_000, "from one of a sender to its next");
+        assert_eq!(interval_ms(&[], &[0], &mixed), 24_000, "from one of a sender to its next");
     }
 
     #[test]
