@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
-use crate::handover::series::{Known, SeriesTimes};
+use crate::handover::series::{Known, STEP_MAX_MS, SeriesTimes};
 use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -69,7 +69,7 @@ const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// From so many stored times it is guessed how often a series is scraped.
-const GUESS_FROM: usize = 8;
+const GUESS_FROM: usize = 16;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -393,48 +393,73 @@ impl Sender {
         self.clocks.others().map(skew_ms).max().unwrap_or(0)
     }
 
-    /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.
+    /// As its sender's steps say; where those are few, as the steps of `samples` say, or of what is stored, unless shorter ones show that
+    /// there are more between.
     fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
         let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id);
         if interval_ms > 0 {
             return interval_ms;
         }
         let own_ms = match guess_ms {
-            0 => median(samples.windows(2).map(|pair| pair[1].row.time_ms - pair[0].row.time_ms).collect()),
+            0 => median(&steps(samples.iter().map(|sample| sample.row.time_ms)).collect::<Vec<_>>()),
             _ => Some(guess_ms),
         };
-        let least_ms = match self.series.shortest_ms() {
-            0 => INTERVAL_UNKNOWN_MS,
-            shortest_ms => shortest_ms,
-        };
-        let stored = &stored[stored.len().saturating_sub(GUESS_FROM)..];
-        let step_ms = shortest_step_ms(stored);
+        let (known, sealed) = steps_ms(&stored[stored.len().saturating_sub(GUESS_FROM)..]);
         let Some(own_ms) = own_ms else {
+            let least_ms = match self.series.shortest_ms() {
+                0 => INTERVAL_UNKNOWN_MS,
+                shortest_ms => shortest_ms,
+            };
             // One step alone may be a gap.
-            let most_ms = if stored.len() > 2 { i64::MAX } else { least_ms };
-            return step_ms.map_or(least_ms, |step_ms| step_ms.min(most_ms));
+            let most_ms = if known.len() + sealed.len() > 1 { i64::MAX } else { least_ms };
+            return known.into_iter().chain(sealed).min().map_or(least_ms, |step_ms| step_ms.min(most_ms));
         };
-        // Scrapes were missed if it is several steps long, or came by way of others.
-        let is_part = |step_ms: &i64| {
-            let off_ms = own_ms % step_ms;
-            step_ms * 4 < own_ms * 3
-                && (!self.series.learns_from_sent() || off_ms.min(step_ms - off_ms) <= step_ms / 10)
+        let is_sealed_usual = |step_ms: i64| {
+            let is_close = |other_ms: &&i64| (**other_ms - step_ms).abs() <= step_ms / 4;
+            sealed.iter().filter(is_close).count() * 2 > sealed.len()
         };
-        step_ms.filter(is_part).unwrap_or(own_ms)
+        let is_shared = !self.series.learns_from_sent();
+        let known_ms = known.iter().min().map(|step_ms| (*step_ms, is_shared));
+        let sealed_ms = median(&sealed).map(|step_ms| (step_ms, is_sealed_usual(step_ms)));
+        // One step alone may be a gap.
+        let shortest_ms = Some((self.series.shortest_ms(), is_shared));
+        let shortest_ms =
+            shortest_ms.filter(|(step_ms, _)| *step_ms > 0 && is_shared && known.len() + sealed.len() < 2);
+        let part_ms = sealed.iter().min().map(|step_ms| (*step_ms, false));
+        [known_ms, sealed_ms, part_ms, shortest_ms].into_iter().flatten().fold(own_ms, |interval_ms, (step_ms, is_sure)| {
+            let off_ms = interval_ms % step_ms;
+            let is_part = step_ms * 4 < interval_ms * 3 && (is_sure || off_ms.min(step_ms - off_ms) <= step_ms / 10);
+            if is_part { step_ms } else { interval_ms }
+        })
     }
 }
 
-/// The shortest step of stored times, from one of a sender to the next of the same, or from a sealed one to the next; where there are
-/// none, from any to the next. There may be more between longer ones.
-fn shortest_step_ms(stored: &[StoredTime]) -> Option<i64> {
+/// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever
+/// sent them; of neither, if there are none, from any to the next.
+fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
     let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
-    let step = |stored: &StoredTime| Some(stored.time_ms - last.insert(stored.sender, stored.time_ms)?);
-    // Where one took over from another, steps are shorter, or longer.
-    let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).min();
-    stored.iter().filter_map(step).min().or_else(any)
+    let (mut known, mut sealed) = (Vec::new(), Vec::new());
+    for StoredTime { time_ms, sender } in stored {
+        if let Some(last_ms) = last.insert(*sender, *time_ms)
+            && time_ms - last_ms <= STEP_MAX_MS.into()
+        {
+            if sender.is_some() { &mut known } else { &mut sealed }.push(time_ms - last_ms);
+        }
+    }
+    if known.is_empty() && sealed.is_empty() {
+        sealed = steps(stored.iter().map(|stored| stored.time_ms)).collect();
+    }
+    (known, sealed)
 }
 
-fn median(mut steps: Vec<i64>) -> Option<i64> {
+/// Steps between times, which are ascending, but for those that are too long to be of a series that is scraped.
+fn steps(times: impl Iterator<Item = i64> + Clone) -> impl Iterator<Item = i64> {
+    let later = times.clone().skip(1);
+    times.zip(later).map(|(earlier, later)| later - earlier).filter(|step_ms| *step_ms <= STEP_MAX_MS.into())
+}
+
+fn median(steps: &[i64]) -> Option<i64> {
+    let mut steps = steps.to_vec();
     let middle = steps.len().checked_sub(1)? / 2;
     Some(*steps.select_nth_unstable(middle).1)
 }

@@ -45,8 +45,11 @@ const EXACT_MAX: u8 = 15;
 /// The same for the interval of most samples.
 const USUAL_VOTES_MAX: u8 = 250;
 
-/// A longer step is none of a series that is scraped: Prometheus itself takes one for gone that has no sample for so long.
-const STEP_MAX_MS: u32 = 5 * 60_000;
+/// A longer step is none of a series that is scraped: Prometheus itself takes one for gone after twice as long.
+pub const STEP_MAX_MS: u32 = 150_000;
+
+/// After so long, ms, something else may be sent: scrapes after history.
+const GAP_MS: i64 = 3_600_000;
 
 /// Steps that one looks like are off from it by such a part of them at most.
 const STEP_PART: u32 = 20;
@@ -308,8 +311,8 @@ impl SeriesTimes {
             return entry.is_in_step(time_ms, entry.sent_ms) == Some(false);
         }
         let step_ms = time_ms.saturating_sub(entry.sent_ms);
-        entry.sent_ms = time_ms;
-        if self.learns_from_sent {
+        let is_first = std::mem::replace(&mut entry.sent_ms, time_ms) == i64::MIN;
+        if self.learns_from_sent || step_ms > GAP_MS && !is_first {
             self.step(series_id, step_ms);
         }
         false
@@ -326,12 +329,12 @@ impl SeriesTimes {
 
     fn step(&mut self, series_id: i64, step_ms: i64) {
         let is_shared = !self.learns_from_sent;
-        if step_ms > i64::from(STEP_MAX_MS) {
+        if step_ms > GAP_MS {
             // What comes now need not be like what came before: that may have been history.
-            let unsure = (VOTES_SURE - 1) * if is_shared { SHARED_VOTES } else { 1 };
             let entry = self.entry(series_id);
-            (entry.votes, entry.flags) = (entry.votes.min(unsure), entry.flags & !SURE);
-        } else if let Ok(step_ms) = u32::try_from(step_ms) {
+            entry.votes = if is_shared { 0 } else { entry.votes.min(VOTES_SURE - 1) };
+            entry.flags &= !SURE;
+        } else if let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) {
             let entry = self.entry(series_id);
             if is_shared {
                 entry.vote_shared(step_ms)
