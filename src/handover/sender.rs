@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
-use crate::handover::series::{Known, SeriesTimes};
+use crate::handover::series::{Known, STEP_MAX_MS, SeriesTimes};
 use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -69,7 +69,7 @@ const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// From so many stored times it is guessed how often a series is scraped.
-const GUESS_FROM: usize = 8;
+const GUESS_FROM: usize = 16;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -394,52 +394,73 @@ impl Sender {
         self.clocks.others().map(skew_ms).max().unwrap_or(0)
     }
 
-    /// As its sender's steps say; where those are few, as the steps of `samples` say, or else of what is stored.
+    /// As its sender's steps say; where those are few, as the steps of `samples` say, or of what is stored, unless shorter ones show that
+    /// there are more between.
     fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
         let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id);
         if interval_ms > 0 {
             return interval_ms;
         }
         let own_ms = match guess_ms {
-            0 => median(samples.windows(2).map(|pair| pair[1].row.time_ms - pair[0].row.time_ms).collect()),
+            0 => median(&steps(samples.iter().map(|sample| sample.row.time_ms)).collect::<Vec<_>>()),
             _ => Some(guess_ms),
         };
-        let usual_ms = match self.series.usual_ms() {
-            0 => INTERVAL_UNKNOWN_MS,
-            usual_ms => usual_ms,
-        };
-        let stored = &stored[stored.len().saturating_sub(GUESS_FROM)..];
-        let step_ms = usual_step_ms(stored);
+        let (known, sealed) = steps_ms(&stored[stored.len().saturating_sub(GUESS_FROM)..]);
         let Some(own_ms) = own_ms else {
+            let least_ms = match self.series.shortest_ms() {
+                0 => INTERVAL_UNKNOWN_MS,
+                shortest_ms => shortest_ms,
+            };
             // One step alone may be a gap.
-            let most_ms = if stored.len() > 2 { i64::MAX } else { usual_ms };
-            return step_ms.map_or(usual_ms, |step_ms| step_ms.min(most_ms));
+            let most_ms = if known.len() + sealed.len() > 1 { i64::MAX } else { least_ms };
+            return known.into_iter().chain(sealed).min().map_or(least_ms, |step_ms| step_ms.min(most_ms));
         };
-        // Scrapes were missed if it is several steps long.
-        let is_part = |step_ms: &i64| {
-            let off_ms = own_ms % step_ms;
-            step_ms * 4 < own_ms * 3 && off_ms.min(step_ms - off_ms) <= step_ms / 10
+        let is_sealed_usual = |step_ms: i64| {
+            let is_close = |other_ms: &&i64| (**other_ms - step_ms).abs() <= step_ms / 4;
+            sealed.iter().filter(is_close).count() * 2 > sealed.len()
         };
-        step_ms.filter(is_part).unwrap_or(own_ms)
+        let is_shared = !self.series.learns_from_sent();
+        let known_ms = known.iter().min().map(|step_ms| (*step_ms, is_shared));
+        let sealed_ms = median(&sealed).map(|step_ms| (step_ms, is_sealed_usual(step_ms)));
+        // One step alone may be a gap.
+        let shortest_ms = Some((self.series.shortest_ms(), is_shared));
+        let shortest_ms =
+            shortest_ms.filter(|(step_ms, _)| *step_ms > 0 && is_shared && known.len() + sealed.len() < 2);
+        let part_ms = sealed.iter().min().map(|step_ms| (*step_ms, false));
+        [known_ms, sealed_ms, part_ms, shortest_ms].into_iter().flatten().fold(own_ms, |interval_ms, (step_ms, is_sure)| {
+            let off_ms = interval_ms % step_ms;
+            let is_part = step_ms * 4 < interval_ms * 3 && (is_sure || off_ms.min(step_ms - off_ms) <= step_ms / 10);
+            if is_part { step_ms } else { interval_ms }
+        })
     }
 }
 
-/// The median of the steps of stored times, from one of a sender to the next of the same, or from a sealed one to the next if these
-/// are more; where there are none, from any to the next.
-fn usual_step_ms(stored: &[StoredTime]) -> Option<i64> {
+/// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever
+/// sent them; of neither, if there are none, from any to the next.
+fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
     let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
     let (mut known, mut sealed) = (Vec::new(), Vec::new());
     for StoredTime { time_ms, sender } in stored {
-        if let Some(last_ms) = last.insert(*sender, *time_ms) {
+        if let Some(last_ms) = last.insert(*sender, *time_ms)
+            && time_ms - last_ms <= STEP_MAX_MS.into()
+        {
             if sender.is_some() { &mut known } else { &mut sealed }.push(time_ms - last_ms);
         }
     }
-    // Where one took over from another, steps are shorter, or longer.
-    let any = || stored.windows(2).map(|pair| pair[1].time_ms - pair[0].time_ms).collect();
-    median(if sealed.len() > known.len() { sealed } else { known }).or_else(|| median(any()))
+    if known.is_empty() && sealed.is_empty() {
+        sealed = steps(stored.iter().map(|stored| stored.time_ms)).collect();
+    }
+    (known, sealed)
 }
 
-fn median(mut steps: Vec<i64>) -> Option<i64> {
+/// Steps between times, which are ascending, but for those that are too long to be of a series that is scraped.
+fn steps(times: impl Iterator<Item = i64> + Clone) -> impl Iterator<Item = i64> {
+    let later = times.clone().skip(1);
+    times.zip(later).map(|(earlier, later)| later - earlier).filter(|step_ms| *step_ms <= STEP_MAX_MS.into())
+}
+
+fn median(steps: &[i64]) -> Option<i64> {
+    let mut steps = steps.to_vec();
     let middle = steps.len().checked_sub(1)? / 2;
     Some(*steps.select_nth_unstable(middle).1)
 }
@@ -747,14 +768,14 @@ mod tests {
         };
         let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
         assert_eq!(interval_ms(&[], &[0], &[]), INTERVAL_UNKNOWN_MS);
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 5_000])), 5_000);
         assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), INTERVAL_UNKNOWN_MS, "a gap, perhaps");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 25_000])), 5_000, "another one");
         assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000, 120_000])), 60_000);
         assert_eq!(interval_ms(&[], &[0, 30_000], &other(&[0, 60_000, 120_000])), 30_000, "by what was sent");
         assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 14_000, 24_000])), 10_000, "it missed two");
         assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 25_000, 46_000])), 30_000);
         let mixed = [(0, Some(OTHER)), (13_000, None), (30_000, Some(OTHER)), (37_000, None)];
-        assert_eq!(interval_ms(&[], &[0], &mixed), 30_000, "from one of a sender to its next");
+        assert_eq!(interval_ms(&[], &[0], &mixed), 24_000, "from one of a sender to its next");
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub struct SeriesTimes {
     /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
     usual_ms: u32,
     usual_votes: u8,
+    shortest: Shortest,
     /// Intervals are learned from what is sent; else from what is observed, where only a part of what is sent comes by this adapter.
     learns_from_sent: bool,
 }
@@ -44,8 +45,11 @@ const EXACT_MAX: u8 = 15;
 /// The same for the interval of most samples.
 const USUAL_VOTES_MAX: u8 = 250;
 
-/// A longer step is none of a series that is scraped: Prometheus itself takes one for gone that has no sample for so long.
-const STEP_MAX_MS: u32 = 5 * 60_000;
+/// A longer step is none of a series that is scraped: Prometheus itself takes one for gone after twice as long.
+pub const STEP_MAX_MS: u32 = 150_000;
+
+/// After so long, ms, something else may be sent: scrapes after history.
+const GAP_MS: i64 = 3_600_000;
 
 /// Steps that one looks like are off from it by such a part of them at most.
 const STEP_PART: u32 = 20;
@@ -124,6 +128,28 @@ fn vote(interval_ms: &mut u32, votes: &mut u8, votes_max: u8, step_ms: u32) {
         *votes = (*votes + 1).min(votes_max);
     } else {
         *votes -= 1;
+    }
+}
+
+/// The shortest interval seen, until it is not for so many steps.
+#[derive(Debug, Default)]
+struct Shortest {
+    interval_ms: u32,
+    steps: u32,
+}
+
+/// So many longer ones.
+const SHORTEST_STEPS: u32 = 1_000_000;
+
+impl Shortest {
+    fn saw(&mut self, interval_ms: u32) {
+        if self.steps == 0 || interval_ms <= self.interval_ms.saturating_add(self.interval_ms / 4) {
+            let is_first = self.steps == 0;
+            self.interval_ms = if is_first { interval_ms } else { self.interval_ms.min(interval_ms) };
+            self.steps = SHORTEST_STEPS;
+        } else {
+            self.steps -= 1;
+        }
     }
 }
 
@@ -260,7 +286,20 @@ impl SeriesTimes {
     /// Nothing is known. `is_shared`: only a part of what is sent comes by this adapter.
     #[must_use]
     pub fn new(is_shared: bool) -> Self {
-        Self { learns_from_sent: !is_shared, pages: HashMap::default(), floor: i64::MAX, usual_ms: 0, usual_votes: 0 }
+        Self {
+            learns_from_sent: !is_shared,
+            pages: HashMap::default(),
+            floor: i64::MAX,
+            usual_ms: 0,
+            usual_votes: 0,
+            shortest: Shortest::default(),
+        }
+    }
+
+    /// Whether all that is sent comes by this adapter.
+    #[must_use]
+    pub fn learns_from_sent(&self) -> bool {
+        self.learns_from_sent
     }
 
     /// This sender sent a sample. Returns whether an exporter has stamped it: it had sent newer ones, and does not send again what it
@@ -272,8 +311,8 @@ impl SeriesTimes {
             return entry.is_in_step(time_ms, entry.sent_ms) == Some(false);
         }
         let step_ms = time_ms.saturating_sub(entry.sent_ms);
-        entry.sent_ms = time_ms;
-        if self.learns_from_sent {
+        let is_first = std::mem::replace(&mut entry.sent_ms, time_ms) == i64::MIN;
+        if self.learns_from_sent || step_ms > GAP_MS && !is_first {
             self.step(series_id, step_ms);
         }
         false
@@ -290,9 +329,22 @@ impl SeriesTimes {
 
     fn step(&mut self, series_id: i64, step_ms: i64) {
         let is_shared = !self.learns_from_sent;
-        if let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) {
+        if step_ms > GAP_MS {
+            // What comes now need not be like what came before: that may have been history.
             let entry = self.entry(series_id);
-            if is_shared { entry.vote_shared(step_ms) } else { entry.vote(step_ms) }
+            entry.votes = if is_shared { 0 } else { entry.votes.min(VOTES_SURE - 1) };
+            entry.flags &= !SURE;
+        } else if let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) {
+            let entry = self.entry(series_id);
+            if is_shared {
+                entry.vote_shared(step_ms)
+            } else {
+                entry.vote(step_ms)
+            }
+            let (interval_ms, is_sure) = (entry.interval_ms, entry.flags & SURE != 0);
+            if is_sure {
+                self.shortest.saw(interval_ms);
+            }
             vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
         }
     }
@@ -302,9 +354,11 @@ impl SeriesTimes {
     pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
         let known = self.entry(series_id).stored();
         self.entry(series_id).add(slot);
+        // It is no part of the history of a series that is scraped, too.
+        let is_soon = |next: Slot| (1..i64::from(STEP_MAX_MS)).contains(&next.time_ms.saturating_sub(slot.time_ms));
         if leads
             && !self.learns_from_sent
-            && known.clone().all(|known| known.time_ms != slot.time_ms)
+            && known.clone().filter(|known| known.time_ms >= slot.time_ms).last().is_none_or(is_soon)
             && let Some(before) = known.clone().find(|known| known.time_ms < slot.time_ms)
             && before.is_own == slot.is_own
         {
@@ -370,6 +424,12 @@ impl SeriesTimes {
     #[must_use]
     pub fn usual_ms(&self) -> i64 {
         i64::from(self.usual_ms)
+    }
+
+    /// The shortest interval that any series of this sender has, ms; 0 if that is known of none.
+    #[must_use]
+    pub fn shortest_ms(&self) -> i64 {
+        i64::from(self.shortest.interval_ms)
     }
 
     fn find(&self, series_id: i64) -> Option<&Entry> {
@@ -447,6 +507,10 @@ mod tests {
             series.observed(1, slot(80_000 + n * 30_000), true);
         }
         assert_eq!(series.get(1).interval_ms, 10_000);
+        series.observed(1, slot(95_000 + 12 * 30_000), true);
+        assert_eq!(series.get(1).interval_ms, 10_000, "one step may lead from one sender to another");
+        series.observed(1, slot(445_000), true);
+        assert_eq!(series.get(1).interval_ms, 0, "it lies between two");
         for n in 0..4 {
             series.observed(2, slot(n * 20_000), true);
             series.observed(3, slot(n * 20_000), false);
@@ -455,8 +519,7 @@ mod tests {
         assert_eq!(series.get(3).guess_ms, 0, "of what is stored beside the leader's there may be more to come");
         for n in 0..3 {
             assert_eq!(series.get(2).interval_ms, if n == 0 { 20_000 } else { 0 });
-            series.observed(2, slot(70_000 + n * 20_000), true);
-            series.observed(2, slot(80_000 + n * 20_000), true);
+            series.observed(2, slot(70_000 + n * 10_000), true);
         }
         assert_eq!(series.get(2).interval_ms, 10_000, "longer steps were several of these");
     }

@@ -81,8 +81,9 @@ pub(crate) struct Judge {
     by: RefCell<HashMap<(usize, i64), (usize, Ms)>>,
 }
 
-/// By labels, one adapter may not know yet what another stored of the same sender so long ago.
-const AT_ONCE_MS: Ms = 3_000;
+/// By labels, one adapter may not know yet what another stored of the same sender so long ago: it observes each second, and what it
+/// sends may be under way for as long as a transaction lasts.
+const AT_ONCE_MS: Ms = 12_000;
 
 /// Clocks that differ by less may be taken for equal; offsets are measured as exactly as links are fast.
 const CLOCK_ERROR_MS: i64 = 300;
