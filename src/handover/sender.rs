@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
-use crate::handover::series::{Known, STEP_MAX_MS, SeriesTimes};
+use crate::handover::series::{Known, STEP_MAX_MS, SeriesTimes, are_several};
 use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -428,9 +428,8 @@ impl Sender {
             shortest_ms.filter(|(step_ms, _)| *step_ms > 0 && is_shared && known.len() + sealed.len() < 2);
         let part_ms = sealed.iter().min().map(|step_ms| (*step_ms, false));
         [known_ms, sealed_ms, part_ms, shortest_ms].into_iter().flatten().fold(own_ms, |interval_ms, (step_ms, is_sure)| {
-            let off_ms = interval_ms % step_ms;
-            let is_part = step_ms * 4 < interval_ms * 3 && (is_sure || off_ms.min(step_ms - off_ms) <= step_ms / 10);
-            if is_part { step_ms } else { interval_ms }
+            let takes = step_ms * 4 < interval_ms * 3 && (is_sure || are_several(interval_ms, step_ms));
+            if takes { step_ms } else { interval_ms }
         })
     }
 }

@@ -52,7 +52,10 @@ pub const STEP_MAX_MS: u32 = 150_000;
 const GAP_MS: i64 = 3_600_000;
 
 /// Steps that one looks like are off from it by such a part of them at most.
-const STEP_PART: u32 = 20;
+const STEP_PART: i64 = 20;
+
+/// And are so many at most.
+const STEPS_MAX: i64 = 5;
 
 /// A scrape may be late by such a part of its interval.
 const GRID_PART: i64 = 8;
@@ -153,10 +156,12 @@ impl Shortest {
     }
 }
 
-/// Whether a step is several of a shorter one.
-fn are_several(step_ms: u32, shorter_ms: u32) -> bool {
+/// Whether a step is several of a shorter one, between which scrapes were missed or have not been seen: not so many that it may be by
+/// chance.
+#[must_use]
+pub fn are_several(step_ms: i64, shorter_ms: i64) -> bool {
     let off_ms = step_ms % shorter_ms.max(1);
-    off_ms.min(shorter_ms.saturating_sub(off_ms)) <= shorter_ms / STEP_PART
+    off_ms.min(shorter_ms - off_ms) <= shorter_ms / STEP_PART && step_ms < shorter_ms * (STEPS_MAX + 1)
 }
 
 impl Entry {
@@ -193,14 +198,14 @@ impl Entry {
             if self.votes >= SHARED_VOTES * VOTES_SURE {
                 self.flags |= SURE;
             }
-        } else if self.votes == 0 || step_ms < self.interval_ms && are_several(self.interval_ms, step_ms) {
+        } else if self.votes == 0 || step_ms < self.interval_ms && are_several(self.interval_ms.into(), step_ms.into()) {
             (self.interval_ms, self.votes, self.exact) = (step_ms, SHARED_VOTES, 0);
             self.flags &= !SURE;
         } else if step_ms < self.interval_ms {
             // It may lead from one sender to another.
             self.votes /= SHARED_VOTES;
         } else {
-            let votes = if are_several(step_ms, self.interval_ms) { 1 } else { SHARED_VOTES };
+            let votes = if are_several(step_ms.into(), self.interval_ms.into()) { 1 } else { SHARED_VOTES };
             self.votes = self.votes.saturating_sub(votes);
         }
         self.vote_exactly(step_ms, is_close);
