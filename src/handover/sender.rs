@@ -68,9 +68,6 @@ const DUE_MAX: Duration = Duration::from_secs(120);
 const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
-/// From so many stored times it is guessed how often a series is scraped.
-const GUESS_FROM: usize = 16;
-
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
 const AROUND_INTERVALS: i64 = 2;
@@ -116,11 +113,7 @@ impl Sender {
     }
 
     fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
-        let mut last: Option<Row> = None;
         let samples = rows.iter().map(|row| {
-            if let Some(last) = last.replace(*row).filter(|last| last.series_id == row.series_id) {
-                self.series.came_together(row.series_id, last.time_ms, row.time_ms);
-            }
             let is_stamped = self.series.sent(row.series_id, row.time_ms);
             Buffered { row: *row, is_stamped, arrived: now, key }
         });
@@ -201,20 +194,20 @@ impl Sender {
     }
 
     /// These series have a sample stored at this time. What others stored is known to be committed.
-    /// `leads`: they are of the sender that leads.
+    /// `leader`: their sender, if it leads.
     pub fn on_stored(
         &mut self,
         time_ms: i64,
         is_own: bool,
-        leads: bool,
+        leader: Option<SenderNo>,
         series: impl Iterator<Item = i64>,
         now: Instant,
     ) {
         let is_own = is_own || self.is_alone;
         for series_id in series {
-            self.series.observed(series_id, Slot { time_ms, is_own }, leads);
+            self.series.observed(series_id, Slot { time_ms, is_own }, leader);
         }
-        if leads && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
+        if leader.is_some() && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
     }
@@ -401,36 +394,22 @@ impl Sender {
         if interval_ms > 0 {
             return interval_ms;
         }
-        let own_ms = match guess_ms {
-            0 => median(&steps(samples.iter().map(|sample| sample.row.time_ms)).collect::<Vec<_>>()),
-            _ => Some(guess_ms),
+        // Those of one sender are an interval apart, or several where scrapes were missed, or came by way of other adapters.
+        let (known, sealed) = steps_ms(stored);
+        let own = steps(samples.iter().map(|sample| sample.row.time_ms));
+        let guess = Some(guess_ms).filter(|ms| *ms > 0);
+        let least: Vec<i64> = known.into_iter().chain(own).chain(guess).collect();
+        let shortest_ms = match self.series.shortest_ms() {
+            0 => INTERVAL_UNKNOWN_MS,
+            shortest_ms => shortest_ms,
         };
-        let (known, sealed) = steps_ms(&stored[stored.len().saturating_sub(GUESS_FROM)..]);
-        let Some(own_ms) = own_ms else {
-            let least_ms = match self.series.shortest_ms() {
-                0 => INTERVAL_UNKNOWN_MS,
-                shortest_ms => shortest_ms,
-            };
-            // One step alone may be a gap.
-            let most_ms = if known.len() + sealed.len() > 1 { i64::MAX } else { least_ms };
-            return known.into_iter().chain(sealed).min().map_or(least_ms, |step_ms| step_ms.min(most_ms));
-        };
-        let is_sealed_usual = |step_ms: i64| {
-            let is_close = |other_ms: &&i64| (**other_ms - step_ms).abs() <= step_ms / 4;
-            sealed.iter().filter(is_close).count() * 2 > sealed.len()
-        };
-        let is_shared = !self.series.learns_from_sent();
-        let known_ms = known.iter().min().map(|step_ms| (*step_ms, is_shared));
-        let sealed_ms = median(&sealed).map(|step_ms| (step_ms, is_sealed_usual(step_ms)));
         // One step alone may be a gap.
-        let shortest_ms = Some((self.series.shortest_ms(), is_shared));
-        let shortest_ms =
-            shortest_ms.filter(|(step_ms, _)| *step_ms > 0 && is_shared && known.len() + sealed.len() < 2);
-        let part_ms = sealed.iter().min().map(|step_ms| (*step_ms, false));
-        [known_ms, sealed_ms, part_ms, shortest_ms].into_iter().flatten().fold(own_ms, |interval_ms, (step_ms, is_sure)| {
-            let takes = step_ms * 4 < interval_ms * 3 && (is_sure || are_several(interval_ms, step_ms));
-            if takes { step_ms } else { interval_ms }
-        })
+        let is_alone = least.len() + sealed.len() < 2;
+        let least_ms = least.into_iter().chain(is_alone.then_some(shortest_ms)).min();
+        match (least_ms, median(&sealed)) {
+            (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => least_ms,
+            (least_ms, sealed_ms) => sealed_ms.or(least_ms).unwrap_or(shortest_ms),
+        }
     }
 }
 
@@ -525,7 +504,7 @@ mod tests {
 
         fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
-                self.sender.on_stored(*time_ms, false, true, [1].into_iter(), self.now);
+                self.sender.on_stored(*time_ms, false, Some(OTHER), [1].into_iter(), self.now);
             }
         }
 
@@ -697,7 +676,7 @@ mod tests {
         assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
-        alone.on_stored(10_000, false, false, [1].into_iter(), Instant::now());
+        alone.on_stored(10_000, false, None, [1].into_iter(), Instant::now());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
         let mut sealed = around(&[]);

@@ -253,7 +253,8 @@ impl Senders {
                 let series = series.iter().map(i64::from_be_bytes);
                 match last.groups.get(&sender).and_then(|group| members.get(group)) {
                     Some((group, handovers)) if self.own.is_some() => {
-                        on_stored(group, handovers, sender, time_ms, series, now);
+                        let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
+                        on_stored(handovers, (sender, leads), time_ms, series, now);
                     }
                     _ => later.push((time_ms, sender, series.collect())),
                 }
@@ -271,7 +272,9 @@ impl Senders {
         later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
         for (time_ms, sender, series) in later {
             if let Some((group, handovers)) = last.groups.get(&sender).and_then(|group| members.get(group)) {
-                on_stored(group, handovers, sender, time_ms, series.into_iter(), now);
+                let read = observed.groups.iter().find(|read| read.group_name == group.name());
+                let leads = read.is_some_and(|read| read.sender_no == Some(sender));
+                on_stored(handovers, (sender, leads), time_ms, series.into_iter(), now);
             }
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {
@@ -295,19 +298,18 @@ impl Senders {
     }
 }
 
-/// Tells all senders of a group what one of them has stored.
+/// Tells all senders of a group what one of them, which leads or not, has stored.
 fn on_stored(
-    group: &Group,
     handovers: &[Arc<Handover>],
-    sender: SenderNo,
+    (sender, leads): (SenderNo, bool),
     time_ms: i64,
     series: impl Iterator<Item = i64> + Clone,
     now: Instant,
 ) {
-    let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
+    let leader = leads.then_some(sender);
     for handover in handovers {
         let is_own = handover.number_if_known() == Some(sender);
-        handover.with(|state| state.on_stored(time_ms, is_own, leads, series.clone(), now));
+        handover.with(|state| state.on_stored(time_ms, is_own, leader, series.clone(), now));
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::handover::slots::Slot;
+use crate::model::sender::SenderNo;
 
 /// See the module. 32 bytes a series, for ids are given in order.
 #[derive(Debug)]
@@ -27,15 +28,11 @@ pub struct SeriesTimes {
 /// Series in a page.
 const PAGE: usize = 256;
 
-/// Votes an interval has at most: after so many steps of another length, that one counts.
+/// Votes an interval has at most: after so many longer steps, those count. A shorter one counts at once, for a sender's samples are never
+/// closer than its interval.
 const VOTES_MAX: u8 = 4;
 
-/// The same where several adapters store what is sent, and what a step counts there: one that looks like several counts as one vote
-/// against.
-const SHARED_VOTES_MAX: u8 = 60;
-const SHARED_VOTES: u8 = 4;
-
-/// Votes that an interval has once it is relied on: one or two steps may be as long as two, where scrapes were missed.
+/// Votes that an interval has once it is relied on: the first steps may be as long as two, where scrapes were missed.
 const VOTES_SURE: u8 = 3;
 
 /// Votes of exactly its length that an interval has once it is known to the millisecond.
@@ -47,9 +44,6 @@ const USUAL_VOTES_MAX: u8 = 250;
 
 /// A longer step is none of a series that is scraped: Prometheus itself takes one for gone after twice as long.
 pub const STEP_MAX_MS: u32 = 150_000;
-
-/// After so long, ms, something else may be sent: scrapes after history.
-const GAP_MS: i64 = 3_600_000;
 
 /// Steps that one looks like are off from it by such a part of them at most.
 const STEP_PART: i64 = 20;
@@ -69,25 +63,26 @@ const NONE_BEFORE: u32 = u32::MAX;
 /// Flag: nothing later is stored than the newest time known.
 const BOUNDED: u8 = 1 << 7;
 
-/// Flag: its interval has had [`VOTES_SURE`].
-const SURE: u8 = 1 << 6;
-
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// The newest stored time known, ms since 1970; [`i64::MIN`] is none.
     last_ms: i64,
     /// The newest time sent by this sender; [`i64::MIN`] is none.
     sent_ms: i64,
+    /// The newest time observed of the leading sender; [`i64::MIN`] is none.
+    led_ms: i64,
     /// How much earlier than `last_ms` the two stored times before it are, ms.
     before_ms: [u32; KNOWN - 1],
-    /// The interval that most of the latest steps had, ms; 0 before the first.
+    /// The interval that the latest steps had, ms; 0 before the first.
     interval_ms: u32,
     /// For that interval.
     votes: u8,
     /// For exactly that interval.
     exact: u8,
-    /// [`BOUNDED`], [`SURE`]; bit n: whether the n-th newest time is of this sender.
+    /// [`BOUNDED`]; bit n: whether the n-th newest time is of this sender.
     flags: u8,
+    /// The lowest bits of the number of the sender that `led_ms` is of.
+    led_by: u8,
 }
 
 /// What is known of one series.
@@ -168,57 +163,35 @@ impl Entry {
     const UNKNOWN: Self = Self {
         last_ms: i64::MIN,
         sent_ms: i64::MIN,
+        led_ms: i64::MIN,
         before_ms: [NONE_BEFORE; KNOWN - 1],
         interval_ms: 0,
         votes: 0,
         exact: 0,
         flags: 0,
+        led_by: 0,
     };
 
-    fn vote(&mut self, step_ms: u32) {
-        if self.votes == 0 {
-            (self.flags, self.exact) = (self.flags & !SURE, 0);
-        }
+    /// A sender's sample came right after another of it.
+    fn step(&mut self, step_ms: u32) {
         let is_close = self.is_close(step_ms);
+        if self.votes == 0 || !is_close && step_ms < self.interval_ms {
+            (self.interval_ms, self.votes, self.exact) = (step_ms, 1, 1);
+            return;
+        }
         vote(&mut self.interval_ms, &mut self.votes, VOTES_MAX, step_ms);
-        // Not right after another step: what is sent has changed, perhaps from history to scrapes.
-        match is_close && self.votes >= VOTES_SURE {
-            true => self.flags |= SURE,
-            false => self.flags &= !SURE,
-        }
-        self.vote_exactly(step_ms, is_close);
-    }
-
-    /// The same where several adapters store what is sent: what another one stores is seen later than what was stored beside it, so
-    /// that steps look as long as several for a while, always perhaps.
-    fn vote_shared(&mut self, step_ms: u32) {
-        let is_close = self.is_close(step_ms);
         if is_close {
-            self.votes = (self.votes + SHARED_VOTES).min(SHARED_VOTES_MAX);
-            if self.votes >= SHARED_VOTES * VOTES_SURE {
-                self.flags |= SURE;
-            }
-        } else if self.votes == 0 || step_ms < self.interval_ms && are_several(self.interval_ms.into(), step_ms.into()) {
-            (self.interval_ms, self.votes, self.exact) = (step_ms, SHARED_VOTES, 0);
-            self.flags &= !SURE;
-        } else if step_ms < self.interval_ms {
-            // It may lead from one sender to another.
-            self.votes /= SHARED_VOTES;
-        } else {
-            let votes = if are_several(step_ms.into(), self.interval_ms.into()) { 1 } else { SHARED_VOTES };
-            self.votes = self.votes.saturating_sub(votes);
+            self.vote_exactly(step_ms);
         }
-        self.vote_exactly(step_ms, is_close);
     }
 
     fn is_close(&self, step_ms: u32) -> bool {
         step_ms.abs_diff(self.interval_ms) <= self.interval_ms / 4
     }
 
-    fn vote_exactly(&mut self, step_ms: u32, is_close: bool) {
+    fn vote_exactly(&mut self, step_ms: u32) {
         match step_ms.abs_diff(self.interval_ms) {
             0 | 1 => self.exact = (self.exact + 1).min(EXACT_MAX),
-            _ if !is_close => {}
             _ if self.exact <= 1 => (self.interval_ms, self.exact) = (step_ms, 1),
             _ => self.exact -= 1,
         }
@@ -280,7 +253,7 @@ impl Entry {
             false => NONE_BEFORE,
         };
         self.before_ms = [before(1), before(2)];
-        self.flags &= BOUNDED | SURE;
+        self.flags &= BOUNDED;
         for (n, slot) in slots[..count].iter().enumerate() {
             self.flags |= u8::from(slot.is_own) << n;
         }
@@ -301,12 +274,6 @@ impl SeriesTimes {
         }
     }
 
-    /// Whether all that is sent comes by this adapter.
-    #[must_use]
-    pub fn learns_from_sent(&self) -> bool {
-        self.learns_from_sent
-    }
-
     /// This sender sent a sample. Returns whether an exporter has stamped it: it had sent newer ones, and does not send again what it
     /// scraped.
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
@@ -315,61 +282,45 @@ impl SeriesTimes {
             // What is not in step was not scraped: an exporter has stamped it.
             return entry.is_in_step(time_ms, entry.sent_ms) == Some(false);
         }
-        let step_ms = time_ms.saturating_sub(entry.sent_ms);
-        let is_first = std::mem::replace(&mut entry.sent_ms, time_ms) == i64::MIN;
-        if self.learns_from_sent || step_ms > GAP_MS && !is_first {
-            self.step(series_id, step_ms);
+        let before_ms = std::mem::replace(&mut entry.sent_ms, time_ms);
+        if self.learns_from_sent {
+            self.step(series_id, before_ms, time_ms);
         }
         false
     }
 
-    /// Two samples came in one request, one right after the other, of which the later is yet to be told of: none between them came by
-    /// way of another adapter.
-    pub fn came_together(&mut self, series_id: i64, earlier_ms: i64, later_ms: i64) {
-        let is_newest = self.entry(series_id).sent_ms == earlier_ms;
-        if !self.learns_from_sent && is_newest {
-            self.step(series_id, later_ms.saturating_sub(earlier_ms));
+    /// A sample was observed to be stored; of a sender that leads, `leader`, all are, in the order of their times.
+    pub fn observed(&mut self, series_id: i64, slot: Slot, leader: Option<SenderNo>) {
+        let entry = self.entry(series_id);
+        entry.add(slot);
+        let Some(leader) = leader else { return };
+        let led_by = leader.0.to_le_bytes()[0];
+        if entry.led_by != led_by {
+            (entry.led_by, entry.led_ms) = (led_by, i64::MIN);
+        }
+        if entry.led_ms < slot.time_ms {
+            let before_ms = std::mem::replace(&mut entry.led_ms, slot.time_ms);
+            self.step(series_id, before_ms, slot.time_ms);
         }
     }
 
-    fn step(&mut self, series_id: i64, step_ms: i64) {
-        let is_shared = !self.learns_from_sent;
-        if step_ms > GAP_MS {
+    /// One sender's samples of these times came one right after the other.
+    fn step(&mut self, series_id: i64, before_ms: i64, time_ms: i64) {
+        if before_ms == i64::MIN {
+            return;
+        }
+        let entry = self.entry(series_id);
+        let Some(step_ms) = u32::try_from(time_ms.saturating_sub(before_ms)).ok().filter(|ms| *ms <= STEP_MAX_MS) else {
             // What comes now need not be like what came before: that may have been history.
-            let entry = self.entry(series_id);
-            entry.votes = if is_shared { 0 } else { entry.votes.min(VOTES_SURE - 1) };
-            entry.flags &= !SURE;
-        } else if let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) {
-            let entry = self.entry(series_id);
-            if is_shared {
-                entry.vote_shared(step_ms)
-            } else {
-                entry.vote(step_ms)
-            }
-            let (interval_ms, is_sure) = (entry.interval_ms, entry.flags & SURE != 0);
-            if is_sure {
-                self.shortest.saw(interval_ms);
-            }
-            vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
+            entry.votes = 0;
+            return;
+        };
+        entry.step(step_ms);
+        let (interval_ms, is_sure) = (entry.interval_ms, entry.votes >= VOTES_SURE);
+        if is_sure {
+            self.shortest.saw(interval_ms);
         }
-    }
-
-    /// A sample was observed to be stored; of a series in the order of their times, as far as they are observed together.
-    /// `leads`: its sender leads, so that all it sends is stored as it comes.
-    pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
-        let known = self.entry(series_id).stored();
-        self.entry(series_id).add(slot);
-        // It is no part of the history of a series that is scraped, too.
-        let is_soon = |next: Slot| (1..i64::from(STEP_MAX_MS)).contains(&next.time_ms.saturating_sub(slot.time_ms));
-        if leads
-            && !self.learns_from_sent
-            && known.clone().filter(|known| known.time_ms >= slot.time_ms).last().is_none_or(is_soon)
-            && let Some(before) = known.clone().find(|known| known.time_ms < slot.time_ms)
-            && before.is_own == slot.is_own
-        {
-            // From one of a sender to its next.
-            self.step(series_id, slot.time_ms.saturating_sub(before.time_ms));
-        }
+        vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
     }
 
     /// A sample is stored, or is about to be.
@@ -397,8 +348,8 @@ impl SeriesTimes {
         let Some(entry) = self.find(series_id) else {
             return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0 };
         };
-        let interval_ms = if entry.flags & SURE != 0 { i64::from(entry.interval_ms) } else { 0 };
-        let guess_ms = i64::from(entry.interval_ms);
+        let interval_ms = if entry.votes >= VOTES_SURE { i64::from(entry.interval_ms) } else { 0 };
+        let guess_ms = if entry.votes > 0 { i64::from(entry.interval_ms) } else { 0 };
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
         Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms }

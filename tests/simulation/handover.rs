@@ -237,7 +237,7 @@ impl Senders {
         self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
             appended.iter().for_each(|row| {
-                member.with(|state| state.on_stored(row.time_ms, true, true, std::iter::once(row.series_id), now))
+                member.with(|state| state.on_stored(row.time_ms, true, None, std::iter::once(row.series_id), now))
             });
         }
         Ok(())
@@ -465,7 +465,10 @@ impl Senders {
                     .with(|state| state.on_clocks(self.store.wall_ms(), offset_ms, others.into_iter(), self.instant()));
             }
         }
-        let leading = self.leading.get();
+        let leading = match self.is_shared || from.is_none() {
+            true => observed.group.sender,
+            false => self.leading.get().and_then(|leading| leading.sender),
+        };
         let mut rows = observed.rows;
         self.store.world.say(format_args!(
             "adapter {}: observes {} rows, all of them: {}, counter {}",
@@ -478,8 +481,8 @@ impl Senders {
         for (sender, series_id, time_ms) in rows {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
-                let leads = leading.is_some_and(|leading| leading.sender == Some(sender));
-                member.with(|state| state.on_stored(time_ms, is_own, leads, std::iter::once(series_id), now));
+                let leader = leading.filter(|leading| *leading == sender);
+                member.with(|state| state.on_stored(time_ms, is_own, leader, std::iter::once(series_id), now));
             }
         }
         for member in &members {
