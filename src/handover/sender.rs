@@ -251,10 +251,14 @@ impl Sender {
     }
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        let Known { interval_ms, guess_ms, .. } = self.series.get(sample.row.series_id);
-        // To compare too early costs a look, and no more.
-        let known = [interval_ms, guess_ms, self.series.usual_ms()].into_iter().find(|ms| *ms > 0);
-        let two_intervals = known.map_or(DUE_MAX, |ms| Duration::from_millis(2 * ms.unsigned_abs()).min(DUE_MAX));
+        if std::env::var("DBG").is_ok() && now.saturating_duration_since(sample.arrived) > Duration::from_secs(20) { println!("          DBG due? {} {} known {:?} newest {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id), self.leader_newest.map(|n| (n.0 - 1_700_000_000_000, now.saturating_duration_since(n.1)))); }
+        let two_intervals = match self.series.get(sample.row.series_id) {
+            Known { interval_ms, .. } if interval_ms > 0 => 2 * interval_ms,
+            // The leader's next samples will tell.
+            Known { is_led: true, .. } | Known { guess_ms: 0, .. } => i64::MAX,
+            Known { guess_ms, .. } => 2 * guess_ms,
+        };
+        let two_intervals = Duration::from_millis(two_intervals.unsigned_abs()).min(DUE_MAX);
         let waited = two_intervals + DUE_AFTER;
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
             newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
@@ -321,6 +325,7 @@ impl Sender {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);
+            if std::env::var("DBG").is_ok() { println!("          DBG series {series_id} interval {interval_ms} known {:?} samples {:?} stored {:?}", self.series.get(series_id), of_series.iter().map(|s| s.row.time_ms - 1_700_000_000_000).collect::<Vec<_>>(), times.iter().map(|t| (t.time_ms - 1_700_000_000_000, t.sender.map(|s| s.0))).collect::<Vec<_>>()); }
             // Each is judged by how far the clock was off that stamped it.
             let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
@@ -403,9 +408,11 @@ impl Sender {
             0 => INTERVAL_UNKNOWN_MS,
             shortest_ms => shortest_ms,
         };
-        // One step alone may be a gap.
-        let is_alone = least.len() + sealed.len() < 2;
-        let least_ms = least.into_iter().chain(is_alone.then_some(shortest_ms)).min();
+        // One step alone may be a gap, or two.
+        let least_ms = least.iter().copied().min().map(|least_ms| {
+            let alike = least.iter().filter(|step_ms| **step_ms - least_ms <= least_ms / 4).count();
+            if alike < 2 { least_ms.min(shortest_ms) } else { least_ms }
+        });
         match (least_ms, median(&sealed)) {
             (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => least_ms,
             (least_ms, sealed_ms) => sealed_ms.or(least_ms).unwrap_or(shortest_ms),

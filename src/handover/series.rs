@@ -28,12 +28,15 @@ pub struct SeriesTimes {
 /// Series in a page.
 const PAGE: usize = 256;
 
-/// Votes an interval has at most: after so many longer steps, those count. A shorter one counts at once, for a sender's samples are never
-/// closer than its interval.
-const VOTES_MAX: u8 = 4;
+/// Votes that a step of its length gives an interval, and one of another takes from it. A shorter one counts at once, for a sender's
+/// samples are never closer than its interval.
+const VOTES: u8 = 2;
+
+/// Votes an interval has at most: after so many steps that are several of it, those count.
+const VOTES_MAX: u8 = 8;
 
 /// Votes that an interval has once it is relied on: the first steps may be as long as two, where scrapes were missed.
-const VOTES_SURE: u8 = 3;
+const VOTES_SURE: u8 = 6;
 
 /// Votes of exactly its length that an interval has once it is known to the millisecond.
 const EXACT_SURE: u8 = 3;
@@ -96,6 +99,8 @@ pub struct Known {
     pub interval_ms: i64,
     /// What its few steps make it look like, ms; 0 if there are none.
     pub guess_ms: i64,
+    /// Whether a sender that leads has been seen to store it.
+    pub is_led: bool,
 }
 
 /// Ids come from a sequence, so pages are few and their numbers spread by themselves. The map tells entries apart by the topmost bits
@@ -174,14 +179,14 @@ impl Entry {
 
     /// A sender's sample came right after another of it.
     fn step(&mut self, step_ms: u32) {
-        let is_close = self.is_close(step_ms);
-        if self.votes == 0 || !is_close && step_ms < self.interval_ms {
-            (self.interval_ms, self.votes, self.exact) = (step_ms, 1, 1);
-            return;
-        }
-        vote(&mut self.interval_ms, &mut self.votes, VOTES_MAX, step_ms);
-        if is_close {
+        if self.is_close(step_ms) {
+            self.votes = (self.votes + VOTES).min(VOTES_MAX);
             self.vote_exactly(step_ms);
+        } else if self.votes == 0 || step_ms < self.interval_ms {
+            (self.interval_ms, self.votes, self.exact) = (step_ms, VOTES, 1);
+        } else {
+            let votes = if are_several(step_ms.into(), self.interval_ms.into()) { 1 } else { VOTES };
+            self.votes = self.votes.saturating_sub(votes);
         }
     }
 
@@ -285,6 +290,11 @@ impl SeriesTimes {
         let before_ms = std::mem::replace(&mut entry.sent_ms, time_ms);
         if self.learns_from_sent {
             self.step(series_id, before_ms, time_ms);
+        } else if self.entry(series_id).led_ms == i64::MIN {
+            // What comes by other adapters is not seen, and perhaps never stored by one that leads.
+            self.step(series_id, before_ms, time_ms);
+            let entry = self.entry(series_id);
+            entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
         false
     }
@@ -346,13 +356,14 @@ impl SeriesTimes {
     #[must_use]
     pub fn get(&self, series_id: i64) -> Known {
         let Some(entry) = self.find(series_id) else {
-            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0 };
+            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0, is_led: false };
         };
         let interval_ms = if entry.votes >= VOTES_SURE { i64::from(entry.interval_ms) } else { 0 };
         let guess_ms = if entry.votes > 0 { i64::from(entry.interval_ms) } else { 0 };
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
-        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms }
+        let is_led = entry.led_ms != i64::MIN;
+        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms, is_led }
     }
 
     /// Whether one who scrapes a series at `one_ms` scrapes it at `other_ms`, too; `None` if that is not known.
