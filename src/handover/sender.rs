@@ -252,19 +252,22 @@ impl Sender {
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
         if std::env::var("DBG").is_ok() && now.saturating_duration_since(sample.arrived) > Duration::from_secs(20) { println!("          DBG due? {} {} known {:?} newest {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id), self.leader_newest.map(|n| (n.0 - 1_700_000_000_000, now.saturating_duration_since(n.1)))); }
-        let two_intervals = match self.series.get(sample.row.series_id) {
-            Known { interval_ms, .. } if interval_ms > 0 => 2 * interval_ms,
+        let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id);
+        let intervals = match is_led {
             // The leader's next samples will tell.
-            Known { is_led: true, .. } | Known { guess_ms: 0, .. } => i64::MAX,
-            Known { guess_ms, .. } => 2 * guess_ms,
+            true => [interval_ms, 0, 0],
+            false => [interval_ms, guess_ms, self.series.usual_ms()],
         };
-        let two_intervals = Duration::from_millis(two_intervals.unsigned_abs()).min(DUE_MAX);
+        let two_intervals = intervals.into_iter().find(|interval_ms| *interval_ms > 0).map_or(DUE_MAX, |interval_ms| {
+            Duration::from_millis(interval_ms.unsigned_abs().saturating_mul(2)).min(DUE_MAX)
+        });
         let waited = two_intervals + DUE_AFTER;
+        let age = now.saturating_duration_since(sample.arrived);
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
             newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
                 && now.saturating_duration_since(at) < waited
         });
-        now.saturating_duration_since(sample.arrived) >= waited && !is_catching_up
+        age >= waited && !(is_led && is_catching_up && age < DUE_MAX + DUE_AFTER)
     }
 
     /// Whether another sender's stored samples are known to cover it. Its own do not count: they may have failed to be stored.

@@ -48,6 +48,9 @@ const USUAL_VOTES_MAX: u8 = 250;
 /// A longer step is none of a series that is scraped: Prometheus itself takes one for gone after twice as long.
 pub const STEP_MAX_MS: u32 = 150_000;
 
+/// After so long, ms, something else may be sent: scrapes after history.
+const GAP_MS: i64 = 3_600_000;
+
 /// Steps that one looks like are off from it by such a part of them at most.
 const STEP_PART: i64 = 20;
 
@@ -319,12 +322,13 @@ impl SeriesTimes {
         if before_ms == i64::MIN {
             return;
         }
+        let step_ms = time_ms.saturating_sub(before_ms);
         let entry = self.entry(series_id);
-        let Some(step_ms) = u32::try_from(time_ms.saturating_sub(before_ms)).ok().filter(|ms| *ms <= STEP_MAX_MS) else {
+        if step_ms > GAP_MS {
             // What comes now need not be like what came before: that may have been history.
             entry.votes = 0;
-            return;
-        };
+        }
+        let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) else { return };
         entry.step(step_ms);
         let (interval_ms, is_sure) = (entry.interval_ms, entry.votes >= VOTES_SURE);
         if is_sure {
