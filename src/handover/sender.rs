@@ -114,7 +114,13 @@ impl Sender {
 
     fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
         let samples = rows.iter().map(|row| {
-            let is_stamped = self.series.sent(row.series_id, row.time_ms);
+            let Row { series_id, time_ms, .. } = *row;
+            let newest_ms = self.series.sent(series_id, time_ms);
+            // What lies between scrapes was not scraped: an exporter has stamped it.
+            let server_ms = |time_ms: i64| time_ms.saturating_sub(self.clocks.offset_ms(time_ms));
+            let is_in_step =
+                |newest_ms| self.series.is_in_step(series_id, server_ms(time_ms), server_ms(newest_ms));
+            let is_stamped = newest_ms.and_then(is_in_step) == Some(false);
             Buffered { row: *row, is_stamped, arrived: now, key }
         });
         samples.collect()
@@ -328,7 +334,7 @@ impl Sender {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);
-            if std::env::var("DBG").is_ok() { println!("          DBG series {series_id} interval {interval_ms} known {:?} samples {:?} stored {:?}", self.series.get(series_id), of_series.iter().map(|s| s.row.time_ms - 1_700_000_000_000).collect::<Vec<_>>(), times.iter().map(|t| (t.time_ms - 1_700_000_000_000, t.sender.map(|s| s.0))).collect::<Vec<_>>()); }
+            if std::env::var("DBG").is_ok() { println!("          DBG clocks {:?}", self.clocks); println!("          DBG series {series_id} interval {interval_ms} known {:?} samples {:?} stored {:?}", self.series.get(series_id), of_series.iter().map(|s| s.row.time_ms - 1_700_000_000_000).collect::<Vec<_>>(), times.iter().map(|t| (t.time_ms - 1_700_000_000_000, t.sender.map(|s| s.0))).collect::<Vec<_>>()); }
             // Each is judged by how far the clock was off that stamped it.
             let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
@@ -407,18 +413,15 @@ impl Sender {
         let own = steps(samples.iter().map(|sample| sample.row.time_ms));
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
         let least: Vec<i64> = known.into_iter().chain(own).chain(guess).collect();
-        let shortest_ms = match self.series.shortest_ms() {
-            0 => INTERVAL_UNKNOWN_MS,
-            shortest_ms => shortest_ms,
-        };
+        let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
         // One step alone may be a gap, or two.
         let least_ms = least.iter().copied().min().map(|least_ms| {
             let alike = least.iter().filter(|step_ms| **step_ms - least_ms <= least_ms / 4).count();
-            if alike < 2 { least_ms.min(shortest_ms) } else { least_ms }
+            if alike < 2 { least_ms.min(shortest_ms.unwrap_or(i64::MAX)) } else { least_ms }
         });
         match (least_ms, median(&sealed)) {
             (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => least_ms,
-            (least_ms, sealed_ms) => sealed_ms.or(least_ms).unwrap_or(shortest_ms),
+            (least_ms, sealed_ms) => sealed_ms.or(least_ms).or(shortest_ms).unwrap_or(INTERVAL_UNKNOWN_MS),
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct SeriesTimes {
     usual_ms: u32,
     usual_votes: u8,
     shortest: Shortest,
+    /// The lowest bits of the number of the sender that leads, as last observed.
+    led_by: u8,
     /// Intervals are learned from what is sent; else from what is observed, where only a part of what is sent comes by this adapter.
     learns_from_sent: bool,
 }
@@ -102,7 +104,7 @@ pub struct Known {
     pub interval_ms: i64,
     /// What its few steps make it look like, ms; 0 if there are none.
     pub guess_ms: i64,
-    /// Whether a sender that leads has been seen to store it.
+    /// Whether the sender that leads has been seen to store it.
     pub is_led: bool,
 }
 
@@ -274,6 +276,7 @@ impl SeriesTimes {
     pub fn new(is_shared: bool) -> Self {
         Self {
             learns_from_sent: !is_shared,
+            led_by: 0,
             pages: HashMap::default(),
             floor: i64::MAX,
             usual_ms: 0,
@@ -282,13 +285,11 @@ impl SeriesTimes {
         }
     }
 
-    /// This sender sent a sample. Returns whether an exporter has stamped it: it had sent newer ones, and does not send again what it
-    /// scraped.
-    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> bool {
+    /// This sender sent a sample. Returns the newest time it had sent before, if that is not older.
+    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Option<i64> {
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            // What is not in step was not scraped: an exporter has stamped it.
-            return entry.is_in_step(time_ms, entry.sent_ms) == Some(false);
+            return Some(entry.sent_ms);
         }
         let before_ms = std::mem::replace(&mut entry.sent_ms, time_ms);
         if self.learns_from_sent {
@@ -299,15 +300,16 @@ impl SeriesTimes {
             let entry = self.entry(series_id);
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
-        false
+        None
     }
 
     /// A sample was observed to be stored; of a sender that leads, `leader`, all are, in the order of their times.
     pub fn observed(&mut self, series_id: i64, slot: Slot, leader: Option<SenderNo>) {
-        let entry = self.entry(series_id);
-        entry.add(slot);
+        self.entry(series_id).add(slot);
         let Some(leader) = leader else { return };
         let led_by = leader.0.to_le_bytes()[0];
+        self.led_by = led_by;
+        let entry = self.entry(series_id);
         if entry.led_by != led_by {
             (entry.led_by, entry.led_ms) = (led_by, i64::MIN);
         }
@@ -366,7 +368,7 @@ impl SeriesTimes {
         let guess_ms = if entry.votes > 0 { i64::from(entry.interval_ms) } else { 0 };
         // Of a series that was made later, an entry without a time says as much as no entry.
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
-        let is_led = entry.led_ms != i64::MIN;
+        let is_led = entry.led_ms != i64::MIN && entry.led_by == self.led_by;
         Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms, is_led }
     }
 

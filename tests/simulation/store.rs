@@ -8,6 +8,7 @@ use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::reconcile::Around;
 use prometheus_postgresql_adapter::storage::row::Row;
+use prometheus_postgresql_adapter::storage::server_clock::ServerClock;
 use uuid::Uuid;
 
 use crate::Bug;
@@ -29,9 +30,9 @@ pub(crate) struct Store {
     pub(crate) world: Rc<World>,
     pub(crate) adapter: usize,
     pub(crate) node: NodeId,
-    /// How far the adapter's clock is ahead of the server's, as measured last: the clock it is measured by, less the server's.
-    clock: Cell<Option<i64>>,
-    /// The same by an answer that did not take long.
+    /// What the server's clock was last said to show.
+    clock: ServerClock,
+    /// How far the adapter's clock is ahead of it, by an answer that did not take long.
     measured_ms: Cell<Option<i64>>,
     /// Ids of series by the judge's numbers.
     ids: RefCell<HashMap<usize, i64>>,
@@ -52,7 +53,7 @@ impl Store {
             world: Rc::clone(world),
             adapter,
             node,
-            clock: Cell::new(None),
+            clock: ServerClock::new(world.server_ms(), world.kernel.instant()),
             measured_ms: Cell::new(None),
             ids: RefCell::default(),
             freeze_in_write_ms: Cell::new(0),
@@ -69,7 +70,7 @@ impl Store {
     }
 
     pub(crate) fn server_ms(&self) -> i64 {
-        self.wall_ms() - self.clock.get().unwrap_or(0)
+        self.clock.at(self.world.kernel.instant())
     }
 
     async fn ask<T: 'static>(&self, serve: impl FnOnce(&Rc<World>) -> T + 'static) -> Result<T, Lost> {
@@ -104,7 +105,7 @@ impl Store {
             self.ask(move |world| world.database.borrow().observe(from.as_ref(), &except, world.server_ms())).await?;
         let (answered_ms, is_by_labels) = (self.wall_ms(), self.world.settings.mode == Mode::Labels);
         let offset_ms = asked_ms.midpoint(answered_ms) - observed.server_ms;
-        self.clock.set(Some(offset_ms));
+        self.clock.set(observed.server_ms, self.world.kernel.instant());
         if self.world.now() - asked_at <= ROUND_TRIP_MAX_MS && !is_by_labels {
             self.measured_ms.set(Some(offset_ms));
             observed.clock_offset_ms = Some(offset_ms);
