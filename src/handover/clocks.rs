@@ -100,6 +100,14 @@ impl Clocks {
         self.own.as_ref().map_or(0, |own| own.at(time_ms).saturating_sub(self.server_ms))
     }
 
+    /// By how much two times that this sender stamped may be farther apart than when they were, ms: for each two settings of its
+    /// clock, the same one twice among them.
+    pub fn own_shifts_ms(&self) -> impl Iterator<Item = i64> {
+        let all = || self.own.iter().flat_map(Clock::all);
+        let shifts = all().flat_map(move |one_ms| all().map(move |other_ms| one_ms.saturating_sub(other_ms)));
+        shifts.chain(self.own.is_none().then_some(0))
+    }
+
     /// The most that [`Clocks::skew_ms`] may be, either way.
     #[must_use]
     pub fn most_ms(&self) -> i64 {

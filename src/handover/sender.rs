@@ -116,11 +116,12 @@ impl Sender {
         let samples = rows.iter().map(|row| {
             let Row { series_id, time_ms, .. } = *row;
             let newest_ms = self.series.sent(series_id, time_ms);
-            // What lies between scrapes was not scraped: an exporter has stamped it.
-            let server_ms = |time_ms: i64| time_ms.saturating_sub(self.clocks.offset_ms(time_ms));
-            let is_in_step =
-                |newest_ms| self.series.is_in_step(series_id, server_ms(time_ms), server_ms(newest_ms));
-            let is_stamped = newest_ms.and_then(is_in_step) == Some(false);
+            // What lies between scrapes was not scraped, however the clock was set: an exporter has stamped it.
+            let is_between = |newest_ms: i64, shift_ms: i64| {
+                self.series.is_in_step(series_id, time_ms.saturating_add(shift_ms), newest_ms) == Some(false)
+            };
+            let is_stamped =
+                newest_ms.is_some_and(|newest_ms| self.clocks.own_shifts_ms().all(|ms| is_between(newest_ms, ms)));
             Buffered { row: *row, is_stamped, arrived: now, key }
         });
         samples.collect()
@@ -387,6 +388,12 @@ impl Sender {
         for series_id in unbounded {
             self.series.bounded(*series_id);
         }
+    }
+
+    /// How often a series is scraped, ms; 0 as long as that is not known for sure.
+    #[must_use]
+    pub fn interval_ms(&self, series_id: i64) -> i64 {
+        self.series.get(series_id).interval_ms
     }
 
     /// What it has in its buffer.

@@ -50,7 +50,6 @@ pub(crate) struct Senders {
     /// Samples of a sender may come by other adapters too.
     is_shared: bool,
     is_grouped: bool,
-    runs_since: Ms,
     bytes_max: usize,
     chunk_samples: usize,
     members: RefCell<BTreeMap<usize, Rc<Member>>>,
@@ -66,7 +65,7 @@ pub(crate) struct Senders {
 /// One sender: as `Handover`.
 pub(crate) struct Member {
     replica: usize,
-    number: Cell<Option<SenderNo>>,
+    pub(crate) number: Cell<Option<SenderNo>>,
     is_fresh: Cell<bool>,
     pub(crate) leads: Cell<Option<Uuid>>,
     pub(crate) state: RefCell<Sender>,
@@ -141,7 +140,6 @@ impl Senders {
         Self {
             is_shared,
             is_grouped,
-            runs_since: store.world.now(),
             bytes_max: settings.memory_bytes_max,
             chunk_samples: settings.chunk_samples,
             members: RefCell::default(),
@@ -263,7 +261,7 @@ impl Senders {
             if append.is_empty() {
                 break;
             }
-            let right = Right { sender, fence, reconciled, runs_since: self.runs_since, adapter: self.store.adapter };
+            let right = Right { sender, fence, reconciled, adapter: self.store.adapter };
             match self.store.commit(key, append.clone(), right).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
@@ -333,7 +331,7 @@ impl Senders {
         let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
         member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
-        let right = Right { sender, fence, reconciled: 0, runs_since: self.runs_since, adapter: self.store.adapter };
+        let right = Right { sender, fence, reconciled: 0, adapter: self.store.adapter };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
         let Some(done) = done else { return Err(Failure::Fenced) };

@@ -53,8 +53,8 @@ pub(crate) struct Verdict {
     pub(crate) died: usize,
     /// By labels: samples that one sender sent in two requests by way of two adapters at the same time, and were stored twice.
     pub(crate) twice: usize,
-    /// Scrapes of a series that is so new that nobody can know how often it is scraped.
-    pub(crate) young: usize,
+    /// Scrapes that were stored beside another replica's by an adapter that cannot know yet how often the series is scraped.
+    pub(crate) unsure: usize,
     /// Samples that an exporter stamped out of order, in the midst of another replica's, and only one replica got hold of: taken
     /// for scrapes that are sent again.
     pub(crate) dense: usize,
@@ -108,10 +108,12 @@ impl World {
         if matches!(target.kind, Kind::Late { .. }) { 2 * target.interval_ms } else { target.interval_ms }
     }
 
-    /// How often a series is scraped is not known before it has been twice: until then two replicas' may be stored.
-    fn is_young(&self, series: usize, one: Tag, other: Tag) -> bool {
-        let target = self.settings.target(series);
-        one.true_ms.max(other.true_ms) < target.from.max(5_000) + 2 * target.interval_ms
+    /// Whether the adapter that stores a sample knows how often its series is scraped.
+    fn is_sure(&self, id: i64, right: Right) -> bool {
+        let Some(adapter) = self.adapter(right.adapter) else { return false };
+        adapter.senders.all().iter().any(|member| {
+            member.number.get() == Some(right.sender) && member.state.borrow().interval_ms(id) > 0
+        })
     }
 
     /// By how much the distance of two scrapes may differ from what it should be.
@@ -214,10 +216,8 @@ impl World {
         for (other_ms, other) in [before, after].into_iter().flatten() {
             let is_scrape = !tag.is_exact && !other.is_exact;
             if is_scrape && other.replica != tag.replica && (other_ms - time_ms).abs() < least_ms {
-                // An adapter that has just started cannot know it either.
-                let is_learning = self.now() < right.runs_since + 5 * self.settings.target(series).interval_ms + 10_000;
-                if is_learning || self.is_young(series, tag, other) {
-                    self.judge.verdict.borrow_mut().young += 1;
+                if !self.is_sure(id, right) {
+                    self.judge.verdict.borrow_mut().unsure += 1;
                     continue;
                 }
                 self.broken(format!(
@@ -375,10 +375,6 @@ impl World {
         let is_exported = matches!(self.settings.target(series).kind, Kind::Exported { .. });
         if (is_exported || !tag.is_exact && is_between(before, after)) && !self.are_clocks_equal() {
             verdict.orderless += 1;
-            return;
-        }
-        if self.is_young(series, tag, tag) {
-            verdict.young += 1;
             return;
         }
         drop(verdict);

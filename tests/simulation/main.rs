@@ -80,7 +80,7 @@ struct Totals {
     with_died: u64,
     twice: usize,
     dense: usize,
-    young: usize,
+    unsure: usize,
     orderless: usize,
     disordered: usize,
     skewed: usize,
@@ -109,7 +109,7 @@ impl Totals {
         self.with_died += u64::from(verdict.died > 0);
         self.twice += verdict.twice;
         self.dense += verdict.dense;
-        self.young += verdict.young;
+        self.unsure += verdict.unsure;
         self.orderless += verdict.orderless;
         self.disordered += verdict.disordered;
         self.skewed += verdict.skewed;
@@ -127,7 +127,7 @@ impl Totals {
         self.with_died += part.with_died;
         self.twice += part.twice;
         self.dense += part.dense;
-        self.young += part.young;
+        self.unsure += part.unsure;
         self.orderless += part.orderless;
         self.disordered += part.disordered;
         self.skewed += part.skewed;

@@ -30,8 +30,6 @@ pub(crate) struct Right {
     pub(crate) sender: SenderNo,
     pub(crate) fence: Option<Fence>,
     pub(crate) reconciled: i64,
-    /// Since when the adapter runs that writes, for the judge.
-    pub(crate) runs_since: Ms,
     pub(crate) adapter: usize,
 }
 
