@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::series::{Known, STEP_MAX_MS, SeriesTimes, are_several};
-use crate::handover::slots::{By, Candidate, INTERVAL_UNKNOWN_MS, Slot, Stored, follows, is_taken, missing};
+use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;
@@ -151,7 +151,7 @@ impl Sender {
 
     fn place(&self, sample: &Buffered) -> Place {
         let Row { series_id, time_ms, .. } = sample.row;
-        let Known { last, is_bounded, interval_ms, .. } = self.series.get(series_id);
+        let Known { last, is_bounded, interval_ms, .. } = self.series.get(series_id, time_ms);
         if self.is_covered(sample) {
             return Place::Covered;
         }
@@ -177,7 +177,7 @@ impl Sender {
         let mut sorted = Sorted::default();
         for row in rows {
             let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-            let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id);
+            let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id, row.time_ms);
             let is_newer = |other_ms: i64| {
                 interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
             };
@@ -258,8 +258,8 @@ impl Sender {
     }
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        if std::env::var("DBG").is_ok() && now.saturating_duration_since(sample.arrived) > Duration::from_secs(20) { println!("          DBG due? {} {} known {:?} newest {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id), self.leader_newest.map(|n| (n.0 - 1_700_000_000_000, now.saturating_duration_since(n.1)))); }
-        let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id);
+        if std::env::var("DBG").is_ok() && now.saturating_duration_since(sample.arrived) > Duration::from_secs(20) { println!("          DBG due? {} {} known {:?} newest {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id, sample.row.time_ms), self.leader_newest.map(|n| (n.0 - 1_700_000_000_000, now.saturating_duration_since(n.1)))); }
+        let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id, sample.row.time_ms);
         let intervals = match is_led {
             // The leader's next samples will tell.
             true => [interval_ms, 0, 0],
@@ -281,7 +281,7 @@ impl Sender {
     fn is_covered(&self, sample: &Buffered) -> bool {
         let Row { series_id, time_ms, .. } = sample.row;
         let times = self.series.times(series_id).filter(|slot| !slot.is_own);
-        let interval_ms = self.series.get(series_id).interval_ms;
+        let interval_ms = self.series.get(series_id, time_ms).interval_ms;
         let is_taken_by = |other: Option<SenderNo>| {
             let stored = |Slot { time_ms: stored_ms, .. }: Slot| {
                 let skew_ms = other.map_or(0, |other| self.clocks.skew_ms(time_ms, other, stored_ms));
@@ -309,7 +309,7 @@ impl Sender {
     /// How far around these samples to look for stored ones, ms.
     #[must_use]
     pub fn window_ms(&self, samples: &[Buffered]) -> i64 {
-        let around = |sample: &Buffered| match self.series.get(sample.row.series_id).interval_ms {
+        let around = |sample: &Buffered| match self.series.get(sample.row.series_id, sample.row.time_ms).interval_ms {
             0 => AROUND_UNKNOWN_MS,
             interval_ms => AROUND_INTERVALS * interval_ms,
         };
@@ -322,7 +322,7 @@ impl Sender {
     pub fn unbounded(&self, samples: &[Buffered]) -> Vec<i64> {
         let mut series: Vec<i64> = samples.iter().map(|sample| sample.row.series_id).collect();
         series.dedup();
-        series.retain(|series_id| !self.series.get(*series_id).is_bounded);
+        series.retain(|series_id| !self.series.get(*series_id, 0).is_bounded);
         series
     }
 
@@ -335,7 +335,7 @@ impl Sender {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);
-            if std::env::var("DBG").is_ok() { println!("          DBG clocks {:?}", self.clocks); println!("          DBG series {series_id} interval {interval_ms} known {:?} samples {:?} stored {:?}", self.series.get(series_id), of_series.iter().map(|s| s.row.time_ms - 1_700_000_000_000).collect::<Vec<_>>(), times.iter().map(|t| (t.time_ms - 1_700_000_000_000, t.sender.map(|s| s.0))).collect::<Vec<_>>()); }
+            if std::env::var("DBG").is_ok() { println!("          DBG clocks {:?}", self.clocks); println!("          DBG series {series_id} interval {interval_ms} known {:?} samples {:?} stored {:?}", self.series.get(series_id, of_series[0].row.time_ms), of_series.iter().map(|s| s.row.time_ms - 1_700_000_000_000).collect::<Vec<_>>(), times.iter().map(|t| (t.time_ms - 1_700_000_000_000, t.sender.map(|s| s.0))).collect::<Vec<_>>()); }
             // Each is judged by how far the clock was off that stamped it.
             let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
@@ -390,10 +390,10 @@ impl Sender {
         }
     }
 
-    /// How often a series is scraped, ms; 0 as long as that is not known for sure.
+    /// How often a series is scraped around a time, ms; 0 as long as that is not known for sure.
     #[must_use]
-    pub fn interval_ms(&self, series_id: i64) -> i64 {
-        self.series.get(series_id).interval_ms
+    pub fn interval_ms(&self, series_id: i64, time_ms: i64) -> i64 {
+        self.series.get(series_id, time_ms).interval_ms
     }
 
     /// What it has in its buffer.
@@ -411,7 +411,7 @@ impl Sender {
     /// As its sender's steps say; where those are few, as the steps of `samples` say, or of what is stored, unless shorter ones show that
     /// there are more between.
     fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
-        let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id);
+        let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
         if interval_ms > 0 {
             return interval_ms;
         }
@@ -421,15 +421,19 @@ impl Sender {
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
         let least: Vec<i64> = known.into_iter().chain(own).chain(guess).collect();
         let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
-        // One step alone may be a gap, or two.
-        let least_ms = least.iter().copied().min().map(|least_ms| {
-            let alike = least.iter().filter(|step_ms| **step_ms - least_ms <= least_ms / 4).count();
-            if alike < 2 { least_ms.min(shortest_ms.unwrap_or(i64::MAX)) } else { least_ms }
-        });
-        match (least_ms, median(&sealed)) {
-            (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => least_ms,
-            (least_ms, sealed_ms) => sealed_ms.or(least_ms).or(shortest_ms).unwrap_or(INTERVAL_UNKNOWN_MS),
-        }
+        // A few steps may all be gaps.
+        let found_ms = match (least.iter().copied().min(), median(&sealed)) {
+            (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => Some(least_ms),
+            (least_ms, sealed_ms) => sealed_ms.or(least_ms),
+        };
+        // Without any, no sample stands for another. A few may all be gaps.
+        found_ms.map_or(0, |found_ms| {
+            let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
+            match least.iter().chain(&sealed).filter(is_alike).count() {
+                0..3 => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
+                _ => found_ms,
+            }
+        })
     }
 }
 
@@ -766,7 +770,7 @@ mod tests {
         };
         let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
         assert_eq!(interval_ms(&[], &[0], &[]), INTERVAL_UNKNOWN_MS);
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), INTERVAL_UNKNOWN_MS, "a gap, perhaps");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), "a gap, perhaps");
         assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 25_000])), 5_000, "another one");
         assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000, 120_000])), 60_000);
         assert_eq!(interval_ms(&[], &[0, 30_000], &other(&[0, 60_000, 120_000])), 30_000, "by what was sent");

@@ -358,18 +358,28 @@ impl SeriesTimes {
         }
     }
 
-    /// What is known of a series.
+    /// What is known of a series around a time.
     #[must_use]
-    pub fn get(&self, series_id: i64) -> Known {
+    pub fn get(&self, series_id: i64, time_ms: i64) -> Known {
         let Some(entry) = self.find(series_id) else {
-            return Known { last: None, is_bounded: series_id > self.floor, interval_ms: 0, guess_ms: 0, is_led: false };
+            let is_bounded = series_id > self.floor;
+            return Known { last: None, is_bounded, interval_ms: 0, guess_ms: 0, is_led: false };
         };
-        let interval_ms = if entry.votes >= VOTES_SURE { i64::from(entry.interval_ms) } else { 0 };
-        let guess_ms = if entry.votes > 0 { i64::from(entry.interval_ms) } else { 0 };
-        // Of a series that was made later, an entry without a time says as much as no entry.
-        let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
-        let is_led = entry.led_ms != i64::MIN && entry.led_by == self.led_by;
-        Known { last: entry.stored().next(), is_bounded, interval_ms, guess_ms, is_led }
+        let is_near = |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
+        let is_led = is_near(entry.led_ms) && entry.led_by == self.led_by;
+        // History is sent at other intervals than a series is scraped, before that or after it.
+        let (interval_ms, votes) = match is_near(entry.sent_ms) || is_near(entry.led_ms) {
+            true => (i64::from(entry.interval_ms), entry.votes),
+            false => (0, 0),
+        };
+        Known {
+            last: entry.stored().next(),
+            // Of a series that was made later, an entry without a time says as much as no entry.
+            is_bounded: entry.flags & BOUNDED != 0 || series_id > self.floor,
+            interval_ms: if votes >= VOTES_SURE { interval_ms } else { 0 },
+            guess_ms: if votes > 0 { interval_ms } else { 0 },
+            is_led,
+        }
     }
 
     /// Whether one who scrapes a series at `one_ms` scrapes it at `other_ms`, too; `None` if that is not known.
@@ -439,7 +449,7 @@ mod tests {
     #[test]
     fn a_majority_of_steps_is_the_interval() {
         let mut series = SeriesTimes::new(false);
-        let known = |series: &SeriesTimes| (series.get(1).interval_ms, series.get(1).guess_ms);
+        let known = |series: &SeriesTimes| (series.get(1, 0).interval_ms, series.get(1, 0).guess_ms);
         for (time_ms, expected) in [
             (0, (0, 0)),
             (30_000, (0, 30_000)),
@@ -453,7 +463,7 @@ mod tests {
             assert!(!series.sent(1, time_ms));
             assert_eq!(known(&series), expected, "{time_ms}");
         }
-        assert_eq!(series.get(2), Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0 });
+        assert_eq!(series.get(2, 0), Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0 });
         assert!((13_000..17_000).contains(&series.usual_ms()));
         for time_ms in (1..20).map(|n| 105_000 + n * 5_000) {
             series.sent(1, time_ms);
@@ -472,29 +482,29 @@ mod tests {
             series.sent(1, n * 20_000);
             series.observed(1, slot(n * 10_000 - 130_000), true);
         }
-        assert_eq!(series.get(1).interval_ms, 10_000);
+        assert_eq!(series.get(1, 0).interval_ms, 10_000);
         series.observed(1, slot(5_000), true);
-        assert_eq!(series.get(1).interval_ms, 10_000);
+        assert_eq!(series.get(1, 0).interval_ms, 10_000);
         // Of what comes by two, or three, one adapter's is seen first.
         for n in 0..13 {
             series.observed(1, slot(80_000 + n * 30_000), true);
         }
-        assert_eq!(series.get(1).interval_ms, 10_000);
+        assert_eq!(series.get(1, 0).interval_ms, 10_000);
         series.observed(1, slot(95_000 + 12 * 30_000), true);
-        assert_eq!(series.get(1).interval_ms, 10_000, "one step may lead from one sender to another");
+        assert_eq!(series.get(1, 0).interval_ms, 10_000, "one step may lead from one sender to another");
         series.observed(1, slot(445_000), true);
-        assert_eq!(series.get(1).interval_ms, 0, "it lies between two");
+        assert_eq!(series.get(1, 0).interval_ms, 0, "it lies between two");
         for n in 0..4 {
             series.observed(2, slot(n * 20_000), true);
             series.observed(3, slot(n * 20_000), false);
         }
-        assert_eq!(series.get(2).interval_ms, 20_000);
-        assert_eq!(series.get(3).guess_ms, 0, "of what is stored beside the leader's there may be more to come");
+        assert_eq!(series.get(2, 0).interval_ms, 20_000);
+        assert_eq!(series.get(3, 0).guess_ms, 0, "of what is stored beside the leader's there may be more to come");
         for n in 0..3 {
-            assert_eq!(series.get(2).interval_ms, if n == 0 { 20_000 } else { 0 });
+            assert_eq!(series.get(2, 0).interval_ms, if n == 0 { 20_000 } else { 0 });
             series.observed(2, slot(70_000 + n * 10_000), true);
         }
-        assert_eq!(series.get(2).interval_ms, 10_000, "longer steps were several of these");
+        assert_eq!(series.get(2, 0).interval_ms, 10_000, "longer steps were several of these");
     }
 
     #[test]
@@ -532,11 +542,11 @@ mod tests {
     #[test]
     fn a_bound_holds_until_something_was_missed() {
         let mut series = SeriesTimes::new(false);
-        assert!(!series.get(1).is_bounded, "nothing was observed yet");
+        assert!(!series.get(1, 0).is_bounded, "nothing was observed yet");
         series.stored(1, slot(10));
         series.stored(2, slot(20));
         series.missed(15, 7);
-        let bounded = |series: &SeriesTimes, id| series.get(id).is_bounded;
+        let bounded = |series: &SeriesTimes, id| series.get(id, 0).is_bounded;
         assert_eq!([1, 2, 7, 8].map(|id| bounded(&series, id)), [false, true, false, true]);
         series.bounded(1);
         series.sent(8, 5);

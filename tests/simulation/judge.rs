@@ -109,10 +109,10 @@ impl World {
     }
 
     /// Whether the adapter that stores a sample knows how often its series is scraped.
-    fn is_sure(&self, id: i64, right: Right) -> bool {
+    fn is_sure(&self, id: i64, time_ms: i64, right: Right) -> bool {
         let Some(adapter) = self.adapter(right.adapter) else { return false };
         adapter.senders.all().iter().any(|member| {
-            member.number.get() == Some(right.sender) && member.state.borrow().interval_ms(id) > 0
+            member.number.get() == Some(right.sender) && member.state.borrow().interval_ms(id, time_ms) > 0
         })
     }
 
@@ -216,7 +216,7 @@ impl World {
         for (other_ms, other) in [before, after].into_iter().flatten() {
             let is_scrape = !tag.is_exact && !other.is_exact;
             if is_scrape && other.replica != tag.replica && (other_ms - time_ms).abs() < least_ms {
-                if !self.is_sure(id, right) {
+                if !self.is_sure(id, time_ms, right) {
                     self.judge.verdict.borrow_mut().unsure += 1;
                     continue;
                 }
