@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
-use crate::handover::series::{Known, STEP_MAX_MS, SeriesTimes, are_several};
+use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, SeriesTimes, are_several};
 use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -331,7 +331,10 @@ impl Sender {
     #[must_use]
     pub fn missing(&self, samples: &[Buffered], around: &Around, own: SenderNo) -> Vec<Buffered> {
         let mut found = Vec::new();
-        for of_series in samples.chunk_by(|one, next| one.row.series_id == next.row.series_id) {
+        let belong_together = |one: &Buffered, next: &Buffered| {
+            one.row.series_id == next.row.series_id && next.row.time_ms.saturating_sub(one.row.time_ms) <= GAP_MS
+        };
+        for of_series in samples.chunk_by(belong_together) {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);

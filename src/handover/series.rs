@@ -51,7 +51,7 @@ const USUAL_VOTES_MAX: u8 = 250;
 pub const STEP_MAX_MS: u32 = 150_000;
 
 /// After so long, ms, something else may be sent: scrapes after history.
-const GAP_MS: i64 = 3_600_000;
+pub const GAP_MS: i64 = 3_600_000;
 
 /// Steps that one looks like are off from it by such a part of them at most.
 const STEP_PART: i64 = 20;
@@ -367,8 +367,9 @@ impl SeriesTimes {
         };
         let is_near = |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
         let is_led = is_near(entry.led_ms) && entry.led_by == self.led_by;
+        let is_learned_from_sent = self.learns_from_sent || entry.led_ms == i64::MIN;
         // History is sent at other intervals than a series is scraped, before that or after it.
-        let (interval_ms, votes) = match is_near(entry.sent_ms) || is_near(entry.led_ms) {
+        let (interval_ms, votes) = match is_near(entry.led_ms) || is_learned_from_sent && is_near(entry.sent_ms) {
             true => (i64::from(entry.interval_ms), entry.votes),
             false => (0, 0),
         };
