@@ -68,6 +68,9 @@ const DUE_MAX: Duration = Duration::from_secs(120);
 const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
+/// So many steps of stored times are not taken for gaps.
+const STEPS_SURE: usize = 3;
+
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
 const AROUND_INTERVALS: i64 = 2;
@@ -260,14 +263,13 @@ impl Sender {
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
         if std::env::var("DBG").is_ok() && now.saturating_duration_since(sample.arrived) > Duration::from_secs(20) { println!("          DBG due? {} {} known {:?} newest {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id, sample.row.time_ms), self.leader_newest.map(|n| (n.0 - 1_700_000_000_000, now.saturating_duration_since(n.1)))); }
         let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id, sample.row.time_ms);
-        let intervals = match is_led {
-            // The leader's next samples will tell.
-            true => [interval_ms, 0, 0],
-            false => [interval_ms, guess_ms, self.series.usual_ms()],
+        // Of what the leader sends, its next samples will tell; what comes by way of one of several adapters may be several intervals apart.
+        let guesses_ms = if is_led { [0, 0] } else { [guess_ms, self.series.usual_ms()] };
+        let guess_ms = guesses_ms.into_iter().filter(|ms| *ms > 0).min().unwrap_or(0);
+        let two_intervals = match if interval_ms > 0 { interval_ms } else { guess_ms } {
+            0 => DUE_MAX,
+            interval_ms => Duration::from_millis(interval_ms.unsigned_abs().saturating_mul(2)).min(DUE_MAX),
         };
-        let two_intervals = intervals.into_iter().find(|interval_ms| *interval_ms > 0).map_or(DUE_MAX, |interval_ms| {
-            Duration::from_millis(interval_ms.unsigned_abs().saturating_mul(2)).min(DUE_MAX)
-        });
         let waited = two_intervals + DUE_AFTER;
         let age = now.saturating_duration_since(sample.arrived);
         let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
@@ -420,6 +422,7 @@ impl Sender {
         }
         // Those of one sender are an interval apart, or several where scrapes were missed, or came by way of other adapters.
         let (known, sealed) = steps_ms(stored);
+        let stored = [known.as_slice(), &sealed].concat();
         let own = steps(samples.iter().map(|sample| sample.row.time_ms));
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
         let least: Vec<i64> = known.into_iter().chain(own).chain(guess).collect();
@@ -432,8 +435,8 @@ impl Sender {
         // Without any, no sample stands for another. A few may all be gaps.
         found_ms.map_or(0, |found_ms| {
             let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
-            match least.iter().chain(&sealed).filter(is_alike).count() {
-                0..3 => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
+            match stored.iter().filter(is_alike).count() {
+                0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
                 _ => found_ms,
             }
         })

@@ -341,7 +341,9 @@ impl Settings {
     /// What its samples are sent at most apart, up to a minute.
     pub(crate) fn longest_ms(&self) -> Ms {
         let is_irregular = |target: &Target| target.until < Ms::MAX || matches!(target.kind, Kind::Late { .. });
-        let has_steps = !self.histories.is_empty() || self.targets.iter().any(is_irregular);
+        // By labels an adapter sees a part of what a replica sends, and learns from the leader's how often that is.
+        let is_seen_in_part = self.mode == Mode::Labels;
+        let has_steps = is_seen_in_part || !self.histories.is_empty() || self.targets.iter().any(is_irregular);
         let longest_ms = self.targets.iter().map(|target| target.interval_ms).max().unwrap_or(0);
         if has_steps { longest_ms.max(60_000) } else { longest_ms }
     }
