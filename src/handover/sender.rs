@@ -436,7 +436,7 @@ impl Sender {
         found_ms.map_or(0, |found_ms| {
             let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
             match stored.iter().filter(is_alike).count() {
-                0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
+                0..STEPS_SURE => shortest_ms.map_or(0, |shortest_ms| found_ms.min(shortest_ms)),
                 _ => found_ms,
             }
         })

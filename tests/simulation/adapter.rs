@@ -173,6 +173,7 @@ impl Adapter {
 
     async fn take(&self, replica: usize, batch: &Batch) -> Answer {
         let role = self.settled_role(replica).await;
+        let silent_ms = self.world.now() - self.world.heartbeat_at.get();
         if !matches!(role, Role::Leader { .. } | Role::Standby { .. }) {
             return Answer::Refused;
         }
@@ -206,7 +207,7 @@ impl Adapter {
                 if self.senders.buffer(&member, batch.key, &rows).is_err() {
                     return Answer::Refused;
                 }
-                self.world.judge_buffered(self, replica, &kept);
+                self.world.judge_buffered(self, replica, &kept, silent_ms);
             }
         }
         if is_bad { Answer::Bad } else { Answer::Accepted }

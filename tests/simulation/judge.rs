@@ -263,13 +263,12 @@ impl World {
         self.promise(rows);
     }
 
-    /// A standby acknowledges: somebody leads, and has said so lately.
-    pub(crate) fn judge_buffered(&self, adapter: &Adapter, replica: usize, rows: &[Row]) {
+    /// A standby acknowledges: somebody led, and had said so lately, when it found that it stands by, for so long before.
+    pub(crate) fn judge_buffered(&self, adapter: &Adapter, replica: usize, rows: &[Row], silent_ms: Ms) {
         self.say(format_args!("adapter {}: buffers of replica {replica} {}", adapter.index, show(rows)));
         self.promise(rows);
         let fresh_ms = ms(self.settings.election.stale_after());
-        // While a request is resolved the role may expire.
-        if self.settings.mode != Mode::Labels && self.heartbeat_at.get() + fresh_ms + 4_000 < self.now() {
+        if self.settings.mode != Mode::Labels && silent_ms > fresh_ms {
             self.broken(format!("stale: adapter {} stands by behind a leader that is silent", adapter.index));
         }
     }
