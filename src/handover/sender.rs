@@ -250,7 +250,7 @@ impl Sender {
         let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let may_be_due = count > 0;
-        let fate = |sample: &Buffered| match self.is_covered(sample) {
+        let fate = |sample: &Buffered| match {let c = self.is_covered(sample); if c && std::env::var("DBG").is_ok() { println!("          DBG covered {} {} {:?} {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id, sample.row.time_ms), self.series.times(sample.row.series_id).map(|s| (s.time_ms - 1_700_000_000_000, s.is_own)).collect::<Vec<_>>()); } c} {
             true => Fate::Covered,
             false if may_be_due && self.is_due(sample, now) => Fate::Due,
             false => Fate::Keep,

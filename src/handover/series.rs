@@ -10,7 +10,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use crate::handover::slots::Slot;
 use crate::model::sender::SenderNo;
 
-/// See the module. 32 bytes a series, for ids are given in order.
+/// See the module. 48 bytes a series, for ids are given in order.
 #[derive(Debug)]
 pub struct SeriesTimes {
     /// By id / [`PAGE`].
@@ -50,7 +50,7 @@ const USUAL_VOTES_MAX: u8 = 250;
 /// A longer step is none of a series that is scraped: Prometheus itself takes one for gone after twice as long.
 pub const STEP_MAX_MS: u32 = 150_000;
 
-/// After so long, ms, something else may be sent: scrapes after history.
+/// Samples that are farther apart, ms, need not be sent at the same interval: some may be history.
 pub const GAP_MS: i64 = 3_600_000;
 
 /// Steps that one looks like are off from it by such a part of them at most.
@@ -81,6 +81,8 @@ struct Entry {
     led_ms: i64,
     /// How much earlier than `last_ms` the two stored times before it are, ms.
     before_ms: [u32; KNOWN - 1],
+    /// The newest time from which its interval was learned.
+    learned_ms: i64,
     /// The interval that the latest steps had, ms; 0 before the first.
     interval_ms: u32,
     /// For that interval.
@@ -174,6 +176,7 @@ impl Entry {
         last_ms: i64::MIN,
         sent_ms: i64::MIN,
         led_ms: i64::MIN,
+        learned_ms: i64::MIN,
         before_ms: [NONE_BEFORE; KNOWN - 1],
         interval_ms: 0,
         votes: 0,
@@ -324,13 +327,14 @@ impl SeriesTimes {
         if before_ms == i64::MIN {
             return;
         }
-        let step_ms = time_ms.saturating_sub(before_ms);
         let entry = self.entry(series_id);
-        if step_ms > GAP_MS {
-            // What comes now need not be like what came before: that may have been history.
+        let step_ms = u32::try_from(time_ms.saturating_sub(before_ms)).ok().filter(|ms| *ms <= STEP_MAX_MS);
+        // What is known of scrapes is known no better by history, which is sent at other intervals.
+        let Some(step_ms) = step_ms.filter(|_| time_ms.saturating_add(GAP_MS) >= entry.learned_ms) else { return };
+        if time_ms.saturating_sub(entry.learned_ms) > GAP_MS {
             entry.votes = 0;
         }
-        let Some(step_ms) = u32::try_from(step_ms).ok().filter(|step_ms| *step_ms <= STEP_MAX_MS) else { return };
+        entry.learned_ms = entry.learned_ms.max(time_ms);
         entry.step(step_ms);
         let (interval_ms, is_sure) = (entry.interval_ms, entry.votes >= VOTES_SURE);
         if is_sure {
@@ -367,9 +371,7 @@ impl SeriesTimes {
         };
         let is_near = |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
         let is_led = is_near(entry.led_ms) && entry.led_by == self.led_by;
-        let is_learned_from_sent = self.learns_from_sent || entry.led_ms == i64::MIN;
-        // History is sent at other intervals than a series is scraped, before that or after it.
-        let (interval_ms, votes) = match is_near(entry.led_ms) || is_learned_from_sent && is_near(entry.sent_ms) {
+        let (interval_ms, votes) = match is_near(entry.learned_ms) {
             true => (i64::from(entry.interval_ms), entry.votes),
             false => (0, 0),
         };
@@ -443,8 +445,8 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_takes_32_bytes() {
-        assert_eq!(size_of::<Entry>(), 32);
+    fn an_entry_takes_48_bytes() {
+        assert_eq!(size_of::<Entry>(), 48);
     }
 
     #[test]
