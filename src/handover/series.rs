@@ -35,10 +35,10 @@ const PAGE: usize = 256;
 const VOTES: u8 = 2;
 
 /// Votes an interval has at most: after so many steps that are several of it, those count.
-const VOTES_MAX: u8 = 8;
+const VOTES_MAX: u8 = 12;
 
 /// Votes that an interval has once it is relied on: the first steps may be as long as two, where scrapes were missed.
-const VOTES_SURE: u8 = 6;
+const VOTES_SURE: u8 = 8;
 
 /// Votes of exactly its length that an interval has once it is known to the millisecond.
 const EXACT_SURE: u8 = 3;
