@@ -69,7 +69,7 @@ const LOOK_MIN: Duration = Duration::from_millis(900);
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// So many steps of stored times are not taken for gaps.
-const STEPS_SURE: usize = 3;
+const STEPS_SURE: usize = 4;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -250,7 +250,7 @@ impl Sender {
         let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let may_be_due = count > 0;
-        let fate = |sample: &Buffered| match {let c = self.is_covered(sample); if c && std::env::var("DBG").is_ok() { println!("          DBG covered {} {} {:?} {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id, sample.row.time_ms), self.series.times(sample.row.series_id).map(|s| (s.time_ms - 1_700_000_000_000, s.is_own)).collect::<Vec<_>>()); } c} {
+        let fate = |sample: &Buffered| match self.is_covered(sample) {
             true => Fate::Covered,
             false if may_be_due && self.is_due(sample, now) => Fate::Due,
             false => Fate::Keep,
@@ -261,7 +261,6 @@ impl Sender {
     }
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        if std::env::var("DBG").is_ok() && now.saturating_duration_since(sample.arrived) > Duration::from_secs(20) { println!("          DBG due? {} {} known {:?} newest {:?}", sample.row.series_id, sample.row.time_ms - 1_700_000_000_000, self.series.get(sample.row.series_id, sample.row.time_ms), self.leader_newest.map(|n| (n.0 - 1_700_000_000_000, now.saturating_duration_since(n.1)))); }
         let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id, sample.row.time_ms);
         // Of what the leader sends, its next samples will tell; what comes by way of one of several adapters may be several intervals apart.
         let guesses_ms = if is_led { [0, 0] } else { [guess_ms, self.series.usual_ms()] };
@@ -340,7 +339,6 @@ impl Sender {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);
-            if std::env::var("DBG").is_ok() { println!("          DBG clocks {:?}", self.clocks); println!("          DBG series {series_id} interval {interval_ms} known {:?} samples {:?} stored {:?}", self.series.get(series_id, of_series[0].row.time_ms), of_series.iter().map(|s| s.row.time_ms - 1_700_000_000_000).collect::<Vec<_>>(), times.iter().map(|t| (t.time_ms - 1_700_000_000_000, t.sender.map(|s| s.0))).collect::<Vec<_>>()); }
             // Each is judged by how far the clock was off that stamped it.
             let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {

@@ -211,10 +211,10 @@ impl Entry {
     }
 
     /// Whether what was scraped at one time may have been scraped at the other, too: whole intervals lie between them. `None` if the
-    /// interval is not known to the millisecond.
+    /// interval is not known for sure, to the millisecond.
     fn is_in_step(&self, one_ms: i64, other_ms: i64) -> Option<bool> {
         let interval_ms = i64::from(self.interval_ms);
-        if self.exact < EXACT_SURE || interval_ms == 0 {
+        if self.votes < VOTES_SURE || self.exact < EXACT_SURE {
             return None;
         }
         let off_ms = one_ms.saturating_sub(other_ms).saturating_abs() % interval_ms;
