@@ -369,7 +369,8 @@ impl SeriesTimes {
             let is_bounded = series_id > self.floor;
             return Known { last: None, is_bounded, interval_ms: 0, guess_ms: 0, is_led: false };
         };
-        let is_near = |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
+        let is_near =
+            |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
         let is_led = is_near(entry.led_ms) && entry.led_by == self.led_by;
         let (interval_ms, votes) = match is_near(entry.learned_ms) {
             true => (i64::from(entry.interval_ms), entry.votes),

@@ -268,10 +268,15 @@ impl World {
         self.say(format_args!("adapter {}: buffers of replica {replica} {}", adapter.index, show(rows)));
         self.promise(rows);
         // How old a heartbeat is is told by the database's clock, which may have been set meanwhile.
-        let set_ms: Ms = self.settings.faults.iter().map(|one| match one.fault {
-            Fault::Clock { host: None, by_ms } => by_ms.abs(),
-            _ => 0,
-        }).sum();
+        let set_ms: Ms = self
+            .settings
+            .faults
+            .iter()
+            .map(|one| match one.fault {
+                Fault::Clock { host: None, by_ms } => by_ms.abs(),
+                _ => 0,
+            })
+            .sum();
         let fresh_ms = ms(self.settings.election.stale_after()) + set_ms;
         if self.settings.mode != Mode::Labels && silent_ms > fresh_ms {
             self.broken(format!("stale: adapter {} stands by behind a leader that is silent", adapter.index));

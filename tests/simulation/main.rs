@@ -232,7 +232,7 @@ fn every_injected_bug_is_found() {
             (Bug::IgnoreSealed, "doubled"),
             (Bug::IgnoreClocks, "backwards"),
             (Bug::StaleIsStandby, "stale"),
-            (Bug::LockTwice, "not drained"),
+            (Bug::LockTwice, "unanswered"),
             (Bug::DropLate, "lost"),
             (Bug::WriteUnfenced, "old term"),
         ],
