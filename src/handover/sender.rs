@@ -773,15 +773,21 @@ mod tests {
             scene.sender.interval_of(&late(judged, false), stored.times.get(&1).map_or(&[], Vec::as_slice))
         };
         let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
-        assert_eq!(interval_ms(&[], &[0], &[]), INTERVAL_UNKNOWN_MS);
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), "a gap, perhaps");
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 25_000])), 5_000, "another one");
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000, 120_000])), 60_000);
-        assert_eq!(interval_ms(&[], &[0, 30_000], &other(&[0, 60_000, 120_000])), 30_000, "by what was sent");
-        assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 14_000, 24_000])), 10_000, "it missed two");
-        assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 25_000, 46_000])), 30_000);
-        let mixed = [(0, Some(OTHER)), (13_000, None), (30_000, Some(OTHER)), (37_000, None)];
-        assert_eq!(interval_ms(&[], &[0], &mixed), 24_000, "from one of a sender to its next");
+        assert_eq!(interval_ms(&[], &[0], &[]), 0, "no sample stands for another");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000, 60_000])), 0, "gaps, perhaps");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000, 60_000, 80_000])), 20_000);
+        let sealed: Vec<_> = (0..5).map(|n| (n * 20_000, None)).collect();
+        assert_eq!(interval_ms(&[], &[0], &sealed), 20_000);
+        assert_eq!(interval_ms(&[0, 60_000], &[60_000], &sealed), 20_000, "it missed two");
+        let mixed: Vec<_> = (0..5).flat_map(|n| [(n * 20_000, Some(OTHER)), (n * 20_000 + 300, Some(OWN))]).collect();
+        assert_eq!(interval_ms(&[], &[0], &mixed), 20_000, "from one of a sender to its next");
+        // The shortest known of any series, where it is not known for sure.
+        let mut scene = Scene::new();
+        for n in 0..9 {
+            scene.sender.series.sent(2, n * 5_000);
+        }
+        let stored = around(&other(&[0, 20_000]));
+        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 5_000);
     }
 
     #[test]
