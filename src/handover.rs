@@ -241,17 +241,18 @@ impl Handover {
         Ok(())
     }
 
-    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`.
+    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`. `is_last`: the
+    /// adapter is about to end, so nothing is waited for.
     ///
     /// # Errors
     ///
     /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
-    pub async fn look(&self, fence: Option<Fence>) -> Result<(), Error> {
+    pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
         // A take-over sees to all of it.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         loop {
             let count = if fence.is_some() { CHUNK_SAMPLES } else { 0 };
-            let looked = self.with(|sender| sender.look(count, Instant::now()));
+            let looked = self.with(|sender| sender.look(count, is_last, Instant::now()));
             self.covered("buffer", looked.covered);
             let is_last = looked.due.len() < CHUNK_SAMPLES;
             if looked.due.is_empty() {

@@ -244,15 +244,18 @@ impl Sender {
     }
 
     /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled.
+    /// to be reconciled; for `is_last`, the last look before the adapter ends, however short that is.
     #[must_use]
-    pub fn look(&mut self, count: usize, now: Instant) -> Looked {
-        let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
+    pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
+        let every = match is_last {
+            true => Duration::ZERO,
+            false => Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX),
+        };
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let may_be_due = count > 0;
         let fate = |sample: &Buffered| match self.is_covered(sample) {
             true => Fate::Covered,
-            false if may_be_due && self.is_due(sample, now) => Fate::Due,
+            false if may_be_due && (is_last || self.is_due(sample, now)) => Fate::Due,
             false => Fate::Keep,
         };
         let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
@@ -552,7 +555,7 @@ mod tests {
 
         /// How many are covered, and which are due.
         fn look(&mut self, count: usize) -> (usize, Vec<i64>) {
-            let looked = self.sender.look(count, self.now);
+            let looked = self.sender.look(count, false, self.now);
             (looked.covered, times(&looked.due))
         }
 
@@ -656,6 +659,13 @@ mod tests {
         assert_eq!(scene.after(3).look(9), (0, vec![34_000]));
         let mut scene = Scene::standing_by(&[4_000, 14_000, 24_000], &[]);
         assert_eq!(scene.after(25).look(9), (0, vec![4_000, 14_000, 24_000]), "nobody stores anything");
+    }
+
+    #[test]
+    fn the_last_look_waits_for_nothing() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 20_000]);
+        let looked = scene.sender.look(9, true, scene.now);
+        assert_eq!((looked.covered, times(&looked.due)), (2, vec![34_000]));
     }
 
     #[test]

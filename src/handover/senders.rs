@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
@@ -176,12 +177,14 @@ impl Senders {
         groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
     }
 
-    /// Observes, and reconciles what has stayed uncovered, about once a second. Does not end.
-    pub async fn run(&self) {
+    /// Observes, and reconciles what has stayed uncovered, about once a second. Once `stop` is cancelled, from when on nothing more
+    /// comes, all that is buffered is reconciled; ends when nothing is left.
+    pub async fn run(&self, stop: CancellationToken) {
         let mut trouble = Trouble::default();
         let mut told_offset_ms = None;
         loop {
-            match self.round(&mut told_offset_ms).await {
+            let is_last = stop.is_cancelled();
+            match self.round(&mut told_offset_ms, is_last).await {
                 Ok(()) if trouble.over() => log::info!("what is stored is observed again"),
                 Ok(()) => {}
                 Err(error) => {
@@ -191,11 +194,17 @@ impl Senders {
                     }
                 }
             }
-            tokio::time::sleep(OBSERVE_INTERVAL).await;
+            if is_last && self.is_drained() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(OBSERVE_INTERVAL) => {}
+                () = stop.cancelled(), if !is_last => {}
+            }
         }
     }
 
-    async fn round(&self, told_offset_ms: &mut Option<i64>) -> Result<(), Error> {
+    async fn round(&self, told_offset_ms: &mut Option<i64>, is_last: bool) -> Result<(), Error> {
         self.observe().await?;
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
@@ -210,7 +219,7 @@ impl Senders {
                 }
                 // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
                 let fence = group.leading().map(|leading| leading.fence);
-                match handover.look(fence).await {
+                match handover.look(fence, is_last).await {
                     // The next observation shows the new term.
                     Ok(()) | Err(Error::Fenced) => {}
                     Err(error) => return Err(error),
