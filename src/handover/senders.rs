@@ -184,7 +184,15 @@ impl Senders {
         let mut told_offset_ms = None;
         loop {
             let is_last = stop.is_cancelled();
-            match self.round(&mut told_offset_ms, is_last).await {
+            if is_last && self.is_drained() {
+                return;
+            }
+            let round = tokio::select! {
+                round = self.round(&mut told_offset_ms, is_last) => round,
+                // What was taken out of a buffer is put back.
+                () = stop.cancelled(), if !is_last => continue,
+            };
+            match round {
                 Ok(()) if trouble.over() => log::info!("what is stored is observed again"),
                 Ok(()) => {}
                 Err(error) => {
@@ -193,9 +201,6 @@ impl Senders {
                         log::warn!("what is stored could not be observed, so nothing is let go of: {error}");
                     }
                 }
-            }
-            if is_last && self.is_drained() {
-                return;
             }
             tokio::select! {
                 () = tokio::time::sleep(OBSERVE_INTERVAL) => {}

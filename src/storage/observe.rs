@@ -14,7 +14,6 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::hot::Elements;
 use crate::storage::names::Names;
 use crate::storage::position;
@@ -105,8 +104,8 @@ impl Store {
     ) -> Result<Observed, Error> {
         // By the index: of what is hot, little is new.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {WITHOUT_JIT}; SET LOCAL enable_seqscan = off; \
-             SET LOCAL statement_timeout = {}",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT set_config('jit', 'off', true), \
+             set_config('enable_seqscan', 'off', true), set_config('statement_timeout', '{}', true)",
             self.config.send_timeout.as_millis()
         );
         let now = self.names.fill(
