@@ -433,14 +433,14 @@ impl Sender {
             (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => Some(least_ms),
             (least_ms, sealed_ms) => sealed_ms.or(least_ms),
         };
-        // Without any, no sample stands for another. A few may all be gaps.
-        found_ms.map_or(0, |found_ms| {
-            let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
-            match stored.iter().filter(is_alike).count() {
-                0..STEPS_SURE => shortest_ms.map_or(0, |shortest_ms| found_ms.min(shortest_ms)),
-                _ => found_ms,
-            }
-        })
+        // Where nothing is known, no sample stands for another.
+        let Some(found_ms) = found_ms else { return 0 };
+        let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
+        // A few may all be gaps.
+        match stored.iter().filter(is_alike).count() {
+            0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
+            _ => found_ms,
+        }
     }
 }
 
@@ -784,8 +784,7 @@ mod tests {
         };
         let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
         assert_eq!(interval_ms(&[], &[0], &[]), 0, "no sample stands for another");
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000, 60_000])), 0, "gaps, perhaps");
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000, 60_000, 80_000])), 20_000);
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000])), 20_000);
         let sealed: Vec<_> = (0..5).map(|n| (n * 20_000, None)).collect();
         assert_eq!(interval_ms(&[], &[0], &sealed), 20_000);
         assert_eq!(interval_ms(&[0, 60_000], &[60_000], &sealed), 20_000, "it missed two");
@@ -796,8 +795,10 @@ mod tests {
         for n in 0..9 {
             scene.sender.series.sent(2, n * 5_000);
         }
-        let stored = around(&other(&[0, 20_000]));
-        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 5_000);
+        let stored = around(&other(&[0, 20_000, 40_000, 60_000]));
+        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 5_000, "gaps, perhaps");
+        let stored = around(&other(&[0, 20_000, 40_000, 60_000, 80_000]));
+        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 20_000);
     }
 
     #[test]

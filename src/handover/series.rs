@@ -336,10 +336,7 @@ impl SeriesTimes {
         }
         entry.learned_ms = entry.learned_ms.max(time_ms);
         entry.step(step_ms);
-        let (interval_ms, is_sure) = (entry.interval_ms, entry.votes >= VOTES_SURE);
-        if is_sure {
-            self.shortest.saw(interval_ms);
-        }
+        self.shortest.saw(step_ms);
         vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
     }
 
