@@ -5,19 +5,18 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
-
 use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
 use crate::handover::sender::Sender;
-use crate::handover::{Config, Handover, Memory, Requests};
+use crate::handover::{Config, Handover, Memory, Requests, State};
 use crate::model::sender::SenderNo;
 use crate::model::source::Source;
-use crate::postgres::error::Error;
+use crate::postgres::error::{Class, Error};
 use crate::storage::Store;
 use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
+use crate::storage::server::Change;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 
@@ -150,19 +149,23 @@ impl Senders {
             .or_insert_with(|| Members { group: Arc::new(Group::new(group)), senders: BTreeMap::new() });
         let new = || Handover {
             name: name.to_owned(),
-            number: OnceCell::new(),
+            number: Mutex::default(),
             group: Arc::clone(&members.group),
             all: Weak::clone(&self.this),
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
             memory: Arc::clone(&self.memory),
+            bytes_max: self.bytes_max,
             is_shared: self.own.is_none(),
             is_fresh: true.into(),
             leads: Mutex::default(),
-            state: Mutex::new(match self.own {
-                Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
-                None => Sender::shared(self.bytes_max, group == NO_GROUP),
-            }),
+            state: Mutex::new(State::new(
+                self.store.epoch(),
+                match self.own {
+                    Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
+                    None => Sender::shared(self.bytes_max, group == NO_GROUP),
+                },
+            )),
             requests: Requests::default(),
             taking_out: tokio::sync::Mutex::default(),
         };
@@ -191,7 +194,10 @@ impl Senders {
                     }
                 }
             }
-            tokio::time::sleep(OBSERVE_INTERVAL).await;
+            tokio::select! {
+                () = tokio::time::sleep(OBSERVE_INTERVAL) => {}
+                () = self.store.server().doubted() => {}
+            }
         }
     }
 
@@ -199,20 +205,28 @@ impl Senders {
         self.observe().await?;
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
+                handover.find_again().await?;
+                let epoch = self.store.epoch();
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_news = |offset_ms: i64| {
                     told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
                 };
                 if let Some(offset_ms) = offset_ms.filter(|offset_ms| is_news(*offset_ms)) {
-                    self.store.set_clock_offset(number, offset_ms).await?;
+                    self.store.set_clock_offset(number, offset_ms, epoch).await?;
                     *told_offset_ms = Some(offset_ms);
                 }
-                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
-                let fence = group.leading().map(|leading| leading.fence);
-                match handover.look(fence).await {
-                    // The next observation shows the new term.
-                    Ok(()) | Err(Error::Fenced) => {}
+                let leading = group.leading();
+                let own_lead = leading.filter(|leading| handover.leads() == Some(leading.fence.token));
+                let looked = match (own_lead, leading) {
+                    (Some(leading), _) => handover.restore(Some(leading.fence)).await,
+                    _ if group.name() == NO_GROUP => handover.restore(None).await,
+                    // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                    (None, leading) => handover.look(leading.map(|leading| leading.fence)).await,
+                };
+                match looked {
+                    // The next observation shows the new term, or the other server.
+                    Ok(()) | Err(Error::Fenced | Error::Moved) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -220,7 +234,8 @@ impl Senders {
         Ok(())
     }
 
-    /// Observes what was committed since the last time, in all groups.
+    /// Observes what was committed since the last time, in all groups. On another server than the last time everything is observed anew,
+    /// and what was acknowledged lately is to be found there.
     ///
     /// # Errors
     ///
@@ -232,6 +247,26 @@ impl Senders {
             // Another one that waited has observed all that there was when this was asked.
             return Ok(());
         }
+        match self.observe_from(&mut last).await {
+            Err(error) if error.class() == Class::Moved => {
+                if let Change::Moved(identities) = self.store.look_at_server().await? {
+                    log::warn!(
+                        "the database server is another one, or was set back to an earlier state: what was acknowledged lately is \
+                         stored again where it is missing"
+                    );
+                    *last = Observed::default();
+                    for (group, handovers) in self.members().into_values() {
+                        group.moved();
+                        handovers.iter().for_each(|handover| handover.moved(self.store.epoch(), &identities));
+                    }
+                }
+                self.observe_from(&mut last).await
+            }
+            observed => observed,
+        }
+    }
+
+    async fn observe_from(&self, last: &mut Observed) -> Result<(), Error> {
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
@@ -341,6 +376,13 @@ impl Group {
         let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    /// The server is another one: nothing is known of the group.
+    fn moved(&self) {
+        // No counter has this value, so a write that shows it is refused until the group was read.
+        self.reconciled.store(-1, Ordering::Release);
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn on_read(&self, read: &GroupState) {
         self.reconciled.store(read.reconciled, Ordering::Release);
         let leading = read.token.map(|token| Leading {
@@ -386,7 +428,7 @@ impl Succession for Senders {
     }
 
     fn forget_series(&self) {
-        self.store.forget();
+        self.store.server().doubt();
     }
 
     async fn sender_no(&self, group: &str, replica: Option<&str>) -> Result<SenderNo, Error> {
@@ -394,6 +436,15 @@ impl Succession for Senders {
             (Some((_, name)), _) => self.named(group, name),
             (None, replica) => self.named(group, replica.unwrap_or_default()),
         };
+        // Which is written into another table, by a session that shows nothing of the server.
+        if self.own.is_some()
+            && let Err(error) = self.store.check_server().await
+        {
+            match error.class() {
+                Class::Moved => self.observe().await?,
+                _ => return Err(error),
+            }
+        }
         handover.number().await
     }
 }

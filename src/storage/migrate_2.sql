@@ -28,6 +28,43 @@ ALTER TABLE {leader}
     -- The sender that leads.
     ADD sender_no integer;
 
+-- What tells a server from another one with less, or other things, in it: an asynchronous replica that was promoted, an older copy, a
+-- store made anew. And when it was started, and how far its log is written: less than before after a restart shows an older copy
+-- too. What a server does not tell is empty, or NULL.
+CREATE FUNCTION {server_state}(OUT identity text, OUT started text, OUT wal bigint)
+LANGUAGE plpgsql VOLATILE AS $body$
+BEGIN
+    identity := {series:literal}::regclass::oid::text;
+    started := extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text;
+    BEGIN
+        identity := identity || ' ' || (SELECT system_identifier FROM pg_catalog.pg_control_system());
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    BEGIN
+        wal := pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn;
+        identity := identity || ' ' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8);
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+END
+$body$;
+
+-- Fails on a server that is not the one which said so of itself; returns how far the log is written. Ids of series and numbers of
+-- senders that were found on one server are not to be used on another.
+CREATE FUNCTION {same_server}(known_identity text, known_start text) RETURNS bigint
+LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    now_is record;
+BEGIN
+    now_is := {server_state}();
+    IF now_is.identity <> known_identity OR now_is.started <> known_start THEN
+        RAISE EXCEPTION 'the server was replaced or restarted since ids of series were looked up' USING ERRCODE = 'PF003';
+    END IF;
+    RETURN now_is.wal;
+END
+$body$;
+
 -- Who led when.
 CREATE TABLE {terms} (
     group_no integer,

@@ -23,6 +23,7 @@ use crate::storage::ingest::Right;
 use crate::storage::layout::Layout;
 use crate::storage::reconcile::windows::{Span, Windows};
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
+use crate::storage::server::Epoch;
 
 mod windows;
 
@@ -101,7 +102,8 @@ impl Store {
         let limits = Limits { statement: PATIENCE, lock: PATIENCE, idle: IDLE_TIMEOUT };
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let begin = format!("{}; {}", begin(limits), exclude(&self.names, what.group_no));
+            let check = self.server.check(&self.names, what.right.epoch)?;
+            let begin = format!("{}; {}", begin(limits, &check), exclude(&self.names, what.group_no));
             let windows = Windows::new(what.rows, what.window_ms, what.unbounded);
             let token = what.right.fence.map(|fence| fence.token);
             // Sent in this order without waiting between: what comes behind a BEGIN that failed only reads.
@@ -135,7 +137,7 @@ impl Store {
         .await
     }
 
-    /// What is stored around `rows` at the moment; see [`Reconcile`].
+    /// What is stored around `rows`, with ids that were found in `epoch`, at the moment; see [`Reconcile`].
     ///
     /// # Errors
     ///
@@ -146,12 +148,14 @@ impl Store {
         group_no: i32,
         window_ms: i64,
         unbounded: &[i64],
+        epoch: Epoch,
     ) -> Result<Around, Error> {
         self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, epoch)?;
             let client = Pooled::take(&self.pool).await?;
             let windows = Windows::new(rows, window_ms, unbounded);
             let begin = format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {}",
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT set_config('statement_timeout', '{}', true), {check}",
                 self.config.send_timeout.as_millis()
             );
             let ((), around, ()) = try_join3(

@@ -11,6 +11,7 @@ use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::names::Names;
+use crate::storage::server::Epoch;
 
 /// The numbers that were asked for, by group and name.
 #[derive(Debug, Default)]
@@ -34,30 +35,43 @@ impl Store {
     ///
     /// What the server said.
     pub async fn sender_no(&self, group_name: &str, name: &str) -> Result<SenderNo, Error> {
+        self.sender_no_in(self.epoch(), group_name, name).await
+    }
+
+    /// The same, for use in `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that this epoch is over.
+    pub async fn sender_no_in(&self, epoch: Epoch, group_name: &str, name: &str) -> Result<SenderNo, Error> {
         let key = (group_name.to_owned(), name.to_owned());
-        if let Some(sender) = self.numbers.lock().get(&key) {
-            return Ok(*sender);
+        if let Some(sender) = self.server.during(epoch, || self.numbers.lock().get(&key).copied())? {
+            return Ok(sender);
         }
         let sender = self
             .counted(within(self.config.send_timeout, async {
+                let check = self.server.check(&self.names, epoch)?;
                 let client = Pooled::take(&self.pool).await?;
-                let sender = find(&client, &self.names, group_name, name).await?;
+                let sender = find(&client, &self.names, &check, group_name, name).await?;
                 client.give_back();
                 Ok(sender)
             }))
             .await?;
-        self.numbers.lock().insert(key, sender);
+        self.server.during(epoch, || self.numbers.lock().insert(key, sender))?;
         Ok(sender)
     }
 
-    /// Publishes how far the clock of the adapter that `sender` sends to is ahead of the server's.
+    /// Publishes how far the clock of the adapter that `sender`, a number found in `epoch`, sends to is ahead of the server's.
     ///
     /// # Errors
     ///
     /// What the server said.
-    pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64) -> Result<(), Error> {
-        let statement = self.names.fill("UPDATE {senders} SET clock_offset_ms = $2 WHERE sender_no = $1");
+    pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64, epoch: Epoch) -> Result<(), Error> {
         self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, epoch)?;
+            let statement = self.names.fill(&format!(
+                "UPDATE {{senders}} SET clock_offset_ms = $2 WHERE sender_no = $1 AND coalesce({check}, 0) >= 0"
+            ));
             let client = Pooled::take(&self.pool).await?;
             let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&sender.0, Type::INT4), (&offset_ms, Type::INT8)];
             client.execute_typed(&statement, &parameters).await?;
@@ -68,14 +82,14 @@ impl Store {
     }
 }
 
-async fn find(client: &Client, names: &Names, group_name: &str, name: &str) -> Result<SenderNo, Error> {
+async fn find(client: &Client, names: &Names, check: &str, group_name: &str, name: &str) -> Result<SenderNo, Error> {
     // Looked for first, so that no number is taken for nothing.
-    let statement = names.fill(
-        "WITH found AS (SELECT sender_no FROM {senders} WHERE group_name = $1 AND name = $2), \
-         added AS (INSERT INTO {senders} (group_name, name) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM found) \
+    let statement = names.fill(&format!(
+        "WITH found AS (SELECT sender_no FROM {{senders}} WHERE group_name = $1 AND name = $2), \
+         added AS (INSERT INTO {{senders}} (group_name, name) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM found) \
          ON CONFLICT DO NOTHING RETURNING sender_no) \
-         SELECT sender_no FROM found UNION ALL SELECT sender_no FROM added",
-    );
+         SELECT sender_no, {check} FROM (SELECT sender_no FROM found UNION ALL SELECT sender_no FROM added) AS either",
+    ));
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
     loop {
         // Not found and not added: another session has just added it.
