@@ -17,11 +17,12 @@ use crate::handover::buffer::{Buffered, Refusal};
 use crate::handover::moved::Stranded;
 use crate::handover::ring::Kept;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
-use crate::handover::senders::{Group, Senders};
+use crate::handover::senders::{Group, NO_GROUP, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
 use crate::storage::fence::Fence;
+use crate::storage::identities::Identities;
 use crate::storage::ingest::{Right, Stored};
 use crate::storage::reconcile::Reconcile;
 use crate::storage::row::Row;
@@ -82,6 +83,8 @@ pub struct Handover {
 struct State {
     /// In which its series have the ids that they go by here.
     epoch: Epoch,
+    /// What those are ids of.
+    identities: Arc<Identities>,
     sender: Sender,
     /// What was acknowledged in earlier ones.
     stranded: Stranded,
@@ -112,7 +115,8 @@ struct InFlight<'a> {
 /// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
 struct TakenOut<'a> {
     handover: &'a Handover,
-    epoch: Epoch,
+    /// What the ids of their series are ids of.
+    identities: Arc<Identities>,
     samples: Vec<Buffered>,
 }
 
@@ -256,7 +260,8 @@ impl Handover {
         Ok(())
     }
 
-    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`.
+    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or
+    /// without an election. A leader has something buffered only if the server is another one.
     ///
     /// # Errors
     ///
@@ -265,15 +270,19 @@ impl Handover {
         // A take-over sees to all of it.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         loop {
-            let count = if fence.is_some() { CHUNK_SAMPLES } else { 0 };
-            let (looked, epoch) = self.with_state(|state| (state.sender.look(count, Instant::now()), state.epoch));
+            let may_store = fence.is_some() || self.group.name() == NO_GROUP;
+            let count = if may_store { CHUNK_SAMPLES } else { 0 };
+            let look = |state: &mut State| {
+                (state.sender.look(count, Instant::now()), state.epoch, Arc::clone(&state.identities))
+            };
+            let (looked, epoch, identities) = self.with_state(look);
             self.covered("buffer", looked.covered);
             let is_last = looked.due.len() < CHUNK_SAMPLES;
             if looked.due.is_empty() {
                 return Ok(());
             }
             let mut due = looked.due.clone();
-            let taken_out = TakenOut { handover: self, epoch, samples: looked.due };
+            let taken_out = TakenOut { handover: self, identities, samples: looked.due };
             sort_and_dedup(&mut due);
             let right = Right { sender: self.number_in(epoch).await?, fence, reconciled: 0, epoch };
             let before = self.metrics.samples_filled_total.get();
@@ -303,7 +312,7 @@ impl Handover {
         *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.token);
         self.observe().await?;
         self.find_stranded().await?;
-        let epoch = self.with_state(|state| state.epoch);
+        let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
         let sender = self.number_in(epoch).await?;
         let (mut stored, mut count) = (0, 0);
         while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
@@ -312,7 +321,7 @@ impl Handover {
                 by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
             }
             count += samples.len();
-            let taken_out = TakenOut { handover: self, epoch, samples };
+            let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
             let right = Right { sender, fence: Some(fence), reconciled: self.group.reconciled(), epoch };
             // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
             let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
@@ -378,21 +387,25 @@ impl Handover {
 
     /// The same, for use in `epoch`.
     async fn number_in(&self, epoch: Epoch) -> Result<SenderNo, Error> {
-        let known = || *self.number.lock().unwrap_or_else(PoisonError::into_inner);
-        match known() {
-            Some((found, number)) if found == epoch => Ok(number),
-            _ => {
-                let number = self.store.sender_no_in(epoch, self.group.name(), &self.name).await?;
-                *self.number.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, number));
-                Ok(number)
-            }
+        if self.known_number(epoch).is_none()
+            && let Some(senders) = self.all.upgrade()
+        {
+            senders.find_numbers(epoch).await?;
+        }
+        match self.known_number(epoch) {
+            Some(number) => Ok(number),
+            // Its sender was silent for long, and is not among them any more.
+            None => Ok(self.store.sender_numbers(epoch, &[(self.group.name(), &self.name)]).await?[0]),
         }
     }
 
     /// The same if it is known already.
     #[must_use]
     pub fn number_if_known(&self) -> Option<SenderNo> {
-        let epoch = self.store.epoch();
+        self.known_number(self.store.epoch())
+    }
+
+    fn known_number(&self, epoch: Epoch) -> Option<SenderNo> {
         let known = *self.number.lock().unwrap_or_else(PoisonError::into_inner);
         known.filter(|(found, _)| *found == epoch).map(|(_, number)| number)
     }
@@ -432,8 +445,8 @@ impl Handover {
 }
 
 impl State {
-    fn new(epoch: Epoch, sender: Sender) -> Self {
-        Self { epoch, sender, stranded: Stranded::default() }
+    fn new((epoch, identities): (Epoch, Arc<Identities>), sender: Sender) -> Self {
+        Self { epoch, identities, sender, stranded: Stranded::default() }
     }
 
     /// How many samples are buffered.
@@ -482,9 +495,13 @@ impl Drop for InFlight<'_> {
 impl TakenOut<'_> {
     /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
     fn done(mut self) -> Result<(), Error> {
-        self.handover.in_epoch(self.epoch, |state| {
+        self.handover.with_state(|state| {
+            if !Arc::ptr_eq(&state.identities, &self.identities) {
+                return Err(Error::Moved);
+            }
             state.sender.keep(Kept::new(&self.samples), Instant::now());
             self.samples.clear();
+            Ok(())
         })
     }
 }
@@ -492,9 +509,9 @@ impl TakenOut<'_> {
 impl Drop for TakenOut<'_> {
     fn drop(&mut self) {
         if !self.samples.is_empty() {
-            self.handover.with_state(|state| match state.epoch == self.epoch {
+            self.handover.with_state(|state| match Arc::ptr_eq(&state.identities, &self.identities) {
                 true => state.sender.put_back(&self.samples),
-                false => state.stranded.put_back(self.epoch, &self.samples),
+                false => state.stranded.put_back(&self.identities, &self.samples),
             });
         }
     }

@@ -28,8 +28,7 @@ use crate::storage::position::Position;
 use crate::storage::query::Reading;
 use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup};
 use crate::storage::seal::{Outcome, Sealer};
-use crate::storage::senders::Numbers;
-use crate::storage::server::{Epoch, Server, State};
+use crate::storage::server::{Epoch, Server, read_state};
 use crate::storage::server_clock::ServerClock;
 use crate::storage::sources::{SourceId, Sources};
 use crate::telemetry::metrics::Metrics;
@@ -109,7 +108,6 @@ pub struct Store {
     encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
-    numbers: Numbers,
     server: Arc<Server>,
     server_clock: ServerClock,
     ingest: Ingest,
@@ -247,9 +245,9 @@ impl Store {
             client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
         // The latter takes any bytes.
         let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
-        let state = match State::read(&client, &names).await {
+        let state = match read_state(&client, &names).await {
             // Of an earlier version, perhaps; and nothing is written by what is known of it.
-            Err(_) if config.read_only => State::default(),
+            Err(_) if config.read_only => String::new(),
             state => state?,
         };
         client.give_back();
@@ -268,7 +266,6 @@ impl Store {
                 encoding,
                 cache,
                 sources,
-                numbers: Numbers::default(),
                 server,
                 server_clock,
                 ingest,
@@ -342,7 +339,7 @@ impl Store {
                 }
             }
             let found = places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?)));
-            self.server.during(epoch, || self.cache.insert_all(found))?;
+            self.server.during(epoch, |_| self.cache.insert_all(found))?;
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
         let now_ms = self.server_clock.at(Instant::now());
@@ -427,7 +424,7 @@ impl Store {
             match self.find_part(&part, fence, epoch).await {
                 Ok(ids) => {
                     let series = part.iter().filter_map(|(key, wanted)| Some((*ids.get(key)?, *key, &wanted.labels)));
-                    self.server.identities(epoch)?.learn(series);
+                    self.server.during(epoch, |identities| identities.learn(series))?;
                     found.extend(ids);
                 }
                 Err(error) if error.class() == Class::Data && part.len() > 1 => {
@@ -461,8 +458,6 @@ impl Store {
             client.batch_execute(&begin).await?;
             let (found, created) = series::resolve(&client, &self.names, wanted).await?;
             client.batch_execute("COMMIT").await?;
-            // A server that is not as far has not what was found.
-            self.server.written(epoch, State::read(&client, &self.names).await?.wal);
             client.give_back();
             self.metrics.series_created_total.inc_by(created);
             Ok(found)

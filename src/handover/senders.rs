@@ -16,7 +16,7 @@ use crate::postgres::error::{Class, Error};
 use crate::storage::Store;
 use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
-use crate::storage::server::Change;
+use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 
@@ -32,6 +32,8 @@ pub struct Senders {
     /// By group.
     groups: RwLock<BTreeMap<String, Members>>,
     observed: tokio::sync::Mutex<Observed>,
+    /// Held while numbers of senders are looked for: what several ask for at once is one statement.
+    numbering: tokio::sync::Mutex<()>,
     /// Observations begun.
     begun: AtomicU64,
     /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
@@ -122,6 +124,7 @@ impl Senders {
             memory,
             groups: RwLock::default(),
             observed: tokio::sync::Mutex::default(),
+            numbering: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
             clock_offset_ms: Mutex::default(),
         })
@@ -160,7 +163,7 @@ impl Senders {
             is_fresh: true.into(),
             leads: Mutex::default(),
             state: Mutex::new(State::new(
-                self.store.epoch(),
+                self.store.server().identities(),
                 match self.own {
                     Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
                     None => Sender::shared(self.bytes_max, group == NO_GROUP),
@@ -170,6 +173,22 @@ impl Senders {
             taking_out: tokio::sync::Mutex::default(),
         };
         Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// Finds the numbers of all senders that have none in `epoch`.
+    pub(super) async fn find_numbers(&self, epoch: Epoch) -> Result<(), Error> {
+        let _numbering = self.numbering.lock().await;
+        let all = self.members().into_values().flat_map(|(_, handovers)| handovers);
+        let unknown: Vec<Arc<Handover>> = all.filter(|handover| handover.known_number(epoch).is_none()).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = unknown.iter().map(|handover| (handover.group.name(), handover.name())).collect();
+        let numbers = self.store.sender_numbers(epoch, &names).await?;
+        for (handover, number) in unknown.iter().zip(numbers) {
+            *handover.number.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, number));
+        }
+        Ok(())
     }
 
     fn members(&self) -> BTreeMap<String, (Arc<Group>, Vec<Arc<Handover>>)> {
@@ -217,14 +236,8 @@ impl Senders {
                     *told_offset_ms = Some(offset_ms);
                 }
                 let leading = group.leading();
-                let own_lead = leading.filter(|leading| handover.leads() == Some(leading.fence.token));
-                let looked = match (own_lead, leading) {
-                    (Some(leading), _) => handover.restore(Some(leading.fence)).await,
-                    _ if group.name() == NO_GROUP => handover.restore(None).await,
-                    // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
-                    (None, leading) => handover.look(leading.map(|leading| leading.fence)).await,
-                };
-                match looked {
+                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                match handover.look(leading.map(|leading| leading.fence)).await {
                     // The next observation shows the new term, or the other server.
                     Ok(()) | Err(Error::Fenced | Error::Moved) => {}
                     Err(error) => return Err(error),
@@ -249,15 +262,16 @@ impl Senders {
         }
         match self.observe_from(&mut last).await {
             Err(error) if error.class() == Class::Moved => {
-                if let Change::Moved(identities) = self.store.look_at_server().await? {
+                if self.store.look_at_server().await? {
                     log::warn!(
-                        "the database server is another one, or was set back to an earlier state: what was acknowledged lately is \
-                         stored again where it is missing"
+                        "the database server is another one, or was started again: what was acknowledged lately is stored again \
+                         where it is missing"
                     );
                     *last = Observed::default();
+                    let (epoch, identities) = self.store.server().identities();
                     for (group, handovers) in self.members().into_values() {
                         group.moved();
-                        handovers.iter().for_each(|handover| handover.moved(self.store.epoch(), &identities));
+                        handovers.iter().for_each(|handover| handover.moved(epoch, Arc::clone(&identities)));
                     }
                 }
                 self.observe_from(&mut last).await
@@ -271,9 +285,7 @@ impl Senders {
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
         // Its own are not to be taken for another one's.
-        for handover in members.values().flat_map(|(_, handovers)| handovers) {
-            handover.number().await?;
-        }
+        self.find_numbers(self.store.epoch()).await?;
         // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
         let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
@@ -425,27 +437,6 @@ impl Succession for Senders {
 
     fn is_drained(&self) -> bool {
         self.members().values().flat_map(|(_, handovers)| handovers).all(|handover| handover.is_empty())
-    }
-
-    fn forget_series(&self) {
-        self.store.server().doubt();
-    }
-
-    async fn sender_no(&self, group: &str, replica: Option<&str>) -> Result<SenderNo, Error> {
-        let handover = match (&self.own, replica) {
-            (Some((_, name)), _) => self.named(group, name),
-            (None, replica) => self.named(group, replica.unwrap_or_default()),
-        };
-        // Which is written into another table, by a session that shows nothing of the server.
-        if self.own.is_some()
-            && let Err(error) = self.store.check_server().await
-        {
-            match error.class() {
-                Class::Moved => self.observe().await?,
-                _ => return Err(error),
-            }
-        }
-        handover.number().await
     }
 }
 

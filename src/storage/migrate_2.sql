@@ -29,39 +29,50 @@ ALTER TABLE {leader}
     ADD sender_no integer;
 
 -- What tells a server from another one with less, or other things, in it: an asynchronous replica that was promoted, an older copy, a
--- store made anew. And when it was started, and how far its log is written: less than before after a restart shows an older copy
--- too. What a server does not tell is empty, or NULL.
-CREATE FUNCTION {server_state}(OUT identity text, OUT started text, OUT wal bigint)
+-- store made anew. A server that was started again may have been set back; what it does not tell is left out.
+CREATE FUNCTION {server_state}() RETURNS text
 LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    state text := concat_ws(' ', {series:literal}::regclass::oid, extract(epoch FROM pg_catalog.pg_postmaster_start_time()));
 BEGIN
-    identity := {series:literal}::regclass::oid::text;
-    started := extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text;
     BEGIN
-        identity := identity || ' ' || (SELECT system_identifier FROM pg_catalog.pg_control_system());
+        state := concat_ws(' ', state, (SELECT system_identifier FROM pg_catalog.pg_control_system()));
+        state := concat_ws(' ', state, pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8));
     EXCEPTION WHEN OTHERS THEN
         NULL;
     END;
-    BEGIN
-        wal := pg_catalog.pg_current_wal_lsn() - '0/0'::pg_lsn;
-        identity := identity || ' ' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8);
-    EXCEPTION WHEN OTHERS THEN
-        NULL;
-    END;
+    RETURN state;
 END
 $body$;
 
--- Fails on a server that is not the one which said so of itself; returns how far the log is written. Ids of series and numbers of
--- senders that were found on one server are not to be used on another.
-CREATE FUNCTION {same_server}(known_identity text, known_start text) RETURNS bigint
+-- Fails on a server that is not the one which said so of itself: ids of series and numbers of senders that were found on one are not
+-- to be used on another.
+CREATE FUNCTION {same_server}(known text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $body$
-DECLARE
-    now_is record;
 BEGIN
-    now_is := {server_state}();
-    IF now_is.identity <> known_identity OR now_is.started <> known_start THEN
+    IF {server_state}() <> known THEN
         RAISE EXCEPTION 'the server was replaced or restarted since ids of series were looked up' USING ERRCODE = 'PF003';
     END IF;
-    RETURN now_is.wal;
+    RETURN true;
+END
+$body$;
+
+-- The number of a sender; a new one if need be. It is looked for first, so that no number is taken for nothing.
+CREATE FUNCTION {sender}(of_group text, called text) RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    number integer;
+BEGIN
+    LOOP
+        SELECT sender_no INTO number FROM {senders} WHERE group_name = of_group AND name = called;
+        IF number IS NULL THEN
+            -- Another session may just have added it.
+            INSERT INTO {senders} (group_name, name) VALUES (of_group, called) ON CONFLICT DO NOTHING
+                RETURNING sender_no INTO number;
+        END IF;
+        EXIT WHEN number IS NOT NULL;
+    END LOOP;
+    RETURN number;
 END
 $body$;
 

@@ -14,7 +14,6 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::hot::Elements;
 use crate::storage::names::Names;
 use crate::storage::position;
@@ -106,8 +105,8 @@ impl Store {
     ) -> Result<Observed, Error> {
         // By the index: of what is hot, little is new.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {WITHOUT_JIT}; SET LOCAL enable_seqscan = off; \
-             SET LOCAL statement_timeout = {}",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT set_config('jit', 'off', true), \
+             set_config('enable_seqscan', 'off', true), set_config('statement_timeout', '{}', true)",
             self.config.send_timeout.as_millis()
         );
         let epoch = self.server.epoch();
@@ -155,7 +154,6 @@ impl Store {
         let server_ms = from_postgres_us(server_us);
         let Timestamp(newest_us) = row.try_get(4)?;
         self.server_clock.set(server_ms, asked_at + round_trip / 2);
-        self.server.written(epoch, row.try_get(5)?);
         let newest_series_id = row.try_get(3)?;
         self.on_newest_series(epoch, newest_series_id, asked_at);
         Ok(Observed {

@@ -17,7 +17,7 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::chunk::{Encoded, Places, bucket_of, series_at};
-use crate::storage::fence::{Limits, NO_GROUP, WITHOUT_JIT, begin, exclude};
+use crate::storage::fence::{Limits, NO_GROUP, begin, exclude};
 use crate::storage::hot::{Elements, Gathered, ROW_SAMPLES_MAX, gather};
 use crate::storage::ingest::Right;
 use crate::storage::layout::Layout;
@@ -222,7 +222,7 @@ impl Store {
     /// that what is sealed meanwhile is seen twice, and never not at all.
     async fn read_around(&self, client: &Client, windows: &Windows, group_no: i32) -> Result<Around, Error> {
         // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
-        let by_index = format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off");
+        let by_index = "SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
         let sealed = async {
             match self.layout {
                 Layout::Chunks => self.chunks_around(client, windows).await,
@@ -231,7 +231,7 @@ impl Store {
         };
         let (mut around, (), sealed, last, (terms, clock_offsets_ms)) = try_join5(
             self.hot_around(client, windows),
-            async { Ok(client.batch_execute(&by_index).await?) },
+            async { Ok(client.batch_execute(by_index).await?) },
             sealed,
             self.sealed_last(client, windows),
             self.senders_around(client, windows, group_no),

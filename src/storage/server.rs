@@ -1,5 +1,5 @@
-//! Which server the store is on, and in which state. A replica that is promoted, or an older copy that is started, may give to other
-//! series the ids that were found before, and to other senders their numbers.
+//! Which server the store is on, and since which start of it. A replica that is promoted, or an older copy that is started, may give to
+//! other series the ids that were found before, and to other senders their numbers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,26 +22,6 @@ use crate::storage::series::{Wanted, find_by_prefix};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
-/// What a server says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    /// What changes when it becomes another one: its system's identifier, its timeline, the store's tables.
-    pub identity: String,
-    /// When it was started.
-    pub started: String,
-    /// How far its log has been written; `None` where it does not say.
-    pub wal: Option<i64>,
-}
-
-/// What a look at the server came to.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// It is as before, or was restarted and has all that it had.
-    None,
-    /// It is another one, or an earlier state of the same; with what the ids of the epoch before were ids of.
-    Moved(Arc<Identities>),
-}
-
 /// The server as it was seen last.
 pub struct Server {
     now: Mutex<Now>,
@@ -51,33 +31,24 @@ pub struct Server {
 
 struct Now {
     epoch: Epoch,
-    state: State,
+    /// What it says of itself: its system's identifier, its timeline, the store's tables, its start.
+    state: String,
     identities: Arc<Identities>,
 }
 
-impl State {
-    /// Reads it.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn read(client: &Client, names: &Names) -> Result<Self, Error> {
-        let statement = names.fill("SELECT identity, started, wal FROM {server_state}()");
-        let row = client.query_typed_one(&statement, &[]).await?;
-        Ok(Self { identity: row.try_get(0)?, started: row.try_get(1)?, wal: row.try_get(2)? })
-    }
-
-    /// Whether `next` has all that this one had, as far as that can be told: restarted, perhaps, but not set back.
-    fn is_continued_by(&self, next: &Self) -> bool {
-        let is_behind = || self.wal.is_none() || next.wal < self.wal;
-        self.identity == next.identity && (self.started == next.started || !is_behind())
-    }
+/// What a server says of itself now.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn read_state(client: &Client, names: &Names) -> Result<String, Error> {
+    Ok(client.query_typed_one(&names.fill("SELECT {server_state}()"), &[]).await?.try_get(0)?)
 }
 
 impl Server {
     /// A server in this state.
     #[must_use]
-    pub fn new(state: State) -> Self {
+    pub fn new(state: String) -> Self {
         let now = Now { epoch: Epoch::default(), state, identities: Arc::default() };
         Self { now: Mutex::new(now), is_doubtful: Notify::new() }
     }
@@ -88,26 +59,20 @@ impl Server {
         self.lock().epoch
     }
 
-    /// What the ids of `epoch` are ids of.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Moved`] if that epoch is over.
-    pub fn identities(&self, epoch: Epoch) -> Result<Arc<Identities>, Error> {
-        self.in_epoch(epoch, |now| Arc::clone(&now.identities))
+    /// The same, and what the ids of it are ids of.
+    #[must_use]
+    pub fn identities(&self) -> (Epoch, Arc<Identities>) {
+        let now = self.lock();
+        (now.epoch, Arc::clone(&now.identities))
     }
 
-    /// An SQL expression that fails on a server which is not as it was in `epoch`. Its value is how far the log has been written, a
-    /// bigint of 0 or more, or NULL where the server does not tell.
+    /// An SQL expression that is true on a server which is as it was in `epoch`, and fails on any other.
     ///
     /// # Errors
     ///
     /// [`Error::Moved`] if that epoch is over.
     pub fn check(&self, names: &Names, epoch: Epoch) -> Result<String, Error> {
-        self.in_epoch(epoch, |now| {
-            let (identity, started) = (literal(&now.state.identity), literal(&now.state.started));
-            format!("{}({identity}, {started})", names.qualified("_same_server"))
-        })
+        self.in_epoch(epoch, |now| format!("{}({})", names.qualified("_same_server"), literal(&now.state)))
     }
 
     /// Does something, `epoch` not being over before it is done.
@@ -115,19 +80,11 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::Moved`] if it is over.
-    pub fn during<T>(&self, epoch: Epoch, work: impl FnOnce() -> T) -> Result<T, Error> {
-        self.in_epoch(epoch, |_| work())
+    pub fn during<T>(&self, epoch: Epoch, work: impl FnOnce(&Identities) -> T) -> Result<T, Error> {
+        self.in_epoch(epoch, |now| work(&now.identities))
     }
 
-    /// The log was seen to be written as far as `wal`.
-    pub fn written(&self, epoch: Epoch, wal: Option<i64>) {
-        let mut now = self.lock();
-        if now.epoch == epoch {
-            now.state.wal = now.state.wal.max(wal);
-        }
-    }
-
-    /// It said that it is not as it was, or a session was lost.
+    /// It said that it is not as it was.
     pub fn doubt(&self) {
         self.is_doubtful.notify_one();
     }
@@ -137,17 +94,15 @@ impl Server {
         self.is_doubtful.notified().await;
     }
 
-    /// It was found in this state. If it is another one a new epoch begins, with `forget`.
-    pub fn found(&self, state: State, forget: impl FnOnce()) -> Change {
+    /// It was found in this state. If that is another one a new epoch begins, with `forget`; returns whether it does.
+    pub fn found(&self, state: String, forget: impl FnOnce()) -> bool {
         let mut now = self.lock();
-        let is_continued = now.state.is_continued_by(&state);
-        now.state = state;
-        if is_continued {
-            return Change::None;
+        if now.state == state {
+            return false;
         }
-        now.epoch = Epoch(now.epoch.0 + 1);
+        *now = Now { epoch: Epoch(now.epoch.0 + 1), state, identities: Arc::default() };
         forget();
-        Change::Moved(std::mem::take(&mut now.identities))
+        true
     }
 
     fn in_epoch<T>(&self, epoch: Epoch, work: impl FnOnce(&Now) -> T) -> Result<T, Error> {
@@ -173,40 +128,22 @@ impl Store {
         &self.server
     }
 
-    /// Finds out whether the server is as it was. If it is another one, what was found on it is forgotten.
+    /// Finds out whether the server is as it was. If it is not, what was found on it is forgotten, and a new epoch begins; returns
+    /// whether it does.
     ///
     /// # Errors
     ///
     /// What the server said.
-    pub async fn look_at_server(&self) -> Result<Change, Error> {
+    pub async fn look_at_server(&self) -> Result<bool, Error> {
         let state = self
             .counted(within(self.config.send_timeout, async {
                 let client = Pooled::take(&self.pool).await?;
-                let state = State::read(&client, &self.names).await?;
+                let state = read_state(&client, &self.names).await?;
                 client.give_back();
                 Ok(state)
             }))
             .await?;
-        Ok(self.server.found(state, || {
-            self.cache.clear();
-            self.numbers.clear();
-        }))
-    }
-
-    /// Makes sure that the server is still as it was.
-    ///
-    /// # Errors
-    ///
-    /// What the server said; [`Error::Moved`] or its kin if it is not.
-    pub async fn check_server(&self) -> Result<(), Error> {
-        self.counted(within(self.config.send_timeout, async {
-            let check = self.server.check(&self.names, self.server.epoch())?;
-            let client = Pooled::take(&self.pool).await?;
-            client.query_typed_one(&format!("SELECT {check}"), &[]).await?;
-            client.give_back();
-            Ok(())
-        }))
-        .await
+        Ok(self.server.found(state, || self.cache.clear()))
     }
 
     /// The ids that series have now which had `ids` when `identities` held; made anew where the server lacks them and their labels
@@ -250,9 +187,7 @@ impl Store {
 
     /// No series has a larger id than `newest_id` at `now`.
     pub fn on_newest_series(&self, epoch: Epoch, newest_id: i64, now: Instant) {
-        if let Ok(identities) = self.server.identities(epoch) {
-            identities.on_newest(newest_id, now);
-        }
+        let _ = self.server.during(epoch, |identities| identities.on_newest(newest_id, now));
     }
 }
 
@@ -260,37 +195,17 @@ impl Store {
 mod tests {
     use super::*;
 
-    fn state(identity: &str, started: &str, wal: Option<i64>) -> State {
-        State { identity: identity.into(), started: started.into(), wal }
-    }
-
     #[test]
-    fn a_restart_is_no_other_server_and_a_state_of_before_is() {
-        for (next, is_moved) in [
-            (state("s", "1", Some(90)), false),
-            (state("s", "2", Some(100)), false),
-            (state("s", "2", Some(120)), false),
-            (state("s", "2", Some(99)), true),
-            (state("s", "2", None), true),
-            (state("t", "1", Some(120)), true),
-        ] {
-            let server = Server::new(state("s", "1", Some(80)));
-            let epoch = server.epoch();
-            server.written(epoch, Some(100));
-            server.written(epoch, None);
-            server.written(epoch, Some(95));
-            let mut is_forgotten = false;
-            let change = server.found(next.clone(), || is_forgotten = true);
-            assert_eq!((matches!(change, Change::Moved(_)), is_forgotten), (is_moved, is_moved), "{next:?}");
-            assert_eq!(server.during(epoch, || ()).is_err(), is_moved);
-            assert!(matches!(server.found(next, || ()), Change::None), "once");
-        }
-    }
-
-    #[test]
-    fn a_server_that_does_not_say_how_far_it_is_counts_as_another_once_it_was_restarted() {
-        let server = Server::new(state("s", "1", None));
-        assert!(matches!(server.found(state("s", "1", None), || ()), Change::None));
-        assert!(matches!(server.found(state("s", "2", Some(5)), || ()), Change::Moved(_)));
+    fn a_new_epoch_begins_with_each_state() {
+        let server = Server::new("one".into());
+        let first = server.epoch();
+        assert!(!server.found("one".into(), || panic!("it is as before")));
+        let mut is_forgotten = false;
+        assert!(server.found("other".into(), || is_forgotten = true) && is_forgotten);
+        assert!(server.during(first, |_| ()).is_err() && server.during(server.epoch(), |_| ()).is_ok());
+        assert!(
+            server.found("one".into(), || ()) && server.during(first, |_| ()).is_err(),
+            "nor does an old one return"
+        );
     }
 }
