@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffered, Refusal};
 use crate::handover::moved::Stranded;
 use crate::handover::ring::Kept;
-use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
+use crate::handover::sender::{Looked, Sender, Sorted, sort_and_dedup};
 use crate::handover::senders::{Group, NO_GROUP, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
@@ -269,11 +269,18 @@ impl Handover {
     pub async fn look(&self, fence: Option<Fence>) -> Result<(), Error> {
         // A take-over sees to all of it.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
+        // What a leader has buffered, nobody else is about to store.
+        let leads = match fence {
+            Some(fence) => self.leads() == Some(fence.token),
+            None => self.group.name() == NO_GROUP,
+        };
         loop {
-            let may_store = fence.is_some() || self.group.name() == NO_GROUP;
-            let count = if may_store { CHUNK_SAMPLES } else { 0 };
             let look = |state: &mut State| {
-                (state.sender.look(count, Instant::now()), state.epoch, Arc::clone(&state.identities))
+                let looked = match leads {
+                    true => Looked { covered: 0, due: state.sender.take(CHUNK_SAMPLES) },
+                    false => state.sender.look(if fence.is_some() { CHUNK_SAMPLES } else { 0 }, Instant::now()),
+                };
+                (looked, state.epoch, Arc::clone(&state.identities))
             };
             let (looked, epoch, identities) = self.with_state(look);
             self.covered("buffer", looked.covered);
@@ -286,7 +293,7 @@ impl Handover {
             sort_and_dedup(&mut due);
             let right = Right { sender: self.number_in(epoch).await?, fence, reconciled: 0, epoch };
             let before = self.metrics.samples_filled_total.get();
-            self.reconcile(&due, right, true).await?;
+            self.reconcile(&due, right, self.is_shared || !leads).await?;
             let stored = self.metrics.samples_filled_total.get() - before;
             if stored > 0 {
                 log::info!(

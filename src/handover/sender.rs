@@ -335,6 +335,11 @@ impl Sender {
         self.is_open.then_some(taken)
     }
 
+    /// Takes out what was buffered first, about `count` samples, and goes on buffering.
+    pub fn take(&mut self, count: usize) -> Vec<Buffered> {
+        self.buffer.take(count)
+    }
+
     /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
     /// buffered, and what was stored lately.
     pub fn moved(&mut self, now: Instant) -> Buffer {
