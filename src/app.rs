@@ -172,7 +172,11 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         let _ = service.receiver.set(Arc::new(receiver));
     }
     let senders = elected.senders;
-    let observing = (!config.storage.read_only).then(|| requests.spawn(async move { senders.run().await }));
+    let observing_stop = CancellationToken::new();
+    let observing = (!config.storage.read_only).then(|| {
+        let stop = observing_stop.clone();
+        connections.spawn(async move { senders.run(stop).await })
+    });
     let mut electing = connections.spawn(elected.electing);
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
@@ -188,18 +192,25 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     stopping.cancel();
     upkeep.abort();
     sealing.abort();
-    if let Some(observing) = observing {
-        observing.abort();
-    }
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
         log::warn!("{} request(s) did not end in time", requests.len());
     }
+    // Nothing more comes: what this adapter alone has acknowledged is stored.
+    observing_stop.cancel();
     if service.clusters.is_some() {
         // What is held may still be needed, and then is to be written.
         election_stop.cancel();
         await_end(&mut electing, "the rounds of the election").await;
+    }
+    if let Some(mut observing) = observing {
+        await_end(&mut observing, "storing what is buffered").await;
+        observing.abort();
+    }
+    let lost = metrics.standby_held_samples.get();
+    if lost > 0 {
+        log::error!("{lost} acknowledged samples are buffered and could not be stored before the end");
     }
     writers_stop.cancel();
     if tokio::time::timeout(GRACE, async { while writing.join_next().await.is_some() {} }).await.is_err() {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffered, Refusal};
 use crate::handover::moved::Stranded;
 use crate::handover::ring::Kept;
-use crate::handover::sender::{Looked, Sender, Sorted, sort_and_dedup};
+use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::handover::senders::{Group, NO_GROUP, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
@@ -260,26 +260,24 @@ impl Handover {
         Ok(())
     }
 
-    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or
-    /// without an election. A leader has something buffered only if the server is another one.
+    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or without an
+    /// election. `is_last`: the adapter is about to end, so nothing is waited for.
     ///
     /// # Errors
     ///
     /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
-    pub async fn look(&self, fence: Option<Fence>) -> Result<(), Error> {
+    pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
         // A take-over sees to all of it.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
-        // What a leader has buffered, nobody else is about to store.
+        // What a leader has buffered, for the server is another one, nobody else is about to store.
         let leads = match fence {
             Some(fence) => self.leads() == Some(fence.token),
             None => self.group.name() == NO_GROUP,
         };
         loop {
+            let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
             let look = |state: &mut State| {
-                let looked = match leads {
-                    true => Looked { covered: 0, due: state.sender.take(CHUNK_SAMPLES) },
-                    false => state.sender.look(if fence.is_some() { CHUNK_SAMPLES } else { 0 }, Instant::now()),
-                };
+                let looked = state.sender.look(count, leads || is_last, Instant::now());
                 (looked, state.epoch, Arc::clone(&state.identities))
             };
             let (looked, epoch, identities) = self.with_state(look);

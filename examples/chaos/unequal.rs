@@ -215,8 +215,8 @@ pub(crate) async fn future(mut stage: Stage<'_>) -> Outcome {
     sleep(2.0).await;
     stage.event("strange times come to both");
     for is_last in [false, false, false, false, false, true] {
-        for host in 0..2 {
-            let wrong = strange(&stage.hosts[host], "chaos", REPLICAS[host]).await;
+        for (host, replica) in REPLICAS.iter().enumerate().take(2) {
+            let wrong = strange(&stage.hosts[host], "chaos", replica).await;
             stage.record().broken.extend(wrong);
         }
         sleep(1.0).await;

@@ -267,10 +267,14 @@ impl Sender {
     }
 
     /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled.
+    /// to be reconciled; for `is_last`, the last look before the adapter ends, or of one that
+    /// leads, however short that is.
     #[must_use]
-    pub fn look(&mut self, count: usize, now: Instant) -> Looked {
-        let every = Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX);
+    pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
+        let every = match is_last {
+            true => Duration::ZERO,
+            false => Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX),
+        };
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let may_be_due = count > 0;
         let mut recent = std::mem::take(&mut self.recent);
@@ -285,7 +289,7 @@ impl Sender {
                 }
                 return Fate::Covered;
             }
-            if may_be_due && self.is_due(sample, now) { Fate::Due } else { Fate::Keep }
+            if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }
         };
         let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
         recent.add(Kept::new(&gone), now);
@@ -333,11 +337,6 @@ impl Sender {
         let taken = self.buffer.take(count);
         self.is_open = !taken.is_empty();
         self.is_open.then_some(taken)
-    }
-
-    /// Takes out what was buffered first, about `count` samples, and goes on buffering.
-    pub fn take(&mut self, count: usize) -> Vec<Buffered> {
-        self.buffer.take(count)
     }
 
     /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
@@ -601,7 +600,7 @@ mod tests {
 
         /// How many are covered, and which are due.
         fn look(&mut self, count: usize) -> (usize, Vec<i64>) {
-            let looked = self.sender.look(count, self.now);
+            let looked = self.sender.look(count, false, self.now);
             (looked.covered, times(&looked.due))
         }
 
@@ -705,6 +704,13 @@ mod tests {
         assert_eq!(scene.after(3).look(9), (0, vec![34_000]));
         let mut scene = Scene::standing_by(&[4_000, 14_000, 24_000], &[]);
         assert_eq!(scene.after(25).look(9), (0, vec![4_000, 14_000, 24_000]), "nobody stores anything");
+    }
+
+    #[test]
+    fn the_last_look_waits_for_nothing() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 20_000]);
+        let looked = scene.sender.look(9, true, scene.now);
+        assert_eq!((looked.covered, times(&looked.due)), (2, vec![34_000]));
     }
 
     #[test]
@@ -822,15 +828,21 @@ mod tests {
             scene.sender.interval_of(&late(judged, false), stored.times.get(&1).map_or(&[], Vec::as_slice))
         };
         let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
-        assert_eq!(interval_ms(&[], &[0], &[]), INTERVAL_UNKNOWN_MS);
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000])), "a gap, perhaps");
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 25_000])), 5_000, "another one");
-        assert_eq!(interval_ms(&[], &[0], &other(&[0, 60_000, 120_000])), 60_000);
-        assert_eq!(interval_ms(&[], &[0, 30_000], &other(&[0, 60_000, 120_000])), 30_000, "by what was sent");
-        assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 14_000, 24_000])), 10_000, "it missed two");
-        assert_eq!(interval_ms(&[0, 30_000], &[30_000], &other(&[4_000, 25_000, 46_000])), 30_000);
-        let mixed = [(0, Some(OTHER)), (13_000, None), (30_000, Some(OTHER)), (37_000, None)];
-        assert_eq!(interval_ms(&[], &[0], &mixed), 24_000, "from one of a sender to its next");
+        assert_eq!(interval_ms(&[], &[0], &[]), 0, "no sample stands for another");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000, 60_000])), 0, "gaps, perhaps");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000, 60_000, 80_000])), 20_000);
+        let sealed: Vec<_> = (0..5).map(|n| (n * 20_000, None)).collect();
+        assert_eq!(interval_ms(&[], &[0], &sealed), 20_000);
+        assert_eq!(interval_ms(&[0, 60_000], &[60_000], &sealed), 20_000, "it missed two");
+        let mixed: Vec<_> = (0..5).flat_map(|n| [(n * 20_000, Some(OTHER)), (n * 20_000 + 300, Some(OWN))]).collect();
+        assert_eq!(interval_ms(&[], &[0], &mixed), 20_000, "from one of a sender to its next");
+        // The shortest known of any series, where it is not known for sure.
+        let mut scene = Scene::new();
+        for n in 0..9 {
+            scene.sender.series.sent(2, n * 5_000);
+        }
+        let stored = around(&other(&[0, 20_000]));
+        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 5_000);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
@@ -198,12 +200,22 @@ impl Senders {
         groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
     }
 
-    /// Observes, and reconciles what has stayed uncovered, about once a second. Does not end.
-    pub async fn run(&self) {
+    /// Observes, and reconciles what has stayed uncovered, about once a second. Once `stop` is cancelled, from when on nothing more
+    /// comes, all that is buffered is reconciled; ends when nothing is left.
+    pub async fn run(&self, stop: CancellationToken) {
         let mut trouble = Trouble::default();
         let mut told_offset_ms = None;
         loop {
-            match self.round(&mut told_offset_ms).await {
+            let is_last = stop.is_cancelled();
+            if is_last && self.is_drained() {
+                return;
+            }
+            let round = tokio::select! {
+                round = self.round(&mut told_offset_ms, is_last) => round,
+                // What was taken out of a buffer is put back.
+                () = stop.cancelled(), if !is_last => continue,
+            };
+            match round {
                 Ok(()) if trouble.over() => log::info!("what is stored is observed again"),
                 Ok(()) => {}
                 Err(error) => {
@@ -216,11 +228,12 @@ impl Senders {
             tokio::select! {
                 () = tokio::time::sleep(OBSERVE_INTERVAL) => {}
                 () = self.store.server().doubted() => {}
+                () = stop.cancelled(), if !is_last => {}
             }
         }
     }
 
-    async fn round(&self, told_offset_ms: &mut Option<i64>) -> Result<(), Error> {
+    async fn round(&self, told_offset_ms: &mut Option<i64>, is_last: bool) -> Result<(), Error> {
         self.observe().await?;
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
@@ -235,9 +248,8 @@ impl Senders {
                     self.store.set_clock_offset(number, offset_ms, epoch).await?;
                     *told_offset_ms = Some(offset_ms);
                 }
-                let leading = group.leading();
                 // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
-                match handover.look(leading.map(|leading| leading.fence)).await {
+                match handover.look(group.leading().map(|leading| leading.fence), is_last).await {
                     // The next observation shows the new term, or the other server.
                     Ok(()) | Err(Error::Fenced | Error::Moved) => {}
                     Err(error) => return Err(error),

@@ -457,81 +457,103 @@ mod tests {
         assert_eq!(size_of::<Entry>(), 48);
     }
 
+    const LEADER: Option<SenderNo> = Some(SenderNo(1));
+    const OTHER: Option<SenderNo> = Some(SenderNo(2));
+
+    /// The interval of series 1 that is known for sure around a time, and the one it looks like.
+    fn known(series: &SeriesTimes, time_ms: i64) -> (i64, i64) {
+        let known = series.get(1, time_ms);
+        (known.interval_ms, known.guess_ms)
+    }
+
     #[test]
-    fn a_majority_of_steps_is_the_interval() {
+    fn the_shortest_of_the_latest_steps_is_the_interval() {
         let mut series = SeriesTimes::new(false);
-        let known = |series: &SeriesTimes| (series.get(1, 0).interval_ms, series.get(1, 0).guess_ms);
         for (time_ms, expected) in [
             (0, (0, 0)),
             (30_000, (0, 30_000)),
-            (45_000, (0, 30_000)),
-            (60_000, (0, 15_000)),
-            (75_000, (0, 15_000)),
-            (90_000, (15_000, 15_000)),
-            (90_500, (0, 15_000)),
-            (105_000, (15_000, 15_000)),
+            (45_000, (0, 15_000)),
+            (60_100, (0, 15_100)),
+            (90_000, (0, 15_100)),
+            (105_000, (0, 15_000)),
+            (120_000, (0, 15_000)),
+            (135_000, (15_000, 15_000)),
+            (195_000, (15_000, 15_000)),
         ] {
-            assert!(!series.sent(1, time_ms));
-            assert_eq!(known(&series), expected, "{time_ms}");
+            assert_eq!(series.sent(1, time_ms), None);
+            assert_eq!(known(&series, time_ms), expected, "{time_ms}");
         }
-        assert_eq!(series.get(2, 0), Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0 });
+        assert_eq!(known(&series, 195_000 + GAP_MS), (15_000, 15_000));
+        assert_eq!(known(&series, 195_001 + GAP_MS), (0, 0), "history may have another");
+        let unknown = Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0, is_led: false };
+        assert_eq!(series.get(2, 0), unknown);
         assert!((13_000..17_000).contains(&series.usual_ms()));
-        for time_ms in (1..20).map(|n| 105_000 + n * 5_000) {
-            series.sent(1, time_ms);
+        assert_eq!(series.shortest_ms(), 15_000);
+        for n in 1..5 {
+            series.sent(1, 195_000 + n * 5_000);
+            assert_eq!(known(&series, 200_000), (if n < 4 { 0 } else { 5_000 }, 5_000), "a shorter one counts at once");
         }
-        assert_eq!(known(&series), (5_000, 5_000));
-        series.sent(1, 9_000_000);
-        assert_eq!(known(&series).0, 0, "not right after a step of another length");
-        series.sent(1, 9_005_000);
-        assert_eq!(known(&series).0, 5_000);
+        for n in 1..14 {
+            series.sent(1, 215_000 + n * 20_000);
+        }
+        assert_eq!(known(&series, 475_000).1, 20_000, "longer ones do after a while");
     }
 
     #[test]
-    fn of_what_comes_by_several_adapters_the_stored_steps_count() {
+    fn history_teaches_scrapes_nothing() {
+        let mut series = SeriesTimes::new(false);
+        let week_ms = 7 * 86_400_000;
+        for n in 0..9 {
+            series.sent(1, n * 1_000);
+        }
+        assert_eq!(known(&series, 8_000).0, 1_000);
+        for n in 0..6 {
+            series.sent(1, week_ms + n * 30_000);
+        }
+        assert_eq!(known(&series, week_ms).0, 30_000);
+        for n in 0..9 {
+            series.observed(1, slot(n * 1_000), LEADER);
+        }
+        assert_eq!(known(&series, week_ms).0, 30_000);
+        assert_eq!(known(&series, 8_000), (0, 0));
+    }
+
+    #[test]
+    fn of_what_comes_by_several_adapters_the_leaders_steps_count() {
         let mut series = SeriesTimes::new(true);
-        for n in 0..20 {
+        for n in 0..6 {
             series.sent(1, n * 20_000);
-            series.observed(1, slot(n * 10_000 - 130_000), true);
         }
-        assert_eq!(series.get(1, 0).interval_ms, 10_000);
-        series.observed(1, slot(5_000), true);
-        assert_eq!(series.get(1, 0).interval_ms, 10_000);
-        // Of what comes by two, or three, one adapter's is seen first.
-        for n in 0..13 {
-            series.observed(1, slot(80_000 + n * 30_000), true);
+        assert_eq!(known(&series, 100_000), (0, 20_000), "half of it may come by way of another one");
+        for n in 0..5 {
+            assert_eq!(known(&series, 0).0, 0);
+            series.observed(1, slot(n * 10_000), LEADER);
+            series.observed(1, slot(n * 10_000 + 300), None);
         }
-        assert_eq!(series.get(1, 0).interval_ms, 10_000);
-        series.observed(1, slot(95_000 + 12 * 30_000), true);
-        assert_eq!(series.get(1, 0).interval_ms, 10_000, "one step may lead from one sender to another");
-        series.observed(1, slot(445_000), true);
-        assert_eq!(series.get(1, 0).interval_ms, 0, "it lies between two");
-        for n in 0..4 {
-            series.observed(2, slot(n * 20_000), true);
-            series.observed(3, slot(n * 20_000), false);
-        }
-        assert_eq!(series.get(2, 0).interval_ms, 20_000);
-        assert_eq!(series.get(3, 0).guess_ms, 0, "of what is stored beside the leader's there may be more to come");
-        for n in 0..3 {
-            assert_eq!(series.get(2, 0).interval_ms, if n == 0 { 20_000 } else { 0 });
-            series.observed(2, slot(70_000 + n * 10_000), true);
-        }
-        assert_eq!(series.get(2, 0).interval_ms, 10_000, "longer steps were several of these");
+        assert!(series.get(1, 0).is_led);
+        assert_eq!(known(&series, 0), (10_000, 10_000));
+        series.observed(1, slot(40_700), OTHER);
+        series.sent(1, 120_000);
+        series.sent(1, 120_500);
+        assert_eq!(known(&series, 0), (10_000, 10_000), "from one of a sender to its next");
+        series.observed(2, slot(50_000), LEADER);
+        assert!(!series.get(1, 0).is_led, "it does not lead any more");
     }
 
     #[test]
-    fn what_lies_between_scrapes_is_stamped_by_an_exporter() {
+    fn what_lies_between_scrapes_is_not_in_step() {
         let mut series = SeriesTimes::new(false);
         let scrapes = |series: &mut SeriesTimes, numbers: std::ops::Range<i64>| {
             numbers.map(|n| series.sent(1, n * 10_000)).collect::<Vec<_>>()
         };
         scrapes(&mut series, 0..3);
-        assert!(!series.sent(1, 15_000), "its interval is not known");
+        assert_eq!(series.is_in_step(1, 15_000, 20_000), None, "its interval is not known");
         scrapes(&mut series, 3..9);
-        for (time_ms, is_stamped) in [(15_000, true), (11_251, true), (18_749, true), (11_250, false), (18_750, false)]
+        for (time_ms, is_in_step) in [(15_000, false), (11_251, false), (18_749, false), (11_250, true), (18_750, true)]
         {
-            assert_eq!(series.sent(1, time_ms), is_stamped, "{time_ms}");
+            assert_eq!(series.is_in_step(1, time_ms, 80_000), Some(is_in_step), "{time_ms}");
         }
-        assert_eq!(scrapes(&mut series, 0..9), [false; 9], "sent again");
+        assert_eq!(scrapes(&mut series, 0..9), [Some(80_000); 9], "sent again");
     }
 
     #[test]

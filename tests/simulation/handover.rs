@@ -352,7 +352,8 @@ impl Senders {
         loop {
             let count = if fence.is_some() { self.chunk_samples } else { 0 };
             let now = self.instant();
-            let looked = member.with(|state| state.look(count, now));
+            let is_last = self.store.world.adapter(self.store.adapter).is_some_and(|adapter| adapter.is_stopping.get());
+            let looked = member.with(|state| state.look(count, is_last, now));
             if self.store.world.is_traced() && looked.covered + looked.due.len() > 0 {
                 self.store.world.say(format_args!(
                     "adapter {}: finds {} covered, {} due",
