@@ -267,8 +267,8 @@ impl Sender {
     }
 
     /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled; for `is_last`, the last look before the adapter ends, or of one that
-    /// leads, however short that is.
+    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if
+    /// this sender leads, however short that is.
     #[must_use]
     pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
         let every = match is_last {
