@@ -110,7 +110,8 @@ async fn history_is_stored_newest_part_first_sealed_or_not() {
 /// As [`late_samples_are_stored_after_a_restart`], for one way to start an adapter.
 async fn check_late_samples(options: &Options, db: &Database, metric: &str, is_sealed: bool) {
     let first = start(options).await;
-    // What only a standby has dies with it.
+    // What only a standby has dies with it, and a candidate leads once something comes.
+    send(&first, "first_of_all", &[now_ms()]).await;
     first.wait_role("leader", SOON).await;
     let scraped = every(15_000, now_ms() - 700_000, 0..40);
     send(&first, metric, &scraped).await;
