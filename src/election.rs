@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::time::Duration;
 
-use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
 
@@ -53,17 +52,6 @@ pub trait Succession: Send + Sync + 'static {
 
     /// Whether nothing acknowledged is left in a buffer. By labels this is asked before the process stops.
     fn is_drained(&self) -> bool;
-
-    /// The server may be another one, with less in it: numbers of series that were found on it are not to be relied on.
-    fn forget_series(&self);
-
-    /// The number under which samples are stored of this adapter's own Prometheus, or by labels of `replica`: what is written
-    /// into the group's row when it begins to lead.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    fn sender_no(&self, group: &str, replica: Option<&str>) -> impl Future<Output = Result<SenderNo, Error>> + Send;
 }
 
 /// How the leader of a group is found.

@@ -10,23 +10,29 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, Refusal};
+use crate::handover::moved::Stranded;
+use crate::handover::ring::Kept;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
-use crate::handover::senders::{Group, Senders};
+use crate::handover::senders::{Group, NO_GROUP, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
 use crate::storage::fence::Fence;
+use crate::storage::identities::Identities;
 use crate::storage::ingest::{Right, Stored};
 use crate::storage::reconcile::Reconcile;
 use crate::storage::row::Row;
+use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
 
 pub mod buffer;
 pub mod clocks;
+pub mod moved;
+pub mod ring;
 pub mod sender;
 pub mod senders;
 pub mod series;
@@ -52,28 +58,44 @@ const APPEND_ATTEMPTS: usize = 3;
 pub struct Handover {
     /// How its samples' sender is called.
     name: String,
-    number: OnceCell<SenderNo>,
+    /// The number its samples are stored under, and when that was found.
+    number: Mutex<Option<(Epoch, SenderNo)>>,
     group: Arc<Group>,
     all: Weak<Senders>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
+    /// What may be buffered of it.
+    bytes_max: usize,
     /// Its samples may come by other adapters too.
     is_shared: bool,
     /// Whether nothing was observed since it came.
     is_fresh: AtomicBool,
     /// The token of the last term in which this sender came to lead.
     leads: Mutex<Option<Uuid>>,
-    state: Mutex<Sender>,
+    state: Mutex<State>,
     requests: Requests,
     /// Held while something taken out of the buffer is being stored.
     taking_out: tokio::sync::Mutex<()>,
+}
+
+/// What is kept of a sender.
+struct State {
+    /// In which its series have the ids that they go by here.
+    epoch: Epoch,
+    /// What those are ids of.
+    identities: Arc<Identities>,
+    sender: Sender,
+    /// What was acknowledged in earlier ones.
+    stranded: Stranded,
 }
 
 /// What is buffered for all senders together.
 pub struct Memory {
     bytes_max: usize,
     bytes: AtomicUsize,
+    /// What is kept beside, though it is stored, where there is room.
+    kept_bytes: AtomicUsize,
     metrics: Arc<Metrics>,
 }
 
@@ -93,39 +115,48 @@ struct InFlight<'a> {
 /// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
 struct TakenOut<'a> {
     handover: &'a Handover,
+    /// What the ids of their series are ids of.
+    identities: Arc<Identities>,
     samples: Vec<Buffered>,
 }
 
 impl Handover {
-    /// Buffers what is sent in the request `key` while another sender leads.
+    /// Buffers what is sent in the request `key` while another sender leads; the ids of its series were found in `epoch`.
     ///
     /// # Errors
     ///
-    /// When no more can be buffered, or a take-over has begun.
-    pub fn buffer(&self, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
-        self.with(|sender| match self.memory.is_full() {
+    /// When no more can be buffered, or a take-over has begun, or that epoch is over.
+    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: &[Row]) -> Result<(), Refusal> {
+        self.with_state(|state| match self.memory.is_full() {
+            _ if state.epoch != epoch => Err(Refusal::Moved),
             true => Err(Refusal::Full),
-            false => sender.buffer(rows, key, Instant::now()),
+            false => state.sender.buffer(rows, key, Instant::now()),
         })?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
         Ok(())
     }
 
-    /// Stores what is sent in the request `key` while this sender leads, by right of `fence`; returns when all of it is.
+    /// Stores what is sent in the request `key` while this sender leads, by right of `fence`; returns when all of it is. The ids of
+    /// its series were found in `epoch`.
     ///
     /// # Errors
     ///
-    /// What the server said, or that a newer term has begun; some of it may be stored, and is found stored by the next attempt.
-    pub async fn store(&self, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
-        let number = self.number().await?;
+    /// What the server said, or that a newer term has begun, or that this epoch is over; some of it may be stored, and is found stored
+    /// by the next attempt.
+    pub async fn store(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
+        let sender = self.number_in(epoch).await?;
         // Read before the samples are sorted: what others store from here on is told by another one.
-        let reconciled = self.group.reconciled();
-        let (sorted, in_flight) = self.with(|sender| {
-            let sorted = sender.sort(&rows, Instant::now());
-            (sorted, self.requests.begin())
-        });
+        let right = Right { sender, fence, reconciled: self.group.reconciled(), epoch };
+        let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
+            let samples = state.sender.came(&rows, Uuid::nil(), Instant::now());
+            let sorted = state.sender.sort_buffered(&samples);
+            (samples, sorted, self.requests.begin())
+        })?;
+        let kept = Kept::new(&samples);
+        drop((rows, samples));
         self.covered("leader", sorted.covered);
-        self.store_sorted(key, sorted, number, (fence, reconciled), Some(&in_flight)).await
+        self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
+        self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
     }
 
     /// What is late first: once the key of a request is claimed, all of it is stored.
@@ -133,8 +164,7 @@ impl Handover {
         &self,
         key: Uuid,
         Sorted { mut append, mut late, .. }: Sorted,
-        sender: SenderNo,
-        (fence, mut reconciled): (Option<Fence>, i64),
+        mut right: Right,
         in_flight: Option<&InFlight<'_>>,
     ) -> Result<(), Error> {
         for attempt in 1.. {
@@ -143,13 +173,13 @@ impl Handover {
                 if let Some(in_flight) = in_flight {
                     in_flight.is_first().await;
                 }
-                self.reconcile(&late, sender, fence, self.is_shared).await?;
+                self.reconcile(&late, right, self.is_shared).await?;
                 late.clear();
             }
             if append.is_empty() {
                 break;
             }
-            match self.store.commit(key, append.clone(), Right { sender, fence, reconciled }).await? {
+            match self.store.commit(key, append.clone(), right).await? {
                 Stored::Committed => break,
                 Stored::AlreadyThere => {
                     self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(append.len() as u64);
@@ -158,8 +188,8 @@ impl Handover {
                 Stored::Fenced => return Err(Error::Fenced),
                 Stored::Overtaken => {
                     self.observe().await?;
-                    reconciled = self.group.reconciled();
-                    (append, late) = self.sort_again(append, sender, fence, attempt).await?;
+                    right.reconciled = self.group.reconciled();
+                    (append, late) = self.sort_again(append, right, attempt).await?;
                 }
             }
         }
@@ -171,11 +201,10 @@ impl Handover {
     async fn sort_again(
         &self,
         append: Vec<Row>,
-        sender: SenderNo,
-        fence: Option<Fence>,
+        Right { sender, fence, epoch, .. }: Right,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
-        let sorted = self.with(|state| state.sort_again(append, Instant::now()));
+        let sorted = self.in_epoch(epoch, |state| state.sender.sort_again(append, Instant::now()))?;
         let Sorted { append, mut late, .. } = sorted;
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
@@ -188,29 +217,26 @@ impl Handover {
         if !self.is_shared {
             return Ok((Vec::new(), late));
         }
-        let (window_ms, unbounded) = self.with(|state| (state.window_ms(&late), state.unbounded(&late)));
+        let (window_ms, unbounded) =
+            self.in_epoch(epoch, |state| (state.sender.window_ms(&late), state.sender.unbounded(&late)))?;
         let group_no = fence.map_or(0, |fence| fence.group_no);
-        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded).await?;
+        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded, epoch).await?;
         Ok((rows(&self.with(|state| state.missing(&late, &around, sender))), Vec::new()))
     }
 
     /// Compares samples, in the order of series and time, with what is stored around them, and stores what is missing. `is_told`: the
     /// leader has to hear of it.
-    async fn reconcile(
-        &self,
-        samples: &[Buffered],
-        sender: SenderNo,
-        fence: Option<Fence>,
-        is_told: bool,
-    ) -> Result<(), Error> {
+    async fn reconcile(&self, samples: &[Buffered], right: Right, is_told: bool) -> Result<(), Error> {
+        let Right { sender, fence, epoch, .. } = right;
         let group_no = fence.map_or(0, |fence| fence.group_no);
-        let (window_ms, unbounded) = self.with(|state| (state.window_ms(samples), state.unbounded(samples)));
+        let (window_ms, unbounded) =
+            self.in_epoch(epoch, |state| (state.sender.window_ms(samples), state.sender.unbounded(samples)))?;
         let rows = rows(samples);
         // Most is found stored: that needs no lock.
-        let around = self.store.around(&rows, group_no, window_ms, &unbounded).await?;
+        let around = self.store.around(&rows, group_no, window_ms, &unbounded, epoch).await?;
         let missing = self.with(|state| state.missing(samples, &around, sender));
         if missing.is_empty() {
-            self.with(|state| state.on_reconciled(&[], &unbounded, &around, sender));
+            self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &unbounded, &around, sender))?;
             self.covered("late", samples.len());
             return Ok(());
         }
@@ -218,19 +244,12 @@ impl Handover {
         let is_missing =
             |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
-        self.with(|state| state.on_reconciled(&[], &settled, &around, sender));
+        self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &settled, &around, sender))?;
         let rows = self::rows(&missing);
-        let what = Reconcile {
-            rows: &rows,
-            right: Right { sender, fence, reconciled: 0 },
-            group_no,
-            is_told,
-            window_ms,
-            unbounded: &unbounded,
-        };
+        let what = Reconcile { rows: &rows, right, group_no, is_told, window_ms, unbounded: &unbounded };
         let judge = |around: &_| self::rows(&self.with(|state| state.missing(&missing, around, sender)));
         let Some(done) = self.store.reconcile(what, judge).await? else { return Err(Error::Fenced) };
-        self.with(|state| state.on_reconciled(&done.inserted, &unbounded, &done.around, sender));
+        self.in_epoch(epoch, |state| state.sender.on_reconciled(&done.inserted, &unbounded, &done.around, sender))?;
         self.metrics.samples_filled_total.inc_by(done.inserted.len() as u64);
         self.covered("late", samples.len() - done.inserted.len());
         // Another sender by this adapter, which may lead, does not know yet what was inserted.
@@ -241,8 +260,8 @@ impl Handover {
         Ok(())
     }
 
-    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`. `is_last`: the
-    /// adapter is about to end, so nothing is waited for.
+    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or without an
+    /// election. `is_last`: the adapter is about to end, so nothing is waited for.
     ///
     /// # Errors
     ///
@@ -250,20 +269,29 @@ impl Handover {
     pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
         // A take-over sees to all of it.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
+        // What a leader has buffered, for the server is another one, nobody else is about to store.
+        let leads = match fence {
+            Some(fence) => self.leads() == Some(fence.token),
+            None => self.group.name() == NO_GROUP,
+        };
         loop {
-            let count = if fence.is_some() { CHUNK_SAMPLES } else { 0 };
-            let looked = self.with(|sender| sender.look(count, is_last, Instant::now()));
+            let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
+            let look = |state: &mut State| {
+                let looked = state.sender.look(count, leads || is_last, Instant::now());
+                (looked, state.epoch, Arc::clone(&state.identities))
+            };
+            let (looked, epoch, identities) = self.with_state(look);
             self.covered("buffer", looked.covered);
             let is_last = looked.due.len() < CHUNK_SAMPLES;
             if looked.due.is_empty() {
                 return Ok(());
             }
             let mut due = looked.due.clone();
-            let taken_out = TakenOut { handover: self, samples: looked.due };
+            let taken_out = TakenOut { handover: self, identities, samples: looked.due };
             sort_and_dedup(&mut due);
-            let number = self.number().await?;
+            let right = Right { sender: self.number_in(epoch).await?, fence, reconciled: 0, epoch };
             let before = self.metrics.samples_filled_total.get();
-            self.reconcile(&due, number, fence, true).await?;
+            self.reconcile(&due, right, self.is_shared || !leads).await?;
             let stored = self.metrics.samples_filled_total.get() - before;
             if stored > 0 {
                 log::info!(
@@ -272,7 +300,7 @@ impl Handover {
                     self.group.name()
                 );
             }
-            taken_out.done();
+            taken_out.done()?;
             if is_last {
                 return Ok(());
             }
@@ -288,31 +316,34 @@ impl Handover {
         let _taking_out = self.taking_out.lock().await;
         *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.token);
         self.observe().await?;
-        let number = self.number().await?;
+        self.find_stranded().await?;
+        let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
+        let sender = self.number_in(epoch).await?;
         let (mut stored, mut count) = (0, 0);
-        while let Some(samples) = self.with(|sender| sender.drain(CHUNK_SAMPLES)) {
+        while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
             let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
             for sample in &samples {
                 by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
             }
             count += samples.len();
-            let taken_out = TakenOut { handover: self, samples };
-            let reconciled = self.group.reconciled();
+            let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
+            let right = Right { sender, fence: Some(fence), reconciled: self.group.reconciled(), epoch };
             // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
             let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
                 sort_and_dedup(&mut samples);
-                let (sorted, in_flight) = self.with(|sender| (sender.sort_buffered(&samples), self.requests.begin()));
-                self.covered("buffer", sorted.covered);
-                (key, sorted, in_flight)
+                let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
+                (key, self.in_epoch(epoch, sort))
             };
-            let store = async |(key, sorted, in_flight): (Uuid, Sorted, InFlight<'_>)| {
+            let store = async |(key, sorted): (Uuid, Result<(Sorted, InFlight<'_>), Error>)| {
+                let (sorted, in_flight) = sorted?;
+                self.covered("buffer", sorted.covered);
                 let appended = sorted.append.len();
-                self.store_sorted(key, sorted, number, (Some(fence), reconciled), Some(&in_flight)).await?;
+                self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
                 Ok::<_, Error>(appended)
             };
             let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
             stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
-            taken_out.done();
+            taken_out.done()?;
             // Heartbeats and other requests go on meanwhile.
             tokio::task::yield_now().await;
         }
@@ -347,7 +378,7 @@ impl Handover {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let is_idle = self.taking_out.try_lock().is_ok();
-        is_idle && self.with(|sender| sender.buffered().samples() == 0)
+        is_idle && self.with_state(|state| state.samples() == 0)
     }
 
     /// The number its samples are stored under.
@@ -356,13 +387,32 @@ impl Handover {
     ///
     /// What the server said.
     pub async fn number(&self) -> Result<SenderNo, Error> {
-        self.number.get_or_try_init(|| self.store.sender_no(self.group.name(), &self.name)).await.copied()
+        self.number_in(self.store.epoch()).await
+    }
+
+    /// The same, for use in `epoch`.
+    async fn number_in(&self, epoch: Epoch) -> Result<SenderNo, Error> {
+        if self.known_number(epoch).is_none()
+            && let Some(senders) = self.all.upgrade()
+        {
+            senders.find_numbers(epoch).await?;
+        }
+        match self.known_number(epoch) {
+            Some(number) => Ok(number),
+            // Its sender was silent for long, and is not among them any more.
+            None => Ok(self.store.sender_numbers(epoch, &[(self.group.name(), &self.name)]).await?[0]),
+        }
     }
 
     /// The same if it is known already.
     #[must_use]
     pub fn number_if_known(&self) -> Option<SenderNo> {
-        self.number.get().copied()
+        self.known_number(self.store.epoch())
+    }
+
+    fn known_number(&self, epoch: Epoch) -> Option<SenderNo> {
+        let known = *self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        known.filter(|(found, _)| *found == epoch).map(|(_, number)| number)
     }
 
     /// Observes what was committed since the last time, for all senders of this adapter.
@@ -380,12 +430,38 @@ impl Handover {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
+        self.with_state(|state| work(&mut state.sender))
+    }
+
+    fn in_epoch<T>(&self, epoch: Epoch, work: impl FnOnce(&mut State) -> T) -> Result<T, Error> {
+        self.with_state(|state| if state.epoch == epoch { Ok(work(state)) } else { Err(Error::Moved) })
+    }
+
+    fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = |state: &Sender| (state.buffered().samples(), state.buffered().bytes());
-        let before = size(&state);
+        let (before, kept_before) = ((state.samples(), state.bytes()), state.sender.kept().bytes());
         let result = work(&mut state);
-        self.memory.changed(before, size(&state));
+        self.memory.changed(before, (state.samples(), state.bytes()));
+        let room = self.memory.room(kept_before).min(self.bytes_max.saturating_sub(state.bytes()));
+        state.sender.trim(room, Instant::now());
+        self.memory.kept(kept_before, state.sender.kept().bytes());
         result
+    }
+}
+
+impl State {
+    fn new((epoch, identities): (Epoch, Arc<Identities>), sender: Sender) -> Self {
+        Self { epoch, identities, sender, stranded: Stranded::default() }
+    }
+
+    /// How many samples are buffered.
+    fn samples(&self) -> usize {
+        self.sender.buffered().samples() + self.stranded.samples()
+    }
+
+    /// How many bytes they take.
+    fn bytes(&self) -> usize {
+        self.sender.buffered().bytes() + self.stranded.bytes()
     }
 }
 
@@ -422,23 +498,46 @@ impl Drop for InFlight<'_> {
 }
 
 impl TakenOut<'_> {
-    /// All of them are stored, or covered.
-    fn done(mut self) {
-        self.samples.clear();
+    /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
+    fn done(mut self) -> Result<(), Error> {
+        self.handover.with_state(|state| {
+            if !Arc::ptr_eq(&state.identities, &self.identities) {
+                return Err(Error::Moved);
+            }
+            state.sender.keep(Kept::new(&self.samples), Instant::now());
+            self.samples.clear();
+            Ok(())
+        })
     }
 }
 
 impl Drop for TakenOut<'_> {
     fn drop(&mut self) {
         if !self.samples.is_empty() {
-            self.handover.with(|sender| sender.put_back(&self.samples));
+            self.handover.with_state(|state| match Arc::ptr_eq(&state.identities, &self.identities) {
+                true => state.sender.put_back(&self.samples),
+                false => state.stranded.put_back(&self.identities, &self.samples),
+            });
         }
     }
 }
 
 impl Memory {
     fn new(config: Config, metrics: Arc<Metrics>) -> Self {
-        Self { bytes_max: config.memory_bytes_max, bytes: AtomicUsize::new(0), metrics }
+        let (bytes, kept_bytes) = Default::default();
+        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
+    }
+
+    /// What a sender that keeps `kept` bytes may keep.
+    fn room(&self, kept: usize) -> usize {
+        let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
+        self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)
+    }
+
+    fn kept(&self, kept: usize, kept_now: usize) {
+        if kept_now != kept {
+            self.kept_bytes.fetch_add(kept_now.wrapping_sub(kept), Ordering::Relaxed);
+        }
     }
 
     fn is_full(&self) -> bool {

@@ -17,6 +17,7 @@ use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
 use crate::storage::fence::Fence;
 use crate::storage::row::Row;
+use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
 use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key};
 use crate::telemetry::metrics::Metrics;
@@ -152,7 +153,8 @@ impl Receiver {
             _ => None,
         };
         let mut resolved = self.resolve(request, looked_up, fence).await?;
-        let mut take = |(part, role)| self.take_part(part, role, resolved.take_rows(part.sender));
+        let epoch = resolved.epoch;
+        let mut take = |(part, role)| self.take_part(part, role, epoch, resolved.take_rows(part.sender));
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         let written = request.samples.len() - resolved.rejected.samples - resolved.expired;
@@ -176,21 +178,21 @@ impl Receiver {
         }
     }
 
-    async fn take_part(&self, part: &Part, role: &Role, rows: Vec<Row>) -> Result<(), Refused> {
+    async fn take_part(&self, part: &Part, role: &Role, epoch: Epoch, rows: Vec<Row>) -> Result<(), Refused> {
         match role {
             Role::Leader { .. } if rows.is_empty() => Ok(()),
             Role::Leader { fence, .. } => {
-                let stored = part.handover.store(part.key, rows, *fence).await;
+                let stored = part.handover.store(part.key, epoch, rows, *fence).await;
                 if let Leaders::Own { write_path, .. } = &self.leaders {
                     match &stored {
                         Ok(()) => write_path.succeeded(),
-                        Err(error) if error.class() == Class::Fenced => {}
+                        Err(error) if matches!(error.class(), Class::Fenced | Class::Moved) => {}
                         Err(_) => write_path.failed(Instant::now()),
                     }
                 }
                 stored.map_err(|error| self.refused(&error, *fence))
             }
-            _ => Ok(part.handover.buffer(part.key, &rows)?),
+            _ => Ok(part.handover.buffer(part.key, epoch, &rows)?),
         }
     }
 

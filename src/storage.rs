@@ -28,7 +28,7 @@ use crate::storage::position::Position;
 use crate::storage::query::Reading;
 use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup};
 use crate::storage::seal::{Outcome, Sealer};
-use crate::storage::senders::Numbers;
+use crate::storage::server::{Epoch, Server, read_state};
 use crate::storage::server_clock::ServerClock;
 use crate::storage::sources::{SourceId, Sources};
 use crate::telemetry::metrics::Metrics;
@@ -38,6 +38,7 @@ pub mod chunk;
 pub mod fence;
 pub mod hot;
 pub mod hypertable;
+pub mod identities;
 pub mod ingest;
 pub mod layout;
 pub mod names;
@@ -51,6 +52,7 @@ pub mod seal;
 pub mod segments;
 pub mod senders;
 pub mod series;
+pub mod server;
 pub mod server_clock;
 pub mod sources;
 pub mod upkeep;
@@ -106,7 +108,7 @@ pub struct Store {
     encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
-    numbers: Numbers,
+    server: Arc<Server>,
     server_clock: ServerClock,
     ingest: Ingest,
     metrics: Arc<Metrics>,
@@ -118,6 +120,8 @@ pub struct Store {
 /// What the cache knows of a request's series.
 #[derive(Debug, Default)]
 pub struct LookedUp {
+    /// In which ids were looked up.
+    epoch: Epoch,
     hashes: Vec<series::WireHash>,
     known: Vec<Option<series::Known>>,
     /// What it does not know, by identity.
@@ -130,6 +134,8 @@ pub struct LookedUp {
 /// A request with its series found: ready to be stored.
 #[derive(Debug, Default)]
 pub struct Resolved {
+    /// In which its series have the ids that they were found to have.
+    pub epoch: Epoch,
     /// By who sent them; of most requests one.
     pub shares: Vec<Share>,
     /// What can never be stored.
@@ -239,9 +245,15 @@ impl Store {
             client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
         // The latter takes any bytes.
         let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
+        let state = match read_state(&client, &names).await {
+            // Of an earlier version, perhaps; and nothing is written by what is known of it.
+            Err(_) if config.read_only => String::new(),
+            state => state?,
+        };
         client.give_back();
         let names = Arc::new(names);
-        let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
+        let server = Arc::new(Server::new(state));
+        let (ingest, writers) = Ingest::new(&connector, &names, &server, &metrics, writers, config.send_timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
         let sources = Sources::default();
         Ok((
@@ -254,7 +266,7 @@ impl Store {
                 encoding,
                 cache,
                 sources,
-                numbers: Numbers::default(),
+                server,
                 server_clock,
                 ingest,
                 metrics,
@@ -284,9 +296,11 @@ impl Store {
     /// When there are more senders than can be told apart.
     pub fn look_up(&self, request: &Request<'_>) -> Result<LookedUp, Error> {
         self.cache.clear_if_old(Instant::now());
+        // First: what is found after it is of it, or of a later one.
+        let epoch = self.server.epoch();
         let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
         let known = self.cache.get_all(hashes.iter().copied());
-        let mut looked_up = LookedUp { hashes, known, ..LookedUp::default() };
+        let mut looked_up = LookedUp { epoch, hashes, known, ..LookedUp::default() };
         for (place, series) in request.series.iter().enumerate() {
             if looked_up.known[place].is_some() {
                 continue;
@@ -314,17 +328,18 @@ impl Store {
         looked_up: LookedUp,
         fence: Option<Fence>,
     ) -> Result<Resolved, Error> {
-        let LookedUp { hashes, mut known, wanted, places, rejected } = looked_up;
-        let mut resolved = Resolved { rejected, ..Resolved::default() };
+        let LookedUp { epoch, hashes, mut known, wanted, places, rejected } = looked_up;
+        let mut resolved = Resolved { epoch, rejected, ..Resolved::default() };
         if !wanted.is_empty() {
-            let (found, refused) = self.find_series(wanted, fence).await?;
+            let (found, refused) = self.find_series(wanted, fence, epoch).await?;
             for (place, key, source) in &places {
                 known[*place] = found.get(key).map(|id| series::Known { id: *id, source: *source });
                 if let Some(why) = refused.get(key) {
                     resolved.rejected.add(request.series[*place].samples.len(), || why.clone());
                 }
             }
-            self.cache.insert_all(places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?))));
+            let found = places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?)));
+            self.server.during(epoch, |_| self.cache.insert_all(found))?;
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
         let now_ms = self.server_clock.at(Instant::now());
@@ -398,6 +413,7 @@ impl Store {
         &self,
         wanted: HashMap<Uuid, series::Wanted>,
         fence: Option<Fence>,
+        epoch: Epoch,
     ) -> Result<(HashMap<Uuid, i64>, HashMap<Uuid, String>), Error> {
         let (mut found, mut refused) = (HashMap::new(), HashMap::new());
         let mut pending = vec![wanted];
@@ -405,8 +421,12 @@ impl Store {
             if part.is_empty() {
                 continue;
             }
-            match self.find_part(&part, fence).await {
-                Ok(ids) => found.extend(ids),
+            match self.find_part(&part, fence, epoch).await {
+                Ok(ids) => {
+                    let series = part.iter().filter_map(|(key, wanted)| Some((*ids.get(key)?, *key, &wanted.labels)));
+                    self.server.during(epoch, |identities| identities.learn(series))?;
+                    found.extend(ids);
+                }
                 Err(error) if error.class() == Class::Data && part.len() > 1 => {
                     let mut part: Vec<_> = part.into_iter().collect();
                     let rest = part.split_off(part.len() / 2);
@@ -425,11 +445,13 @@ impl Store {
         &self,
         wanted: &HashMap<Uuid, series::Wanted>,
         fence: Option<Fence>,
+        epoch: Epoch,
     ) -> Result<HashMap<Uuid, i64>, Error> {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let mut begin = fence::begin(Limits::of(timeout));
+            let check = self.server.check(&self.names, epoch)?;
+            let mut begin = fence::begin(Limits::of(timeout), &check);
             if fence.is_some() {
                 begin = format!("{begin}; {}", fence::show(&self.names, fence, None));
             }
@@ -652,12 +674,6 @@ impl Store {
         now_ms().saturating_sub(self.server_clock.at(Instant::now()))
     }
 
-    /// Forgets what is known of series and senders: the server may be another one, with less in it.
-    pub fn forget(&self) {
-        self.cache.clear();
-        self.numbers.clear();
-    }
-
     /// Samples committed since the start.
     #[must_use]
     pub fn samples_stored(&self) -> u64 {
@@ -682,8 +698,10 @@ impl Store {
         let result = work.await;
         if let Err(error) = &result {
             self.metrics.postgres_error(error.sqlstate());
-            if error.class() == Class::ReadOnly {
-                self.drop_connections();
+            match error.class() {
+                Class::ReadOnly => self.drop_connections(),
+                Class::Moved => self.server.doubt(),
+                _ => {}
             }
         }
         result

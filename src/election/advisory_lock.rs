@@ -101,7 +101,6 @@ impl<S: Succession> Election<S> {
                             }
                             session = Some(opened);
                             desk.trouble = None;
-                            self.succession.forget_series();
                             machine.on_connected(Instant::now());
                         }
                         Err(error) => {
@@ -283,12 +282,8 @@ impl<S: Succession> Election<S> {
     async fn take_over(&self, opened: &LockSession, machine: &mut Machine, desk: &mut Desk) {
         let sent_at = Instant::now();
         let group = self.config.group();
-        let sender = match within(self.config.stale_after(), self.succession.sender_no(&group, None)).await {
-            Ok(sender) => sender,
-            Err(error) => return self.lost(Reason::TakeOverFailed, &error, machine),
-        };
         // Twice the patience with writers, and the time of the statements themselves.
-        let raising = opened.raise_term(&self.names, self.claim(machine), sender, self.config.drain_patience());
+        let raising = opened.raise_term(&self.names, self.claim(machine), self.config.drain_patience());
         let Raised { fence, proven_at } = match within(self.config.lease, raising).await {
             Ok(Some(raised)) => raised,
             Ok(None) => {

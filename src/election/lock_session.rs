@@ -9,7 +9,6 @@ use uuid::Uuid;
 use crate::election::Config;
 use crate::election::machine::Observed;
 use crate::election::role::{Leader, LockHolder};
-use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::Fence;
@@ -134,14 +133,13 @@ impl LockSession {
         .transpose()
     }
 
-    /// Waits until no writer of an old term is under way, then begins a new one, in which `sender` leads. A writer that
+    /// Waits until no writer of an old term is under way, then begins a new one, in which this adapter leads. A writer that
     /// takes longer than `patience` is terminated. `None` if another token is in force than the one to be followed, or
     /// another adapter is named to lead next.
     pub(super) async fn raise_term(
         &self,
         names: &Names,
         claim: Claim,
-        sender: SenderNo,
         patience: Duration,
     ) -> Result<Option<Raised>, Error> {
         if !self.drain(names, Some(patience)).await? {
@@ -150,9 +148,9 @@ impl LockSession {
         }
         let proven_at = Instant::now();
         let statement = names.fill(&format!(
-            "SELECT new_term, new_token FROM (SELECT group_no FROM {{leader}} WHERE group_no = $1 AND CASE WHEN $4 THEN true \
-             WHEN $5 IS NOT NULL THEN token = $5 \
-             ELSE successor IS NULL OR successor = $2 OR NOT ({YIELDS}) END FOR UPDATE) l, {{raise}}(l.group_no, $2, $3)",
+            "SELECT new_term, new_token FROM (SELECT group_no FROM {{leader}} WHERE group_no = $1 AND CASE WHEN $3 THEN true \
+             WHEN $4 IS NOT NULL THEN token = $4 \
+             ELSE successor IS NULL OR successor = $2 OR NOT ({YIELDS}) END FOR UPDATE) l, {{raise}}(l.group_no, $2)",
         ));
         let client = self.session.client();
         let (is_told, follows) = match claim {
@@ -160,13 +158,8 @@ impl LockSession {
             Claim::Follows(token) => (false, Some(token)),
             Claim::Lock => (false, None),
         };
-        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
-            (&self.group_no, Type::INT4),
-            (&self.holder, Type::TEXT),
-            (&sender.0, Type::INT4),
-            (&is_told, Type::BOOL),
-            (&follows, Type::UUID),
-        ];
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&self.group_no, Type::INT4), (&self.holder, Type::TEXT), (&is_told, Type::BOOL), (&follows, Type::UUID)];
         let row = client.query_typed_opt(&statement, &parameters).await?;
         client.batch_execute("COMMIT").await?;
         let raised = |row: tokio_postgres::Row| {

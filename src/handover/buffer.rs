@@ -26,6 +26,9 @@ pub enum Refusal {
     /// A take-over is under way, or over.
     #[error("this adapter is taking over")]
     Closed,
+    /// The database server is another one since the ids of the samples' series were found.
+    #[error("the database server was replaced meanwhile")]
+    Moved,
 }
 
 /// A sample with what is known of its coming.
@@ -54,7 +57,7 @@ pub enum Fate {
 
 /// Samples that came together, by time: 20 bytes each.
 #[derive(Debug)]
-struct Block {
+pub(super) struct Block {
     arrived: Instant,
     key: Uuid,
     /// When its samples were last looked at.
@@ -102,7 +105,7 @@ impl Buffer {
         self.extend(blocks(samples));
     }
 
-    fn extend(&mut self, blocks: Vec<Block>) {
+    pub(super) fn extend(&mut self, blocks: Vec<Block>) {
         for block in blocks {
             self.bytes += block.bytes();
             self.samples += block.values.len();
@@ -174,6 +177,13 @@ impl Buffer {
         taken
     }
 
+    /// Takes out everything, as it is.
+    #[must_use]
+    pub fn take_all(&mut self) -> Self {
+        let bytes_max = self.bytes_max;
+        std::mem::replace(self, Self::new(bytes_max))
+    }
+
     /// How many samples are buffered.
     #[must_use]
     pub fn samples(&self) -> usize {
@@ -194,7 +204,7 @@ impl Buffer {
 }
 
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
-fn blocks(samples: &[Buffered]) -> Vec<Block> {
+pub(super) fn blocks(samples: &[Buffered]) -> Vec<Block> {
     let mut samples: Vec<&Buffered> = samples.iter().collect();
     samples.sort_by_key(|sample| (sample.arrived, sample.key, sample.row.time_ms));
     let mut blocks = Vec::new();
@@ -230,7 +240,7 @@ impl Block {
         }
     }
 
-    fn samples(&self) -> impl Iterator<Item = Buffered> {
+    pub(super) fn samples(&self) -> impl Iterator<Item = Buffered> {
         let parts = self.series.iter().zip(&self.after_base_ms).zip(&self.values);
         parts.map(|((series_id, after_ms), value)| Buffered {
             row: Row {
@@ -244,7 +254,7 @@ impl Block {
         })
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         size_of::<Self>() + self.values.len() * SAMPLE_BYTES
     }
 }

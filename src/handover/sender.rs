@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
+use crate::handover::ring::{Kept, Ring};
 use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, SeriesTimes, are_several};
 use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
@@ -22,6 +23,8 @@ pub struct Sender {
     is_alone: bool,
     series: SeriesTimes,
     buffer: Buffer,
+    /// What is stored, lest the server be replaced by one that lacks it.
+    recent: Ring,
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
     clocks: Clocks,
@@ -70,6 +73,8 @@ const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// So many steps of stored times are not taken for gaps.
 const STEPS_SURE: usize = 4;
+/// Samples that pass from the buffer to what is kept beside it at once, at most.
+const KEPT_AT_ONCE: usize = 10_000;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -101,6 +106,7 @@ impl Sender {
             is_alone,
             series,
             buffer: Buffer::new(bytes_max),
+            recent: Ring::default(),
             is_open: true,
             clocks: Clocks::new(Instant::now()),
             leader_newest: None,
@@ -115,7 +121,24 @@ impl Sender {
         self.sort_buffered(&samples)
     }
 
-    fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
+    /// These are stored, or were found to be, at `now`.
+    pub fn keep(&mut self, samples: Kept, now: Instant) {
+        self.recent.add(samples, now);
+    }
+
+    /// Lets go of what it keeps beside the buffer and need not any more, or that takes more than `bytes_max`.
+    pub fn trim(&mut self, bytes_max: usize, now: Instant) {
+        self.recent.trim(bytes_max, now);
+    }
+
+    /// What it keeps beside the buffer.
+    #[must_use]
+    pub fn kept(&self) -> &Ring {
+        &self.recent
+    }
+
+    /// What it has sent, in the order of series and time, with what is known of each sample's coming.
+    pub fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
         let samples = rows.iter().map(|row| {
             let Row { series_id, time_ms, .. } = *row;
             let newest_ms = self.series.sent(series_id, time_ms);
@@ -244,7 +267,8 @@ impl Sender {
     }
 
     /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled; for `is_last`, the last look before the adapter ends, however short that is.
+    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if
+    /// this sender leads, however short that is.
     #[must_use]
     pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
         let every = match is_last {
@@ -253,13 +277,23 @@ impl Sender {
         };
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let may_be_due = count > 0;
-        let fate = |sample: &Buffered| match self.is_covered(sample) {
-            true => Fate::Covered,
-            false if may_be_due && (is_last || self.is_due(sample, now)) => Fate::Due,
-            false => Fate::Keep,
+        let mut recent = std::mem::take(&mut self.recent);
+        let mut gone = Vec::new();
+        let fate = |sample: &Buffered| {
+            if self.is_covered(sample) {
+                gone.push(*sample);
+                // Few at a time, for they take less where they are kept.
+                if gone.len() >= KEPT_AT_ONCE {
+                    recent.add(Kept::new(&gone), now);
+                    gone.clear();
+                }
+                return Fate::Covered;
+            }
+            if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }
         };
         let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
-        self.buffer = buffer;
+        recent.add(Kept::new(&gone), now);
+        (self.buffer, self.recent) = (buffer, recent);
         Looked { covered, due }
     }
 
@@ -303,6 +337,17 @@ impl Sender {
         let taken = self.buffer.take(count);
         self.is_open = !taken.is_empty();
         self.is_open.then_some(taken)
+    }
+
+    /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
+    /// buffered, and what was stored lately.
+    pub fn moved(&mut self, now: Instant) -> Buffer {
+        self.series.forget();
+        // Senders have other numbers there.
+        (self.clocks, self.leader_newest) = (Clocks::new(now), None);
+        let mut samples = self.buffer.take_all();
+        samples.extend(self.recent.take());
+        samples
     }
 
     /// Puts back what was taken out and is not known to be stored.

@@ -5,20 +5,20 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
 use crate::handover::sender::Sender;
-use crate::handover::{Config, Handover, Memory, Requests};
+use crate::handover::{Config, Handover, Memory, Requests, State};
 use crate::model::sender::SenderNo;
 use crate::model::source::Source;
-use crate::postgres::error::Error;
+use crate::postgres::error::{Class, Error};
 use crate::storage::Store;
 use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
+use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 
@@ -34,6 +34,8 @@ pub struct Senders {
     /// By group.
     groups: RwLock<BTreeMap<String, Members>>,
     observed: tokio::sync::Mutex<Observed>,
+    /// Held while numbers of senders are looked for: what several ask for at once is one statement.
+    numbering: tokio::sync::Mutex<()>,
     /// Observations begun.
     begun: AtomicU64,
     /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
@@ -124,6 +126,7 @@ impl Senders {
             memory,
             groups: RwLock::default(),
             observed: tokio::sync::Mutex::default(),
+            numbering: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
             clock_offset_ms: Mutex::default(),
         })
@@ -151,23 +154,43 @@ impl Senders {
             .or_insert_with(|| Members { group: Arc::new(Group::new(group)), senders: BTreeMap::new() });
         let new = || Handover {
             name: name.to_owned(),
-            number: OnceCell::new(),
+            number: Mutex::default(),
             group: Arc::clone(&members.group),
             all: Weak::clone(&self.this),
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
             memory: Arc::clone(&self.memory),
+            bytes_max: self.bytes_max,
             is_shared: self.own.is_none(),
             is_fresh: true.into(),
             leads: Mutex::default(),
-            state: Mutex::new(match self.own {
-                Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
-                None => Sender::shared(self.bytes_max, group == NO_GROUP),
-            }),
+            state: Mutex::new(State::new(
+                self.store.server().identities(),
+                match self.own {
+                    Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
+                    None => Sender::shared(self.bytes_max, group == NO_GROUP),
+                },
+            )),
             requests: Requests::default(),
             taking_out: tokio::sync::Mutex::default(),
         };
         Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// Finds the numbers of all senders that have none in `epoch`.
+    pub(super) async fn find_numbers(&self, epoch: Epoch) -> Result<(), Error> {
+        let _numbering = self.numbering.lock().await;
+        let all = self.members().into_values().flat_map(|(_, handovers)| handovers);
+        let unknown: Vec<Arc<Handover>> = all.filter(|handover| handover.known_number(epoch).is_none()).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = unknown.iter().map(|handover| (handover.group.name(), handover.name())).collect();
+        let numbers = self.store.sender_numbers(epoch, &names).await?;
+        for (handover, number) in unknown.iter().zip(numbers) {
+            *handover.number.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, number));
+        }
+        Ok(())
     }
 
     fn members(&self) -> BTreeMap<String, (Arc<Group>, Vec<Arc<Handover>>)> {
@@ -204,6 +227,7 @@ impl Senders {
             }
             tokio::select! {
                 () = tokio::time::sleep(OBSERVE_INTERVAL) => {}
+                () = self.store.server().doubted() => {}
                 () = stop.cancelled(), if !is_last => {}
             }
         }
@@ -213,20 +237,21 @@ impl Senders {
         self.observe().await?;
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
+                handover.find_again().await?;
+                let epoch = self.store.epoch();
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_news = |offset_ms: i64| {
                     told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
                 };
                 if let Some(offset_ms) = offset_ms.filter(|offset_ms| is_news(*offset_ms)) {
-                    self.store.set_clock_offset(number, offset_ms).await?;
+                    self.store.set_clock_offset(number, offset_ms, epoch).await?;
                     *told_offset_ms = Some(offset_ms);
                 }
                 // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
-                let fence = group.leading().map(|leading| leading.fence);
-                match handover.look(fence, is_last).await {
-                    // The next observation shows the new term.
-                    Ok(()) | Err(Error::Fenced) => {}
+                match handover.look(group.leading().map(|leading| leading.fence), is_last).await {
+                    // The next observation shows the new term, or the other server.
+                    Ok(()) | Err(Error::Fenced | Error::Moved) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -234,7 +259,8 @@ impl Senders {
         Ok(())
     }
 
-    /// Observes what was committed since the last time, in all groups.
+    /// Observes what was committed since the last time, in all groups. On another server than the last time everything is observed anew,
+    /// and what was acknowledged lately is to be found there.
     ///
     /// # Errors
     ///
@@ -246,13 +272,32 @@ impl Senders {
             // Another one that waited has observed all that there was when this was asked.
             return Ok(());
         }
+        match self.observe_from(&mut last).await {
+            Err(error) if error.class() == Class::Moved => {
+                if self.store.look_at_server().await? {
+                    log::warn!(
+                        "the database server is another one, or was started again: what was acknowledged lately is stored again \
+                         where it is missing"
+                    );
+                    *last = Observed::default();
+                    let (epoch, identities) = self.store.server().identities();
+                    for (group, handovers) in self.members().into_values() {
+                        group.moved();
+                        handovers.iter().for_each(|handover| handover.moved(epoch, Arc::clone(&identities)));
+                    }
+                }
+                self.observe_from(&mut last).await
+            }
+            observed => observed,
+        }
+    }
+
+    async fn observe_from(&self, last: &mut Observed) -> Result<(), Error> {
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
         // Its own are not to be taken for another one's.
-        for handover in members.values().flat_map(|(_, handovers)| handovers) {
-            handover.number().await?;
-        }
+        self.find_numbers(self.store.epoch()).await?;
         // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
         let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
@@ -355,6 +400,13 @@ impl Group {
         let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    /// The server is another one: nothing is known of the group.
+    fn moved(&self) {
+        // No counter has this value, so a write that shows it is refused until the group was read.
+        self.reconciled.store(-1, Ordering::Release);
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn on_read(&self, read: &GroupState) {
         self.reconciled.store(read.reconciled, Ordering::Release);
         let leading = read.token.map(|token| Leading {
@@ -397,18 +449,6 @@ impl Succession for Senders {
 
     fn is_drained(&self) -> bool {
         self.members().values().flat_map(|(_, handovers)| handovers).all(|handover| handover.is_empty())
-    }
-
-    fn forget_series(&self) {
-        self.store.forget();
-    }
-
-    async fn sender_no(&self, group: &str, replica: Option<&str>) -> Result<SenderNo, Error> {
-        let handover = match (&self.own, replica) {
-            (Some((_, name)), _) => self.named(group, name),
-            (None, replica) => self.named(group, replica.unwrap_or_default()),
-        };
-        handover.number().await
     }
 }
 

@@ -288,6 +288,13 @@ impl SeriesTimes {
         }
     }
 
+    /// Forgets every series, not how often most are scraped: their ids are another server's.
+    pub fn forget(&mut self) {
+        self.pages.clear();
+        self.floor = i64::MAX;
+        self.led_by = 0;
+    }
+
     /// This sender sent a sample. Returns the newest time it had sent before, if that is not older.
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Option<i64> {
         let entry = self.entry(series_id);

@@ -12,6 +12,9 @@ pub const FENCED: &str = "PF001";
 /// The state it raises when others than the leader have stored samples of the group since it last looked.
 pub const OVERTAKEN: &str = "PF002";
 
+/// The state our check of the server raises when it is another one than that on which ids were found.
+pub const MOVED: &str = "PF003";
+
 /// A statement, or a connection, that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -30,6 +33,9 @@ pub enum Error {
     /// Another adapter has begun a newer term than the one by right of which this was to be written.
     #[error("another adapter has begun a newer term")]
     Fenced,
+    /// The server is another one than that on which the ids to be written were found, or may be.
+    #[error("the database server was replaced or restarted meanwhile")]
+    Moved,
     /// The same happened to others, too.
     #[error(transparent)]
     Shared(#[from] Arc<Error>),
@@ -47,6 +53,8 @@ pub enum Class {
     Data,
     /// Another adapter leads: this term is over.
     Fenced,
+    /// The server is another one, or was restarted: ids that were found on it are to be found again.
+    Moved,
     /// The server no longer takes writes (demoted, or set read-only): every connection to it is worthless.
     ReadOnly,
     /// It may work later, on a new connection: keep the data.
@@ -60,6 +68,7 @@ impl Error {
         let error = match self {
             Self::Server(error) => error,
             Self::Fenced => return Class::Fenced,
+            Self::Moved => return Class::Moved,
             Self::Shared(error) => return error.class(),
             _ => return Class::Transient,
         };
@@ -68,6 +77,9 @@ impl Error {
         };
         if state.code() == FENCED {
             return Class::Fenced;
+        }
+        if state.code() == MOVED {
+            return Class::Moved;
         }
         if *state == SqlState::READ_ONLY_SQL_TRANSACTION {
             return Class::ReadOnly;

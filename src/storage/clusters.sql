@@ -19,7 +19,7 @@ CREATE UNLOGGED TABLE {reports} (
 -- try. Returns the groups that have a new term. Needs READ COMMITTED: what a statement here sees is what was committed once the
 -- locks were granted.
 CREATE FUNCTION {take_over}(
-    of_groups integer[], with_tokens uuid[], replicas text[], senders integer[], silent_seconds double precision[],
+    of_groups integer[], with_tokens uuid[], replicas text[], silent_seconds double precision[],
     told_seconds double precision[], lives interval
 ) RETURNS integer[] LANGUAGE plpgsql VOLATILE AS $body$
 DECLARE
@@ -32,8 +32,8 @@ BEGIN
         WHERE pg_catalog.pg_try_advisory_xact_lock({leader:literal}::regclass::oid::integer, of_group)
     );
     FOR wanted IN
-        SELECT w.* FROM unnest(of_groups, with_tokens, replicas, senders, silent_seconds, told_seconds)
-            AS w (of_group, with_token, replica, sender, silent, told)
+        SELECT w.* FROM unnest(of_groups, with_tokens, replicas, silent_seconds, told_seconds)
+            AS w (of_group, with_token, replica, silent, told)
         JOIN {leader} l ON l.group_no = w.of_group
         LEFT JOIN (
             SELECT u.token, max(u.heard) AS at FROM {reports} r, unnest(r.tokens, r.heard) AS u (token, heard)
@@ -48,9 +48,10 @@ BEGIN
             AND w.replica <> ALL (l.held_out)
             AND (l.successor IS NULL OR l.successor = w.replica
                 OR l.successor_until NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 minutes')
-        FOR UPDATE OF l
+        -- As adapters ask for numbers of senders, lest two transactions that add some wait for each other.
+        ORDER BY l.group_name FOR UPDATE OF l
     LOOP
-        PERFORM {raise}(wanted.of_group, wanted.replica, wanted.sender);
+        PERFORM {raise}(wanted.of_group, wanted.replica);
         taken := taken || wanted.of_group;
     END LOOP;
     RETURN taken;

@@ -48,13 +48,13 @@ impl Limits {
 }
 
 /// Opens a transaction that may write, bounded. Everything is set for the transaction alone, so that it holds behind a pooler
-/// too.
+/// too. `check` is an expression that fails where nothing is to be written.
 #[must_use]
-pub fn begin(limits: Limits) -> String {
+pub fn begin(limits: Limits, check: &str) -> String {
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '{}', true), \
          set_config('lock_timeout', '{}', true), set_config('idle_in_transaction_session_timeout', '{}', true), \
-         set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), true)",
+         set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), true), {check}",
         limits.statement.as_millis(),
         limits.lock.as_millis(),
         limits.idle.as_millis(),

@@ -15,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::model::sender::SenderNo;
-use crate::postgres::error::{Error, FENCED, OVERTAKEN};
+use crate::postgres::error::{Class, Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::row::Row;
+use crate::storage::server::{Epoch, Server};
 use crate::telemetry::metrics::Metrics;
 
 /// Rows one transaction takes at most, beyond its first request: bounds its memory (24 bytes a row, 38 more as COPY)
@@ -57,6 +58,8 @@ pub struct Right {
     pub fence: Option<Fence>,
     /// The group's counter of what others than its leader have stored, as last observed; 0 without an election.
     pub reconciled: i64,
+    /// In which the sender's number and the ids of its series were found.
+    pub epoch: Epoch,
 }
 
 /// How a batch ended.
@@ -86,6 +89,7 @@ pub struct Ingest {
 pub struct Writer {
     connector: Connector,
     names: Arc<Names>,
+    server: Arc<Server>,
     metrics: Arc<Metrics>,
     queue: Arc<Mutex<mpsc::Receiver<Job>>>,
     timeout: Duration,
@@ -102,6 +106,7 @@ impl Ingest {
     pub fn new(
         connector: &Connector,
         names: &Arc<Names>,
+        server: &Arc<Server>,
         metrics: &Arc<Metrics>,
         writers: usize,
         timeout: Duration,
@@ -112,6 +117,7 @@ impl Ingest {
             .map(|_| Writer {
                 connector: connector.clone(),
                 names: Arc::clone(names),
+                server: Arc::clone(server),
                 metrics: Arc::clone(metrics),
                 queue: Arc::clone(&receiver),
                 timeout,
@@ -169,8 +175,16 @@ impl Writer {
     }
 
     async fn store(&self, session: &mut Option<Session>, jobs: Vec<Job>) {
+        let epoch = self.server.epoch();
+        let (jobs, moved): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.batch.right.epoch == epoch);
+        for job in moved {
+            let _ = job.reply.send(Err(Arc::new(Error::Moved)));
+        }
+        if jobs.is_empty() {
+            return;
+        }
         let batches: Vec<&Batch> = jobs.iter().map(|job| &job.batch).collect();
-        match self.attempt(session, &batches).await {
+        match self.attempt(session, &batches, epoch).await {
             Ok(outcomes) => {
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     // A sender that hung up has no use for the answer; its data is stored all the same.
@@ -187,32 +201,40 @@ impl Writer {
     }
 
     /// One transaction. After any error the session is gone, and with it whatever was left undone.
-    async fn attempt(&self, session: &mut Option<Session>, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
+    async fn attempt(
+        &self,
+        session: &mut Option<Session>,
+        batches: &[&Batch],
+        epoch: Epoch,
+    ) -> Result<Vec<Stored>, Error> {
         let result = within(self.timeout, async {
             let open = match session.take() {
                 Some(open) if !open.client().is_closed() => open,
                 _ => self.connector.write_session().await?,
             };
             // Kept out of `session` meanwhile: if this future is dropped, the session goes with it.
-            let outcomes = self.transaction(&open, batches).await?;
+            let outcomes = self.transaction(&open, batches, epoch).await?;
             *session = Some(open);
             Ok(outcomes)
         })
         .await;
         if let Err(error) = &result {
             self.metrics.postgres_error(error.sqlstate());
+            if error.class() == Class::Moved {
+                self.server.doubt();
+            }
         }
         result
     }
 
-    async fn transaction(&self, session: &Session, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
+    async fn transaction(&self, session: &Session, batches: &[&Batch], epoch: Epoch) -> Result<Vec<Stored>, Error> {
         let started = Instant::now();
         let client = session.client();
         let claim = self
             .names
             .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
         let statement = copy_statement(&self.names);
-        let Some(standing) = self.begin(client, batches).await? else {
+        let Some(standing) = self.begin(client, batches, epoch).await? else {
             return Ok(vec![Stored::Overtaken; batches.len()]);
         };
         let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
@@ -263,11 +285,12 @@ impl Writer {
 impl Writer {
     /// Opens a transaction that shows the rights of `batches`; returns what became of each. Where all are of one term, it is an
     /// error that this is over. `None`, with no transaction open: all are overtaken.
-    async fn begin(&self, client: &Client, batches: &[&Batch]) -> Result<Option<Vec<Standing>>, Error> {
+    async fn begin(&self, client: &Client, batches: &[&Batch], epoch: Epoch) -> Result<Option<Vec<Standing>>, Error> {
         let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
         let (fence, reconciled) = rights[0];
         let is_one = rights.iter().all(|right| *right == rights[0]);
-        let mut begin = begin(Limits::of(self.timeout));
+        let check = self.server.check(&self.names, epoch)?;
+        let mut begin = begin(Limits::of(self.timeout), &check);
         if rights.iter().all(|(other, _)| *other == fence) {
             // Waits for the group's lock as long as it may, where the others' writes do not wait for it.
             begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));

@@ -28,6 +28,54 @@ ALTER TABLE {leader}
     -- The sender that leads.
     ADD sender_no integer;
 
+-- What tells a server from another one with less, or other things, in it: an asynchronous replica that was promoted, an older copy, a
+-- store made anew. A server that was started again may have been set back; what it does not tell is left out.
+CREATE FUNCTION {server_state}() RETURNS text
+LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    state text := concat_ws(' ', {series:literal}::regclass::oid, extract(epoch FROM pg_catalog.pg_postmaster_start_time()));
+BEGIN
+    BEGIN
+        state := concat_ws(' ', state, (SELECT system_identifier FROM pg_catalog.pg_control_system()));
+        state := concat_ws(' ', state, pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8));
+    EXCEPTION WHEN OTHERS THEN
+        NULL;
+    END;
+    RETURN state;
+END
+$body$;
+
+-- Fails on a server that is not the one which said so of itself: ids of series and numbers of senders that were found on one are not
+-- to be used on another.
+CREATE FUNCTION {same_server}(known text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $body$
+BEGIN
+    IF {server_state}() <> known THEN
+        RAISE EXCEPTION 'the server was replaced or restarted since ids of series were looked up' USING ERRCODE = 'PF003';
+    END IF;
+    RETURN true;
+END
+$body$;
+
+-- The number of a sender; a new one if need be. It is looked for first, so that no number is taken for nothing.
+CREATE FUNCTION {sender}(of_group text, called text) RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $body$
+DECLARE
+    number integer;
+BEGIN
+    LOOP
+        SELECT sender_no INTO number FROM {senders} WHERE group_name = of_group AND name = called;
+        IF number IS NULL THEN
+            -- Another session may just have added it.
+            INSERT INTO {senders} (group_name, name) VALUES (of_group, called) ON CONFLICT DO NOTHING
+                RETURNING sender_no INTO number;
+        END IF;
+        EXIT WHEN number IS NOT NULL;
+    END LOOP;
+    RETURN number;
+END
+$body$;
+
 -- Who led when.
 CREATE TABLE {terms} (
     group_no integer,

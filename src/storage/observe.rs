@@ -77,7 +77,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What the server said. Rows may have been seen then that come again from the same position.
+    /// What the server said; that it is another one than on which the position was found, before any row is seen. Else rows may have
+    /// been seen that come again from the same position.
     pub async fn observe(
         &self,
         from: Option<&Position>,
@@ -108,10 +109,12 @@ impl Store {
              set_config('enable_seqscan', 'off', true), set_config('statement_timeout', '{}', true)",
             self.config.send_timeout.as_millis()
         );
-        let now = self.names.fill(
-            "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {sealed_to}), \
-             (SELECT coalesce(max(id), 0) FROM {series}), (SELECT newest FROM {sealed_to})",
-        );
+        let epoch = self.server.epoch();
+        let check = self.server.check(&self.names, epoch)?;
+        let now = self.names.fill(&format!(
+            "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {{sealed_to}}), \
+             (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), {check}",
+        ));
         let states = self.names.fill(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
         );
@@ -151,6 +154,8 @@ impl Store {
         let server_ms = from_postgres_us(server_us);
         let Timestamp(newest_us) = row.try_get(4)?;
         self.server_clock.set(server_ms, asked_at + round_trip / 2);
+        let newest_series_id = row.try_get(3)?;
+        self.on_newest_series(epoch, newest_series_id, asked_at);
         Ok(Observed {
             is_complete: from.is_some_and(|from| from.is_followed(&position, &sealed_to)),
             position,
@@ -158,7 +163,7 @@ impl Store {
             senders: senders.iter().map(SenderState::read).collect::<Result<_, _>>()?,
             clock_offset_ms: asked_ms.midpoint(answered_ms) - server_ms,
             round_trip_ms: i64::try_from(round_trip.as_millis()).unwrap_or(i64::MAX),
-            newest_series_id: row.try_get(3)?,
+            newest_series_id,
             sealed_newest_ms: from_postgres_us(newest_us),
         })
     }

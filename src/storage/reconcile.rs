@@ -17,12 +17,13 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::chunk::{Encoded, Places, bucket_of, series_at};
-use crate::storage::fence::{Limits, NO_GROUP, WITHOUT_JIT, begin, exclude};
+use crate::storage::fence::{Limits, NO_GROUP, begin, exclude};
 use crate::storage::hot::{Elements, Gathered, ROW_SAMPLES_MAX, gather};
 use crate::storage::ingest::Right;
 use crate::storage::layout::Layout;
 use crate::storage::reconcile::windows::{Span, Windows};
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
+use crate::storage::server::Epoch;
 
 mod windows;
 
@@ -101,7 +102,8 @@ impl Store {
         let limits = Limits { statement: PATIENCE, lock: PATIENCE, idle: IDLE_TIMEOUT };
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let begin = format!("{}; {}", begin(limits), exclude(&self.names, what.group_no));
+            let check = self.server.check(&self.names, what.right.epoch)?;
+            let begin = format!("{}; {}", begin(limits, &check), exclude(&self.names, what.group_no));
             let windows = Windows::new(what.rows, what.window_ms, what.unbounded);
             let token = what.right.fence.map(|fence| fence.token);
             // Sent in this order without waiting between: what comes behind a BEGIN that failed only reads.
@@ -135,7 +137,7 @@ impl Store {
         .await
     }
 
-    /// What is stored around `rows` at the moment; see [`Reconcile`].
+    /// What is stored around `rows`, with ids that were found in `epoch`, at the moment; see [`Reconcile`].
     ///
     /// # Errors
     ///
@@ -146,12 +148,14 @@ impl Store {
         group_no: i32,
         window_ms: i64,
         unbounded: &[i64],
+        epoch: Epoch,
     ) -> Result<Around, Error> {
         self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, epoch)?;
             let client = Pooled::take(&self.pool).await?;
             let windows = Windows::new(rows, window_ms, unbounded);
             let begin = format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {}",
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT set_config('statement_timeout', '{}', true), {check}",
                 self.config.send_timeout.as_millis()
             );
             let ((), around, ()) = try_join3(
@@ -218,7 +222,7 @@ impl Store {
     /// that what is sealed meanwhile is seen twice, and never not at all.
     async fn read_around(&self, client: &Client, windows: &Windows, group_no: i32) -> Result<Around, Error> {
         // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
-        let by_index = format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off");
+        let by_index = "SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
         let sealed = async {
             match self.layout {
                 Layout::Chunks => self.chunks_around(client, windows).await,
@@ -227,7 +231,7 @@ impl Store {
         };
         let (mut around, (), sealed, last, (terms, clock_offsets_ms)) = try_join5(
             self.hot_around(client, windows),
-            async { Ok(client.batch_execute(&by_index).await?) },
+            async { Ok(client.batch_execute(by_index).await?) },
             sealed,
             self.sealed_last(client, windows),
             self.senders_around(client, windows, group_no),

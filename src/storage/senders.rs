@@ -1,31 +1,12 @@
 //! The numbers under which senders' samples are stored, and their clocks.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::names::Names;
-
-/// The numbers that were asked for, by group and name.
-#[derive(Debug, Default)]
-pub(super) struct Numbers(Mutex<HashMap<(String, String), SenderNo>>);
-
-impl Numbers {
-    /// Forgets them all.
-    pub(super) fn clear(&self) {
-        self.lock().clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), SenderNo>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use crate::storage::server::Epoch;
 
 impl Store {
     /// The number of the sender `name` of a group; a new one if need be.
@@ -34,30 +15,45 @@ impl Store {
     ///
     /// What the server said.
     pub async fn sender_no(&self, group_name: &str, name: &str) -> Result<SenderNo, Error> {
-        let key = (group_name.to_owned(), name.to_owned());
-        if let Some(sender) = self.numbers.lock().get(&key) {
-            return Ok(*sender);
-        }
-        let sender = self
-            .counted(within(self.config.send_timeout, async {
-                let client = Pooled::take(&self.pool).await?;
-                let sender = find(&client, &self.names, group_name, name).await?;
-                client.give_back();
-                Ok(sender)
-            }))
-            .await?;
-        self.numbers.lock().insert(key, sender);
-        Ok(sender)
+        Ok(self.sender_numbers(self.epoch(), &[(group_name, name)]).await?[0])
     }
 
-    /// Publishes how far the clock of the adapter that `sender` sends to is ahead of the server's.
+    /// The numbers of senders, given by their groups and names, for use in `epoch`; new ones where need be.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that this epoch is over.
+    pub async fn sender_numbers(&self, epoch: Epoch, senders: &[(&str, &str)]) -> Result<Vec<SenderNo>, Error> {
+        let (groups, names): (Vec<&str>, Vec<&str>) = senders.iter().copied().unzip();
+        self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, epoch)?;
+            // In one order for all.
+            let statement = self.names.fill(&format!(
+                "SELECT n, {{sender}}(of_group, called), {check} FROM (SELECT * FROM unnest($1::text[], $2::text[]) \
+                 WITH ORDINALITY AS s (of_group, called, n) ORDER BY of_group, called) AS asked"
+            ));
+            let client = Pooled::take(&self.pool).await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&groups, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)];
+            let mut rows = client.query_typed(&statement, &parameters).await?;
+            client.give_back();
+            rows.sort_by_key(|row| row.get::<_, i64>(0));
+            rows.iter().map(|row| Ok(SenderNo(row.try_get(1)?))).collect()
+        }))
+        .await
+    }
+
+    /// Publishes how far the clock of the adapter that `sender`, a number found in `epoch`, sends to is ahead of the server's.
     ///
     /// # Errors
     ///
     /// What the server said.
-    pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64) -> Result<(), Error> {
-        let statement = self.names.fill("UPDATE {senders} SET clock_offset_ms = $2 WHERE sender_no = $1");
+    pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64, epoch: Epoch) -> Result<(), Error> {
         self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, epoch)?;
+            let statement = self
+                .names
+                .fill(&format!("UPDATE {{senders}} SET clock_offset_ms = $2 WHERE sender_no = $1 AND {check}"));
             let client = Pooled::take(&self.pool).await?;
             let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&sender.0, Type::INT4), (&offset_ms, Type::INT8)];
             client.execute_typed(&statement, &parameters).await?;
@@ -65,22 +61,5 @@ impl Store {
             Ok(())
         }))
         .await
-    }
-}
-
-async fn find(client: &Client, names: &Names, group_name: &str, name: &str) -> Result<SenderNo, Error> {
-    // Looked for first, so that no number is taken for nothing.
-    let statement = names.fill(
-        "WITH found AS (SELECT sender_no FROM {senders} WHERE group_name = $1 AND name = $2), \
-         added AS (INSERT INTO {senders} (group_name, name) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM found) \
-         ON CONFLICT DO NOTHING RETURNING sender_no) \
-         SELECT sender_no FROM found UNION ALL SELECT sender_no FROM added",
-    );
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_name, Type::TEXT), (&name, Type::TEXT)];
-    loop {
-        // Not found and not added: another session has just added it.
-        if let Some(found) = client.query_typed_opt(&statement, &parameters).await? {
-            return Ok(SenderNo(found.try_get(0)?));
-        }
     }
 }

@@ -61,6 +61,8 @@ pub struct Metrics {
     pub samples_filled_total: IntCounter,
     /// Samples acknowledged and not stored, for their slot was observed to be taken, by `from` where they were.
     pub samples_covered_total: IntCounterVec,
+    /// Samples acknowledged and lost: the database server was replaced by one that lacks their series.
+    pub samples_lost_total: IntCounter,
     /// Samples acknowledged and not stored, for they are older than the retention.
     pub samples_expired_total: IntCounter,
     /// Samples held at the moment.
@@ -181,6 +183,11 @@ impl Metrics {
                 "samples_covered_total",
                 "Samples acknowledged and not stored, their slot in the series being taken, by where they were: buffer, late, leader.",
                 &["from"],
+            ),
+            samples_lost_total: counter(
+                r,
+                "samples_lost_total",
+                "Samples acknowledged and lost: the database server was replaced by one that lacks their series.",
             ),
             samples_expired_total: counter(
                 r,

@@ -12,6 +12,7 @@ mod http;
 mod kubernetes;
 mod migrate;
 mod observe;
+mod promoted;
 mod read;
 mod reader;
 mod reconcile;

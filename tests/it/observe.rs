@@ -211,7 +211,7 @@ async fn groups_senders_and_clocks_are_told() {
     assert_eq!(store.sender_no(GROUP, "b").await.unwrap(), second, "and again");
     let stranger = store.sender_no("another group", "b").await.unwrap();
     assert!(![first, second].contains(&stranger));
-    store.set_clock_offset(second, -1_500).await.unwrap();
+    store.set_clock_offset(second, -1_500, store.epoch()).await.unwrap();
     let observed = Observer::default().look(&store, &[]).await;
     assert_eq!(observed.groups, []);
     let senders = |observed: &Observed| {

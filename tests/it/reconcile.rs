@@ -49,7 +49,7 @@ impl Group {
     }
 
     fn right(&self, sender: SenderNo, reconciled: i64) -> Right {
-        Right { sender, fence: Some(self.fence), reconciled }
+        Right { sender, fence: Some(self.fence), reconciled, epoch: self.store.epoch() }
     }
 
     async fn append(&self, rows: impl Into<Vec<Row>>, right: Right) -> Stored {
@@ -143,11 +143,11 @@ async fn what_is_around_is_found_hot_and_sealed() {
         b = group.other.0
     );
     group.database.run(&terms).await;
-    group.store.set_clock_offset(group.other, 250).await.unwrap();
+    group.store.set_clock_offset(group.other, 250, group.store.epoch()).await.unwrap();
     group.store.sender_no("another group", "a").await.unwrap();
     let rows = [row(7, 20_100), row(7, 40_000), row(8, 29_500), row(8, 40_900), row(200, 50_000), row(1_000, 40_000)];
     let unbounded = [8, 200, 1_000];
-    let around = group.store.around(&rows, group.fence.group_no, 500, &unbounded).await.unwrap();
+    let around = group.store.around(&rows, group.fence.group_no, 500, &unbounded, group.store.epoch()).await.unwrap();
     let mut times = HashMap::new();
     times.insert(7, stored(&[(20_000, None), (40_000, a), (40_400, None)]));
     times.insert(8, stored(&[(30_000, None), (40_500, None)]));
@@ -160,7 +160,7 @@ async fn what_is_around_is_found_hot_and_sealed() {
     assert_eq!(around.clock_offsets_ms, HashMap::from([(group.leader, 0), (group.other, 250)]));
     // The same once it is sealed, but for who sent it; the last one from a chunk.
     group.store.seal(None, false).await.unwrap().expect("nobody else seals");
-    let around = group.store.around(&rows, group.fence.group_no, 500, &unbounded).await.unwrap();
+    let around = group.store.around(&rows, group.fence.group_no, 500, &unbounded, group.store.epoch()).await.unwrap();
     times.values_mut().flatten().for_each(|time| time.sender = None);
     assert_eq!(around.times, times);
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, None)])[0])]));
@@ -267,7 +267,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
     let group_no = group.database.one("SELECT group_no FROM metrics_leader WHERE group_name = 'second'").await;
     let of_second = |reconciled| {
         let fence = Fence { group_no, term: 1, token: second };
-        Right { sender: SenderNo::UNKNOWN, fence: Some(fence), reconciled }
+        Right { sender: SenderNo::UNKNOWN, fence: Some(fence), reconciled, epoch: group.store.epoch() }
     };
     let over = Fence { token: Uuid::new_v4(), ..group.fence };
     let rights = [
@@ -275,7 +275,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
         (of_second(3), Stored::Committed),
         (of_second(2), Stored::Overtaken),
         (Right { fence: Some(over), ..group.right(group.leader, 0) }, Stored::Fenced),
-        (Right { sender: group.other, fence: None, reconciled: 0 }, Stored::Committed),
+        (Right { sender: group.other, fence: None, reconciled: 0, epoch: group.store.epoch() }, Stored::Committed),
         (group.right(group.other, 1), Stored::Overtaken),
     ];
     // The only writer is busy while they queue.
@@ -375,7 +375,7 @@ async fn a_frozen_reconcile_holds_the_leader_up_for_a_second() {
 async fn without_an_election_too_nobody_writes_beside_a_reconcile() {
     let group = Group::new().await;
     group.make_series(1..2).await;
-    let right = Right { sender: group.other, fence: None, reconciled: 0 };
+    let right = Right { sender: group.other, fence: None, reconciled: 0, epoch: group.store.epoch() };
     let what = Reconcile { right, group_no: 0, ..group.reconcile(&LATE) };
     assert_eq!(while_frozen(&group, what, right).await, Stored::Committed);
     let done = group.store.reconcile(what, |_| vec![row(1, 9_000)]).await.unwrap().unwrap();
@@ -396,7 +396,8 @@ async fn rows_of_a_hypertable_are_found_too() {
         )
         .await;
     let (store, _) = open(&database, None, true).await;
-    let around = store.around(&[row(1, 20_300), row(2, 39_600), row(2, 41_000)], 0, 500, &[2, 3]).await.unwrap();
+    let around =
+        store.around(&[row(1, 20_300), row(2, 39_600), row(2, 41_000)], 0, 500, &[2, 3], store.epoch()).await.unwrap();
     let times = HashMap::from([(1, stored(&[(20_000, None)])), (2, stored(&[(40_000, None)]))]);
     assert_eq!((around.times, around.last_ms), (times, HashMap::from([(2, stored(&[(60_000, None)])[0])])));
 }

@@ -11,7 +11,6 @@ use crate::election::by_labels::by_hand::{Given, Order};
 use crate::election::by_labels::cluster::{Next, Seen, Succession};
 use crate::election::by_labels::group_name;
 use crate::election::lock_session::YIELDS;
-use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
 use crate::storage::names::Names;
@@ -191,31 +190,24 @@ pub async fn drain(client: &Client, names: &Names, groups: &[i32]) -> Result<boo
     }
 }
 
-/// Lets other replicas lead, each given with the number of its samples' sender; returns the numbers of the groups in which one
-/// does now.
+/// Lets other replicas lead; returns the numbers of the groups in which one does now.
 ///
 /// # Errors
 ///
 /// What the server said; nothing has changed then.
-pub async fn take_over(
-    client: &Client,
-    names: &Names,
-    successions: &[(&Succession, SenderNo)],
-) -> Result<Vec<i32>, Error> {
-    let all = || successions.iter().map(|(succession, _)| succession);
+pub async fn take_over(client: &Client, names: &Names, successions: &[&Succession]) -> Result<Vec<i32>, Error> {
+    let all = || successions.iter();
     let groups: Vec<i32> = all().map(|succession| succession.group_no).collect();
     let tokens: Vec<Option<Uuid>> = all().map(|succession| succession.token).collect();
     let replicas: Vec<&str> = all().map(|succession| succession.replica.as_str()).collect();
-    let senders: Vec<i32> = successions.iter().map(|(_, sender)| sender.0).collect();
     let silent: Vec<f64> = all().map(|succession| succession.silent_for.as_secs_f64()).collect();
     let told: Vec<Option<f64>> =
         all().map(|succession| succession.told_within.map(|within| within.as_secs_f64())).collect();
-    let statement = names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, $6, {LIVES})"));
-    let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+    let statement = names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, {LIVES})"));
+    let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
         (&groups, Type::INT4_ARRAY),
         (&tokens, Type::UUID_ARRAY),
         (&replicas, Type::TEXT_ARRAY),
-        (&senders, Type::INT4_ARRAY),
         (&silent, Type::FLOAT8_ARRAY),
         (&told, Type::FLOAT8_ARRAY),
     ];

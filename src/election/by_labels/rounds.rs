@@ -10,12 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::election::by_labels::board;
 use crate::election::by_labels::cluster::{self, ROUND, STALE};
 use crate::election::by_labels::clusters::Clusters;
-use crate::election::by_labels::{board, group_name};
 use crate::election::role::Role;
 use crate::election::{Succession, Term};
-use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::names::Names;
@@ -40,9 +39,6 @@ pub struct Rounds<S> {
     pub metrics: Arc<Metrics>,
 }
 
-/// A cluster, who is to lead it, and the number under which its samples are stored.
-type Numbered = (String, cluster::Succession, SenderNo);
-
 /// However often something cannot wait, rounds are so far apart: where many replicas go at once, one is for many clusters.
 const ROUNDS_APART: Duration = Duration::from_millis(50);
 
@@ -61,7 +57,6 @@ impl<S: Succession> Rounds<S> {
         let adapter = Uuid::new_v4();
         let beginnings = Arc::new(Semaphore::new(BEGINNINGS));
         let mut trouble = Trouble::default();
-        let mut steady_at = Instant::now();
         let mut ends_at = None;
         loop {
             let began = Instant::now();
@@ -71,14 +66,10 @@ impl<S: Succession> Rounds<S> {
                     if !have_taken {
                         next = began + TRY_AGAIN;
                     }
-                    if began.saturating_duration_since(steady_at) > STALE * 2 {
-                        self.succession.forget_series();
-                    }
                     if trouble.over() {
                         log::info!("the clusters' leaders are known again");
                     }
-                    steady_at = Instant::now();
-                    self.role.send_replace(Role::ByLabels { until: steady_at + STALE * 2 });
+                    self.role.send_replace(Role::ByLabels { until: Instant::now() + STALE * 2 });
                 }
                 Err(error) => {
                     let why = error.to_string();
@@ -135,21 +126,18 @@ impl<S: Succession> Rounds<S> {
             board::add(&client, &self.names, &rowless, clusters.config().clusters_max).await?;
             read(&client, &rowless).await?;
         }
-        // Found by a connection of the pool, too, which may have but one.
-        client.give_back();
-        let successions = self.numbered(clusters.successions(Instant::now())).await;
+        let successions = clusters.successions(Instant::now());
         if !successions.is_empty() {
-            let client = Pooled::take(&self.pool).await?;
             let taken = self.take_over(&client, &successions).await?;
             have_taken = taken.len() == successions.len();
-            for (cluster, succession, _) in successions.iter().filter(|(_, one, _)| taken.contains(&one.group_no)) {
+            for (cluster, succession) in successions.iter().filter(|(_, one)| taken.contains(&one.group_no)) {
                 log::info!("replica {:?} leads cluster {cluster:?} now", succession.replica);
                 self.metrics.cluster_leader_changes_total.inc();
             }
-            let names: Vec<String> = successions.iter().map(|(cluster, ..)| cluster.clone()).collect();
+            let names: Vec<String> = successions.iter().map(|(cluster, _)| cluster.clone()).collect();
             read(&client, &names).await?;
-            client.give_back();
         }
+        client.give_back();
         for (cluster, term) in clusters.to_begin() {
             self.begin(cluster, term, beginnings);
         }
@@ -159,27 +147,19 @@ impl<S: Succession> Rounds<S> {
         Ok(have_taken)
     }
 
-    /// With the numbers of the senders that are to lead, but for those whose number cannot be found.
-    async fn numbered(&self, successions: Vec<(String, cluster::Succession)>) -> Vec<Numbered> {
-        let mut numbered = Vec::with_capacity(successions.len());
-        for (cluster, succession) in successions {
-            match self.succession.sender_no(&group_name(&cluster), Some(&succession.replica)).await {
-                Ok(sender) => numbered.push((cluster, succession, sender)),
-                Err(error) => log::warn!("{:?} of cluster {cluster:?} cannot lead: {error}", succession.replica),
-            }
-        }
-        numbered
-    }
-
     /// Returns the numbers of those groups in which another replica leads now.
-    async fn take_over(&self, client: &Client, successions: &[Numbered]) -> Result<Vec<i32>, Error> {
+    async fn take_over(
+        &self,
+        client: &Client,
+        successions: &[(String, cluster::Succession)],
+    ) -> Result<Vec<i32>, Error> {
         let (ordered, silent): (Vec<_>, Vec<_>) =
-            successions.iter().map(|(_, one, sender)| (one, *sender)).partition(|(one, _)| one.is_ordered);
+            successions.iter().map(|(_, one)| one).partition(|one| one.is_ordered);
         let mut taken = Vec::new();
         if !silent.is_empty() {
             taken = board::take_over(client, &self.names, &silent).await?;
         }
-        let groups: Vec<i32> = ordered.iter().map(|(succession, _)| succession.group_no).collect();
+        let groups: Vec<i32> = ordered.iter().map(|succession| succession.group_no).collect();
         if !groups.is_empty() && board::drain(client, &self.names, &groups).await? {
             taken.extend(board::take_over(client, &self.names, &ordered).await?);
             client.batch_execute("COMMIT").await?;
