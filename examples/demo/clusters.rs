@@ -10,6 +10,7 @@ use std::time::Instant;
 use rig::prometheus::Sender;
 
 use self::stage::{Lead, REPLICAS, Stage, TIMEOUT_SECONDS};
+use crate::judge::now_ms;
 use crate::verdict::{self, Verdict};
 use crate::{PATIENCE, PEACE, Teller};
 
@@ -57,6 +58,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
 
     say(&format!("kill -9 of adapter {}: the proxy passes its turns on to the other one", VICTIM + 1));
     stage.kill_adapter(VICTIM).await;
+    let deaths = [now_ms()];
     tokio::time::sleep(PEACE).await;
     let alone = [stage.settled(EU, None).await, stage.settled(US, None).await];
     roles(&stage, teller).await;
@@ -95,7 +97,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
         say(&format!("and what is true of all of cluster {}:", cluster.name));
         let (verdict, deeds) = (&mut verdicts[index], &deeds[index]);
         deeds.judge(verdict);
-        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(), teller.began()).await;
+        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(&deaths), teller.began()).await;
         let leading = &cluster.replicas[ends[index].replica];
         verdict::by_remote_read(verdict, &stage.postgres, &stage.reader, leading, cluster.name).await;
         for (replica, prometheus) in cluster.replicas.iter().enumerate() {

@@ -16,8 +16,15 @@ const SCRAPE_MS: i64 = 1_000;
 /// A scrape of a busy machine may be so late.
 const LATE_MS: i64 = SCRAPE_MS / 10;
 
+/// Two sides' scrapes that are no farther apart are one.
+const HALF_MS: u64 = SCRAPE_MS.unsigned_abs() / 2;
+
 /// By then all that was scraped is covered: what the leading side missed is stored after two intervals and 5 s.
 const COVERED_WITHIN: Duration = Duration::from_secs(30);
+
+/// So long, at most, the memory of one adapter may have been all that had a scrape which the leading side did not make: as above, and
+/// in a process that is dead then.
+const BUFFERED_MS: i64 = 2 * SCRAPE_MS + 5_000 + 2 * SCRAPE_MS;
 
 /// Before that some targets have not been scraped, and some rules not been evaluated, by both: each side spreads its first
 /// ones over an interval, and on a busy machine one is up a second or two before the other.
@@ -42,6 +49,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) cluster: &'a str,
     /// Its replicas.
     pub(crate) sides: [&'a Prometheus; 2],
+    /// When adapters were killed, ms since 1970.
+    pub(crate) deaths: &'a [i64],
 }
 
 /// What was found.
@@ -51,30 +60,37 @@ pub(crate) struct Findings {
     pub(crate) samples: usize,
     /// Series stored.
     pub(crate) series: usize,
-    /// Scrapes that a Prometheus has, and of which the store has neither side's.
+    /// Scrapes that a Prometheus has, and of which the store has neither side's, but for those that died with an adapter.
     pub(crate) lost: usize,
+    /// Scrapes that one side alone had made, right before an adapter was killed: what only that had is gone.
+    pub(crate) died: usize,
     /// Samples of a scrape that has one already.
     pub(crate) doubled: usize,
-    /// The first that is wrong, in words.
+    /// The first of those lost or doubled, in words.
     pub(crate) example: Option<String>,
 }
 
 /// Judges all that is stored of a cluster, once all that was scraped until now is.
 pub(crate) async fn judge(postgres: &Postgres, subject: &Subject<'_>, began: Instant) -> Findings {
     let client = postgres.connect("postgres").await;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
-    let (asked, until) = (Instant::now(), i64::try_from(now.as_millis()).expect("the clock is not far ahead"));
+    let (asked, until) = (Instant::now(), now_ms());
     loop {
         let expression = format!("{OWN}[{}s]", began.elapsed().as_secs() + 1);
         let scraped = [own(subject.sides[0], &expression).await, own(subject.sides[1], &expression).await];
         let stored = stored(&client, subject.cluster).await;
         let from = stored.values().filter_map(|times| times.first()).min().copied().unwrap_or(until) + WARM_MS;
-        let findings = compare(&stored, &scraped, from..until);
+        let findings = compare(&stored, &scraped, from..until, subject.deaths);
         if findings.lost == 0 || asked.elapsed() > COVERED_WITHIN {
             return findings;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// The time in ms since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(now.as_millis()).expect("the clock is not far ahead")
 }
 
 /// What the database has of a cluster.
@@ -109,7 +125,7 @@ async fn own(prometheus: &Prometheus, expression: &str) -> Times {
 }
 
 /// Judges every series that is stored or that a side has; what was scraped, within `span`.
-fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>) -> Findings {
+fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, deaths: &[i64]) -> Findings {
     let scrapes = Scrapes { interval_ms: SCRAPE_MS, jitter_ms: LATE_MS };
     let samples = stored.values().map(Vec::len).sum();
     let mut findings = Findings { samples, series: stored.len(), ..Findings::default() };
@@ -124,6 +140,13 @@ fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>) -> Findings {
         let within = |times: &Vec<i64>| times.iter().copied().filter(|time| span.contains(time)).collect::<Vec<_>>();
         let scraped = scraped.each_ref().map(within);
         let lost = scrapes.lost(&scraped.each_ref().map(|times| Side { times, ahead_ms: 0 }), &stored);
+        let made_by = |times: &Vec<i64>, time: i64| times.iter().any(|made| made.abs_diff(time) <= HALF_MS);
+        let has_died = |time: &i64| {
+            let made_by = scraped.each_ref().map(|times| made_by(times, *time));
+            made_by != [true, true] && deaths.iter().any(|at| (at - BUFFERED_MS..=*at).contains(time))
+        };
+        let (died, lost): (Vec<i64>, Vec<i64>) = lost.into_iter().partition(has_died);
+        findings.died += died.len();
         let doubled = scrapes.doubled(&stored);
         findings.lost += lost.len();
         findings.doubled += doubled.len();
@@ -161,7 +184,7 @@ mod tests {
         let sides = [series(&each_second(0, 20_000)), series(&each_second(300, 20_000))];
         let mut stored = stored.concat();
         stored.sort_unstable();
-        let findings = compare(&series(&stored), &sides, 4_000..20_000);
+        let findings = compare(&series(&stored), &sides, 4_000..20_000, &[]);
         assert_eq!((findings.lost, findings.doubled), (lost, doubled), "{:?}", findings.example);
         assert_eq!(findings.example.is_some(), lost + doubled > 0);
     }
@@ -179,6 +202,17 @@ mod tests {
         check(&[each_second(0, 8_000), each_second(9_000, 20_000)], 1, 0);
         check(&[each_second(0, 15_000)], 5, 0);
         check(&[], 16, 0);
+    }
+
+    #[test]
+    fn what_one_adapter_alone_had_dies_with_it() {
+        let sides = [series(&[5_000, 6_000, 7_000]), series(&[5_300, 6_300, 7_300, 8_300])];
+        for (deaths, lost, died) in [(&[][..], 1, 0), (&[8_300], 0, 1), (&[8_299], 1, 0), (&[18_000], 1, 0)] {
+            let findings = compare(&series(&[5_000, 6_000, 7_000]), &sides, 4_000..20_000, deaths);
+            assert_eq!((findings.lost, findings.died), (lost, died), "{deaths:?}");
+        }
+        let findings = compare(&series(&[5_000, 6_000]), &sides, 4_000..7_500, &[7_400]);
+        assert_eq!((findings.lost, findings.died), (1, 0), "the leading side had made it, too");
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
         .check(&format!("take-over after {silence:.2} s when a Prometheus dies, at most {bound} s"), silence <= bound);
     verdict.check(&format!("take-over after {crash:.2} s when an adapter dies, at most 1 s"), crash <= 1.0);
     let sides = pair.sides.each_ref().map(|side| &side.prometheus);
-    let subject = Subject { cluster: CLUSTER, sides };
+    let subject = Subject { cluster: CLUSTER, sides, deaths: &[] };
     let found = verdict::by_the_pair(&mut verdict, &pair.postgres, &subject, teller.began()).await;
     let leading = &pair.sides[leader(&pair).await].prometheus;
     verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader, leading, CLUSTER).await;

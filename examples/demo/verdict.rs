@@ -48,10 +48,13 @@ pub(crate) async fn by_the_pair(
     began: Instant,
 ) -> Findings {
     let findings = judge(postgres, subject, began).await;
-    let Findings { samples, series, lost, doubled, .. } = findings;
+    let Findings { samples, series, lost, died, doubled, .. } = findings;
     verdict.check(&format!("{samples} samples of {series} series are stored"), samples > 0);
     verdict.check(&format!("{lost} lost (a Prometheus has it, and nothing of that scrape is stored)"), lost == 0);
     verdict.check(&format!("{doubled} doubled (of one scrape there are two)"), doubled == 0);
+    if died > 0 {
+        println!("        {died} that only the adapter had which was killed: the leading Prometheus had not made them");
+    }
     if let Some(example) = &findings.example {
         println!("        the first: {example}");
     }

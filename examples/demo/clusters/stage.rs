@@ -29,9 +29,9 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Its samples, for the judge.
-    pub(crate) fn subject(&self) -> Subject<'_> {
-        Subject { cluster: self.name, sides: self.replicas.each_ref() }
+    /// Its samples, for the judge; adapters were killed at these times, in ms since 1970.
+    pub(crate) fn subject<'a>(&'a self, deaths: &'a [i64]) -> Subject<'a> {
+        Subject { cluster: self.name, sides: self.replicas.each_ref(), deaths }
     }
 }
 
