@@ -28,7 +28,7 @@ chaos: install-deps ## Inject every failure and count samples lost and doubled; 
 	$(CARGO) build --example chaos
 	@$(CARGO) run --quiet --example chaos -- --binary target/release/prometheus-postgresql-adapter $(CHAOS)
 
-chaos-short: install-deps ## The most telling failures only, in under two minutes
+chaos-short: install-deps ## The most telling failures only, in under three minutes
 	$(CARGO) build --bin prometheus-postgresql-adapter --example chaos
 	@$(CARGO) run --quiet --example chaos -- --short
 

@@ -1,5 +1,6 @@
 //! Builds every part, owns every task, stops them in order.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -19,13 +20,13 @@ use crate::election::by_labels::rounds::Rounds;
 use crate::election::desk::{self, Desk};
 use crate::election::liveness::Heard;
 use crate::election::role::{LockHolder, Role};
-use crate::election::{self, PrometheusTimeout};
-use crate::handover::Handover;
-use crate::handover::shares::Shares;
+use crate::election::{self, PrometheusTimeout, WritePath};
+use crate::handover::senders::{NO_GROUP, Senders};
 use crate::http::{self, Service};
 use crate::postgres::{Connector, tls};
-use crate::receiver::{Receiver, Senders};
+use crate::receiver::{Leaders, Receiver};
 use crate::storage::Store;
+use crate::storage::position::Position;
 use crate::telemetry::metrics::Metrics;
 
 /// Why the program cannot go on.
@@ -72,6 +73,10 @@ const SEAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The same, where a look takes long.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
+
+/// Rows that were committed so recently are left to the next round: others observe them once a second, and would have to look for
+/// what is sealed before.
+const OBSERVED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Pause after a round of sealing that failed.
 const SEAL_RETRY: Duration = Duration::from_secs(10);
@@ -159,13 +164,19 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     if !config.storage.read_only {
         let receiver = Receiver {
             store: Arc::clone(&store),
-            senders: elected.senders,
+            senders: Arc::clone(&elected.senders),
+            leaders: elected.leaders,
             metrics: Arc::clone(&metrics),
             trouble: Mutex::default(),
         };
         let _ = service.receiver.set(Arc::new(receiver));
     }
-    let filling = requests.spawn(elected.filling);
+    let senders = elected.senders;
+    let observing_stop = CancellationToken::new();
+    let observing = (!config.storage.read_only).then(|| {
+        let stop = observing_stop.clone();
+        connections.spawn(async move { senders.run(stop).await })
+    });
     let mut electing = connections.spawn(elected.electing);
     let sealing = requests.spawn(keep_sealed(Arc::clone(&store), role.clone(), stopping.clone()));
     let upkeep = requests.spawn(keep_up(Arc::clone(&store), config.clone(), role, stopping.clone()));
@@ -181,16 +192,25 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     stopping.cancel();
     upkeep.abort();
     sealing.abort();
-    filling.abort();
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
         log::warn!("{} request(s) did not end in time", requests.len());
     }
+    // Nothing more comes: what this adapter alone has acknowledged is stored.
+    observing_stop.cancel();
     if service.clusters.is_some() {
         // What is held may still be needed, and then is to be written.
         election_stop.cancel();
         await_end(&mut electing, "the rounds of the election").await;
+    }
+    if let Some(mut observing) = observing {
+        await_end(&mut observing, "storing what is buffered").await;
+        observing.abort();
+    }
+    let lost = metrics.standby_held_samples.get();
+    if lost > 0 {
+        log::error!("{lost} acknowledged samples are buffered and could not be stored before the end");
     }
     writers_stop.cancel();
     if tokio::time::timeout(GRACE, async { while writing.join_next().await.is_some() {} }).await.is_err() {
@@ -248,31 +268,26 @@ struct Parts<'a> {
 
 /// What an election hands to the write path, and what has to run for it.
 struct Elected {
-    senders: Senders,
-    filling: BoxFuture<'static, ()>,
+    senders: Arc<Senders>,
+    leaders: Leaders,
     electing: BoxFuture<'static, ()>,
 }
 
 impl Parts<'_> {
     /// For each cluster one of its replicas leads, until `stop`.
     fn by_labels(&self, clusters: &Arc<Clusters>, role: watch::Sender<Role>, stop: CancellationToken) -> Elected {
-        let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
-        let shares = Arc::new(Shares::new(self.config.handover, store, Arc::clone(clusters), metrics));
+        let senders = Senders::by_labels(self.config.handover, Arc::clone(self.store), Arc::clone(self.metrics));
         let rounds = Rounds {
             clusters: Arc::clone(clusters),
             pool: self.store.pool().clone(),
             names: self.store.names().clone(),
-            shares: Arc::clone(&shares),
+            succession: Arc::clone(&senders),
             tracker: self.connections.clone(),
             role,
             metrics: Arc::clone(self.metrics),
         };
-        let filling = Arc::clone(&shares);
-        Elected {
-            senders: Senders::ByLabels { clusters: Arc::clone(clusters), shares },
-            filling: Box::pin(async move { filling.fill().await }),
-            electing: Box::pin(rounds.run(stop, STORED_WITHIN)),
-        }
+        let leaders = Leaders::ByLabels(Arc::clone(clusters));
+        Elected { senders, leaders, electing: Box::pin(rounds.run(stop, STORED_WITHIN)) }
     }
 
     /// This adapter leads, or another one, until `stop`.
@@ -283,22 +298,24 @@ impl Parts<'_> {
         desk: Option<Desk>,
         stop: CancellationToken,
     ) -> Elected {
+        let group = self.config.election.as_ref().map_or(NO_GROUP.to_owned(), election::Config::group);
         let (store, metrics) = (Arc::clone(self.store), Arc::clone(self.metrics));
-        let handover = Arc::new(Handover::new(self.config.handover, store, metrics));
+        let senders = Senders::own(self.config.handover, group, holder(self.config), store, metrics);
         let fenced = Arc::new(Notify::new());
-        let filling = Arc::clone(&handover);
-        let own = Senders::Own { handover: Arc::clone(&handover), role: role.subscribe(), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(handover, fenced, role, lock_holder, desk, stop);
-        Elected { senders: own, filling: Box::pin(async move { filling.fill().await }), electing: Box::pin(electing) }
+        let write_path = Arc::new(WritePath::default());
+        let leaders =
+            Leaders::Own { role: role.subscribe(), write_path: Arc::clone(&write_path), fenced: Arc::clone(&fenced) };
+        let electing = self.elect(Arc::clone(&senders), write_path, fenced, (role, lock_holder), desk, stop);
+        Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
     /// What decides the role, until `stop`.
     fn elect(
         &self,
-        handover: Arc<Handover>,
+        senders: Arc<Senders>,
+        write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
-        role: watch::Sender<Role>,
-        lock_holder: watch::Sender<Option<LockHolder>>,
+        (role, lock_holder): (watch::Sender<Role>, watch::Sender<Option<LockHolder>>),
         desk: Option<Desk>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
@@ -308,7 +325,9 @@ impl Parts<'_> {
             names: self.store.names().clone(),
             holder: holder(self.config),
             heard: Arc::clone(self.heard),
-            succession: handover,
+            write_path,
+            succession: senders,
+            tracker: self.connections.clone(),
             fenced,
             role: role.clone(),
             lock_holder,
@@ -369,6 +388,8 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
 async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
+    // What was committed at each of the last looks.
+    let mut looks: VecDeque<(Instant, Position)> = VecDeque::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -377,11 +398,13 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         if !role.borrow().at(Instant::now()).keeps_store() {
             store.forget_sizes();
             (sealed_at, pause) = (None, SEAL_INTERVAL);
+            looks.clear();
             continue;
         }
         let looked_at = Instant::now();
         let hot = store.hot().await;
         if let Ok(hot) = hot {
+            looks.push_back((looked_at, hot.position));
             // Who has not sealed yet goes by the oldest sample's age.
             let since = *sealed_at.get_or_insert(looked_at.checked_sub(hot.age).unwrap_or(looked_at));
             if !store.is_seal_due(hot.samples, since.elapsed()) {
@@ -392,7 +415,13 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A look that failed is no reason to leave hot what may be more than can be counted in time.
         pause = SEAL_INTERVAL;
-        match store.seal(false).await {
+        let is_old = |(at, _): &(Instant, Position)| at.elapsed() >= OBSERVED_WITHIN;
+        match looks.iter().rposition(is_old) {
+            Some(old) => drop(looks.drain(..old)),
+            None if looks.is_empty() => {}
+            None => continue,
+        }
+        match store.seal(looks.front().map(|(_, position)| position), false).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
                 log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);

@@ -4,7 +4,13 @@
 //! the rest of the program sees; [`advisory_lock`] carries the machine's decisions out, on a [`lock_session`], and takes
 //! orders at a [`desk`].
 
+use std::future::Future;
 use std::time::Duration;
+
+use crate::postgres::error::Error;
+use crate::storage::fence::Fence;
+
+pub use self::write_path::{Failing, WritePath};
 
 pub mod advisory_lock;
 pub mod by_labels;
@@ -14,6 +20,39 @@ pub mod lock_session;
 pub mod machine;
 pub mod orders;
 pub mod role;
+mod write_path;
+
+/// A term of a group, as it was read or begun: who leads, and the right to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// What the group is called in the leader table: [`Config::group`], or [`by_labels::group_name`] of a cluster.
+    pub group: String,
+    /// The right to write.
+    pub fence: Fence,
+    /// By labels, the replica that leads; `None` where an adapter leads for its own Prometheus.
+    pub replica: Option<String>,
+}
+
+/// The hand-over's side of an election.
+pub trait Succession: Send + Sync + 'static {
+    /// Stores what is buffered of the sender that leads in `term`: this adapter's own, or by labels [`Term::replica`]. Runs
+    /// beside the election, may be dropped half-way, and may be tried again for the same term; one for an earlier term of the
+    /// group may still be under way.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that another term is in force.
+    fn prepare(&self, term: Term) -> impl Future<Output = Result<(), Error>> + Send + 'static;
+
+    /// A group's row was read, or a heartbeat found this adapter's own term in force. Called about once a second.
+    fn observed(&self, term: &Term);
+
+    /// By labels: a replica of `cluster` has not been heard for an hour.
+    fn forget(&self, cluster: &str, replica: &str);
+
+    /// Whether nothing acknowledged is left in a buffer. By labels this is asked before the process stops.
+    fn is_drained(&self) -> bool;
+}
 
 /// How the leader of a group is found.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,223 +1,543 @@
-//! What passes from one leader to the next: what a standby holds, and where a new leader begins.
+//! What passes from one leader to the next: nothing that was acknowledged is let go of before it was observed stored.
 //!
-//! [`held`] is a standby's memory, [`watermark`] what a leader lets it forget, [`cut`] where a term begins in each
-//! series, [`ledger`] the rules between them: four pure parts, and here what ties them to the store. [`shares`] has one of
-//! it for each replica, where leaders are found by labels.
+//! Pure parts: [`slots`], the rule of what is missing; [`series`], what is known of each series; [`buffer`], what was
+//! acknowledged for a sender that does not lead; [`sender`], which ties them together. Here is what ties one sender to the store, and
+//! in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::clock::now_ms;
-use crate::election::advisory_lock::{Observation, Published, Succession, Takeover};
-use crate::handover::cut::Cut;
-use crate::handover::held::Refusal;
-use crate::handover::ledger::{Ledger, Term};
-use crate::handover::watermark::FAILED_KEPT_MS;
+use crate::handover::buffer::{Buffered, Refusal};
+use crate::handover::moved::Stranded;
+use crate::handover::ring::Kept;
+use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
+use crate::handover::senders::{Group, NO_GROUP, Senders};
+use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
-use crate::storage::fill::Doubtful;
-use crate::storage::gaps::Hole;
-use crate::storage::ingest::Stored;
+use crate::storage::fence::Fence;
+use crate::storage::identities::Identities;
+use crate::storage::ingest::{Right, Stored};
+use crate::storage::reconcile::Reconcile;
 use crate::storage::row::Row;
+use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
 
-pub mod cut;
-pub mod held;
-pub mod ledger;
-pub mod shares;
-pub mod watermark;
+pub mod buffer;
+pub mod clocks;
+pub mod moved;
+pub mod ring;
+pub mod sender;
+pub mod senders;
+pub mod series;
+pub mod slots;
 
-/// What a standby may hold.
+/// What a standby may buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `-standby-memory-mib`, in bytes.
     pub memory_bytes_max: usize,
 }
 
-/// Rows of one transaction of a replay.
-const REPLAY_ROWS: usize = 50_000;
+/// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
+const CHUNK_SAMPLES: usize = 20_000;
 
-/// Rows compared with what is stored at once.
-const FILL_ROWS: usize = 100_000;
-
-/// Samples of several senders are compared together if they are no farther apart than this, 10 min.
-const FILL_SPAN_MS: u64 = 10 * 60_000;
-
-/// Held requests that are on their way to the writers at once.
+/// Buffered requests that are on their way to the writers at once, at a take-over.
 const REPLAY_REQUESTS: usize = 64;
 
-/// One adapter's side of the hand-over, for one sender.
+/// Attempts to append what others keep getting in the way of; then it is compared instead.
+const APPEND_ATTEMPTS: usize = 3;
+
+/// One sender on one adapter, and its way to the store.
 pub struct Handover {
+    /// How its samples' sender is called.
+    name: String,
+    /// The number its samples are stored under, and when that was found.
+    number: Mutex<Option<(Epoch, SenderNo)>>,
+    group: Arc<Group>,
+    all: Weak<Senders>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
-    ledger: Mutex<Ledger>,
-    /// The watermark may have passed something that is in doubt.
-    passed: Notify,
+    /// What may be buffered of it.
+    bytes_max: usize,
+    /// Its samples may come by other adapters too.
+    is_shared: bool,
+    /// Whether nothing was observed since it came.
+    is_fresh: AtomicBool,
+    /// The token of the last term in which this sender came to lead.
+    leads: Mutex<Option<Uuid>>,
+    state: Mutex<State>,
+    requests: Requests,
+    /// Held while something taken out of the buffer is being stored.
+    taking_out: tokio::sync::Mutex<()>,
 }
 
-/// What is held for all senders together.
+/// What is kept of a sender.
+struct State {
+    /// In which its series have the ids that they go by here.
+    epoch: Epoch,
+    /// What those are ids of.
+    identities: Arc<Identities>,
+    sender: Sender,
+    /// What was acknowledged in earlier ones.
+    stranded: Stranded,
+}
+
+/// What is buffered for all senders together.
 pub struct Memory {
     bytes_max: usize,
     bytes: AtomicUsize,
+    /// What is kept beside, though it is stored, where there is room.
+    kept_bytes: AtomicUsize,
     metrics: Arc<Metrics>,
 }
 
-/// A request that is not stored yet; dropped before [`Storing::done`] it counts as failed, to come again.
-pub struct Storing<'a> {
+/// A leader's requests that are being stored, by the order in which their samples were sorted.
+#[derive(Default)]
+struct Requests {
+    numbers: Mutex<(u64, BTreeSet<u64>)>,
+    ended: Notify,
+}
+
+/// One of them.
+struct InFlight<'a> {
+    requests: &'a Requests,
+    number: u64,
+}
+
+/// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
+struct TakenOut<'a> {
     handover: &'a Handover,
-    key: Uuid,
-    latest_ms: i64,
-    done: bool,
+    /// What the ids of their series are ids of.
+    identities: Arc<Identities>,
+    samples: Vec<Buffered>,
 }
 
 impl Handover {
-    /// Before the first term.
-    #[must_use]
-    pub fn new(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        let ledger = Ledger::new(config.memory_bytes_max, FAILED_KEPT_MS);
-        let memory = Arc::new(Memory::new(config, Arc::clone(&metrics)));
-        Self { store, metrics, memory, ledger: Mutex::new(ledger), passed: Notify::new() }
-    }
-
-    /// Takes what a standby is sent in the request `key`.
+    /// Buffers what is sent in the request `key` while another sender leads; the ids of its series were found in `epoch`.
     ///
     /// # Errors
     ///
-    /// When it can hold no more, or a take-over has begun.
-    pub fn hold(&self, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
-        self.with(
-            |ledger| if self.memory.is_full() { Err(Refusal::Full) } else { ledger.hold(key, rows, Instant::now()) },
-        )?;
+    /// When no more can be buffered, or a take-over has begun, or that epoch is over.
+    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: &[Row]) -> Result<(), Refusal> {
+        self.with_state(|state| match self.memory.is_full() {
+            _ if state.epoch != epoch => Err(Refusal::Moved),
+            true => Err(Refusal::Full),
+            false => state.sender.buffer(rows, key, Instant::now()),
+        })?;
         self.metrics.samples_standby_total.inc_by(rows.len() as u64);
         Ok(())
     }
 
-    /// Takes out of `rows` what the last leader stored: for each series, everything up to its last stored time. What is
-    /// newer is from this adapter's own Prometheus alone, so the two never interleave. Returns what went, to be
-    /// [doubted](Handover::doubt).
+    /// Stores what is sent in the request `key` while this sender leads, by right of `fence`; returns when all of it is. The ids of
+    /// its series were found in `epoch`.
     ///
     /// # Errors
     ///
-    /// What the server said; `rows` is as it was.
-    pub async fn cut(&self, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {
-        let Some(cut) = self.with(|ledger| ledger.cut()) else { return Ok(Vec::new()) };
-        let mut taken_out = self.apply(&cut, rows).await?;
-        taken_out.extend(self.with(|ledger| ledger.overtaken(rows)));
-        Ok(taken_out)
+    /// What the server said, or that a newer term has begun, or that this epoch is over; some of it may be stored, and is found stored
+    /// by the next attempt.
+    pub async fn store(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
+        let sender = self.number_in(epoch).await?;
+        // Read before the samples are sorted: what others store from here on is told by another one.
+        let right = Right { sender, fence, reconciled: self.group.reconciled(), epoch };
+        let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
+            let samples = state.sender.came(&rows, Uuid::nil(), Instant::now());
+            let sorted = state.sender.sort_buffered(&samples);
+            (samples, sorted, self.requests.begin())
+        })?;
+        let kept = Kept::new(&samples);
+        drop((rows, samples));
+        self.covered("leader", sorted.covered);
+        self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
+        self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
     }
 
-    /// Holds what the cut took out and nobody may have stored.
-    ///
-    /// # Errors
-    ///
-    /// When it can hold no more.
-    pub fn doubt(&self, rows: &[Row]) -> Result<(), Refusal> {
-        if rows.is_empty() { Ok(()) } else { self.with(|ledger| ledger.doubt(rows, Instant::now())) }
-    }
-
-    /// Fills in what nobody stored, as leader or as standby, whenever the watermark passes something held in doubt. Does
-    /// not end.
-    pub async fn fill(&self) {
-        loop {
-            self.passed.notified().await;
-            while fill_some(&[self], &self.store, &self.metrics).await {}
+    /// What is late first: once the key of a request is claimed, all of it is stored.
+    async fn store_sorted(
+        &self,
+        key: Uuid,
+        Sorted { mut append, mut late, .. }: Sorted,
+        mut right: Right,
+        in_flight: Option<&InFlight<'_>>,
+    ) -> Result<(), Error> {
+        for attempt in 1.. {
+            if !late.is_empty() {
+                // The same samples may be about to be appended by an earlier request.
+                if let Some(in_flight) = in_flight {
+                    in_flight.is_first().await;
+                }
+                self.reconcile(&late, right, self.is_shared).await?;
+                late.clear();
+            }
+            if append.is_empty() {
+                break;
+            }
+            match self.store.commit(key, append.clone(), right).await? {
+                Stored::Committed => break,
+                Stored::AlreadyThere => {
+                    self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(append.len() as u64);
+                    break;
+                }
+                Stored::Fenced => return Err(Error::Fenced),
+                Stored::Overtaken => {
+                    self.observe().await?;
+                    right.reconciled = self.group.reconciled();
+                    (append, late) = self.sort_again(append, right, attempt).await?;
+                }
+            }
         }
+        Ok(())
     }
 
-    async fn apply(&self, cut: &Cut, rows: &mut Vec<Row>) -> Result<Vec<Row>, Error> {
-        if let Some(unknown) = cut.unknown(rows) {
-            let found = self.store.last_times(&unknown.series, unknown.from_ms, cut.until_ms()).await?;
-            cut.learn(&unknown, &found);
+    /// Of samples that were to be appended, and were not because others had stored meanwhile what was observed since: which are to
+    /// be appended still, and which to be compared.
+    async fn sort_again(
+        &self,
+        append: Vec<Row>,
+        Right { sender, fence, epoch, .. }: Right,
+        attempt: usize,
+    ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
+        let sorted = self.in_epoch(epoch, |state| state.sender.sort_again(append, Instant::now()))?;
+        let Sorted { append, mut late, .. } = sorted;
+        if !self.is_shared && attempt < APPEND_ATTEMPTS {
+            return Ok((append, late));
         }
-        Ok(cut.apply(rows))
+        // Other adapters may have stored the very same samples.
+        let now = Instant::now();
+        let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
+        late.extend(append.into_iter().map(again));
+        sort_and_dedup(&mut late);
+        if !self.is_shared {
+            return Ok((Vec::new(), late));
+        }
+        let (window_ms, unbounded) =
+            self.in_epoch(epoch, |state| (state.sender.window_ms(&late), state.sender.unbounded(&late)))?;
+        let group_no = fence.map_or(0, |fence| fence.group_no);
+        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded, epoch).await?;
+        Ok((rows(&self.with(|state| state.missing(&late, &around, sender))), Vec::new()))
     }
 
-    /// A request begins that is to be stored, now or at a later attempt: the watermark stays behind its times, of which
-    /// `span` has the earliest and the latest, until [`Storing::done`].
-    pub fn storing(&self, key: Uuid, span: (i64, i64)) -> Storing<'_> {
-        self.with(|ledger| ledger.storing(key, span, now_ms()));
-        Storing { handover: self, key, latest_ms: span.1, done: false }
-    }
-
-    /// Stores what was held and is newer than what the last leader stored, whole series at a time, so that whatever
-    /// of it fails is found missing by the next attempt.
-    async fn replay(&self, mut rows: Vec<Row>, cut: &Cut, takeover: &Takeover) -> Result<(), Error> {
-        let held = rows.len();
-        if held == 0 {
+    /// Compares samples, in the order of series and time, with what is stored around them, and stores what is missing. `is_told`: the
+    /// leader has to hear of it.
+    async fn reconcile(&self, samples: &[Buffered], right: Right, is_told: bool) -> Result<(), Error> {
+        let Right { sender, fence, epoch, .. } = right;
+        let group_no = fence.map_or(0, |fence| fence.group_no);
+        let (window_ms, unbounded) =
+            self.in_epoch(epoch, |state| (state.sender.window_ms(samples), state.sender.unbounded(samples)))?;
+        let rows = rows(samples);
+        // Most is found stored: that needs no lock.
+        let around = self.store.around(&rows, group_no, window_ms, &unbounded, epoch).await?;
+        let missing = self.with(|state| state.missing(samples, &around, sender));
+        if missing.is_empty() {
+            self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &unbounded, &around, sender))?;
+            self.covered("late", samples.len());
             return Ok(());
         }
-        let dropped = self.apply(cut, &mut rows).await?.len();
-        self.metrics.samples_duplicate_total.with_label_values(&["last_leader"]).inc_by(dropped as u64);
-        let stored = rows.len();
-        let mut rest = rows.as_slice();
-        while !rest.is_empty() {
-            let whole = series_end(rest, REPLAY_ROWS);
-            let (now, later) = rest.split_at(whole);
-            let key = Uuid::new_v4();
-            match self.store.commit(key, now.to_vec(), Some(takeover.fence)).await {
-                Ok(Stored::Committed | Stored::AlreadyThere) => {}
-                Ok(Stored::Fenced) => return Err(Error::Unfit("another adapter has begun a newer term".into())),
-                Err(error) => return Err(Error::Unfit(error.to_string())),
+        // The second look is only for those that miss something.
+        let is_missing =
+            |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
+        let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
+        self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &settled, &around, sender))?;
+        let rows = self::rows(&missing);
+        let what = Reconcile { rows: &rows, right, group_no, is_told, window_ms, unbounded: &unbounded };
+        let judge = |around: &_| self::rows(&self.with(|state| state.missing(&missing, around, sender)));
+        let Some(done) = self.store.reconcile(what, judge).await? else { return Err(Error::Fenced) };
+        self.in_epoch(epoch, |state| state.sender.on_reconciled(&done.inserted, &unbounded, &done.around, sender))?;
+        self.metrics.samples_filled_total.inc_by(done.inserted.len() as u64);
+        self.covered("late", samples.len() - done.inserted.len());
+        // Another sender by this adapter, which may lead, does not know yet what was inserted.
+        let leads = self.group.leading().is_some_and(|leading| leading.sender == Some(sender));
+        if is_told && leads && !done.inserted.is_empty() {
+            self.group.told(done.reconciled);
+        }
+        Ok(())
+    }
+
+    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or without an
+    /// election. `is_last`: the adapter is about to end, so nothing is waited for.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
+    pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
+        // A take-over sees to all of it.
+        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
+        // What a leader has buffered, for the server is another one, nobody else is about to store.
+        let leads = match fence {
+            Some(fence) => self.leads() == Some(fence.token),
+            None => self.group.name() == NO_GROUP,
+        };
+        loop {
+            let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
+            let look = |state: &mut State| {
+                let looked = state.sender.look(count, leads || is_last, Instant::now());
+                (looked, state.epoch, Arc::clone(&state.identities))
+            };
+            let (looked, epoch, identities) = self.with_state(look);
+            self.covered("buffer", looked.covered);
+            let is_last = looked.due.len() < CHUNK_SAMPLES;
+            if looked.due.is_empty() {
+                return Ok(());
             }
-            rest = later;
+            let mut due = looked.due.clone();
+            let taken_out = TakenOut { handover: self, identities, samples: looked.due };
+            sort_and_dedup(&mut due);
+            let right = Right { sender: self.number_in(epoch).await?, fence, reconciled: 0, epoch };
+            let before = self.metrics.samples_filled_total.get();
+            self.reconcile(&due, right, self.is_shared || !leads).await?;
+            let stored = self.metrics.samples_filled_total.get() - before;
+            if stored > 0 {
+                log::info!(
+                    "stored {stored} samples of {} that the leader of {} had missed",
+                    self.name,
+                    self.group.name()
+                );
+            }
+            taken_out.done()?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// This sender leads now, by right of `fence`: stores what is buffered, in bounded memory. From its end on nothing is buffered.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that a newer term has begun; what is not stored is in the buffer as before.
+    pub async fn drain(&self, fence: Fence) -> Result<(), Error> {
+        let _taking_out = self.taking_out.lock().await;
+        *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.token);
+        self.observe().await?;
+        self.find_stranded().await?;
+        let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
+        let sender = self.number_in(epoch).await?;
+        let (mut stored, mut count) = (0, 0);
+        while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
+            let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
+            for sample in &samples {
+                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
+            }
+            count += samples.len();
+            let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
+            let right = Right { sender, fence: Some(fence), reconciled: self.group.reconciled(), epoch };
+            // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
+            let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
+                sort_and_dedup(&mut samples);
+                let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
+                (key, self.in_epoch(epoch, sort))
+            };
+            let store = async |(key, sorted): (Uuid, Result<(Sorted, InFlight<'_>), Error>)| {
+                let (sorted, in_flight) = sorted?;
+                self.covered("buffer", sorted.covered);
+                let appended = sorted.append.len();
+                self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
+                Ok::<_, Error>(appended)
+            };
+            let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
+            stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
+            taken_out.done()?;
+            // Heartbeats and other requests go on meanwhile.
+            tokio::task::yield_now().await;
         }
         self.metrics.samples_replayed_total.inc_by(stored as u64);
-        log::info!("replayed {stored} of {held} samples held; the last leader had stored the others");
-        Ok(())
-    }
-
-    /// As [`Succession::prepare`], for a term whose beginning is known, by way of whichever adapters.
-    async fn begin(&self, term: Term, holes: Vec<Hole>, cut: Cut) -> Result<(), Error> {
-        let cut = Arc::new(cut);
-        let requests = self.with(|ledger| {
-            ledger.begin(term, holes, now_ms());
-            ledger.held().requests()
-        });
-        let held: usize = requests.values().map(Vec::len).sum();
-        let store = async |(key, mut rows): (Uuid, Vec<Row>)| {
-            cut.apply(&mut rows);
-            let count = rows.len();
-            if count == 0 {
-                return Ok(0);
-            }
-            match self.store.commit(key, rows, Some(term.fence)).await {
-                Ok(Stored::Committed) => Ok(count),
-                Ok(Stored::AlreadyThere) => Ok(0),
-                Ok(Stored::Fenced) => Err(Error::Unfit("another replica leads now".into())),
-                Err(error) => Err(Error::Unfit(error.to_string())),
-            }
-        };
-        let stored = iter(requests).map(store).buffer_unordered(REPLAY_REQUESTS);
-        let stored: usize = stored.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
-        self.with(|ledger| ledger.begun(cut, Instant::now()));
-        if held > 0 {
-            self.metrics.samples_replayed_total.inc_by(stored as u64);
-            let others = (held - stored) as u64;
-            self.metrics.samples_duplicate_total.with_label_values(&["last_leader"]).inc_by(others);
-            log::debug!("replayed {stored} of {held} samples held; the others are stored already");
+        if count > 0 {
+            log::info!(
+                "took over from a buffer of {count} samples of {}: {stored} appended, the others compared",
+                self.name
+            );
         }
         Ok(())
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Ledger) -> T) -> T {
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = |ledger: &Ledger| (ledger.held().samples(), ledger.held().bytes());
-        let before = size(&ledger);
-        let result = work(&mut ledger);
-        self.memory.changed(before, size(&ledger));
+    /// Another sender leads: samples may be buffered.
+    pub fn open(&self) {
+        self.with(Sender::open);
+    }
+
+    /// The token of the last term in which this sender came to lead, by way of this adapter.
+    #[must_use]
+    pub fn leads(&self) -> Option<Uuid> {
+        *self.leads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How its sender is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether nothing is buffered, nor taken out of the buffer to be stored.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let is_idle = self.taking_out.try_lock().is_ok();
+        is_idle && self.with_state(|state| state.samples() == 0)
+    }
+
+    /// The number its samples are stored under.
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn number(&self) -> Result<SenderNo, Error> {
+        self.number_in(self.store.epoch()).await
+    }
+
+    /// The same, for use in `epoch`.
+    async fn number_in(&self, epoch: Epoch) -> Result<SenderNo, Error> {
+        if self.known_number(epoch).is_none()
+            && let Some(senders) = self.all.upgrade()
+        {
+            senders.find_numbers(epoch).await?;
+        }
+        match self.known_number(epoch) {
+            Some(number) => Ok(number),
+            // Its sender was silent for long, and is not among them any more.
+            None => Ok(self.store.sender_numbers(epoch, &[(self.group.name(), &self.name)]).await?[0]),
+        }
+    }
+
+    /// The same if it is known already.
+    #[must_use]
+    pub fn number_if_known(&self) -> Option<SenderNo> {
+        self.known_number(self.store.epoch())
+    }
+
+    fn known_number(&self, epoch: Epoch) -> Option<SenderNo> {
+        let known = *self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        known.filter(|(found, _)| *found == epoch).map(|(_, number)| number)
+    }
+
+    /// Observes what was committed since the last time, for all senders of this adapter.
+    async fn observe(&self) -> Result<(), Error> {
+        match self.all.upgrade() {
+            Some(senders) => senders.observe().await,
+            None => Ok(()),
+        }
+    }
+
+    fn covered(&self, where_from: &str, count: usize) {
+        if count > 0 {
+            self.metrics.samples_covered_total.with_label_values(&[where_from]).inc_by(count as u64);
+        }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
+        self.with_state(|state| work(&mut state.sender))
+    }
+
+    fn in_epoch<T>(&self, epoch: Epoch, work: impl FnOnce(&mut State) -> T) -> Result<T, Error> {
+        self.with_state(|state| if state.epoch == epoch { Ok(work(state)) } else { Err(Error::Moved) })
+    }
+
+    fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, kept_before) = ((state.samples(), state.bytes()), state.sender.kept().bytes());
+        let result = work(&mut state);
+        self.memory.changed(before, (state.samples(), state.bytes()));
+        let room = self.memory.room(kept_before).min(self.bytes_max.saturating_sub(state.bytes()));
+        state.sender.trim(room, Instant::now());
+        self.memory.kept(kept_before, state.sender.kept().bytes());
         result
+    }
+}
+
+impl State {
+    fn new((epoch, identities): (Epoch, Arc<Identities>), sender: Sender) -> Self {
+        Self { epoch, identities, sender, stranded: Stranded::default() }
+    }
+
+    /// How many samples are buffered.
+    fn samples(&self) -> usize {
+        self.sender.buffered().samples() + self.stranded.samples()
+    }
+
+    /// How many bytes they take.
+    fn bytes(&self) -> usize {
+        self.sender.buffered().bytes() + self.stranded.bytes()
+    }
+}
+
+impl Requests {
+    /// One more; to be called while nobody else sorts samples.
+    fn begin(&self) -> InFlight<'_> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, in_flight) = &mut *numbers;
+        *last += 1;
+        in_flight.insert(*last);
+        InFlight { requests: self, number: *last }
+    }
+}
+
+impl InFlight<'_> {
+    /// Waits until all requests whose samples were sorted before its own have ended.
+    async fn is_first(&self) {
+        loop {
+            let ended = self.requests.ended.notified();
+            let first = self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.first().copied();
+            if first.is_none_or(|first| first >= self.number) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&self.number);
+        self.requests.ended.notify_waiters();
+    }
+}
+
+impl TakenOut<'_> {
+    /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
+    fn done(mut self) -> Result<(), Error> {
+        self.handover.with_state(|state| {
+            if !Arc::ptr_eq(&state.identities, &self.identities) {
+                return Err(Error::Moved);
+            }
+            state.sender.keep(Kept::new(&self.samples), Instant::now());
+            self.samples.clear();
+            Ok(())
+        })
+    }
+}
+
+impl Drop for TakenOut<'_> {
+    fn drop(&mut self) {
+        if !self.samples.is_empty() {
+            self.handover.with_state(|state| match Arc::ptr_eq(&state.identities, &self.identities) {
+                true => state.sender.put_back(&self.samples),
+                false => state.stranded.put_back(&self.identities, &self.samples),
+            });
+        }
     }
 }
 
 impl Memory {
     fn new(config: Config, metrics: Arc<Metrics>) -> Self {
-        Self { bytes_max: config.memory_bytes_max, bytes: AtomicUsize::new(0), metrics }
+        let (bytes, kept_bytes) = Default::default();
+        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
+    }
+
+    /// What a sender that keeps `kept` bytes may keep.
+    fn room(&self, kept: usize) -> usize {
+        let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
+        self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)
+    }
+
+    fn kept(&self, kept: usize, kept_now: usize) {
+        if kept_now != kept {
+            self.kept_bytes.fetch_add(kept_now.wrapping_sub(kept), Ordering::Relaxed);
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -234,146 +554,6 @@ impl Memory {
     }
 }
 
-impl Storing<'_> {
-    /// It is stored, or held.
-    pub fn done(mut self) {
-        self.done = true;
-    }
-}
-
-impl Drop for Storing<'_> {
-    fn drop(&mut self) {
-        let committed = self.done.then_some(self.latest_ms);
-        self.handover.with(|ledger| ledger.stored(self.key, committed, now_ms()));
-    }
-}
-
-impl Succession for Handover {
-    async fn prepare(&self, takeover: Takeover) -> Result<(), Error> {
-        // After a fail-over of PostgreSQL, what is cached may never have reached the new primary.
-        self.store.forget();
-        let term = Term { fence: takeover.fence, clock_offset_ms: takeover.clock_offset_ms, watermark_ms: None };
-        let (holes, behind_ms) = (takeover.holes.clone(), &takeover.behind_ms);
-        let (cut, held) = self.with(|ledger| ledger.take_over(term, holes, now_ms(), behind_ms));
-        self.replay(held, &cut, &takeover).await?;
-        self.with(|ledger| ledger.replayed(cut, takeover.follows_itself, Instant::now()));
-        Ok(())
-    }
-
-    fn published(&self) -> Published {
-        let now_ms = now_ms();
-        self.passed.notify_one();
-        self.with(|ledger| Published { watermark_ms: ledger.watermark(now_ms), is_settled: ledger.is_settled(now_ms) })
-    }
-
-    fn observed(&self, Observation { fence, watermark_ms, holes, clock_offset_ms }: Observation) {
-        self.with(|ledger| ledger.observed(Term { fence, clock_offset_ms, watermark_ms }, holes, Instant::now()));
-        self.passed.notify_one();
-    }
-}
-
-/// Compares some of what is in doubt of each of these, and stores what is missing; returns whether there was anything.
-async fn fill_some(handovers: &[&Handover], store: &Store, metrics: &Metrics) -> bool {
-    let mut left = FILL_ROWS;
-    let mut taken = Vec::new();
-    for handover in handovers {
-        if let Some(doubtful) = handover.with(|ledger| ledger.take_doubtful(left, Instant::now())) {
-            left = left.saturating_sub(doubtful.rows.len());
-            taken.push((*handover, doubtful));
-        }
-        if left == 0 {
-            break;
-        }
-    }
-    let is_idle = taken.is_empty();
-    for (handovers, doubtful) in batches(taken) {
-        fill_batch(&handovers, &doubtful, store, metrics).await;
-    }
-    !is_idle
-}
-
-/// What is compared in one transaction: of each group one sender's alone, for the next one's samples are to be compared with
-/// what was filled in; and none that lie far from the others, lest so much of these be looked at.
-fn batches<T>(taken: Vec<(T, Doubtful)>) -> Vec<(Vec<T>, Vec<Doubtful>)> {
-    let middle_ms = |doubtful: &Doubtful| doubtful.rows.get(doubtful.rows.len() / 2).map_or(0, |row| row.time_ms);
-    let mut batches: Vec<(Vec<T>, Vec<Doubtful>)> = Vec::new();
-    for (of, doubtful) in taken {
-        let may_join = |(_, others): &&mut (Vec<T>, Vec<Doubtful>)| {
-            let is_far = middle_ms(&others[0]).abs_diff(middle_ms(&doubtful)) > FILL_SPAN_MS;
-            !is_far && others.iter().all(|other| other.fence.group_no != doubtful.fence.group_no)
-        };
-        match batches.iter_mut().find(may_join) {
-            Some((all, others)) => {
-                all.push(of);
-                others.push(doubtful);
-            }
-            None => batches.push((vec![of], vec![doubtful])),
-        }
-    }
-    batches
-}
-
-async fn fill_batch(handovers: &[&Handover], doubtful: &[Doubtful], store: &Store, metrics: &Metrics) {
-    let count: usize = doubtful.iter().map(|doubtful| doubtful.rows.len()).sum();
-    let compared = store.fill(doubtful).await;
-    if let (Err(error), true) = (&compared, doubtful.len() > 1) {
-        // One of them may be what is wrong, or all together too much.
-        log::warn!("{count} samples in doubt could not be compared together, so one sender's after another's: {error}");
-        for (handover, doubtful) in handovers.iter().zip(doubtful) {
-            Box::pin(fill_batch(&[handover], std::slice::from_ref(doubtful), store, metrics)).await;
-        }
-        return;
-    }
-    match &compared {
-        Ok(compared) => {
-            let missing: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();
-            metrics.samples_filled_total.inc_by(missing as u64);
-            if missing > 0 {
-                log::info!("filled in {missing} of {count} samples that a change of leader left in doubt");
-            } else {
-                log::debug!("compared {count} samples that a change of leader left in doubt");
-            }
-        }
-        Err(error) => log::warn!("{count} samples in doubt could not be compared, to be tried again: {error}"),
-    }
-    let mut compared = compared.unwrap_or_default().into_iter();
-    for (handover, doubtful) in handovers.iter().zip(doubtful) {
-        let compared = compared.next().flatten();
-        handover.with(|ledger| ledger.compared(doubtful, compared.as_ref(), Instant::now()));
-    }
-}
-
-/// Where to split sorted rows: after about `count` of them, at the end of a series.
-fn series_end(rows: &[Row], count: usize) -> usize {
-    let Some(last) = rows.get(count) else { return rows.len() };
-    let first_of_series = rows.partition_point(|row| row.series_id < last.series_id);
-    if first_of_series > 0 { first_of_series } else { rows.partition_point(|row| row.series_id <= last.series_id) }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use super::*;
-    use crate::storage::fence::Fence;
-
-    #[test]
-    fn two_of_a_group_are_compared_one_after_the_other() {
-        let doubtful = |group_no, time_ms| Doubtful {
-            rows: vec![Row { series_id: 1, time_ms, value: 0.0 }],
-            fence: Fence { group_no, term: 1, token: Uuid::nil() },
-            clock_offset_ms: 0,
-            passed_ms: 0,
-            known: HashMap::new(),
-        };
-        let taken = vec![
-            ("a of 1", doubtful(1, 0)),
-            ("b of 1", doubtful(1, 0)),
-            ("a of 2", doubtful(2, 5_000)),
-            ("an hour later", doubtful(3, 3_600_000)),
-            ("c of 1", doubtful(1, 0)),
-        ];
-        let batches: Vec<_> = batches(taken).into_iter().map(|(of, _)| of).collect();
-        assert_eq!(batches, [vec!["a of 1", "a of 2"], vec!["b of 1"], vec!["an hour later"], vec!["c of 1"]]);
-    }
+fn rows(samples: &[Buffered]) -> Vec<Row> {
+    samples.iter().map(|sample| sample.row).collect()
 }

@@ -3,4 +3,5 @@
 pub mod labels;
 pub mod matcher;
 pub mod sample;
+pub mod sender;
 pub mod source;

@@ -7,17 +7,17 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::clock::now_ms;
+use crate::election::WritePath;
 use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
 use crate::election::role::Role;
-use crate::handover::held::Refusal;
-use crate::handover::shares::Shares;
-use crate::handover::{Handover, Storing};
+use crate::handover::Handover;
+use crate::handover::buffer::Refusal;
+use crate::handover::senders::Senders;
 use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
 use crate::storage::fence::Fence;
-use crate::storage::ingest::Stored;
 use crate::storage::row::Row;
+use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
 use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key};
 use crate::telemetry::metrics::Metrics;
@@ -28,32 +28,29 @@ use crate::wire::write::Request;
 pub struct Receiver {
     /// Where a leader stores.
     pub store: Arc<Store>,
-    /// Who sends, and who of them leads.
-    pub senders: Senders,
+    /// Who sends.
+    pub senders: Arc<Senders>,
+    /// Who of them leads.
+    pub leaders: Leaders,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What was said of a database that refuses.
     pub trouble: Mutex<Trouble>,
 }
 
-/// Who sends, and where it is known who of them leads.
-pub enum Senders {
-    /// The own Prometheus alone: this adapter leads, or it does not.
+/// Where it is known which sender leads.
+pub enum Leaders {
+    /// The own Prometheus alone sends: this adapter leads, or it does not.
     Own {
-        /// What passes between leaders.
-        handover: Arc<Handover>,
         /// Who we are at the moment.
         role: watch::Receiver<Role>,
+        /// Told how writes end.
+        write_path: Arc<WritePath>,
         /// Told when a write finds that a newer term has begun.
         fenced: Arc<Notify>,
     },
-    /// Whoever their labels say: in each cluster one replica leads.
-    ByLabels {
-        /// Who leads.
-        clusters: Arc<Clusters>,
-        /// What passes between leaders.
-        shares: Arc<Shares>,
-    },
+    /// Labels say who sends: in each cluster one replica leads.
+    ByLabels(Arc<Clusters>),
 }
 
 /// A request was taken: every sample stored or held, but for those that never can be.
@@ -92,12 +89,9 @@ struct Part {
     sender: SourceId,
     /// Who that is; `None` for the own Prometheus, and for one that does not say.
     source: Option<Arc<Source>>,
-    /// `None` for one that does not say who it is: it is in no election.
-    handover: Option<Arc<Handover>>,
+    handover: Arc<Handover>,
     /// The same for a retry of the same bytes.
     key: Uuid,
-    /// The times of its first and last sample that can be stored, in ms since 1970; `None` if none can.
-    span: Option<(i64, i64)>,
 }
 
 impl Receiver {
@@ -115,13 +109,8 @@ impl Receiver {
         let looked_up = self.store.look_up(request).map_err(|error| self.refused(&error, None))?;
         let parts = self.parts(request, body, &looked_up);
         let in_flight = self.heard(&parts, line)?;
-        // Begun before the roles are known: what is refused now still has to come, whoever leads then.
-        let storing = parts.iter().filter_map(|part| Some(part.handover.as_ref()?.storing(part.key, part.span?)));
-        let storing: Vec<Storing<'_>> = storing.collect();
         let taken = self.take(request, looked_up, &parts).await;
-        if taken.is_ok() {
-            storing.into_iter().for_each(Storing::done);
-        } else {
+        if taken.is_err() {
             in_flight.into_iter().for_each(InFlight::refused);
         }
         taken
@@ -130,31 +119,23 @@ impl Receiver {
     /// Tells the senders apart.
     fn parts(&self, request: &Request<'_>, body: &[u8], looked_up: &LookedUp) -> Vec<Part> {
         let key = request_key(body);
-        let part = |(sender, span)| match &self.senders {
-            Senders::Own { handover, .. } => {
-                Part { sender, source: None, handover: Some(Arc::clone(handover)), key, span }
-            }
-            Senders::ByLabels { shares, .. } => {
-                let source = self.store.sources().source(sender);
-                let handover = source.as_deref().map(|source| shares.of(source));
-                // Parts may be stored at different attempts.
-                let key = source.as_ref().map_or(key, |source| part_key(key, source));
-                Part { sender, source, handover, key, span }
-            }
+        let part = |sender| {
+            let source = self.store.sources().source(sender);
+            let handover = self.senders.of(source.as_deref());
+            // Parts may be stored at different attempts.
+            let key = source.as_ref().map_or(key, |source| part_key(key, source));
+            Part { sender, source, handover, key }
         };
         looked_up.senders(request).into_iter().map(part).collect()
     }
 
     /// Where labels say who sends: it is heard.
     fn heard(&self, parts: &[Part], line: Option<&Line>) -> Result<Vec<InFlight>, Refused> {
-        let Senders::ByLabels { clusters, .. } = &self.senders else { return Ok(Vec::new()) };
-        let sources = || parts.iter().filter_map(|part| Some((part.source.as_ref()?, part.span)));
-        let now_ms = now_ms();
-        let ahead_ms = |(_, latest_ms): (i64, i64)| latest_ms.saturating_sub(now_ms);
-        let in_flight = sources().map(|(source, span)| clusters.begin(source, span.map(ahead_ms)));
-        let in_flight = in_flight.collect::<Result<_, _>>()?;
+        let Leaders::ByLabels(clusters) = &self.leaders else { return Ok(Vec::new()) };
+        let sources = || parts.iter().filter_map(|part| part.source.as_ref());
+        let in_flight = sources().map(|source| clusters.begin(source)).collect::<Result<_, _>>()?;
         if let Some(line) = line {
-            line.carried(sources().map(|(source, _)| source));
+            line.carried(sources());
         }
         Ok(in_flight)
     }
@@ -167,12 +148,13 @@ impl Receiver {
         }
         // Series are found, or made, by a standby too, so that what is held is small and what can never be stored is refused
         // by both alike.
-        let fence = match (&self.senders, roles.first()) {
-            (Senders::Own { .. }, Some(Role::Leader { fence, .. })) => *fence,
+        let fence = match (&self.leaders, roles.first()) {
+            (Leaders::Own { .. }, Some(Role::Leader { fence, .. })) => *fence,
             _ => None,
         };
         let mut resolved = self.resolve(request, looked_up, fence).await?;
-        let mut take = |(part, role)| self.take_part(part, role, resolved.take_rows(part.sender));
+        let epoch = resolved.epoch;
+        let mut take = |(part, role)| self.take_part(part, role, epoch, resolved.take_rows(part.sender));
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         let written = request.samples.len() - resolved.rejected.samples - resolved.expired;
@@ -181,8 +163,8 @@ impl Receiver {
 
     /// The role for what `part` has, once it is one that can answer, or what it is when patience ends.
     async fn settled_role(&self, part: &Part) -> Role {
-        match (&self.senders, &part.source) {
-            (Senders::Own { role, .. }, _) => {
+        match (&self.leaders, &part.source) {
+            (Leaders::Own { role, .. }, _) => {
                 let mut roles = role.clone();
                 let is_settled =
                     |role: &Role| matches!(role.at(Instant::now()), Role::Leader { .. } | Role::Standby { .. });
@@ -191,42 +173,27 @@ impl Receiver {
                     _ => role.borrow().at(Instant::now()),
                 }
             }
-            (Senders::ByLabels { clusters, .. }, Some(source)) => clusters.settled_role(source, SETTLE_TIMEOUT).await,
-            (Senders::ByLabels { .. }, None) => Role::Leader { fence: None, until: None },
+            (Leaders::ByLabels(clusters), Some(source)) => clusters.settled_role(source, SETTLE_TIMEOUT).await,
+            (Leaders::ByLabels(_), None) => Role::Leader { fence: None, until: None },
         }
     }
 
-    async fn take_part(&self, part: &Part, role: &Role, rows: Vec<Row>) -> Result<(), Refused> {
-        match (role, &part.handover) {
-            (Role::Leader { fence, .. }, handover) => self.store(part, rows, *fence, handover.as_deref()).await,
-            (_, Some(handover)) => Ok(handover.hold(part.key, &rows)?),
-            (role, None) => Err(Refused::Role(role.word())),
-        }
-    }
-
-    async fn store(
-        &self,
-        part: &Part,
-        mut rows: Vec<Row>,
-        fence: Option<Fence>,
-        handover: Option<&Handover>,
-    ) -> Result<(), Refused> {
-        let refused = |error: &Error| self.refused(error, fence);
-        let mut taken_out = Vec::new();
-        if let Some(handover) = handover {
-            taken_out = handover.cut(&mut rows).await.map_err(|error| refused(&error))?;
-        }
-        self.duplicates("last_leader", taken_out.len());
-        let count = rows.len();
-        if count > 0 {
-            match self.store.commit(part.key, rows, fence).await {
-                Ok(Stored::Committed) => {}
-                Ok(Stored::AlreadyThere) => self.duplicates("retry", count),
-                Ok(Stored::Fenced) => return Err(self.fenced(fence)),
-                Err(error) => return Err(refused(&error)),
+    async fn take_part(&self, part: &Part, role: &Role, epoch: Epoch, rows: Vec<Row>) -> Result<(), Refused> {
+        match role {
+            Role::Leader { .. } if rows.is_empty() => Ok(()),
+            Role::Leader { fence, .. } => {
+                let stored = part.handover.store(part.key, epoch, rows, *fence).await;
+                if let Leaders::Own { write_path, .. } = &self.leaders {
+                    match &stored {
+                        Ok(()) => write_path.succeeded(),
+                        Err(error) if matches!(error.class(), Class::Fenced | Class::Moved) => {}
+                        Err(_) => write_path.failed(Instant::now()),
+                    }
+                }
+                stored.map_err(|error| self.refused(&error, *fence))
             }
+            _ => Ok(part.handover.buffer(part.key, epoch, &rows)?),
         }
-        Ok(handover.map_or(Ok(()), |handover| handover.doubt(&taken_out))?)
     }
 
     async fn resolve(
@@ -243,7 +210,7 @@ impl Receiver {
             self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
         }
         self.duplicates("same_request", resolved.duplicates);
-        self.duplicates("expired", resolved.expired);
+        self.metrics.samples_expired_total.inc_by(resolved.expired as u64);
         self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
         Ok(resolved)
     }
@@ -254,13 +221,13 @@ impl Receiver {
 
     /// A newer term has begun than that of `fence`.
     fn fenced(&self, fence: Option<Fence>) -> Refused {
-        match &self.senders {
-            Senders::Own { role, fenced, .. } => {
+        match &self.leaders {
+            Leaders::Own { role, fenced, .. } => {
                 if matches!(&*role.borrow(), Role::Leader { fence: now, .. } if *now == fence) {
                     fenced.notify_one();
                 }
             }
-            Senders::ByLabels { clusters, .. } => clusters.on_fenced(),
+            Leaders::ByLabels(clusters) => clusters.on_fenced(),
         }
         Refused::Database("a newer term has begun".to_owned())
     }

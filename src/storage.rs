@@ -4,7 +4,6 @@
 //! decides.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,6 @@ use deadpool_postgres::Pool;
 use futures_util::future::try_join3;
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -22,34 +20,40 @@ use crate::model::source::{Source, SourceLabels, Unnamed};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
-use crate::storage::fence::{Fence, WITHOUT_JIT};
-use crate::storage::fill::Doubtful;
-use crate::storage::gaps::Compared;
-use crate::storage::ingest::{Batch, Ingest, Stored, Writer};
+use crate::storage::fence::{Fence, Limits, WITHOUT_JIT};
+use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
+use crate::storage::position::Position;
 use crate::storage::query::Reading;
-use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup, to_postgres_us};
+use crate::storage::row::{Row, TIME_MIN_MS, from_postgres_us, sort_and_dedup};
 use crate::storage::seal::{Outcome, Sealer};
+use crate::storage::server::{Epoch, Server, read_state};
+use crate::storage::server_clock::ServerClock;
 use crate::storage::sources::{SourceId, Sources};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::{Request, Series, label_pairs};
 
 pub mod chunk;
 pub mod fence;
-pub mod fill;
-pub mod gaps;
 pub mod hot;
 pub mod hypertable;
+pub mod identities;
 pub mod ingest;
 pub mod layout;
 pub mod names;
+pub mod observe;
+pub mod position;
 pub mod query;
+pub mod reconcile;
 pub mod row;
 pub mod schema;
 pub mod seal;
 pub mod segments;
+pub mod senders;
 pub mod series;
+pub mod server;
+pub mod server_clock;
 pub mod sources;
 pub mod upkeep;
 
@@ -104,6 +108,8 @@ pub struct Store {
     encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
+    server: Arc<Server>,
+    server_clock: ServerClock,
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -114,6 +120,8 @@ pub struct Store {
 /// What the cache knows of a request's series.
 #[derive(Debug, Default)]
 pub struct LookedUp {
+    /// In which ids were looked up.
+    epoch: Epoch,
     hashes: Vec<series::WireHash>,
     known: Vec<Option<series::Known>>,
     /// What it does not know, by identity.
@@ -126,6 +134,8 @@ pub struct LookedUp {
 /// A request with its series found: ready to be stored.
 #[derive(Debug, Default)]
 pub struct Resolved {
+    /// In which its series have the ids that they were found to have.
+    pub epoch: Epoch,
     /// By who sent them; of most requests one.
     pub shares: Vec<Share>,
     /// What can never be stored.
@@ -146,12 +156,14 @@ pub struct Share {
 }
 
 /// What is hot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hot {
     /// Samples.
     pub samples: u64,
     /// How long ago the earliest of their times was.
     pub age: Duration,
+    /// What this look saw; for [`Store::seal`], once whoever observes has had the time to see it too.
+    pub position: Position,
 }
 
 /// The part of a request that can never be stored.
@@ -169,8 +181,8 @@ const REASONS_MAX: usize = 10;
 /// Series known per generation of the cache; see [`series::Cache`].
 const CACHED_SERIES_MAX: usize = 1_000_000;
 
-/// A sample so far ahead of this host's clock is a mistake: stored, it would make a segment that lasts for ever.
-const AHEAD_MAX_MS: i64 = 24 * 3600 * 1000;
+/// A sample so far ahead of the server's clock is a mistake: stored, it would make a segment that lasts for ever.
+const AHEAD_MAX_MS: i64 = 10 * 60 * 1000;
 
 /// Buckets whose small chunks one round puts together.
 const MERGED_BUCKETS_MAX: usize = 1024;
@@ -216,7 +228,8 @@ impl Store {
             }
             Layout::of(&client, &names).await?
         } else {
-            let layout = schema::migrate(&client, &names, config.use_timescaledb, config.sources.is_some()).await?;
+            let by_labels = config.sources.is_some();
+            let layout = schema::migrate(&client, &names, config.use_timescaledb, by_labels, schema::VERSION).await?;
             if layout == Layout::Hypertable {
                 hypertable::adjust(&client, &names, config.chunk_interval, config.seal_after).await?;
             }
@@ -225,13 +238,22 @@ impl Store {
             }
             layout
         };
+        let row = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
+        let Timestamp(server_us) = row.try_get(0)?;
+        let server_clock = ServerClock::new(from_postgres_us(server_us), Instant::now());
         let encoding =
             client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
         // The latter takes any bytes.
         let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
+        let state = match read_state(&client, &names).await {
+            // Of an earlier version, perhaps; and nothing is written by what is known of it.
+            Err(_) if config.read_only => String::new(),
+            state => state?,
+        };
         client.give_back();
         let names = Arc::new(names);
-        let (ingest, writers) = Ingest::new(&connector, &names, &metrics, writers, config.send_timeout);
+        let server = Arc::new(Server::new(state));
+        let (ingest, writers) = Ingest::new(&connector, &names, &server, &metrics, writers, config.send_timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
         let sources = Sources::default();
         Ok((
@@ -244,6 +266,8 @@ impl Store {
                 encoding,
                 cache,
                 sources,
+                server,
+                server_clock,
                 ingest,
                 metrics,
                 tracker,
@@ -272,9 +296,11 @@ impl Store {
     /// When there are more senders than can be told apart.
     pub fn look_up(&self, request: &Request<'_>) -> Result<LookedUp, Error> {
         self.cache.clear_if_old(Instant::now());
+        // First: what is found after it is of it, or of a later one.
+        let epoch = self.server.epoch();
         let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
         let known = self.cache.get_all(hashes.iter().copied());
-        let mut looked_up = LookedUp { hashes, known, ..LookedUp::default() };
+        let mut looked_up = LookedUp { epoch, hashes, known, ..LookedUp::default() };
         for (place, series) in request.series.iter().enumerate() {
             if looked_up.known[place].is_some() {
                 continue;
@@ -302,21 +328,22 @@ impl Store {
         looked_up: LookedUp,
         fence: Option<Fence>,
     ) -> Result<Resolved, Error> {
-        let LookedUp { hashes, mut known, wanted, places, rejected } = looked_up;
-        let mut resolved = Resolved { rejected, ..Resolved::default() };
+        let LookedUp { epoch, hashes, mut known, wanted, places, rejected } = looked_up;
+        let mut resolved = Resolved { epoch, rejected, ..Resolved::default() };
         if !wanted.is_empty() {
-            let (found, refused) = self.find_series(wanted, fence).await?;
+            let (found, refused) = self.find_series(wanted, fence, epoch).await?;
             for (place, key, source) in &places {
                 known[*place] = found.get(key).map(|id| series::Known { id: *id, source: *source });
                 if let Some(why) = refused.get(key) {
                     resolved.rejected.add(request.series[*place].samples.len(), || why.clone());
                 }
             }
-            self.cache.insert_all(places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?))));
+            let found = places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?)));
+            self.server.during(epoch, |_| self.cache.insert_all(found))?;
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
-        let now_ms = now_ms();
-        let storable_ms = storable_ms(now_ms);
+        let now_ms = self.server_clock.at(Instant::now());
+        let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         let mut at = 0;
         for (series, known) in request.series.iter().zip(&known) {
@@ -325,10 +352,15 @@ impl Store {
                 at = resolved.share(source, request.samples.len());
             }
             for sample in request.samples_of(series) {
-                if !storable_ms.contains(&sample.timestamp_ms) {
-                    resolved
-                        .rejected
-                        .add(1, || format!("timestamp {} of {} is out of bounds", sample.timestamp_ms, show(series)));
+                if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
+                    resolved.rejected.add(1, || {
+                        let ahead_ms = sample.timestamp_ms.saturating_sub(now_ms);
+                        let series = show(series);
+                        format!(
+                            "timestamp {} of {series} is out of bounds: {ahead_ms} ms from now",
+                            sample.timestamp_ms
+                        )
+                    });
                     continue;
                 }
                 if expired_ms.is_some_and(|expired_ms| sample.timestamp_ms < expired_ms) {
@@ -381,6 +413,7 @@ impl Store {
         &self,
         wanted: HashMap<Uuid, series::Wanted>,
         fence: Option<Fence>,
+        epoch: Epoch,
     ) -> Result<(HashMap<Uuid, i64>, HashMap<Uuid, String>), Error> {
         let (mut found, mut refused) = (HashMap::new(), HashMap::new());
         let mut pending = vec![wanted];
@@ -388,8 +421,12 @@ impl Store {
             if part.is_empty() {
                 continue;
             }
-            match self.find_part(&part, fence).await {
-                Ok(ids) => found.extend(ids),
+            match self.find_part(&part, fence, epoch).await {
+                Ok(ids) => {
+                    let series = part.iter().filter_map(|(key, wanted)| Some((*ids.get(key)?, *key, &wanted.labels)));
+                    self.server.during(epoch, |identities| identities.learn(series))?;
+                    found.extend(ids);
+                }
                 Err(error) if error.class() == Class::Data && part.len() > 1 => {
                     let mut part: Vec<_> = part.into_iter().collect();
                     let rest = part.split_off(part.len() / 2);
@@ -408,11 +445,17 @@ impl Store {
         &self,
         wanted: &HashMap<Uuid, series::Wanted>,
         fence: Option<Fence>,
+        epoch: Epoch,
     ) -> Result<HashMap<Uuid, i64>, Error> {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            client.batch_execute(&fence::begin(&self.names, fence, timeout)).await?;
+            let check = self.server.check(&self.names, epoch)?;
+            let mut begin = fence::begin(Limits::of(timeout), &check);
+            if fence.is_some() {
+                begin = format!("{begin}; {}", fence::show(&self.names, fence, None));
+            }
+            client.batch_execute(&begin).await?;
             let (found, created) = series::resolve(&client, &self.names, wanted).await?;
             client.batch_execute("COMMIT").await?;
             client.give_back();
@@ -427,61 +470,8 @@ impl Store {
     /// # Errors
     ///
     /// What the server said. Whether it was stored may be unknown then: try again with the same key.
-    pub async fn commit(&self, key: Uuid, rows: Vec<Row>, fence: Option<Fence>) -> Result<Stored, Arc<Error>> {
-        self.ingest.store(Batch { key, rows, fence }).await
-    }
-
-    /// The last stored time, in ms since 1970, of each of these series that has samples from `from_ms` to `to_ms`.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn last_times(&self, ids: &[i64], from_ms: i64, to_ms: i64) -> Result<HashMap<i64, i64>, Error> {
-        let statement = self.names.fill(
-            "SELECT id, max(last) FROM (SELECT id, last FROM {sealed_last}($1, $2, $3) UNION ALL \
-             SELECT w.id, h.\"time\" FROM (SELECT \"time\", unnest(series) AS id FROM {hot} \
-             WHERE \"time\" >= $2 AND \"time\" <= $3) h JOIN unnest($1::bigint[]) AS w (id) ON w.id = h.id) f GROUP BY id",
-        );
-        let ids = ids.to_vec();
-        self.counted(within(self.config.send_timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let (from, to) = (Timestamp(to_postgres_us(from_ms)), Timestamp(to_postgres_us(to_ms)));
-            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&ids, Type::INT8_ARRAY), (&from, Type::TIMESTAMPTZ), (&to, Type::TIMESTAMPTZ)];
-            // Sent in this order without waiting between.
-            let ((), rows, ()) = try_join3(
-                client.batch_execute(&format!("BEGIN READ ONLY; {WITHOUT_JIT}")),
-                client.query_typed(&statement, &parameters),
-                client.batch_execute("COMMIT"),
-            )
-            .await?;
-            client.give_back();
-            rows.iter()
-                .map(|row| {
-                    let Timestamp(time_us) = row.try_get(1)?;
-                    Ok((row.try_get(0)?, row::from_postgres_us(time_us)))
-                })
-                .collect()
-        }))
-        .await
-    }
-
-    /// Stores those samples that nobody stored; see [`fill::fill`].
-    ///
-    /// # Errors
-    ///
-    /// What the server said. What was stored then is found stored by the next attempt.
-    pub async fn fill(&self, doubtful: &[Doubtful]) -> Result<Vec<Option<Compared>>, Error> {
-        let timeout = self.config.send_timeout;
-        self.counted(within(timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let compared = fill::fill(&client, &self.names, doubtful, timeout).await?;
-            client.give_back();
-            let stored: usize = compared.iter().flatten().map(|compared| compared.missing.len()).sum();
-            self.metrics.samples_stored_total.inc_by(stored as u64);
-            Ok(compared)
-        }))
-        .await
+    pub async fn commit(&self, key: Uuid, rows: Vec<Row>, right: Right) -> Result<Stored, Arc<Error>> {
+        self.ingest.store(Batch { key, rows, right }).await
     }
 
     /// Begins a read of one consistent state.
@@ -501,7 +491,7 @@ impl Store {
     pub async fn hot(&self) -> Result<Hot, Error> {
         let statement = self.names.fill(
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
-             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
+             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text FROM {hot}",
         );
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
@@ -525,7 +515,7 @@ impl Store {
             self.metrics.hot_oldest_seconds.set(oldest);
             // A sample may be of an hour to come.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
-            Ok(Hot { samples: samples.unsigned_abs(), age })
+            Ok(Hot { samples: samples.unsigned_abs(), age, position: position::read(row.try_get(3)?)? })
         }))
         .await
     }
@@ -546,19 +536,20 @@ impl Store {
         samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
-    /// Seals everything that is hot when it begins, and puts small chunks together; by sessions of its own. `shrink`
-    /// gives the room that hot rows took back to the system too. `None`: another adapter is at it.
+    /// Seals what is hot when it begins, of that only what `up_to` sees, and puts small chunks together; by sessions of its own.
+    /// Who observes has had the time since `up_to` to see what is sealed; without it everything is. `shrink` gives the room that
+    /// hot rows took back to the system too. `None`: another adapter is at it.
     ///
     /// # Errors
     ///
     /// What the server said; what is sealed already stays so, and the next round goes on from there.
-    pub async fn seal(&self, shrink: bool) -> Result<Option<Outcome>, Error> {
+    pub async fn seal(&self, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
                 let session = self.connector.write_session().await?;
-                let sealed = self.seal_by(session.client(), shrink).await;
+                let sealed = self.seal_by(session.client(), up_to, shrink).await;
                 session.close().await;
                 sealed
             }))
@@ -571,7 +562,7 @@ impl Store {
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, shrink: bool) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(&self, client: &Client, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(now_us) = now.try_get(0)?;
         let now_ms = row::from_postgres_us(now_us);
@@ -582,6 +573,7 @@ impl Store {
             interval: self.config.chunk_interval,
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
+            up_to,
         };
         let mut total = Outcome::default();
         let last = sealer.last().await?;
@@ -601,7 +593,10 @@ impl Store {
         let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
         // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
         // the planner would expect hundreds of times as many as there are.
-        let vacuum = format!("VACUUM (SKIP_LOCKED, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}");
+        // The index is cleaned each time: rows fill their page to the last pointer.
+        let vacuum = format!(
+            "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}"
+        );
         client.batch_execute(&self.names.fill(&vacuum)).await?;
         if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
             total += outcome;
@@ -648,6 +643,7 @@ impl Store {
         if self.config.sources.is_some() {
             upkeep::forget_clusters(client, &self.names).await?;
         }
+        upkeep::forget_terms(client, &self.names).await?;
         let sizes = upkeep::sizes(client, &self.names).await?;
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);
@@ -672,9 +668,10 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what is known of series: the server may be another one, with less in it.
-    pub fn forget(&self) {
-        self.cache.clear();
+    /// How far this host's clock is ahead of the server's, ms, going by the last observation.
+    #[must_use]
+    pub fn clock_offset_ms(&self) -> i64 {
+        now_ms().saturating_sub(self.server_clock.at(Instant::now()))
     }
 
     /// Samples committed since the start.
@@ -701,8 +698,10 @@ impl Store {
         let result = work.await;
         if let Err(error) = &result {
             self.metrics.postgres_error(error.sqlstate());
-            if error.class() == Class::ReadOnly {
-                self.drop_connections();
+            match error.class() {
+                Class::ReadOnly => self.drop_connections(),
+                Class::Moved => self.server.doubt(),
+                _ => {}
             }
         }
         result
@@ -710,32 +709,18 @@ impl Store {
 }
 
 impl LookedUp {
-    /// Who sends samples in `request`, and the earliest and the latest of their times that can be stored; `None` if none can:
-    /// nothing is to be learned from the others.
+    /// Who sends samples in `request`.
     #[must_use]
-    pub fn senders(&self, request: &Request<'_>) -> Vec<(SourceId, Option<(i64, i64)>)> {
-        let storable_ms = storable_ms(now_ms());
+    pub fn senders(&self, request: &Request<'_>) -> Vec<SourceId> {
         let known = self.known.iter().enumerate().filter_map(|(place, known)| Some((place, (*known)?.source)));
         let others = self.places.iter().map(|(place, _, source)| (*place, *source));
-        let mut senders: Vec<(SourceId, Option<(i64, i64)>)> = Vec::new();
-        let mut at = 0;
+        let mut senders: Vec<SourceId> = Vec::new();
         for (place, source) in known.chain(others) {
-            let samples = request.samples_of(&request.series[place]);
-            if samples.is_empty() {
-                continue;
-            }
-            let times = || samples.iter().map(|sample| sample.timestamp_ms).filter(|ms| storable_ms.contains(ms));
-            let span = times().min().zip(times().max());
-            if senders.get(at).is_none_or(|(sender, _)| *sender != source) {
-                at = senders.iter().position(|(sender, _)| *sender == source).unwrap_or(senders.len());
-            }
-            match senders.get_mut(at) {
-                Some((_, of_sender)) => {
-                    let spans = of_sender.iter().chain(&span);
-                    let (earliest_ms, latest_ms) = (spans.clone().map(|span| span.0), spans.map(|span| span.1));
-                    *of_sender = earliest_ms.min().zip(latest_ms.max());
-                }
-                None => senders.push((source, span)),
+            if senders.last() != Some(&source)
+                && !request.samples_of(&request.series[place]).is_empty()
+                && !senders.contains(&source)
+            {
+                senders.push(source);
             }
         }
         senders
@@ -793,11 +778,6 @@ pub fn part_key(key: Uuid, Source { cluster, replica }: &Source) -> Uuid {
         part.extend_from_slice(label.as_bytes());
     }
     request_key(&part)
-}
-
-/// The times that samples can have, in ms since 1970.
-fn storable_ms(now_ms: i64) -> RangeInclusive<i64> {
-    TIME_MIN_MS..=now_ms.saturating_add(AHEAD_MAX_MS)
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -72,6 +72,11 @@ impl Balancer {
     /// Cuts every connection and chooses anew, by another policy perhaps.
     pub(crate) fn reshuffle(&self, policy: Policy) {
         self.state().policy = policy;
+        self.cut();
+    }
+
+    /// Cuts every connection.
+    pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 

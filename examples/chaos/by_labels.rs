@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use rig::postgres::Stop;
 
 use crate::balancer::Policy;
-use crate::by_hand;
 use crate::cases::{Context, calm, pg_restart, pg_restart_once};
 use crate::host::Shape;
 use crate::mode::{ByLabels, Mode};
 use crate::stage::{Outcome, PATIENCE, Setup, Stage, sleep};
+use crate::{by_hand, unequal};
 
 /// `-metrics-high-availability-timeout`, in seconds.
 const TIMEOUT: f64 = 2.0;
@@ -37,6 +37,12 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "labels-pg-restarted" => pg_restart(set(context, TWO).await, Stop::Immediate).await,
         "labels-by-hand" => by_hand::labels(set(context, THREE).await).await,
         "labels-adapter-cut" => adapter_cut(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
+        "labels-union" => unequal::labels_union(set(context, TWO).await).await,
+        "labels-late" => unequal::labels_late(set(context, TWO).await).await,
+        "labels-history" => unequal::labels_history(set(context, TWO).await).await,
+        "labels-replay" => unequal::labels_replay(set(context, TWO).await).await,
+        "labels-future" => unequal::labels_future(set(context, TWO).await).await,
+        "labels-idle" => unequal::labels_idle(context, TWO).await,
         "labels-mixture" => mixture(context).await,
         _ => unreachable!("names are from the list"),
     }
@@ -83,7 +89,7 @@ async fn replica_killed(mut stage: Stage<'_>, times: usize) -> Outcome {
 }
 
 /// Kills the leading replica of a cluster, and starts it again.
-async fn replica_killed_once(stage: &mut Stage<'_>, cluster: usize, away: f64) {
+pub(crate) async fn replica_killed_once(stage: &mut Stage<'_>, cluster: usize, away: f64) {
     stage.settled().await;
     let (leader, term) = stage.leading(cluster).await;
     let deed = kill(stage, cluster, leader);
@@ -92,14 +98,14 @@ async fn replica_killed_once(stage: &mut Stage<'_>, cluster: usize, away: f64) {
     revive(stage, cluster, leader).await;
 }
 
-fn kill(stage: &mut Stage<'_>, cluster: usize, replica: usize) -> Instant {
+pub(crate) fn kill(stage: &mut Stage<'_>, cluster: usize, replica: usize) -> Instant {
     let name = stage.replica_name(cluster, replica);
     stage.event(format!("{name} killed"));
     stage.host(cluster, replica).kill();
     Instant::now()
 }
 
-async fn revive(stage: &mut Stage<'_>, cluster: usize, replica: usize) {
+pub(crate) async fn revive(stage: &mut Stage<'_>, cluster: usize, replica: usize) {
     stage.event("it is back");
     stage.host(cluster, replica).start();
     stage.settled().await;

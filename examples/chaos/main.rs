@@ -17,9 +17,11 @@ mod mode;
 mod picture;
 mod pooler;
 mod random;
+mod reader;
 mod real;
 mod report;
 mod stage;
+mod unequal;
 mod watch;
 mod witness;
 
@@ -64,7 +66,7 @@ struct Flags {
 fn main() -> ExitCode {
     let flags = Flags::from_args();
     if flags.list {
-        for case in &CASES {
+        for case in CASES {
             println!("{:24} {}", case.name, case.what);
         }
         return ExitCode::SUCCESS;

@@ -1,6 +1,29 @@
 //! The bytes of a remote-write 1.0 request, and what is in it: as of a Prometheus, and by no code of the adapter's.
 
+use std::ops::Range;
+
 use crate::host::Shape;
+
+/// Series of a target.
+const OF_TARGET: usize = 50;
+
+/// A stale marker.
+pub(crate) const MARKER: f64 = f64::from_bits(0x7ff0_0000_0000_0002);
+
+/// How many targets there are.
+pub(crate) fn targets(shape: &Shape) -> usize {
+    shape.series.div_ceil(OF_TARGET)
+}
+
+/// The series of a target.
+pub(crate) fn series_of(shape: &Shape, target: usize) -> Range<usize> {
+    target * OF_TARGET..((target + 1) * OF_TARGET).min(shape.series)
+}
+
+/// Whether a value is a stale marker.
+pub(crate) fn is_marker(value: f64) -> bool {
+    value.to_bits() == MARKER.to_bits()
+}
 
 /// Labels of `series` as a replica of `cluster` sends it, as the fields of a `TimeSeries`.
 pub(crate) fn labels(shape: &Shape, series: usize, cluster: &str, replica: &str) -> Vec<u8> {
@@ -10,7 +33,7 @@ pub(crate) fn labels(shape: &Shape, series: usize, cluster: &str, replica: &str)
         _ => "chaos_time_total",
     };
     let number = series.to_string();
-    let instance = format!("10.0.0.{}:9090", series / 200);
+    let instance = format!("10.0.0.{}:9090", series / OF_TARGET);
     let labels = [
         ("__name__", name),
         ("__replica__", replica),
@@ -19,7 +42,16 @@ pub(crate) fn labels(shape: &Shape, series: usize, cluster: &str, replica: &str)
         ("job", "chaos"),
         ("series", &number),
     ];
-    labels.into_iter().flat_map(|(name, value)| label(name.as_bytes(), value.as_bytes())).collect()
+    encode(&labels)
+}
+
+/// The same of a series that no replica scrapes.
+pub(crate) fn stranger(cluster: &str, replica: &str) -> Vec<u8> {
+    encode(&[("__name__", "chaos_stranger"), ("__replica__", replica), ("cluster", cluster)])
+}
+
+fn encode(labels: &[(&str, &str)]) -> Vec<u8> {
+    labels.iter().flat_map(|(name, value)| label(name.as_bytes(), value.as_bytes())).collect()
 }
 
 /// Whether a series never changes.

@@ -17,7 +17,9 @@ pub(crate) const TOKEN: &str = "operator";
 pub(crate) enum Mode {
     /// A pair, an adapter beside each Prometheus: the adapter that has the advisory lock leads.
     AdvisoryLock,
-    /// The same, but the one that was told to leads.
+    /// The same by mistake for two clusters of a Prometheus each, which have one lock between them.
+    Apart,
+    /// A pair of which the one that was told to leads.
     Rest,
     /// Any adapter takes what any replica sends: of each cluster one replica leads.
     ByLabels(ByLabels),
@@ -38,7 +40,7 @@ impl Mode {
     /// How many adapters there are.
     pub(crate) fn adapters(self) -> usize {
         match self {
-            Mode::AdvisoryLock | Mode::Rest => 2,
+            Mode::AdvisoryLock | Mode::Apart | Mode::Rest => 2,
             Mode::ByLabels(ByLabels { adapters, .. }) => adapters,
         }
     }
@@ -46,6 +48,7 @@ impl Mode {
     /// How many Prometheis each cluster has.
     pub(crate) fn replicas(self) -> usize {
         match self {
+            Mode::Apart => 1,
             Mode::AdvisoryLock | Mode::Rest => 2,
             Mode::ByLabels(ByLabels { replicas, .. }) => replicas,
         }
@@ -54,6 +57,7 @@ impl Mode {
     /// What is sent as `cluster`.
     pub(crate) fn clusters(self) -> &'static [&'static str] {
         match self {
+            Mode::Apart => &CLUSTERS,
             Mode::AdvisoryLock | Mode::Rest => &["chaos"],
             Mode::ByLabels(ByLabels { clusters, .. }) => &CLUSTERS[..clusters],
         }
@@ -62,7 +66,7 @@ impl Mode {
     /// What an adapter is called.
     pub(crate) fn adapter_name(self, adapter: usize) -> &'static str {
         match self {
-            Mode::AdvisoryLock | Mode::Rest => REPLICAS[adapter],
+            Mode::AdvisoryLock | Mode::Apart | Mode::Rest => REPLICAS[adapter],
             Mode::ByLabels(_) => ADAPTERS[adapter],
         }
     }
@@ -70,7 +74,7 @@ impl Mode {
     /// What tells an adapter of it.
     pub(crate) fn arguments(self, lease_seconds: f64) -> Vec<String> {
         match self {
-            Mode::AdvisoryLock => vec![
+            Mode::AdvisoryLock | Mode::Apart => vec![
                 "-leader-election-pg-advisory-lock-id=7".to_owned(),
                 format!("-leader-election-lease={}ms", lease_seconds * 1000.0),
             ],

@@ -3,7 +3,6 @@
 use std::process::Command;
 
 use rig::guard::Directory;
-use rig::port;
 use rig::process::Process;
 
 /// A running pgbouncer.
@@ -11,7 +10,6 @@ pub(crate) struct Pooler {
     // Ends before its directory goes.
     _process: Process,
     _directory: Directory,
-    port: u16,
 }
 
 impl Pooler {
@@ -20,9 +18,9 @@ impl Pooler {
         program().is_some()
     }
 
-    /// Starts one before the server at `address` and `server_port`.
-    pub(crate) fn start(address: &str, server_port: u16) -> Self {
-        let (directory, port) = (Directory::new("pgbouncer"), port::free());
+    /// Starts one on `port` of `address`, before the server at `server_port`.
+    pub(crate) fn start(address: &str, port: u16, server_port: u16) -> Self {
+        let directory = Directory::new("pgbouncer");
         let config = format!(
             "[databases]\n* = host=127.0.0.1 port={server_port}\n[pgbouncer]\nlisten_addr={address}\nlisten_port={port}\n\
              unix_socket_dir=\nauth_type=any\npool_mode=transaction\ndefault_pool_size=8\nmax_client_conn=200\n\
@@ -40,12 +38,7 @@ impl Pooler {
             command.args(["-u", "postgres"]);
         }
         command.arg(&file);
-        Self { _process: Process::spawn("pgbouncer", command), _directory: directory, port }
-    }
-
-    /// Its port.
-    pub(crate) fn port(&self) -> u16 {
-        self.port
+        Self { _process: Process::spawn("pgbouncer", command), _directory: directory }
     }
 }
 

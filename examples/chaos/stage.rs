@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rig::adapter::{self, Adapter};
@@ -15,15 +16,20 @@ use crate::balancer::Balancer;
 use crate::host::{Host, Identity, Shape, now_ms};
 use crate::judge::{self, Findings, Promised};
 use crate::mode::{Mode, REPLICAS, TOKEN};
+use crate::pooler::Pooler;
 use crate::random::Random;
+use crate::reader::Reader;
 use crate::watch::{ALL_LED, NO_CLUSTER, Watch};
 use crate::witness;
 
 /// A wait that takes longer has failed, and the case with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What nobody stored at first is filled in by then.
-const FILLED_WITHIN: Duration = Duration::from_secs(120);
+/// Two intervals and so long after it was acknowledged a sample is covered: 5 s are the adapter's, the rest is for a busy machine.
+const COVERED_WITHIN: Duration = Duration::from_secs(25);
+
+/// What takes longer than this to be covered is worth a note.
+const SOON: Duration = Duration::from_secs(3);
 
 /// How a case is set up.
 #[derive(Clone, Debug)]
@@ -44,8 +50,8 @@ pub(crate) struct Setup {
     pub(crate) environment: Vec<(String, String)>,
     /// Whether a replica follows.
     pub(crate) replica: bool,
-    /// Whether PostgreSQL is reached through pgbouncer in transaction mode, but for the lock.
-    pub(crate) pooler: bool,
+    /// Whether each adapter reaches PostgreSQL through a pgbouncer of its own in transaction mode, but for the lock.
+    pub(crate) poolers: bool,
     /// Whether the Prometheis are started.
     pub(crate) senders: bool,
 }
@@ -60,6 +66,8 @@ impl Default for Setup {
             batch: 200,
             deadline: Duration::from_millis(500),
             timeout: Duration::from_secs(30),
+            stagger: Duration::ZERO,
+            idle: Duration::ZERO,
         };
         Self {
             mode: Mode::AdvisoryLock,
@@ -70,7 +78,7 @@ impl Default for Setup {
             arguments: Vec::new(),
             environment: Vec::new(),
             replica: false,
-            pooler: false,
+            poolers: false,
             senders: true,
         }
     }
@@ -82,12 +90,14 @@ pub(crate) struct Stage<'a> {
     /// The Prometheis, cluster by cluster; of a pair as their adapters.
     pub(crate) hosts: Vec<Host>,
     watches: Vec<Watch>,
+    reader: Reader,
     adapters: Vec<Option<Adapter>>,
     options: Vec<adapter::Options>,
     /// What the Prometheis send by; of a pair one each.
     balancers: Vec<Arc<Balancer>>,
-    /// pgbouncer, if any.
-    _pooler: Option<crate::pooler::Pooler>,
+    /// The pgbouncer of each adapter that has one and is not cut off from it, and the ports of all.
+    poolers: Vec<Option<Pooler>>,
+    pooler_ports: Vec<u16>,
     /// The replica, if any.
     pub(crate) replica: Option<Postgres>,
     /// The primary.
@@ -161,7 +171,10 @@ impl<'a> Stage<'a> {
         let postgres = Postgres::start(options.with("wal_level", "replica")).await;
         let replica = if setup.replica { Some(postgres.follow().await) } else { None };
         let server = network.map_or_else(|| "127.0.0.1".to_owned(), Network::server_address);
-        let pooler = setup.pooler.then(|| crate::pooler::Pooler::start(&server, postgres.port()));
+        let pooler_ports: Vec<u16> =
+            (0..if setup.poolers { setup.mode.adapters() } else { 0 }).map(|_| port::free()).collect();
+        let pooler = |port: &u16| Some(Pooler::start(&server, *port, postgres.port()));
+        let poolers = pooler_ports.iter().map(pooler).collect();
         let second = replica.as_ref().map_or(0, Postgres::port);
         let fill = |text: &str, port: u16| {
             let text = text.replace("HOST", &server).replace("PORT", &port.to_string());
@@ -179,9 +192,9 @@ impl<'a> Stage<'a> {
                     .arg("-pg-prometheus-chunk-interval=10s")
                     .arg(format!(
                         "-pg-uri={}",
-                        fill(&setup.uri, pooler.as_ref().map_or(postgres.port(), |p| p.port()))
+                        fill(&setup.uri, pooler_ports.get(host).copied().unwrap_or(postgres.port()))
                     ));
-                if pooler.is_some() {
+                if setup.poolers {
                     options = options.arg(format!("-pg-lock-uri={}", fill(&setup.uri, postgres.port())));
                 }
                 if let Some(network) = network {
@@ -215,18 +228,24 @@ impl<'a> Stage<'a> {
         let replicas =
             || mode.clusters().iter().flat_map(|cluster| (0..mode.replicas()).map(move |index| (*cluster, index)));
         let host = |(number, (cluster, index)): (usize, (&'static str, usize))| {
-            let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { index }]);
-            Host::new(Identity { cluster, index, namespace: namespace(index), balancer, number }, setup.shape)
+            let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { number }]);
+            let namespace = namespace(if mode.is_balanced() { index } else { number });
+            let random = Random(random.0.wrapping_add(number as u64));
+            Host::new(Identity { cluster, index, namespace, balancer, number, random }, setup.shape)
         };
-        let hosts = replicas().enumerate().map(host).collect();
+        let hosts: Vec<Host> = replicas().enumerate().map(host).collect();
+        let skews_ms = hosts.chunks(mode.replicas()).map(|hosts| hosts.iter().map(Host::skew_ms).collect()).collect();
+        let reader = Reader::start(postgres.uri("postgres"), mode, setup.shape, skews_ms);
         let mut stage = Self {
             hosts,
             watches,
+            reader,
             past_logs: vec![Vec::new(); adapters.len()],
             adapters: adapters.into_iter().map(Some).collect(),
             options,
             balancers,
-            _pooler: pooler,
+            poolers,
+            pooler_ports,
             replica,
             postgres,
             network,
@@ -394,6 +413,17 @@ impl<'a> Stage<'a> {
         self.past_logs[slot].extend(old.process().log().lines());
     }
 
+    /// What the Prometheis send by.
+    pub(crate) fn balancers(&self) -> &[Arc<Balancer>] {
+        &self.balancers
+    }
+
+    /// How many lines of the adapters that live have a text in them.
+    pub(crate) fn lines_with(&self, text: &str) -> usize {
+        let lines = self.adapters.iter().flatten().flat_map(|adapter| adapter.process().log().lines());
+        lines.filter(|line| line.contains(text)).count()
+    }
+
     /// What all send by.
     pub(crate) fn balancer(&self) -> &Arc<Balancer> {
         &self.balancers[0]
@@ -439,6 +469,18 @@ impl<'a> Stage<'a> {
         self.network.expect("cases that cut need a network").cut(host, cut);
     }
 
+    /// Ends the pooler by which an adapter writes, or starts it again.
+    pub(crate) fn cut_pooler(&mut self, adapter: usize, cut: bool) {
+        let server = self.network.map_or_else(|| "127.0.0.1".to_owned(), Network::server_address);
+        let start = || Pooler::start(&server, self.pooler_ports[adapter], self.postgres.port());
+        self.poolers[adapter] = (!cut).then(start);
+    }
+
+    /// Samples that an adapter said last that it holds as standby.
+    pub(crate) fn held(&self, adapter: usize) -> f64 {
+        self.watches[adapter].observations().last().map_or(0.0, |last| last.held_samples)
+    }
+
     /// How many lines the adapter of a host has written.
     pub(crate) fn mark(&self, host: usize) -> usize {
         self.adapter(host).process().log().len()
@@ -461,7 +503,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until each Prometheus has been answered for everything.
     pub(crate) async fn drained(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE + self.setup.shape.deadline;
         while self.hosts.iter().any(|host| host.waiting() > 0) {
             if Instant::now() > deadline {
                 let waiting: Vec<usize> = self.hosts.iter().map(Host::waiting).collect();
@@ -477,17 +519,24 @@ impl<'a> Stage<'a> {
         sleep(2.5).await;
         if self.setup.mode.is_balanced() {
             self.settled().await;
-            self.filled_in().await;
         }
+        self.covered().await;
+        // All at once, where no side has scraped what the others are about to.
+        let interval_ms = self.setup.shape.interval_ms;
+        let until_ms = (now_ms() / interval_ms + 1) * interval_ms;
         for host in &self.hosts {
-            host.stop_scraping();
+            host.scrape_until(until_ms);
         }
+        tokio::time::sleep(Duration::from_millis(u64::try_from(until_ms - now_ms()).unwrap_or(0))).await;
         self.drained().await;
-        sleep(0.5).await;
+        self.covered().await;
         let promised = self.promised();
-        let stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
-        let findings = judge::judge(&promised, &stored);
-        if judge::sealed_samples(&self.postgres).await == 0 {
+        let client = self.client().await;
+        let stored =
+            judge::read(&client, self.setup.mode, &self.setup.shape).await.expect("cannot read what is stored");
+        let mut findings = judge::judge(&promised, &stored);
+        self.reader.findings(&mut findings);
+        if judge::sealed_samples(&client).await == 0 {
             self.record.broken.push("nothing was sealed meanwhile".to_owned());
         }
         let bands: Vec<Vec<Band>> = self.watches.iter().map(|watch| self.bands(watch)).collect();
@@ -509,8 +558,8 @@ impl<'a> Stage<'a> {
             }
             outcome.logs.push((self.setup.mode.adapter_name(host), lines.join("\n")));
         }
-        let Self { adapters, hosts, watches, postgres, .. } = self;
-        drop((adapters, hosts, watches));
+        let Self { adapters, hosts, watches, reader, postgres, .. } = self;
+        drop((adapters, hosts, watches, reader));
         (outcome, Some((postgres, promised)))
     }
 
@@ -518,34 +567,29 @@ impl<'a> Stage<'a> {
         let replicas = self.hosts.chunks(self.setup.mode.replicas());
         let clusters = replicas.map(|hosts| judge::Cluster {
             journals: hosts.iter().map(Host::journal).collect(),
-            skews_ms: hosts.iter().map(Host::skew_ms).collect(),
+            skews_ms: hosts.iter().map(|host| host.skew_ms().load(Ordering::Relaxed)).collect(),
         });
         Promised { shape: self.setup.shape, mode: self.setup.mode, clusters: clusters.collect() }
     }
 
-    /// Waits until nothing is missing any more. What nobody stored is filled in once the leading replica's samples are
-    /// stored far beyond it, so all go on sending meanwhile.
-    pub(crate) async fn filled_in(&mut self) {
-        let began = Instant::now();
-        let mut first = None;
+    /// Waits until all that was acknowledged so far is covered: what the leader has not scraped is a while later.
+    pub(crate) async fn covered(&mut self) {
+        let (promised, began, client) = (self.promised(), Instant::now(), self.client().await);
+        let interval_ms = self.setup.shape.interval_ms.unsigned_abs();
+        let (within, mut first) = (COVERED_WITHIN + 2 * Duration::from_millis(interval_ms), None);
         loop {
-            // What was acknowledged by then is stored by now, if it ever is at first.
-            let (promised, until_ms) = (self.promised(), now_ms() - 3_000);
-            sleep(0.5).await;
-            let mut stored = judge::read(&self.postgres, self.setup.mode, &self.setup.shape).await;
-            stored.forget_after(until_ms);
-            let findings = judge::judge(&promised.before(until_ms), &stored);
-            if findings.lost == 0 || began.elapsed() > FILLED_WITHIN {
-                if let Some(first) = first {
-                    let seconds = began.elapsed().as_secs_f64();
-                    self.record
-                        .notes
-                        .push(format!("{first} were missing at first, {} after {seconds:.0} s", findings.lost));
+            let stored = judge::read(&client, self.setup.mode, &self.setup.shape).await;
+            let findings = judge::judge(&promised, &stored.expect("cannot read what is stored"));
+            let took = began.elapsed();
+            if findings.lost == 0 || took > within {
+                if let Some(first) = first.filter(|_| took > SOON) {
+                    let note = format!("{first} missing at first, {} after {:.0} s", findings.lost, took.as_secs_f64());
+                    self.record.notes.push(note);
                 }
                 return;
             }
             first.get_or_insert_with(|| format!("{} ({})", findings.lost, findings.examples.join("; ")));
-            sleep(1.0).await;
+            sleep(0.5).await;
         }
     }
 

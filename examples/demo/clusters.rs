@@ -5,11 +5,12 @@
 mod proxy;
 mod stage;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rig::prometheus::Sender;
 
 use self::stage::{Lead, REPLICAS, Stage, TIMEOUT_SECONDS};
+use crate::judge::now_ms;
 use crate::verdict::{self, Verdict};
 use crate::{PATIENCE, PEACE, Teller};
 
@@ -22,9 +23,6 @@ const US: usize = 1;
 
 /// The adapter that dies.
 const VICTIM: usize = 0;
-
-/// A change of leader leaves in doubt what the adapters' watermark had not passed; some 15 s later it has.
-const UNTIL_NOTHING_IS_IN_DOUBT: Duration = Duration::from_secs(16);
 
 /// Tells it; whether all ends well.
 pub(crate) async fn story(teller: Teller) -> bool {
@@ -60,6 +58,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
 
     say(&format!("kill -9 of adapter {}: the proxy passes its turns on to the other one", VICTIM + 1));
     stage.kill_adapter(VICTIM).await;
+    let deaths = [now_ms()];
     tokio::time::sleep(PEACE).await;
     let alone = [stage.settled(EU, None).await, stage.settled(US, None).await];
     roles(&stage, teller).await;
@@ -73,7 +72,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
     stage.start_adapter(VICTIM).await;
     stage.clusters[US].replicas[us.replica].start_again().await;
     say(&format!("adapter {} and Prometheus us/{} are started again", VICTIM + 1, us.name()));
-    tokio::time::sleep(UNTIL_NOTHING_IS_IN_DOUBT).await;
+    tokio::time::sleep(PEACE).await;
     let ends = [stage.settled(EU, None).await, stage.settled(US, None).await];
     roles(&stage, teller).await;
 
@@ -98,7 +97,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
         say(&format!("and what is true of all of cluster {}:", cluster.name));
         let (verdict, deeds) = (&mut verdicts[index], &deeds[index]);
         deeds.judge(verdict);
-        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(), teller.elapsed()).await;
+        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(&deaths), teller.began()).await;
         let leading = &cluster.replicas[ends[index].replica];
         verdict::by_remote_read(verdict, &stage.postgres, &stage.reader, leading, cluster.name).await;
         for (replica, prometheus) in cluster.replicas.iter().enumerate() {

@@ -2,20 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rig::coverage::{Scrapes, Side, Stored};
 use rig::postgres::Postgres;
 use rig::prometheus::Prometheus;
 use serde_json::Value;
+use tokio_postgres::Client;
 
 /// Milliseconds between scrapes, and between evaluations.
 const SCRAPE_MS: i64 = 1_000;
 
-/// Scrapes of the two sides so close to each other are one and the same: which of them comes first is chance.
-const SAME_MS: i64 = SCRAPE_MS / 10;
+/// A scrape of a busy machine may be so late.
+const LATE_MS: i64 = SCRAPE_MS / 10;
 
-/// By then what was scraped has been sent and stored, on a busy machine too.
-const SETTLED_MS: i64 = 5_000;
+/// Two sides' scrapes that are no farther apart are one.
+const HALF_MS: u64 = SCRAPE_MS.unsigned_abs() / 2;
+
+/// By then all that was scraped is covered: what the leading side missed is stored after two intervals and 5 s.
+const COVERED_WITHIN: Duration = Duration::from_secs(30);
+
+/// So long, at most, the memory of one adapter may have been all that had a scrape which the leading side did not make: as above, and
+/// in a process that is dead then.
+const BUFFERED_MS: i64 = 2 * SCRAPE_MS + 5_000 + 2 * SCRAPE_MS;
 
 /// Before that some targets have not been scraped, and some rules not been evaluated, by both: each side spreads its first
 /// ones over an interval, and on a busy machine one is up a second or two before the other.
@@ -38,10 +47,10 @@ type Times = BTreeMap<BTreeMap<String, String>, Vec<i64>>;
 pub(crate) struct Subject<'a> {
     /// Its label `cluster`.
     pub(crate) cluster: &'a str,
-    /// Its name in the table of leaders.
-    pub(crate) group: &'a str,
     /// Its replicas.
     pub(crate) sides: [&'a Prometheus; 2],
+    /// When adapters were killed, ms since 1970.
+    pub(crate) deaths: &'a [i64],
 }
 
 /// What was found.
@@ -51,23 +60,41 @@ pub(crate) struct Findings {
     pub(crate) samples: usize,
     /// Series stored.
     pub(crate) series: usize,
-    /// Samples that a Prometheus has, and of whose scrape the store has neither side's.
+    /// Scrapes that a Prometheus has, and of which the store has neither side's, but for those that died with an adapter.
     pub(crate) lost: usize,
-    /// Samples at a time that their series has already, and changes from one side to the other that no change of
-    /// leader explains.
+    /// Scrapes that one side alone had made, right before an adapter was killed: what only that had is gone.
+    pub(crate) died: usize,
+    /// Samples of a scrape that has one already.
     pub(crate) doubled: usize,
-    /// The first that is wrong, in words.
+    /// The first of those lost or doubled, in words.
     pub(crate) example: Option<String>,
 }
 
-/// Judges all that is stored of a cluster, but for the last seconds.
-pub(crate) async fn judge(postgres: &Postgres, subject: &Subject<'_>, ran_for: Duration) -> Findings {
-    let Subject { cluster, group, sides } = *subject;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
-    let until = i64::try_from(now.as_millis()).expect("the clock is not far ahead") - SETTLED_MS;
-    let expression = format!("{OWN}[{}s]", ran_for.as_secs() + 1);
-    let scraped = [own(sides[0], &expression).await, own(sides[1], &expression).await];
+/// Judges all that is stored of a cluster, once all that was scraped until now is.
+pub(crate) async fn judge(postgres: &Postgres, subject: &Subject<'_>, began: Instant) -> Findings {
     let client = postgres.connect("postgres").await;
+    let (asked, until) = (Instant::now(), now_ms());
+    loop {
+        let expression = format!("{OWN}[{}s]", began.elapsed().as_secs() + 1);
+        let scraped = [own(subject.sides[0], &expression).await, own(subject.sides[1], &expression).await];
+        let stored = stored(&client, subject.cluster).await;
+        let from = stored.values().filter_map(|times| times.first()).min().copied().unwrap_or(until) + WARM_MS;
+        let findings = compare(&stored, &scraped, from..until, subject.deaths);
+        if findings.lost == 0 || asked.elapsed() > COVERED_WITHIN {
+            return findings;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// The time in ms since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(now.as_millis()).expect("the clock is not far ahead")
+}
+
+/// What the database has of a cluster.
+async fn stored(client: &Client, cluster: &str) -> Times {
     let mut stored = Times::new();
     for row in client.query(STORED, &[&cluster]).await.expect("cannot read what is stored") {
         let labels: BTreeMap<String, String> = serde_json::from_str(row.get(1)).expect("labels are an object of texts");
@@ -75,10 +102,7 @@ pub(crate) async fn judge(postgres: &Postgres, subject: &Subject<'_>, ran_for: D
         let labels = labels.into_iter().filter(|(name, _)| name != "cluster").chain([name]).collect();
         stored.insert(labels, row.get(2));
     }
-    let term = "SELECT term FROM metrics_leader WHERE group_name = $1";
-    let terms: i64 = client.query_one(term, &[&group]).await.expect("nobody led").get(0);
-    let from = stored.values().filter_map(|times| times.first()).min().copied().unwrap_or(until) + WARM_MS;
-    compare(&stored, &scraped, from..until, usize::try_from(terms).expect("terms count up"))
+    stored
 }
 
 /// What a Prometheus has in its own database.
@@ -100,89 +124,45 @@ async fn own(prometheus: &Prometheus, expression: &str) -> Times {
     parse().unwrap_or_else(|| panic!("{expression} was answered {}", answer.chars().take(500).collect::<String>()))
 }
 
-/// Judges every series that is stored or that a side has, within `span`; `terms` is how many leaders there were.
-fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, terms: usize) -> Findings {
+/// Judges every series that is stored or that a side has; what was scraped, within `span`.
+fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, deaths: &[i64]) -> Findings {
+    let scrapes = Scrapes { interval_ms: SCRAPE_MS, jitter_ms: LATE_MS };
     let samples = stored.values().map(Vec::len).sum();
     let mut findings = Findings { samples, series: stored.len(), ..Findings::default() };
     let labels: BTreeSet<_> = stored.keys().chain(scraped.iter().flat_map(BTreeMap::keys)).collect();
     for labels in labels {
         let of = |times: &Times| times.get(labels).cloned().unwrap_or_default();
         let (stored, scraped) = (of(stored), scraped.each_ref().map(of));
-        let (holes, twice) = (holes(&stored, &scraped, &span), twice(&stored, &scraped));
-        let doubled = twice.at_once.len() + twice.stretches.len().saturating_sub(terms);
-        findings.lost += holes.iter().map(|hole| hole.missing).sum::<usize>();
-        findings.doubled += doubled;
-        if findings.example.is_none() && (!holes.is_empty() || doubled > 0) {
-            findings.example = Some(format!("{labels:?}: {doubled} doubled of {twice:?}, {holes:?}"));
+        // A stale marker, which no query shows, is of neither.
+        let has = |side: usize, time: &i64| scraped[side].binary_search(time).is_ok();
+        let sides = |time: &i64| u32::from(has(0, time)) | u32::from(has(1, time)) << 1;
+        let stored: Vec<Stored> = stored.iter().map(|time| Stored { time_ms: *time, sides: sides(time) }).collect();
+        let within = |times: &Vec<i64>| times.iter().copied().filter(|time| span.contains(time)).collect::<Vec<_>>();
+        let scraped = scraped.each_ref().map(within);
+        let lost = scrapes.lost(&scraped.each_ref().map(|times| Side { times, ahead_ms: 0 }), &stored);
+        let made_by = |times: &Vec<i64>, time: i64| times.iter().any(|made| made.abs_diff(time) <= HALF_MS);
+        let has_died = |time: &i64| {
+            let made_by = scraped.each_ref().map(|times| made_by(times, *time));
+            made_by != [true, true] && deaths.iter().any(|at| (at - BUFFERED_MS..=*at).contains(time))
+        };
+        let (died, lost): (Vec<i64>, Vec<i64>) = lost.into_iter().partition(has_died);
+        findings.died += died.len();
+        let doubled = scrapes.doubled(&stored);
+        findings.lost += lost.len();
+        findings.doubled += doubled.len();
+        if findings.example.is_none() && !(lost.is_empty() && doubled.is_empty()) {
+            let around = stored.iter().filter(|stored| {
+                lost.iter()
+                    .chain(&doubled)
+                    .take(3)
+                    .any(|time| time.abs_diff(stored.time_ms) < 3 * SCRAPE_MS.unsigned_abs())
+            });
+            let around: Vec<_> = around.map(|stored| (stored.time_ms, stored.sides)).collect();
+            findings.example =
+                Some(format!("{labels:?}: lost {lost:?}, doubled {doubled:?}; stored around {around:?}"));
         }
     }
     findings
-}
-
-/// Scrapes that are missing between two stored samples; before the first and after the last, one of these is none.
-#[derive(Debug)]
-struct Hole {
-    missing: usize,
-    #[expect(dead_code, reason = "for the eye")]
-    between: [Option<i64>; 2],
-}
-
-/// Where scrapes of a series are missing.
-///
-/// The store has one side at a time. A side has no sample between two stored ones when one of these is its own; the
-/// other side has one, because it scrapes at another moment. What is more is missing.
-fn holes(stored: &[i64], scraped: &[Vec<i64>; 2], span: &Range<i64>) -> Vec<Hole> {
-    let borders = [None].into_iter().chain(stored.iter().copied().map(Some)).chain([None]).collect::<Vec<_>>();
-    let hole = |pair: &[Option<i64>]| {
-        let from = pair[0].map_or(span.start, |time| span.start.max(time + SAME_MS));
-        let to = pair[1].map_or(span.end, |time| span.end.min(time - SAME_MS));
-        let missing = scraped.iter().map(|times| {
-            let is_own = pair.iter().flatten().any(|time| times.binary_search(time).is_ok());
-            let between = times.iter().filter(|time| (from..to).contains(*time)).count();
-            between.saturating_sub(usize::from(!is_own))
-        });
-        Hole { missing: missing.max().unwrap_or(0), between: [pair[0], pair[1]] }
-    };
-    borders.windows(2).map(hole).filter(|hole| hole.missing > 0).collect()
-}
-
-/// Where a series was stored twice, in ms since 1970.
-#[derive(Debug)]
-struct Twice {
-    /// At these times there is another sample.
-    at_once: Vec<i64>,
-    /// Here one side begins, be it that the other one ends.
-    stretches: Vec<i64>,
-}
-
-/// Where a series was stored twice. What one side filled in where the other scraped nothing is neither.
-fn twice(stored: &[i64], scraped: &[Vec<i64>; 2]) -> Twice {
-    let at_once = stored.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
-    let is_stored = |at: &i64| stored.binary_search(at).is_ok();
-    let is_filled_in = |time: &i64| {
-        scraped.iter().any(|times| {
-            let next = times.partition_point(|at| at < time);
-            let before = next.checked_sub(1).map(|last| times[last]);
-            // One that was up before the other one has the beginning alone.
-            let is_beginning = stored.first().is_some_and(|first| *time < first + WARM_MS);
-            let is_gap = |after: &i64| before.map_or(is_beginning, |before| after - before > SCRAPE_MS * 3 / 2);
-            let is_between = |after: &i64| after != time && is_gap(after) && is_stored(after);
-            before.iter().all(is_stored) && times.get(next).is_some_and(is_between)
-        })
-    };
-    let (mut sides, mut stretches) = ([false, false], Vec::new());
-    for time in stored.iter().filter(|time| !is_filled_in(time)) {
-        let now = scraped.each_ref().map(|times| times.binary_search(time).is_ok());
-        let still = [sides[0] && now[0], sides[1] && now[1]];
-        if still != [false, false] {
-            sides = still;
-        } else if now != [false, false] {
-            // Neither has a stale marker, which no query shows.
-            sides = now;
-            stretches.push(*time);
-        }
-    }
-    Twice { at_once, stretches }
 }
 
 #[cfg(test)]
@@ -194,63 +174,51 @@ mod tests {
         (from..to).step_by(1_000).collect()
     }
 
+    fn series(times: &[i64]) -> Times {
+        Times::from([(BTreeMap::new(), times.to_vec())])
+    }
+
+    /// Two sides scrape for 20 s, the second one 300 ms later; from 4 s on it counts.
     #[track_caller]
-    fn check(stored: &[i64], terms: usize, lost: usize, doubled: usize) {
-        let series = |times: &[i64]| Times::from([(BTreeMap::new(), times.to_vec())]);
+    fn check(stored: &[Vec<i64>], lost: usize, doubled: usize) {
         let sides = [series(&each_second(0, 20_000)), series(&each_second(300, 20_000))];
-        let findings = compare(&series(stored), &sides, 0..20_000, terms);
+        let mut stored = stored.concat();
+        stored.sort_unstable();
+        let findings = compare(&series(&stored), &sides, 4_000..20_000, &[]);
         assert_eq!((findings.lost, findings.doubled), (lost, doubled), "{:?}", findings.example);
+        assert_eq!(findings.example.is_some(), lost + doubled > 0);
     }
 
     #[test]
-    fn one_side_at_a_time_is_whole() {
-        check(&each_second(0, 20_000), 1, 0, 0);
-        check(&[each_second(0, 8_000), each_second(7_300, 20_000)].concat(), 2, 0, 0);
-        check(&[each_second(300, 8_000), each_second(8_000, 20_000)].concat(), 2, 0, 0);
+    fn either_side_may_be_stored() {
+        check(&[each_second(0, 20_000)], 0, 0);
+        check(&[each_second(0, 8_000), each_second(8_300, 20_000)], 0, 0);
+        check(&[each_second(0, 8_000), vec![8_300], each_second(9_000, 20_000)], 0, 0);
+        check(&[each_second(4_300, 20_000)], 0, 0);
     }
 
     #[test]
     fn what_is_missing_is_counted() {
-        check(&[each_second(0, 8_000), each_second(9_000, 20_000)].concat(), 1, 1, 0);
-        check(&[each_second(0, 8_000), each_second(10_300, 20_000)].concat(), 2, 3, 0);
-        check(&each_second(0, 15_000), 1, 5, 0);
-        check(&each_second(6_000, 20_000), 1, 6, 0);
-        check(&[], 0, 19, 0);
+        check(&[each_second(0, 8_000), each_second(9_000, 20_000)], 1, 0);
+        check(&[each_second(0, 15_000)], 5, 0);
+        check(&[], 16, 0);
     }
 
     #[test]
-    fn what_one_side_alone_scraped_is_filled_in_once() {
-        let series = |times: Vec<i64>| Times::from([(BTreeMap::new(), times)]);
-        let sides =
-            [series([each_second(0, 8_000), each_second(12_000, 20_000)].concat()), series(each_second(300, 20_000))];
-        let doubled = |filled_in: &[i64]| {
-            let mut stored = [each_second(0, 8_000), filled_in.to_vec(), each_second(12_000, 20_000)].concat();
-            stored.sort_unstable();
-            compare(&series(stored), &sides, 0..20_000, 1).doubled
-        };
-        assert_eq!(doubled(&each_second(8_300, 12_000)), 0);
-        assert_eq!(doubled(&each_second(8_300, 13_000)), 2, "where the other has samples, too");
-        assert_eq!(doubled(&[3_300, 8_300, 9_300, 10_300, 11_300]), 2);
-    }
-
-    #[test]
-    fn what_one_side_scraped_before_the_other_began_is_filled_in() {
-        let series = |times: Vec<i64>| Times::from([(BTreeMap::new(), times)]);
-        let sides = [series(each_second(0, 20_000)), series(each_second(1_700, 20_000))];
-        let doubled = |stored: &[i64]| compare(&series(stored.to_vec()), &sides, 0..20_000, 2).doubled;
-        let after = [each_second(1_700, 9_000), each_second(9_000, 20_000)].concat();
-        assert_eq!(doubled(&[vec![0, 1_000], after].concat()), 0);
-        let to_and_fro =
-            [each_second(1_700, 4_000), vec![4_000, 4_700], each_second(5_000, 9_000), each_second(9_700, 20_000)];
-        assert_eq!(doubled(&[vec![0, 1_000], to_and_fro.concat()].concat()), 3, "what comes later is not");
+    fn what_one_adapter_alone_had_dies_with_it() {
+        let sides = [series(&[5_000, 6_000, 7_000]), series(&[5_300, 6_300, 7_300, 8_300])];
+        for (deaths, lost, died) in [(&[][..], 1, 0), (&[8_300], 0, 1), (&[8_299], 1, 0), (&[18_000], 1, 0)] {
+            let findings = compare(&series(&[5_000, 6_000, 7_000]), &sides, 4_000..20_000, deaths);
+            assert_eq!((findings.lost, findings.died), (lost, died), "{deaths:?}");
+        }
+        let findings = compare(&series(&[5_000, 6_000]), &sides, 4_000..7_500, &[7_400]);
+        assert_eq!((findings.lost, findings.died), (1, 0), "the leading side had made it, too");
     }
 
     #[test]
     fn what_is_there_twice_is_counted() {
-        check(&[each_second(0, 8_000), each_second(7_000, 20_000)].concat(), 1, 0, 1);
-        let mut both = [each_second(0, 20_000), each_second(5_300, 9_000)].concat();
-        both.sort_unstable();
-        // To and fro four times; two leaders explain one of these eight changes.
-        check(&both, 2, 0, 7);
+        check(&[each_second(0, 8_000), each_second(7_000, 20_000)], 0, 1);
+        check(&[each_second(0, 20_000), each_second(5_300, 9_000)], 0, 4);
+        check(&[each_second(0, 20_000), vec![5_150]], 0, 0);
     }
 }

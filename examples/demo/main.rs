@@ -58,8 +58,8 @@ impl Teller {
         println!("[{:5.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
-    /// How long the story has lasted.
-    fn elapsed(self) -> Duration {
-        self.began.elapsed()
+    /// When the story began.
+    fn began(self) -> Instant {
+        self.began
     }
 }

@@ -12,9 +12,6 @@ use crate::{PATIENCE, PEACE, Teller};
 /// The cluster of `prometheus-configs/`.
 const CLUSTER: &str = "demo";
 
-/// What the adapters call their group.
-const GROUP: &str = "lock 1";
-
 /// Tells it; whether all ends well.
 pub(crate) async fn story(teller: Teller) -> bool {
     let say = |text: &str| teller.say(text);
@@ -65,8 +62,8 @@ pub(crate) async fn story(teller: Teller) -> bool {
         .check(&format!("take-over after {silence:.2} s when a Prometheus dies, at most {bound} s"), silence <= bound);
     verdict.check(&format!("take-over after {crash:.2} s when an adapter dies, at most 1 s"), crash <= 1.0);
     let sides = pair.sides.each_ref().map(|side| &side.prometheus);
-    let subject = Subject { cluster: CLUSTER, group: GROUP, sides };
-    let found = verdict::by_the_pair(&mut verdict, &pair.postgres, &subject, teller.elapsed()).await;
+    let subject = Subject { cluster: CLUSTER, sides, deaths: &[] };
+    let found = verdict::by_the_pair(&mut verdict, &pair.postgres, &subject, teller.began()).await;
     let leading = &pair.sides[leader(&pair).await].prometheus;
     verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader, leading, CLUSTER).await;
     for side in &pair.sides {

@@ -1,6 +1,6 @@
 //! What is said of what is stored: by the Prometheis' own databases, by SQL, and by a Prometheus that reads it.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use rig::postgres::Postgres;
 use rig::prometheus::{Prometheus, Sender};
@@ -45,13 +45,16 @@ pub(crate) async fn by_the_pair(
     verdict: &mut Verdict,
     postgres: &Postgres,
     subject: &Subject<'_>,
-    ran_for: Duration,
+    began: Instant,
 ) -> Findings {
-    let findings = judge(postgres, subject, ran_for).await;
-    let Findings { samples, series, lost, doubled, .. } = findings;
+    let findings = judge(postgres, subject, began).await;
+    let Findings { samples, series, lost, died, doubled, .. } = findings;
     verdict.check(&format!("{samples} samples of {series} series are stored"), samples > 0);
     verdict.check(&format!("{lost} lost (a Prometheus has it, and nothing of that scrape is stored)"), lost == 0);
-    verdict.check(&format!("{doubled} doubled (at the time of another, or both sides stored)"), doubled == 0);
+    verdict.check(&format!("{doubled} doubled (of one scrape there are two)"), doubled == 0);
+    if died > 0 {
+        println!("        {died} that only the adapter had which was killed: the leading Prometheus had not made them");
+    }
     if let Some(example) = &findings.example {
         println!("        the first: {example}");
     }

@@ -1,74 +1,25 @@
 //! The lock session, and the task that does what the machine says.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::election::desk::Desk;
 use crate::election::liveness::Heard;
-use crate::election::lock_session::{Claim, LockSession, prove_exclusion};
+use crate::election::lock_session::{Claim, LockSession, Raised, prove_exclusion};
 use crate::election::machine::{Action, Machine, Observed, Reason};
 use crate::election::role::{LockHolder, Role};
-use crate::election::{By, Config};
+use crate::election::{By, Config, Succession, Term, WritePath};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Connector, within};
 use crate::storage::fence::Fence;
-use crate::storage::gaps::Hole;
 use crate::storage::names::Names;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
-use uuid::Uuid;
-
-/// The hand-over's side of an election: what a leader-to-be does before it serves, and what a leader publishes.
-pub trait Succession: Send + Sync + 'static {
-    /// Finishes what the last leader left, under the new fence. Called once a term; may be dropped half-way.
-    fn prepare(&self, takeover: Takeover) -> impl Future<Output = Result<(), Error>> + Send;
-    /// What goes with a leader's heartbeat.
-    fn published(&self) -> Published;
-    /// What a standby reads of the leader.
-    fn observed(&self, observation: Observation);
-}
-
-/// What a leader tells the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Published {
-    /// The time in ms since 1970 up to which everything this leader will be sent is committed.
-    pub watermark_ms: Option<i64>,
-    /// Every series goes on under this leader: what the ones before it stored is no series' end any more.
-    pub is_settled: bool,
-}
-
-/// What a leader's row tells a standby.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observation {
-    /// The leader's right to write, under which a standby fills what nobody stored.
-    pub fence: Fence,
-    /// See [`Published::watermark_ms`].
-    pub watermark_ms: Option<i64>,
-    /// What changes of leader left in doubt.
-    pub holes: Vec<Hole>,
-    /// How far our clock is ahead of the server's.
-    pub clock_offset_ms: i64,
-}
-
-/// A new term.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Takeover {
-    /// The right to write.
-    pub fence: Fence,
-    /// How far the clocks of those were behind ours, in ms, who may have stored what is stored last; negative if ahead.
-    pub behind_ms: Vec<i64>,
-    /// This adapter led before, and nobody between.
-    pub follows_itself: bool,
-    /// What this and earlier changes of leader left in doubt.
-    pub holes: Vec<Hole>,
-    /// How far our clock is ahead of the server's.
-    pub clock_offset_ms: i64,
-}
 
 /// One adapter's part in the election.
 pub struct Election<S> {
@@ -82,8 +33,12 @@ pub struct Election<S> {
     pub holder: String,
     /// Whether the own Prometheus sends.
     pub heard: Arc<Heard>,
+    /// Whether what it sends can be stored.
+    pub write_path: Arc<WritePath>,
     /// The hand-over.
     pub succession: Arc<S>,
+    /// Owns what goes on beside the election.
+    pub tracker: TaskTracker,
     /// Told when a write finds that a newer term has begun.
     pub fenced: Arc<Notify>,
     /// Where the role is published.
@@ -100,7 +55,6 @@ impl<S: Succession> Election<S> {
         let mut machine = Machine::new(self.config.clone(), Instant::now());
         let mut session: Option<LockSession> = None;
         let mut proven = false;
-        let mut last_token = None;
         let mut awake_at = Instant::now();
         let mut trouble = Trouble::default();
         let mut look_at = awake_at;
@@ -114,7 +68,7 @@ impl<S: Succession> Election<S> {
                 self.heard.excuse(awake_at, now);
             }
             awake_at = now;
-            machine.on_liveness(self.heard.read().silent_at(now), now);
+            self.tell(&mut machine, now);
             let action = machine.next(now);
             self.publish(&machine, now);
             desk.answer(&mut machine, now);
@@ -161,7 +115,7 @@ impl<S: Succession> Election<S> {
                     }
                 }
                 (Action::RaiseTerm, Some(opened)) => tokio::select! {
-                    () = self.take_over(opened, &mut machine, &mut last_token, &mut desk) => {}
+                    () = self.take_over(opened, &mut machine, &mut desk) => {}
                     () = stop.cancelled() => {}
                 },
                 (Action::TryLock | Action::Observe | Action::Heartbeat, Some(opened)) => {
@@ -205,11 +159,17 @@ impl<S: Succession> Election<S> {
             () = tokio::time::sleep_until(until.into()) => {}
             () = ended => machine.on_lost(Reason::SessionLost, Instant::now()),
             () = self.heard.begun(), if candidate => {}
-            () = self.heard.gone() => {}
+            () = self.heard.closed() => {}
             given = desk.next() => desk.take(given, machine),
             () = self.fenced.notified(), if machine.fence().is_some() => machine.on_lost(Reason::Fenced, Instant::now()),
             () = stop.cancelled(), if !machine.is_stopped() => machine.on_shutdown(),
         }
+    }
+
+    /// Tells the machine what the write path has seen.
+    fn tell(&self, machine: &mut Machine, now: Instant) {
+        machine.on_liveness(self.heard.read().silent_at(now), now);
+        machine.on_writes(self.write_path.failing());
     }
 
     async fn connect(&self, proven: &mut bool) -> Result<LockSession, Error> {
@@ -236,8 +196,9 @@ impl<S: Succession> Election<S> {
                 (Action::Observe, _) => machine.on_observed(self.observe(opened).await?, sent_at),
                 _ => {
                     let Some(fence) = machine.fence() else { return Ok(()) };
-                    if opened.heartbeat(&self.names, fence, self.succession.published()).await? {
+                    if opened.heartbeat(&self.names, fence).await? {
                         machine.on_heartbeat(sent_at);
+                        self.succession.observed(&self.term(fence));
                     } else {
                         machine.on_lost(Reason::Fenced, Instant::now());
                     }
@@ -248,7 +209,7 @@ impl<S: Succession> Election<S> {
         .await;
         match done {
             Ok(()) => self.metrics.lock_checked(sent_at),
-            Err(error) => self.lost(&error, machine),
+            Err(error) => self.lost(Reason::SessionLost, &error, machine),
         }
     }
 
@@ -262,7 +223,7 @@ impl<S: Succession> Election<S> {
                 log::debug!("who holds the lock cannot be told: {error}");
                 None
             }
-            Err(error) => return self.lost(&error, machine),
+            Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         if let Some(holder) = holder.as_ref().filter(|holder| self.lock_holder.borrow().as_ref() != Some(*holder)) {
             log::warn!(
@@ -274,30 +235,28 @@ impl<S: Succession> Election<S> {
         self.lock_holder.send_replace(holder);
     }
 
-    /// Looks at the leader's row, and passes on what concerns the hand-over.
+    /// Looks at the leader's row, and passes on who leads.
     async fn observe(&self, opened: &LockSession) -> Result<Option<Observed>, Error> {
-        let Some((observed, observation)) = opened.observe(&self.names).await? else { return Ok(None) };
-        self.succession.observed(observation);
+        let Some((observed, fence)) = opened.observe(&self.names).await? else { return Ok(None) };
+        self.succession.observed(&self.term(fence));
         Ok(Some(observed))
     }
 
-    /// Gives the lead up in order: the last watermark is published, and who is to lead next.
+    fn term(&self, fence: Fence) -> Term {
+        Term { group: self.config.group(), fence, replica: None }
+    }
+
+    /// Writes down who is to lead next, if that is an adapter of this group.
     async fn hand_over(&self, opened: &LockSession, machine: &mut Machine) {
-        let Some(fence) = machine.fence() else { return };
-        let successor = machine.successor().map(str::to_owned);
+        let Some((fence, to)) = machine.fence().zip(machine.successor().map(str::to_owned)) else { return };
         let limit = machine
             .deadline()
             .map_or(self.config.stale_after(), |until| until.saturating_duration_since(Instant::now()));
         let done = within(limit, async {
-            if let Some(to) = &successor {
-                let peers = opened.peers().await?;
-                if *to == self.holder || !peers.iter().any(|peer| opened.is_peer(peer, to)) {
-                    machine.on_no_such_peer(peers);
-                    return Ok(());
-                }
-            }
-            let (published, lasting) = (self.succession.published(), self.config.standing_back());
-            if opened.hand_over(&self.names, fence, published, successor.as_deref(), lasting).await? {
+            let peers = opened.peers().await?;
+            if to == self.holder || !peers.iter().any(|peer| opened.is_peer(peer, &to)) {
+                machine.on_no_such_peer(peers);
+            } else if opened.hand_over(&self.names, fence, &to, self.config.standing_back()).await? {
                 machine.on_handed_over(Instant::now());
             } else {
                 machine.on_lost(Reason::Fenced, Instant::now());
@@ -306,7 +265,7 @@ impl<S: Succession> Election<S> {
         })
         .await;
         if let Err(error) = done {
-            self.lost(&error, machine);
+            self.lost(Reason::SessionLost, &error, machine);
         }
     }
 
@@ -320,60 +279,46 @@ impl<S: Succession> Election<S> {
     }
 
     /// Raises the term, then lets the hand-over finish while heartbeats go on.
-    async fn take_over(
-        &self,
-        opened: &LockSession,
-        machine: &mut Machine,
-        last_token: &mut Option<Uuid>,
-        desk: &mut Desk,
-    ) {
+    async fn take_over(&self, opened: &LockSession, machine: &mut Machine, desk: &mut Desk) {
         let sent_at = Instant::now();
+        let group = self.config.group();
         // Twice the patience with writers, and the time of the statements themselves.
-        let limit = self.config.lease;
         let raising = opened.raise_term(&self.names, self.claim(machine), self.config.drain_patience());
-        let raised = match within(limit, raising).await {
+        let Raised { fence, proven_at } = match within(self.config.lease, raising).await {
             Ok(Some(raised)) => raised,
             Ok(None) => {
-                log::info!("another adapter is to lead {}: this one lets it", self.config.group());
+                log::info!("another adapter is to lead {group}: this one lets it");
                 return machine.on_refused(Instant::now());
             }
-            Err(error) => return self.lost(&error, machine),
+            Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
-        machine.on_term(raised.fence, raised.proven_at);
-        let takeover = Takeover {
-            fence: raised.fence,
-            behind_ms: raised.behind_ms,
-            follows_itself: raised.last_token.is_some() && raised.last_token == *last_token,
-            holes: raised.holes,
-            clock_offset_ms: raised.clock_offset_ms,
-        };
+        machine.on_term(fence, proven_at);
         // What was said of an earlier term is over.
         let _ = self.fenced.notified().now_or_never();
-        let fence = takeover.fence;
-        let preparing = self.succession.prepare(takeover);
-        tokio::pin!(preparing);
+        // Beside this task, whose heartbeats must not wait for it.
+        let preparing = self.tracker.spawn(self.succession.prepare(self.term(fence)));
+        let mut preparing = AbortOnDropHandle::new(preparing);
         loop {
             let now = Instant::now();
             // It may take longer than a silent Prometheus is given.
-            machine.on_liveness(self.heard.read().silent_at(now), now);
+            self.tell(machine, now);
             match machine.next(now) {
                 Action::Wait(until) => {
                     tokio::select! {
                         prepared = &mut preparing => {
-                            match prepared {
+                            match prepared.unwrap_or_else(|failed| Err(Error::Unfit(failed.to_string()))) {
                                 Ok(()) => {
-                                    *last_token = Some(fence.token);
                                     machine.on_prepared();
                                     log::info!(
                                         "became leader of {} (term {}), {} ms after {}",
-                                        self.config.group(), fence.term, sent_at.elapsed().as_millis(),
+                                        group, fence.term, sent_at.elapsed().as_millis(),
                                         match self.config.by {
                                             By::Lock(_) => "obtaining the lock",
                                             By::Rest(_) => "being told to",
                                         }
                                     );
                                 }
-                                Err(error) => self.lost(&error, machine),
+                                Err(error) => self.lost(Reason::TakeOverFailed, &error, machine),
                             }
                             return;
                         }
@@ -384,17 +329,24 @@ impl<S: Succession> Election<S> {
                     desk.answer(machine, Instant::now());
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
+                Action::HandOver => self.hand_over(opened, machine).await,
                 // The machine has given the term up; asked again by the main loop, it says so again.
                 _ => return,
             }
         }
     }
 
-    fn lost(&self, error: &Error, machine: &mut Machine) {
+    /// The lead, or the way to it, is lost by a failure: for `reason`, unless the server said that the term is over.
+    fn lost(&self, reason: Reason, error: &Error, machine: &mut Machine) {
         self.count(error);
-        let reason = if error.class() == Class::Fenced { Reason::Fenced } else { Reason::SessionLost };
-        log::warn!("lock session of {} failed: {error}", self.config.group());
-        machine.on_lost(reason, Instant::now());
+        match reason {
+            Reason::TakeOverFailed => {
+                log::warn!("{} cannot be taken over, to be tried again: {error}", self.config.group());
+            }
+            _ => log::warn!("lock session of {} failed: {error}", self.config.group()),
+        }
+        let is_over = error.class() == Class::Fenced;
+        machine.on_lost(if is_over { Reason::Fenced } else { reason }, Instant::now());
     }
 
     async fn close(&self, session: Option<LockSession>, reason: Reason) {
@@ -404,9 +356,10 @@ impl<S: Succession> Election<S> {
             (Reason::PrometheusTimeout, Some(why)) => {
                 log::warn!("own Prometheus sends only what is refused; resigned from {}: {why}", self.config.group());
             }
-            (Reason::PrometheusTimeout, None) if self.heard.read().is_gone() => {
-                log::warn!("own Prometheus closed its connections; resigned from {}", self.config.group())
-            }
+            (Reason::PrometheusTimeout, None) if self.heard.read().closed_at().is_some() => log::warn!(
+                "own Prometheus closed its connections and has not come back in its usual time; resigned from {}",
+                self.config.group()
+            ),
             (Reason::PrometheusTimeout, None) => log::warn!(
                 "Prometheus timeout exceeded: no write request for {:?}; resigned from {}",
                 self.heard.read().timeout().unwrap_or_default(),
@@ -414,10 +367,20 @@ impl<S: Succession> Election<S> {
             ),
             (Reason::Shutdown, _) => log::info!("giving up the lock session of {}", self.config.group()),
             (Reason::Requested, _) => log::info!("gave up the lead of {}", self.config.group()),
+            (Reason::WritesFailing, _) => log::warn!(
+                "no write of this adapter was committed for {:?}; resigned from {}, so that another adapter may lead. See what \
+                 its writes were refused with",
+                self.config.lease,
+                self.config.group()
+            ),
             (other, _) => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
         }
         match reason {
-            Reason::PrometheusTimeout | Reason::Requested | Reason::Shutdown => opened.close().await,
+            Reason::PrometheusTimeout
+            | Reason::Requested
+            | Reason::WritesFailing
+            | Reason::TakeOverFailed
+            | Reason::Shutdown => opened.close().await,
             // In doubt: without a word.
             _ => drop(opened),
         }

@@ -1,7 +1,6 @@
 //! Election by labels: for each cluster one of its replicas leads, whichever adapters its samples come by.
 //!
-//! [`cluster`] decides, [`clock`] tells replicas' clocks apart, [`board`] has what adapters tell each other in the database,
-//! [`clusters`] is what the write path reads, [`rounds`] carries the decisions out, [`by_hand`] is for whoever knows better. No
+//! [`cluster`] decides, [`board`] has what adapters tell each other in the database, [`clusters`] is what the write path reads, [`rounds`] carries the decisions out, [`by_hand`] is for whoever knows better. No
 //! adapter leads by holding a lock, or has to know another.
 
 use crate::election::PrometheusTimeout;
@@ -9,7 +8,6 @@ use crate::storage::upkeep::CLUSTER_GROUPS;
 
 pub mod board;
 pub mod by_hand;
-pub mod clock;
 pub mod cluster;
 pub mod clusters;
 pub mod rounds;

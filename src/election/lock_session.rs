@@ -1,24 +1,18 @@
 //! The statements of the lock session, and what proves that a server is fit for one.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use crate::clock::now_ms;
 use crate::election::Config;
-use crate::election::advisory_lock::{Observation, Published};
 use crate::election::machine::Observed;
 use crate::election::role::{Leader, LockHolder};
 use crate::postgres::error::Error;
-use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::Fence;
-use crate::storage::gaps::Hole;
 use crate::storage::names::Names;
-use crate::storage::row::{from_postgres_us, to_postgres_us};
 
 /// The session that holds the lock or tries to, on a server found fit.
 pub(super) struct LockSession {
@@ -28,19 +22,11 @@ pub(super) struct LockSession {
     holder: String,
     /// What the others' sessions are called, before their names.
     prefix: String,
-    clock: Mutex<ClockOffset>,
 }
 
 /// A term that was raised.
 pub(super) struct Raised {
     pub(super) fence: Fence,
-    /// The token of the term before.
-    pub(super) last_token: Option<Uuid>,
-    /// How far the clocks of the last leaders were behind ours, in ms.
-    pub(super) behind_ms: Vec<i64>,
-    /// The group's holes, with the one this term begins with.
-    pub(super) holes: Vec<Hole>,
-    pub(super) clock_offset_ms: i64,
     /// From before the server was asked for the term.
     pub(super) proven_at: Instant,
 }
@@ -59,43 +45,14 @@ pub(super) enum Claim {
 /// What the server keeps of a name.
 const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
-/// How far our clock is ahead of the server's.
-#[derive(Clone, Copy, Debug)]
-struct ClockOffset {
-    offset_ms: i64,
-    /// How long the answer took that told: half of it is how wrong the offset may be.
-    round_trip_ms: i64,
-}
-
-/// A new leader is sent all that is scraped so long after its term began: within the next scrape, a minute later at the
-/// most, and what clocks may differ by.
-pub(super) const UNSURE: &str = "interval '70 seconds'";
-
-/// How far back a hole may be filled: a Prometheus keeps what it has not sent for some two hours.
-pub(super) const FILLED: &str = "interval '3 hours'";
+/// Whether a group's row keeps others than the one it names from the lead: no order lasts longer, unless the server's clock was
+/// set back after it was given.
+pub(super) const YIELDS: &str =
+    "successor_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 minutes'";
 
 /// An advisory lock is not replicated.
 const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
     advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
-
-impl ClockOffset {
-    /// From the server's clock as it was somewhere between `asked_ms` and `answered_ms` of ours.
-    fn measured(asked_ms: i64, Timestamp(server_us): Timestamp, answered_ms: i64) -> Self {
-        Self {
-            offset_ms: asked_ms.midpoint(answered_ms) - from_postgres_us(server_us),
-            round_trip_ms: (answered_ms - asked_ms).max(0),
-        }
-    }
-
-    /// A slow answer tells little: it counts only once the quick one it is compared with has grown old.
-    fn update(&mut self, newer: Self) {
-        if newer.round_trip_ms <= self.round_trip_ms * 2 + 1 {
-            *self = newer;
-        } else {
-            self.round_trip_ms += self.round_trip_ms / 8 + 1;
-        }
-    }
-}
 
 impl LockSession {
     /// Opens a session whose silence the server bounds, on a writable primary, and finds the group's row.
@@ -115,16 +72,16 @@ impl LockSession {
             if let Err(error) = session.client().batch_execute("SET client_connection_check_interval = '1s'").await {
                 log::debug!("client_connection_check_interval is not available: {}", Error::from(error));
             }
-            let clock = require_primary(&session).await?;
+            require_primary(&session).await?;
             // Two statements: one would not see the row that somebody else has just committed.
             let insert = names.fill("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
             session.client().execute_typed(&insert, &[(&group, Type::TEXT)]).await?;
             let select = names.fill("SELECT group_no FROM {leader} WHERE group_name = $1");
             let row = session.client().query_typed_one(&select, &[(&group, Type::TEXT)]).await?;
-            Ok((row.try_get(0)?, clock))
+            Ok(row.try_get(0)?)
         };
-        let (group_no, clock) = within(config.lease, work).await?;
-        Ok(Self { session, group_no, holder: holder.to_owned(), prefix, clock: Mutex::new(clock) })
+        let group_no = within(config.lease, work).await?;
+        Ok(Self { session, group_no, holder: holder.to_owned(), prefix })
     }
 
     /// Tries the lock. After `true` it must not be called again on this session: the lock would stack.
@@ -153,41 +110,30 @@ impl LockSession {
         .transpose()
     }
 
-    /// The leader's row. A watermark that lies ahead of the server's clock was made by a clock that is wrong, and says
-    /// nothing.
-    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Observation)>, Error> {
+    /// The leader's row, and the right to write that is in force.
+    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Fence)>, Error> {
         let statement = names.fill(&format!(
-            "SELECT holder, term, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
-             CASE WHEN watermark <= clock_timestamp() THEN watermark END, token, {}, \
-             CASE WHEN successor <> $2 THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
+            "SELECT holder, term, token, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
+             CASE WHEN successor <> $2 AND {YIELDS} THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
              FROM {{leader}} WHERE group_no = $1 AND heartbeat IS NOT NULL",
-            holes_of("holes"),
         ));
         let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.group_no, Type::INT4), (&self.holder, Type::TEXT)];
         let row = self.session.client().query_typed_opt(&statement, &parameters).await?;
         row.map(|row| {
-            let age: f64 = row.try_get(2)?;
-            let watermark: Option<Timestamp> = row.try_get(3)?;
-            let term = row.try_get(1)?;
+            let (term, age): (i64, f64) = (row.try_get(1)?, row.try_get(3)?);
+            let yields_for: Option<f64> = row.try_get(4)?;
             let observed = Observed {
                 leader: Leader { holder: row.try_get(0)?, term },
-                heartbeat_age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
-                yields_for: row
-                    .try_get::<_, Option<f64>>(6)?
-                    .and_then(|remaining| Duration::try_from_secs_f64(remaining).ok()),
+                // One from the future was made before the server's clock was set back.
+                heartbeat_age: Duration::try_from_secs_f64(age.abs()).unwrap_or(Duration::MAX),
+                yields_for: yields_for.and_then(|remaining| Duration::try_from_secs_f64(remaining).ok()),
             };
-            let observation = Observation {
-                fence: Fence { group_no: self.group_no, term, token: row.try_get(4)? },
-                watermark_ms: watermark.map(|Timestamp(time_us)| from_postgres_us(time_us)),
-                holes: holes(&row.try_get::<_, Vec<Timestamp>>(5)?),
-                clock_offset_ms: self.clock_offset_ms(),
-            };
-            Ok((observed, observation))
+            Ok((observed, Fence { group_no: self.group_no, term, token: row.try_get(2)? }))
         })
         .transpose()
     }
 
-    /// Waits until no writer of an old term is under way, then begins a new one, with no watermark yet. A writer that
+    /// Waits until no writer of an old term is under way, then begins a new one, in which this adapter leads. A writer that
     /// takes longer than `patience` is terminated. `None` if another token is in force than the one to be followed, or
     /// another adapter is named to lead next.
     pub(super) async fn raise_term(
@@ -201,56 +147,26 @@ impl LockSession {
             self.drain(names, None).await?;
         }
         let proven_at = Instant::now();
-        // In doubt is all since the last watermark, or since that before if the last leader published none.
         let statement = names.fill(&format!(
-            "UPDATE {{leader}} new SET term = new.term + 1, token = gen_random_uuid(), holder = $2, \
-             successor = NULL, successor_until = NULL, \
-             heartbeat = clock_timestamp(), watermark = NULL, clock_offsets_ms = \
-             (coalesce(old.clock_offsets_ms, ARRAY[]::bigint[]))[greatest(cardinality(old.clock_offsets_ms) - 6, 1):] || $3, \
-             holes = kept + tstzmultirange(tstzrange(coalesce( \
-             CASE WHEN old.watermark <= clock_timestamp() THEN old.watermark END, \
-             (SELECT max(lower(hole)) FROM unnest(old.holes) hole), clock_timestamp() - {FILLED}), \
-             clock_timestamp() + {UNSURE})), \
-             hole_clock_least_ms = least(least_ms, CASE WHEN NOT isempty(kept) THEN old.hole_clock_least_ms END), \
-             hole_clock_most_ms = greatest(most_ms, CASE WHEN NOT isempty(kept) THEN old.hole_clock_most_ms END) \
-             FROM {{leader}} old \
-             CROSS JOIN LATERAL (SELECT old.holes * tstzmultirange(tstzrange(clock_timestamp() - {FILLED}, NULL))) h (kept) \
-             CROSS JOIN LATERAL (SELECT min(ms), max(ms) FROM unnest(old.clock_offsets_ms || $3) ms) c (least_ms, most_ms) \
-             WHERE new.group_no = $1 AND old.group_no = new.group_no AND CASE WHEN $4 THEN true WHEN $5 IS NOT NULL THEN old.token = $5 \
-             ELSE old.successor IS NULL OR old.successor = $2 OR old.successor_until <= clock_timestamp() END \
-             RETURNING new.term, new.token, old.token, old.clock_offsets_ms, {}",
-            holes_of("new.holes"),
+            "SELECT new_term, new_token FROM (SELECT group_no FROM {{leader}} WHERE group_no = $1 AND CASE WHEN $3 THEN true \
+             WHEN $4 IS NOT NULL THEN token = $4 \
+             ELSE successor IS NULL OR successor = $2 OR NOT ({YIELDS}) END FOR UPDATE) l, {{raise}}(l.group_no, $2)",
         ));
-        let clock_offset_ms = self.clock_offset_ms();
         let client = self.session.client();
         let (is_told, follows) = match claim {
             Claim::Told => (true, None),
             Claim::Follows(token) => (false, Some(token)),
             Claim::Lock => (false, None),
         };
-        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
-            (&self.group_no, Type::INT4),
-            (&self.holder, Type::TEXT),
-            (&clock_offset_ms, Type::INT8),
-            (&is_told, Type::BOOL),
-            (&follows, Type::UUID),
-        ];
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] =
+            [(&self.group_no, Type::INT4), (&self.holder, Type::TEXT), (&is_told, Type::BOOL), (&follows, Type::UUID)];
         let row = client.query_typed_opt(&statement, &parameters).await?;
         client.batch_execute("COMMIT").await?;
-        let Some(row) = row else { return Ok(None) };
-        let last_offsets_ms: Option<Vec<i64>> = row.try_get(3)?;
-        Ok(Some(Raised {
-            holes: holes(&row.try_get::<_, Vec<Timestamp>>(4)?),
-            clock_offset_ms,
-            fence: Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? },
-            last_token: row.try_get(2)?,
-            behind_ms: last_offsets_ms
-                .unwrap_or_default()
-                .into_iter()
-                .map(|last_ms| clock_offset_ms.saturating_sub(last_ms))
-                .collect(),
-            proven_at,
-        }))
+        let raised = |row: tokio_postgres::Row| {
+            let fence = Fence { group_no: self.group_no, term: row.try_get(0)?, token: row.try_get(1)? };
+            Ok(Raised { fence, proven_at })
+        };
+        row.map(raised).transpose()
     }
 
     /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
@@ -271,12 +187,12 @@ impl LockSession {
         }
     }
 
-    /// Ends the backends of writers that hold the fence: a process frozen in the midst of a COPY is bounded by no
+    /// Ends the backends of writers that hold the fence, shared or, to reconcile, exclusively: a process frozen in the midst of a COPY is bounded by no
     /// timeout of the server's. Their transactions roll back; their senders still have the data.
     async fn terminate_writers(&self, names: &Names) -> Result<(), Error> {
         let client = self.session.client();
         let statement = names.fill(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND mode = 'ShareLock' \
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND classid = {leader:literal}::regclass::oid AND objid = $1::integer::oid",
         );
@@ -296,47 +212,28 @@ impl LockSession {
     }
 
     /// Publishes that the leader of `fence` lives. `false` if that term is over.
-    pub(super) async fn heartbeat(&self, names: &Names, fence: Fence, published: Published) -> Result<bool, Error> {
-        let statement = names.fill(
-            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, \
-             clock_offsets_ms = CASE WHEN $5 THEN ARRAY[$4] ELSE clock_offsets_ms END \
-             WHERE group_no = $1 AND token = $2 RETURNING clock_timestamp()",
-        );
-        let watermark = published.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
-        let clock_offset_ms = self.clock_offset_ms();
-        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
-            (&self.group_no, Type::INT4),
-            (&fence.token, Type::UUID),
-            (&watermark, Type::TIMESTAMPTZ),
-            (&clock_offset_ms, Type::INT8),
-            (&published.is_settled, Type::BOOL),
-        ];
-        let asked_ms = now_ms();
-        let row = self.session.client().query_typed_opt(&statement, &parameters).await?;
-        let Some(row) = row else { return Ok(false) };
-        self.clock().update(ClockOffset::measured(asked_ms, row.try_get(0)?, now_ms()));
-        Ok(true)
+    pub(super) async fn heartbeat(&self, names: &Names, fence: Fence) -> Result<bool, Error> {
+        let statement =
+            names.fill("UPDATE {leader} SET heartbeat = clock_timestamp() WHERE group_no = $1 AND token = $2");
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.group_no, Type::INT4), (&fence.token, Type::UUID)];
+        Ok(self.session.client().execute_typed(&statement, &parameters).await? == 1)
     }
 
-    /// Publishes the last of the term of `fence`, and who is to lead next, which for `lasting` keeps others from it.
-    /// `false` if that term is over.
+    /// Names who is to lead after the term of `fence`, which for `lasting` keeps others from it. `false` if that term is over.
     pub(super) async fn hand_over(
         &self,
         names: &Names,
         fence: Fence,
-        published: Published,
-        successor: Option<&str>,
+        successor: &str,
         lasting: Duration,
     ) -> Result<bool, Error> {
         let statement = names.fill(
-            "UPDATE {leader} SET heartbeat = clock_timestamp(), watermark = $3, successor = $4, \
-             successor_until = clock_timestamp() + make_interval(secs => $5) WHERE group_no = $1 AND token = $2",
+            "UPDATE {leader} SET successor = $3, successor_until = clock_timestamp() + make_interval(secs => $4) \
+             WHERE group_no = $1 AND token = $2",
         );
-        let watermark = published.watermark_ms.map(|ms| Timestamp(to_postgres_us(ms)));
-        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
             (&self.group_no, Type::INT4),
             (&fence.token, Type::UUID),
-            (&watermark, Type::TIMESTAMPTZ),
             (&successor, Type::TEXT),
             (&lasting.as_secs_f64(), Type::FLOAT8),
         ];
@@ -365,24 +262,6 @@ impl LockSession {
     pub(super) async fn close(self) {
         self.session.close().await;
     }
-
-    fn clock_offset_ms(&self) -> i64 {
-        self.clock().offset_ms
-    }
-
-    fn clock(&self) -> std::sync::MutexGuard<'_, ClockOffset> {
-        self.clock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// An expression for the lower and upper ends of `holes`, one after the other.
-pub(super) fn holes_of(holes: &str) -> String {
-    format!("ARRAY(SELECT unnest(ARRAY[lower(hole), upper(hole)]) FROM unnest({holes}) hole)")
-}
-
-pub(super) fn holes(ends: &[Timestamp]) -> Vec<Hole> {
-    let ms = |Timestamp(time_us): Timestamp| from_postgres_us(time_us);
-    ends.chunks_exact(2).map(|ends| Hole { lower_ms: ms(ends[0]), upper_ms: ms(ends[1]) }).collect()
 }
 
 /// Everything a role or database might have set otherwise, so that the server bounds a silent session, and only so.
@@ -396,14 +275,10 @@ fn session_settings(config: &Config) -> String {
     )
 }
 
-/// Refuses a hot standby; says how far our clock is ahead of the server's.
-async fn require_primary(session: &Session) -> Result<ClockOffset, Error> {
-    let asked_ms = now_ms();
-    let row = session.client().query_typed_one("SELECT pg_is_in_recovery(), clock_timestamp()", &[]).await?;
-    if row.try_get(0)? {
-        return Err(Error::Unfit(NOT_PRIMARY.into()));
-    }
-    Ok(ClockOffset::measured(asked_ms, row.try_get(1)?, now_ms()))
+/// Refuses a hot standby.
+async fn require_primary(session: &Session) -> Result<(), Error> {
+    let row = session.client().query_typed_one("SELECT pg_is_in_recovery()", &[]).await?;
+    if row.try_get(0)? { Err(Error::Unfit(NOT_PRIMARY.into())) } else { Ok(()) }
 }
 
 /// What to say where only servers that take no writes were found: the way to them asks for one that does, and gives up
@@ -470,24 +345,4 @@ async fn try_key(session: &Session, key: i64) -> Result<(bool, i32), Error> {
     let statement = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
     let row = session.client().query_typed_one(statement, &[(&key, Type::INT8)]).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slow_answer_does_not_move_the_clock() {
-        let server = |ms| Timestamp(to_postgres_us(ms));
-        let mut clock = ClockOffset::measured(1_000, server(901), 1_002);
-        assert_eq!((clock.offset_ms, clock.round_trip_ms), (100, 2));
-        clock.update(ClockOffset::measured(5_000, server(4_900), 6_000));
-        assert_eq!(clock.offset_ms, 100, "an answer that took a second may be half a second off");
-        clock.update(ClockOffset::measured(9_000, server(8_801), 9_002));
-        assert_eq!(clock.offset_ms, 200);
-        for _ in 0..100 {
-            clock.update(ClockOffset::measured(10_000, server(10_000), 11_000));
-        }
-        assert_eq!(clock.offset_ms, 500, "when all answers are slow they are all there is");
-    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::election::orders::{Order, Pending, Refusal, StandingOrders};
 use crate::election::role::{Leader, Role};
-use crate::election::{By, Config};
+use crate::election::{By, Config, Failing};
 use crate::storage::fence::Fence;
 use uuid::Uuid;
 
@@ -28,8 +28,8 @@ pub enum Action {
     RaiseTerm,
     /// Publish a heartbeat for the own term; then [`Machine::on_heartbeat`] or [`Machine::on_lost`].
     Heartbeat,
-    /// Publish the last heartbeat of the own term, and name [`Machine::successor`] if there is one; then
-    /// [`Machine::on_handed_over`], [`Machine::on_no_such_peer`] or [`Machine::on_lost`].
+    /// Name [`Machine::successor`] in the leader's row; then [`Machine::on_handed_over`], [`Machine::on_no_such_peer`] or
+    /// [`Machine::on_lost`].
     HandOver,
     /// Close the session, if there is one, which gives the lock up; then [`Machine::on_closed`].
     Close(Reason),
@@ -50,6 +50,10 @@ pub enum Reason {
     HeartbeatOverdue,
     /// Another adapter has begun a newer term.
     Fenced,
+    /// The own writes have failed for longer than the lease.
+    WritesFailing,
+    /// The lock was obtained, and what was held could not be stored.
+    TakeOverFailed,
     /// The holder of the lock shows no fresh heartbeat.
     LeaderStale,
     /// No fresh heartbeat, and this adapter may not lead: it is held, stands back for another, or was not told to.
@@ -78,6 +82,8 @@ pub struct Machine {
     state: State,
     /// When the own Prometheus counts as silent; `None` is never. Fed by [`Machine::on_liveness`].
     silent_at: Option<Instant>,
+    /// Since when the own writes fail. Fed by [`Machine::on_writes`].
+    failing: Option<Failing>,
     stopping: bool,
     last_reason: Reason,
     orders: StandingOrders,
@@ -115,6 +121,8 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct Tenure {
     fence: Fence,
+    /// The statement that raised the term was sent at this time.
+    began_at: Instant,
     /// The last answered heartbeat was sent at this time.
     renewed_at: Instant,
 }
@@ -133,6 +141,8 @@ impl Reason {
             Reason::SessionLost => "session_lost",
             Reason::HeartbeatOverdue => "heartbeat_overdue",
             Reason::Fenced => "fenced",
+            Reason::WritesFailing => "writes_failing",
+            Reason::TakeOverFailed => "take_over_failed",
             Reason::LeaderStale => "leader_stale",
             Reason::NobodyLeads => "nobody_leads",
             Reason::Shutdown => "shutdown",
@@ -150,6 +160,7 @@ impl Machine {
             config,
             state: State::Disconnected { retry_at: now },
             silent_at: Some(now),
+            failing: None,
             stopping: false,
             last_reason: Reason::SessionLost,
             orders,
@@ -160,6 +171,10 @@ impl Machine {
     #[must_use]
     pub fn next(&mut self, now: Instant) -> Action {
         if let Some(reason) = self.reason_to_close(now) {
+            if reason == Reason::WritesFailing {
+                // Another adapter may do better.
+                self.orders.stand_back(self.fence().map(|fence| fence.term), now + self.config.standing_back());
+            }
             self.last_reason = reason;
             self.state = State::Closing { reason };
         }
@@ -185,7 +200,7 @@ impl Machine {
             State::Following { .. } if self.may_try(now) => Action::TryLock,
             State::Following { .. } => Action::Observe,
             State::Locked => Action::RaiseTerm,
-            State::Preparing(_) | State::Leading(_) if self.gives_up(now) => Action::HandOver,
+            State::Preparing(_) | State::Leading(_) if self.successor().is_some() => Action::HandOver,
             State::Preparing(_) | State::Leading(_) if self.orders.is_told_now() => Action::Heartbeat,
             State::Preparing(tenure) | State::Leading(tenure) => {
                 let heartbeat_at = tenure.renewed_at + self.config.heartbeat_interval();
@@ -207,6 +222,11 @@ impl Machine {
             *next_at = now;
             *returned = true;
         }
+    }
+
+    /// How the last writes of this adapter ended: since when they fail, or `None` if the last one was committed.
+    pub fn on_writes(&mut self, failing: Option<Failing>) {
+        self.failing = failing;
     }
 
     /// A session is open and has been proven fit.
@@ -256,7 +276,7 @@ impl Machine {
     pub fn on_term(&mut self, fence: Fence, sent_at: Instant) {
         if let State::Locked = self.state {
             self.orders.on_proven(fence.token);
-            self.state = State::Preparing(Tenure { fence, renewed_at: sent_at });
+            self.state = State::Preparing(Tenure { fence, began_at: sent_at, renewed_at: sent_at });
         }
     }
 
@@ -287,13 +307,13 @@ impl Machine {
         }
     }
 
-    /// The last heartbeat is published, and it is written down who is to lead next.
+    /// It is written down who is to lead next.
     pub fn on_handed_over(&mut self, now: Instant) {
         let Some(fence) = self.fence() else { return };
-        if let Some(Pending { order: Order::HandOver { .. }, is_named, .. }) = &mut self.orders.pending {
+        if let Some(Pending { is_named, .. }) = &mut self.orders.pending {
             *is_named = true;
-            self.orders.stand_back(Some(fence.term), now + self.config.standing_back());
         }
+        self.orders.stand_back(Some(fence.term), now + self.config.standing_back());
         self.on_lost(Reason::Requested, now);
     }
 
@@ -383,7 +403,11 @@ impl Machine {
         self.state = match reason {
             Reason::Shutdown => State::Stopped,
             // A resignation is no failure: observe again at once, so that a sender that returns finds its role.
-            Reason::PrometheusTimeout | Reason::Requested => State::Disconnected { retry_at: now },
+            Reason::PrometheusTimeout | Reason::Requested | Reason::WritesFailing => {
+                State::Disconnected { retry_at: now }
+            }
+            // By then whoever else is there has tried.
+            Reason::TakeOverFailed => State::Disconnected { retry_at: now + self.config.heartbeat_interval() },
             _ => State::Disconnected { retry_at: now + RECONNECT },
         };
     }
@@ -466,9 +490,11 @@ impl Machine {
         !self.is_silent(now) && self.orders.may_try(&self.config.by, now)
     }
 
-    /// Whether it was ordered to give the lead up that it has.
-    fn gives_up(&self, now: Instant) -> bool {
-        self.successor().is_some() || !self.orders.may_lead(&self.config.by, now)
+    /// Whether the writes of this term have failed for longer than the lease. Where leaders are told, that is for whoever
+    /// tells to see.
+    fn has_failed(&self, tenure: &Tenure) -> bool {
+        let has_failed = |failing: Failing| failing.last >= failing.since.max(tenure.began_at) + self.config.lease;
+        matches!(self.config.by, By::Lock(_)) && self.failing.is_some_and(has_failed)
     }
 
     /// Why the session must go, if it must and is not on its way already.
@@ -476,13 +502,16 @@ impl Machine {
         match &self.state {
             State::Closing { .. } | State::Stopped => None,
             _ if self.stopping => Some(Reason::Shutdown),
-            State::Locked if !self.orders.may_lead(&self.config.by, now) => Some(Reason::Requested),
             State::Preparing(tenure) | State::Leading(tenure)
                 if now >= tenure.renewed_at + self.config.leader_deadline() =>
             {
                 Some(Reason::HeartbeatOverdue)
             }
+            State::Locked | State::Preparing(_) | State::Leading(_) if !self.orders.may_lead(&self.config.by, now) => {
+                Some(Reason::Requested)
+            }
             State::Preparing(_) | State::Leading(_) if self.is_silent(now) => Some(Reason::PrometheusTimeout),
+            State::Preparing(tenure) | State::Leading(tenure) if self.has_failed(tenure) => Some(Reason::WritesFailing),
             _ => None,
         }
     }

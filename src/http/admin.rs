@@ -82,7 +82,7 @@ async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
         return unavailable("the database has not been reached yet");
     };
     let sealed = tokio::select! {
-        sealed = store.seal(true) => sealed,
+        sealed = store.seal(None, true) => sealed,
         () = service.stopping.cancelled() => return unavailable("the adapter is stopping"),
     };
     match sealed {

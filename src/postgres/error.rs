@@ -1,5 +1,6 @@
 //! What a failed statement means for the caller.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::PoolError;
@@ -7,6 +8,12 @@ use tokio_postgres::error::SqlState;
 
 /// The state our fence function raises when another adapter has begun a new term.
 pub const FENCED: &str = "PF001";
+
+/// The state it raises when others than the leader have stored samples of the group since it last looked.
+pub const OVERTAKEN: &str = "PF002";
+
+/// The state our check of the server raises when it is another one than that on which ids were found.
+pub const MOVED: &str = "PF003";
 
 /// A statement, or a connection, that failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +30,15 @@ pub enum Error {
         /// What it was given.
         limit: Duration,
     },
+    /// Another adapter has begun a newer term than the one by right of which this was to be written.
+    #[error("another adapter has begun a newer term")]
+    Fenced,
+    /// The server is another one than that on which the ids to be written were found, or may be.
+    #[error("the database server was replaced or restarted meanwhile")]
+    Moved,
+    /// The same happened to others, too.
+    #[error(transparent)]
+    Shared(#[from] Arc<Error>),
     /// The server can be reached and does not do what is needed; the text says what to change.
     #[error("{0}")]
     Unfit(String),
@@ -37,6 +53,8 @@ pub enum Class {
     Data,
     /// Another adapter leads: this term is over.
     Fenced,
+    /// The server is another one, or was restarted: ids that were found on it are to be found again.
+    Moved,
     /// The server no longer takes writes (demoted, or set read-only): every connection to it is worthless.
     ReadOnly,
     /// It may work later, on a new connection: keep the data.
@@ -47,14 +65,21 @@ impl Error {
     /// What to do about it. Everything unknown is [`Class::Transient`]: our trouble is never the sender's fault.
     #[must_use]
     pub fn class(&self) -> Class {
-        let Self::Server(error) = self else {
-            return Class::Transient;
+        let error = match self {
+            Self::Server(error) => error,
+            Self::Fenced => return Class::Fenced,
+            Self::Moved => return Class::Moved,
+            Self::Shared(error) => return error.class(),
+            _ => return Class::Transient,
         };
         let Some(state) = error.code() else {
             return Class::Transient;
         };
         if state.code() == FENCED {
             return Class::Fenced;
+        }
+        if state.code() == MOVED {
+            return Class::Moved;
         }
         if *state == SqlState::READ_ONLY_SQL_TRANSACTION {
             return Class::ReadOnly;
@@ -70,6 +95,7 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server(error) => error.code().map(SqlState::code),
+            Self::Shared(error) => error.sqlstate(),
             _ => None,
         }
     }
@@ -77,7 +103,7 @@ impl Error {
     /// Whether the server said `state`.
     #[must_use]
     pub fn is(&self, state: &SqlState) -> bool {
-        matches!(self, Self::Server(error) if error.code() == Some(state))
+        self.sqlstate() == Some(state.code())
     }
 }
 

@@ -9,57 +9,79 @@ use std::collections::HashMap;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::types::{FromSql, Type};
 
+use crate::model::sender::SenderNo;
 use crate::storage::row::{Row, to_postgres_us};
 
 /// Samples in a row at most: two such rows fill a page of 8 KiB.
-pub const ROW_SAMPLES_MAX: usize = 249;
+pub const ROW_SAMPLES_MAX: usize = 248;
 
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// Bytes of a row beside its samples: a count, three lengths, the time, the heads of two arrays.
-const ROW_BYTES: usize = 2 + 3 * 4 + 8 + 2 * ARRAY_HEAD_BYTES;
+/// Bytes of a row beside its samples: a count, four lengths, the time, the heads of two arrays, the sender.
+const ROW_BYTES: usize = 2 + 4 * 4 + 8 + 2 * ARRAY_HEAD_BYTES + 4;
 
 const ARRAY_HEAD_BYTES: usize = 20;
 
 /// An element of an array: its length, and eight bytes.
 const ELEMENT_BYTES: usize = 4 + 8;
 
-/// The body of `COPY … ("time", series, value) FROM STDIN BINARY`: the rows of one transaction, gathered by time, the
-/// series of each ascending. `expected` is how many samples there are; were it wrong, it would only be slower.
+/// What one sender's series had at one time.
+pub struct Gathered {
+    /// Whose samples they are.
+    pub sender: SenderNo,
+    /// In ms since 1970.
+    pub time_ms: i64,
+    /// Series ids, ascending, and the bits of their values.
+    pub samples: Vec<(i64, u64)>,
+}
+
+/// Gathers samples by sender and time. `expected` is how many there are; were it wrong, it would only be slower.
 #[must_use]
-pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>, expected: usize) -> Bytes {
+pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usize) -> Vec<Gathered> {
     // Rows come by series, so neighbours differ in time; few times occur, and mostly one.
-    let mut places: HashMap<i64, usize> = HashMap::new();
-    let mut blocks: Vec<(i64, Vec<(i64, u64)>)> = Vec::new();
-    let mut last: Option<(i64, usize)> = None;
-    let mut samples = 0;
-    for row in rows {
+    let mut places: HashMap<(SenderNo, i64), usize> = HashMap::new();
+    let mut gathered: Vec<Gathered> = Vec::new();
+    let mut last: Option<((SenderNo, i64), usize)> = None;
+    for (sender, row) in rows {
+        let key = (sender, row.time_ms);
         let place = match last {
-            Some((time_ms, place)) if time_ms == row.time_ms => place,
-            _ => *places.entry(row.time_ms).or_insert_with(|| {
-                let room = if blocks.is_empty() { expected } else { 0 };
-                blocks.push((row.time_ms, Vec::with_capacity(room)));
-                blocks.len() - 1
+            Some((last, place)) if last == key => place,
+            _ => *places.entry(key).or_insert_with(|| {
+                let room = if gathered.is_empty() { expected } else { 0 };
+                gathered.push(Gathered { sender, time_ms: row.time_ms, samples: Vec::with_capacity(room) });
+                gathered.len() - 1
             }),
         };
-        last = Some((row.time_ms, place));
-        blocks[place].1.push((row.series_id, row.value.to_bits()));
-        samples += 1;
+        last = Some((key, place));
+        gathered[place].samples.push((row.series_id, row.value.to_bits()));
     }
-    let count = blocks.iter().map(|(_, block)| block.len().div_ceil(ROW_SAMPLES_MAX)).sum::<usize>();
+    for Gathered { samples, .. } in &mut gathered {
+        // Readers leave out rows by their first and last series.
+        if !samples.is_sorted_by_key(|(series_id, _)| *series_id) {
+            samples.sort_by_key(|(series_id, _)| *series_id);
+        }
+    }
+    gathered
+}
+
+/// The body of `COPY … ("time", series, value, sender) FROM STDIN BINARY`: the samples of one transaction, the series of each
+/// sender ascending, gathered by sender and time. `expected` is how many there are, as in [`gather`].
+#[must_use]
+pub fn encode_copy<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usize) -> Bytes {
+    let gathered = gather(rows, expected);
+    let samples = gathered.iter().map(|gathered| gathered.samples.len()).sum::<usize>();
+    let count = gathered.iter().map(|gathered| gathered.samples.len().div_ceil(ROW_SAMPLES_MAX)).sum::<usize>();
     let mut out = BytesMut::with_capacity(HEADER.len() + count * ROW_BYTES + samples * 2 * ELEMENT_BYTES + 2);
     out.put_slice(HEADER);
-    for (time_ms, block) in &mut blocks {
-        // Readers leave out rows by their first and last series.
-        if !block.is_sorted_by_key(|(series_id, _)| *series_id) {
-            block.sort_by_key(|(series_id, _)| *series_id);
-        }
-        for part in block.chunks(ROW_SAMPLES_MAX) {
-            out.put_i16(3);
+    for Gathered { sender, time_ms, samples } in &gathered {
+        for part in samples.chunks(ROW_SAMPLES_MAX) {
+            out.put_i16(4);
             out.put_i32(8);
             out.put_i64(to_postgres_us(*time_ms));
             put_array(&mut out, &Type::INT8, part.iter().map(|(series_id, _)| series_id.to_be_bytes()));
             put_array(&mut out, &Type::FLOAT8, part.iter().map(|(_, bits)| bits.to_be_bytes()));
+            out.put_i32(4);
+            out.put_i32(sender.0);
         }
     }
     out.put_i16(-1);
@@ -68,7 +90,7 @@ pub fn encode_copy<'a>(rows: impl Iterator<Item = &'a Row>, expected: usize) -> 
 
 fn put_array(out: &mut BytesMut, of: &Type, elements: impl ExactSizeIterator<Item = [u8; 8]>) {
     let count = elements.len();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "249 elements at most")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "248 elements at most")]
     {
         out.put_i32((ARRAY_HEAD_BYTES + count * ELEMENT_BYTES) as i32);
         out.put_i32(1);
@@ -90,7 +112,7 @@ pub struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
     /// Each one's bytes.
-    pub fn iter(self) -> impl ExactSizeIterator<Item = [u8; 8]> + 'a {
+    pub fn iter(self) -> impl ExactSizeIterator<Item = [u8; 8]> + Clone + 'a {
         let (elements, _) = self.0.as_chunks::<ELEMENT_BYTES>();
         elements.iter().map(|[_, _, _, _, a, b, c, d, e, f, g, h]| [*a, *b, *c, *d, *e, *f, *g, *h])
     }
@@ -120,15 +142,21 @@ impl<'a> FromSql<'a> for Elements<'a> {
 mod tests {
     use super::*;
 
+    fn row(series_id: i64, time_ms: i64) -> Row {
+        Row { series_id, time_ms, value: f64::from_bits(0x7ff0_0000_0000_0002) }
+    }
+
+    fn of(sender: i32, rows: &[Row]) -> impl Iterator<Item = (SenderNo, &Row)> {
+        rows.iter().map(move |row| (SenderNo(sender), row))
+    }
+
     #[test]
     fn rows_are_gathered_by_time() {
-        let value = f64::from_bits(0x7ff0_0000_0000_0002);
-        let row = |series_id, time_ms| Row { series_id, time_ms, value };
         let rows = [row(1, 10), row(1, 20), row(2, 10), row(3, 10)];
-        let bytes = encode_copy(rows.iter(), rows.len());
+        let bytes = encode_copy(of(7, &rows), rows.len());
         assert_eq!(bytes.len(), HEADER.len() + 2 * ROW_BYTES + 4 * 2 * ELEMENT_BYTES + 2);
         let first = &bytes[HEADER.len()..];
-        assert_eq!(first[..6], [0, 3, 0, 0, 0, 8]);
+        assert_eq!(first[..6], [0, 4, 0, 0, 0, 8]);
         assert_eq!(first[6..14], to_postgres_us(10).to_be_bytes());
         let series = &first[14..];
         assert_eq!(series[..4], 56_i32.to_be_bytes(), "three of twelve bytes, and a head");
@@ -137,22 +165,34 @@ mod tests {
         assert_eq!(series[40..48], 2_i64.to_be_bytes());
         let values = &series[60..];
         assert_eq!(values[12..16], 701_u32.to_be_bytes());
-        assert_eq!(values[28..36], value.to_bits().to_be_bytes());
+        assert_eq!(values[28..36], rows[0].value.to_bits().to_be_bytes());
+        assert_eq!(values[60..68], [0, 0, 0, 4, 0, 0, 0, 7], "the sender");
         assert_eq!(bytes[bytes.len() - 2..], [0xff, 0xff]);
     }
 
     #[test]
+    fn senders_have_rows_of_their_own() {
+        let (one, other) = ([row(1, 10), row(2, 10), row(2, 20)], [row(1, 10), row(3, 10)]);
+        let gathered = gather(of(1, &one).chain(of(2, &other)).chain(of(1, &[row(3, 10)])), 6);
+        let found = |gathered: &Gathered| {
+            let ids: Vec<i64> = gathered.samples.iter().map(|(series_id, _)| *series_id).collect();
+            (gathered.sender.0, gathered.time_ms, ids)
+        };
+        let found: Vec<_> = gathered.iter().map(found).collect();
+        assert_eq!(found, [(1, 10, vec![1, 2, 3]), (1, 20, vec![2]), (2, 10, vec![1, 3])]);
+    }
+
+    #[test]
     fn series_ascend_in_a_row_whatever_request_they_are_from() {
-        let row = |series_id| Row { series_id, time_ms: 1, value: 0.0 };
-        let bytes = encode_copy([row(5), row(7), row(1), row(6)].iter(), 4);
+        let bytes = encode_copy(of(0, &[row(5, 1), row(7, 1), row(1, 1), row(6, 1)]), 4);
         let at = |n: usize| i64::from_be_bytes(bytes[HEADER.len() + 14 + 28 + n * 12..][..8].try_into().unwrap());
         assert_eq!([at(0), at(1), at(2), at(3)], [1, 5, 6, 7]);
     }
 
     #[test]
     fn what_is_written_is_read() {
-        let rows: Vec<Row> = (0..3).map(|n| Row { series_id: n, time_ms: 1, value: 0.5 }).collect();
-        let bytes = encode_copy(rows.iter(), rows.len());
+        let rows: Vec<Row> = (0..3).map(|n| row(n, 1)).collect();
+        let bytes = encode_copy(of(0, &rows), rows.len());
         let array = &bytes[HEADER.len() + 18..][..56];
         let read = |raw: &[u8]| -> Option<Vec<i64>> {
             Some(Elements::from_sql(&Type::INT8_ARRAY, raw).ok()?.iter().map(i64::from_be_bytes).collect())
@@ -165,8 +205,8 @@ mod tests {
 
     #[test]
     fn long_rows_are_cut() {
-        let rows: Vec<Row> = (0..500).map(|series_id| Row { series_id, time_ms: 1, value: 0.0 }).collect();
-        let bytes = encode_copy(rows.iter(), rows.len());
+        let rows: Vec<Row> = (0..500).map(|series_id| row(series_id, 1)).collect();
+        let bytes = encode_copy(of(0, &rows), rows.len());
         assert_eq!(bytes.len(), HEADER.len() + 3 * ROW_BYTES + 500 * 2 * ELEMENT_BYTES + 2);
     }
 }

@@ -81,27 +81,25 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
     }
 }
 
-/// Moves the hot rows up to the one numbered `last` into the hypertable, in the transaction that is open, which sees one
-/// state of them.
+/// Moves the hot rows of which the condition `taken` holds into the hypertable, in the transaction that is open, which sees
+/// one state of them.
 ///
 /// # Errors
 ///
 /// What the server said.
-pub async fn seal(client: &Client, names: &Names, last: i64, expired_ms: Option<i64>) -> Result<Outcome, Error> {
-    let count = "SELECT coalesce(sum(cardinality(series)), 0)::bigint FROM {hot} WHERE no <= $1";
-    let count = client.query_typed_one(&names.fill(count), &[(&last, Type::INT8)]).await?;
+pub async fn seal(client: &Client, names: &Names, taken: &str, expired_ms: Option<i64>) -> Result<Outcome, Error> {
+    let count = format!("SELECT coalesce(sum(cardinality(series)), 0)::bigint FROM {{hot}} WHERE {taken}");
+    let count = client.query_typed_one(&names.fill(&count), &[]).await?;
     // Of several in one transaction of a writer, the order within the row is that of storing.
-    let insert = names.fill(
-        "INSERT INTO {samples} (\"time\", series_id, value) \
+    let insert = names.fill(&format!(
+        "INSERT INTO {{samples}} (\"time\", series_id, value) \
          SELECT DISTINCT ON (id, \"time\") \"time\", id, value FROM (SELECT \"time\", unnest(series) AS id, \
-         unnest(value) AS value, no, generate_subscripts(series, 1) AS place FROM {hot} WHERE no <= $1 AND \"time\" >= $2) h \
-         ORDER BY id, \"time\", no, place ON CONFLICT DO NOTHING",
-    );
+         unnest(value) AS value, no, generate_subscripts(series, 1) AS place FROM {{hot}} WHERE {taken} AND \"time\" >= $1) h \
+         ORDER BY id, \"time\", no, place ON CONFLICT DO NOTHING"
+    ));
     let since = Timestamp(to_postgres_us(expired_ms.unwrap_or(TIME_MIN_MS)));
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&last, Type::INT8), (&since, Type::TIMESTAMPTZ)];
-    let inserted = client.execute_typed(&insert, &parameters).await?;
-    let delete = names.fill("DELETE FROM {hot} WHERE no <= $1");
-    client.execute_typed(&delete, &[(&last, Type::INT8)]).await?;
+    let inserted = client.execute_typed(&insert, &[(&since, Type::TIMESTAMPTZ)]).await?;
+    client.execute_typed(&names.fill(&format!("DELETE FROM {{hot}} WHERE {taken}")), &[]).await?;
     let samples = usize::try_from(count.try_get::<_, i64>(0)?).unwrap_or_default();
     let dropped = samples.saturating_sub(usize::try_from(inserted).unwrap_or_default());
     Ok(Outcome { samples, dropped, ..Outcome::default() })

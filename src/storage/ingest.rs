@@ -1,6 +1,6 @@
 //! The writers: requests that arrive together are stored together, each transaction behind the fence.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,12 +14,14 @@ use tokio_postgres::{Client, CopyInSink, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::postgres::error::Error;
+use crate::model::sender::SenderNo;
+use crate::postgres::error::{Class, Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, begin, show_all};
+use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::row::Row;
+use crate::storage::server::{Epoch, Server};
 use crate::telemetry::metrics::Metrics;
 
 /// Rows one transaction takes at most, beyond its first request: bounds its memory (24 bytes a row, 38 more as COPY)
@@ -36,8 +38,28 @@ pub struct Batch {
     pub key: Uuid,
     /// In the order of series and time, none twice.
     pub rows: Vec<Row>,
+    /// By what right.
+    pub right: Right,
+}
+
+impl Batch {
+    /// Its samples, with who sent them.
+    fn samples(&self) -> impl Iterator<Item = (SenderNo, &Row)> {
+        self.rows.iter().map(|row| (self.right.sender, row))
+    }
+}
+
+/// What a write shows: whose samples, and by what right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Right {
+    /// Who sent the samples.
+    pub sender: SenderNo,
     /// The right to write; `None` without an election.
     pub fence: Option<Fence>,
+    /// The group's counter of what others than its leader have stored, as last observed; 0 without an election.
+    pub reconciled: i64,
+    /// In which the sender's number and the ids of its series were found.
+    pub epoch: Epoch,
 }
 
 /// How a batch ended.
@@ -49,7 +71,13 @@ pub enum Stored {
     AlreadyThere,
     /// Its term is over, or another is just being begun: nothing of it is stored.
     Fenced,
+    /// Others have stored samples of its group since that was last observed: nothing of it is stored, for it may be stored
+    /// already.
+    Overtaken,
 }
+
+/// What became of a right to write when it was shown: in force until the end of the transaction, or why not.
+type Standing = Result<(), Stored>;
 
 /// Hands batches to the writers.
 #[derive(Clone)]
@@ -61,6 +89,7 @@ pub struct Ingest {
 pub struct Writer {
     connector: Connector,
     names: Arc<Names>,
+    server: Arc<Server>,
     metrics: Arc<Metrics>,
     queue: Arc<Mutex<mpsc::Receiver<Job>>>,
     timeout: Duration,
@@ -77,6 +106,7 @@ impl Ingest {
     pub fn new(
         connector: &Connector,
         names: &Arc<Names>,
+        server: &Arc<Server>,
         metrics: &Arc<Metrics>,
         writers: usize,
         timeout: Duration,
@@ -87,6 +117,7 @@ impl Ingest {
             .map(|_| Writer {
                 connector: connector.clone(),
                 names: Arc::clone(names),
+                server: Arc::clone(server),
                 metrics: Arc::clone(metrics),
                 queue: Arc::clone(&receiver),
                 timeout,
@@ -144,8 +175,16 @@ impl Writer {
     }
 
     async fn store(&self, session: &mut Option<Session>, jobs: Vec<Job>) {
+        let epoch = self.server.epoch();
+        let (jobs, moved): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.batch.right.epoch == epoch);
+        for job in moved {
+            let _ = job.reply.send(Err(Arc::new(Error::Moved)));
+        }
+        if jobs.is_empty() {
+            return;
+        }
         let batches: Vec<&Batch> = jobs.iter().map(|job| &job.batch).collect();
-        match self.attempt(session, &batches).await {
+        match self.attempt(session, &batches, epoch).await {
             Ok(outcomes) => {
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
                     // A sender that hung up has no use for the answer; its data is stored all the same.
@@ -162,35 +201,45 @@ impl Writer {
     }
 
     /// One transaction. After any error the session is gone, and with it whatever was left undone.
-    async fn attempt(&self, session: &mut Option<Session>, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
+    async fn attempt(
+        &self,
+        session: &mut Option<Session>,
+        batches: &[&Batch],
+        epoch: Epoch,
+    ) -> Result<Vec<Stored>, Error> {
         let result = within(self.timeout, async {
             let open = match session.take() {
                 Some(open) if !open.client().is_closed() => open,
                 _ => self.connector.write_session().await?,
             };
             // Kept out of `session` meanwhile: if this future is dropped, the session goes with it.
-            let outcomes = self.transaction(&open, batches).await?;
+            let outcomes = self.transaction(&open, batches, epoch).await?;
             *session = Some(open);
             Ok(outcomes)
         })
         .await;
         if let Err(error) = &result {
             self.metrics.postgres_error(error.sqlstate());
+            if error.class() == Class::Moved {
+                self.server.doubt();
+            }
         }
         result
     }
 
-    async fn transaction(&self, session: &Session, batches: &[&Batch]) -> Result<Vec<Stored>, Error> {
+    async fn transaction(&self, session: &Session, batches: &[&Batch], epoch: Epoch) -> Result<Vec<Stored>, Error> {
         let started = Instant::now();
         let client = session.client();
         let claim = self
             .names
             .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
         let statement = copy_statement(&self.names);
-        let in_force = self.begin(client, batches).await?;
-        let is_fenced = |batch: &Batch| batch.fence.is_some_and(|fence| !in_force.contains(&fence.token));
+        let Some(standing) = self.begin(client, batches, epoch).await? else {
+            return Ok(vec![Stored::Overtaken; batches.len()]);
+        };
+        let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
-        let mut keys: Vec<Uuid> = batches.iter().filter(|batch| !is_fenced(batch)).map(|batch| batch.key).collect();
+        let mut keys: Vec<Uuid> = in_force.map(|(batch, _)| batch.key).collect();
         keys.sort_unstable();
         let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
         // Sent in this order without waiting between.
@@ -201,17 +250,18 @@ impl Writer {
         let mut seen = HashSet::with_capacity(batches.len());
         let outcomes: Vec<Stored> = batches
             .iter()
-            .map(|batch| match batch {
-                batch if is_fenced(batch) => Stored::Fenced,
-                batch if claimed.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
-                _ => Stored::AlreadyThere,
+            .zip(standing)
+            .map(|(batch, standing)| match standing {
+                Err(refused) => refused,
+                Ok(()) if claimed.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
+                Ok(()) => Stored::AlreadyThere,
             })
             .collect();
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
         let copy = match rows {
             0 => None,
-            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| &batch.rows), rows).await?),
+            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| batch.samples()), rows).await?),
         };
         // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
         drop(prepared);
@@ -233,47 +283,65 @@ impl Writer {
 }
 
 impl Writer {
-    /// Opens a transaction behind the fences of `batches`; returns the tokens in force. Where all have one fence, a term
-    /// that is over is an error.
-    async fn begin(&self, client: &Client, batches: &[&Batch]) -> Result<HashSet<Uuid>, Error> {
-        let fences: BTreeMap<Uuid, i32> =
-            batches.iter().filter_map(|batch| batch.fence).map(|fence| (fence.token, fence.group_no)).collect();
-        let is_one = fences.len() < 2 && batches.iter().all(|batch| batch.fence == batches[0].fence);
-        let fence = batches[0].fence.filter(|_| is_one);
-        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
-        client.batch_execute(&begin(&self.names, fence, self.timeout)).await?;
-        if is_one {
-            return Ok(fences.into_keys().collect());
+    /// Opens a transaction that shows the rights of `batches`; returns what became of each. Where all are of one term, it is an
+    /// error that this is over. `None`, with no transaction open: all are overtaken.
+    async fn begin(&self, client: &Client, batches: &[&Batch], epoch: Epoch) -> Result<Option<Vec<Standing>>, Error> {
+        let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
+        let (fence, reconciled) = rights[0];
+        let is_one = rights.iter().all(|right| *right == rights[0]);
+        let check = self.server.check(&self.names, epoch)?;
+        let mut begin = begin(Limits::of(self.timeout), &check);
+        if rights.iter().all(|(other, _)| *other == fence) {
+            // Waits for the group's lock as long as it may, where the others' writes do not wait for it.
+            begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
         }
-        let groups: BTreeSet<i32> = fences.values().copied().collect();
-        let groups: Vec<i32> = groups.into_iter().collect();
-        let tokens: Vec<Uuid> = fences.into_keys().collect();
-        in_force(client, &self.names, &groups, &tokens).await
+        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
+        match client.batch_execute(&begin).await.map_err(Error::from) {
+            Ok(()) if is_one => Ok(Some(vec![Ok(()); batches.len()])),
+            Ok(()) => standing(client, &self.names, &rights).await.map(Some),
+            Err(error) if error.sqlstate() == Some(OVERTAKEN) => {
+                client.batch_execute("ROLLBACK").await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
-/// Of these rights to write, in groups each given once, those that are in force, and stay so until the transaction ends.
-pub(super) async fn in_force(
+/// Shows rights to write, each with what is known of its group's counter unless that does not matter, in the transaction that
+/// is open; what became of each.
+pub(super) async fn standing(
     client: &Client,
     names: &Names,
-    groups: &[i32],
-    tokens: &[Uuid],
-) -> Result<HashSet<Uuid>, Error> {
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
-    let in_force: Vec<Uuid> = client.query_typed_one(&show_all(names), &parameters).await?.try_get(0)?;
-    Ok(in_force.into_iter().collect())
+    rights: &[(Option<Fence>, Option<i64>)],
+) -> Result<Vec<Standing>, Error> {
+    let fences = || rights.iter().map(|(fence, _)| fence);
+    let groups: Vec<i32> = fences().map(|fence| fence.map_or(NO_GROUP, |fence| fence.group_no)).collect();
+    let tokens: Vec<Option<Uuid>> = fences().map(|fence| fence.map(|fence| fence.token)).collect();
+    let reconciled: Vec<Option<i64>> = rights.iter().map(|(_, reconciled)| *reconciled).collect();
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY), (&reconciled, Type::INT8_ARRAY)];
+    let row = client.query_typed_one(&show_all(names), &parameters).await?;
+    let raised: Vec<Option<&str>> = row.try_get(0)?;
+    let standing = |raised| match raised {
+        None => Ok(Ok(())),
+        Some(FENCED) => Ok(Err(Stored::Fenced)),
+        Some(OVERTAKEN) => Ok(Err(Stored::Overtaken)),
+        Some(other) => Err(Error::Unfit(format!("the fences said {other}: the schema is another version's"))),
+    };
+    raised.into_iter().map(standing).collect()
 }
 
 /// Stores samples in the transaction that is open.
 pub(super) fn copy_statement(names: &Names) -> String {
-    names.fill("COPY {hot} (\"time\", series, value) FROM STDIN BINARY")
+    names.fill("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
 }
 
 /// Begins [`copy_statement`] and sends it `rows`, of which there are `count`; it is yet to be finished.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,
-    rows: impl Iterator<Item = &'a Row>,
+    rows: impl Iterator<Item = (SenderNo, &'a Row)>,
     count: usize,
 ) -> Result<Pin<Box<CopyInSink<Bytes>>>, Error> {
     let mut sink = Box::pin(client.copy_in(statement).await?);

@@ -18,7 +18,10 @@ const MIGRATIONS: [(&[&str], &[&str]); 2] = [
         &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
         &[include_str!("schema.sql"), hypertable::SQL],
     ),
-    (&[include_str!("migrate_2.sql")], &[include_str!("migrate_2.sql")]),
+    (
+        &[include_str!("migrate_2.sql"), include_str!("leader_2.sql")],
+        &[include_str!("migrate_2.sql"), include_str!("leader_2.sql")],
+    ),
 ];
 
 /// What the election by labels needs beside: made by the first adapter that finds leaders so.
@@ -42,19 +45,25 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
     Ok(Names::new(schema, table))
 }
 
-/// Makes the store, or brings it to [`VERSION`]. Any number of adapters may do so at once: the first does the work, the
+/// Makes the store, or brings it to version `to`. Any number of adapters may do so at once: the first does the work, the
 /// others wait and find it done. `wanted` decides how a store is made that is not there yet; `by_labels` whether the election
-/// by labels finds its tables. Returns how the store is.
+/// by labels finds its tables. Returns how the store is. `to` is [`VERSION`], or for tests of migration a version before.
 ///
 /// # Errors
 ///
 /// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
 /// tables; else what the server said.
-pub async fn migrate(client: &Client, names: &Names, wanted: UseTimescaledb, by_labels: bool) -> Result<Layout, Error> {
+pub async fn migrate(
+    client: &Client,
+    names: &Names,
+    wanted: UseTimescaledb,
+    by_labels: bool,
+    to: i32,
+) -> Result<Layout, Error> {
     // Who is frozen now must not keep others from starting.
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
     client.batch_execute(begin).await?;
-    let migrated = migrate_locked(client, names, wanted, by_labels).await;
+    let migrated = migrate_locked(client, names, wanted, by_labels, to).await;
     let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     if migrated.is_ok() {
         // Else the first error is the one to report.
@@ -68,6 +77,7 @@ async fn migrate_locked(
     names: &Names,
     wanted: UseTimescaledb,
     by_labels: bool,
+    to: i32,
 ) -> Result<Layout, Error> {
     // 2615 is pg_namespace: a key that no table of anybody's has. Two starters must not both create the schema.
     client
@@ -83,29 +93,29 @@ async fn migrate_locked(
         client.batch_execute(&names.fill("CREATE SCHEMA {schema}")).await?;
     }
     let version = version(client, names).await?.unwrap_or(0);
-    if version > VERSION {
+    if version > to {
         return Err(Error::Unfit(format!(
-            "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {VERSION}: \
+            "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {to}: \
              start the newer one, or use another -pg-schema",
             names.view()
         )));
     }
     let layout = if version == 0 { Layout::choose(client, wanted).await? } else { Layout::of(client, names).await? };
     let timescaledb = hypertable::extension(client).await?.unwrap_or_default();
-    for (chunks, hypertable) in &MIGRATIONS[usize::try_from(version).unwrap_or(0)..] {
+    let steps = usize::try_from(version).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
+    for (chunks, hypertable) in &MIGRATIONS[steps] {
         let parts = if layout == Layout::Chunks { chunks } else { hypertable };
         for part in *parts {
             client.batch_execute(&names.fill(&part.replace("{timescaledb}", &timescaledb))).await?;
         }
     }
-    if version < VERSION {
+    if version < to {
         // A function needs no page, and goes with the transaction like a row.
-        let statement = format!(
-            "CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {VERSION}'"
-        );
+        let statement =
+            format!("CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {to}'");
         client.batch_execute(&names.fill(&statement)).await?;
         let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
-        log::info!("made or migrated the tables of {} to version {VERSION}{with}", names.view());
+        log::info!("made or migrated the tables of {} to version {to}{with}", names.view());
     }
     if by_labels {
         let is_there = "SELECT to_regclass($1) IS NOT NULL";

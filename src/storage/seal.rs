@@ -24,6 +24,7 @@ use crate::storage::hot::Elements;
 use crate::storage::hypertable;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
+use crate::storage::position::{self, Position};
 use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
 use crate::storage::seal::hot_rows::{HotRows, Reach};
 use crate::storage::segments::{self, Span};
@@ -95,6 +96,8 @@ pub struct Sealer<'a> {
     pub now_ms: i64,
     /// Samples older than this are dropped, in ms since 1970.
     pub expired_ms: Option<i64>,
+    /// Hot rows that this does not see stay hot, for others have yet to observe them; `None` seals all.
+    pub up_to: Option<&'a Position>,
 }
 
 /// How a transaction ended.
@@ -139,7 +142,19 @@ impl Sealer<'_> {
     ///
     /// What the server said.
     pub async fn last(&self) -> Result<Option<i64>, Error> {
-        Ok(self.client.query_typed_one(&self.names.fill("SELECT max(no) FROM {hot}"), &[]).await?.try_get(0)?)
+        let statement = format!("SELECT max(no) FROM {{hot}} WHERE {}", self.taken(i64::MAX));
+        Ok(self.client.query_typed_one(&self.names.fill(&statement), &[]).await?.try_get(0)?)
+    }
+
+    /// The condition on the hot rows to be sealed, those up to the one numbered `last`. Rows of transactions that are yet to come
+    /// are out of another server's dump, and nobody observes them.
+    fn taken(&self, last: i64) -> String {
+        let observed = self.up_to.map_or_else(String::new, |up_to| {
+            format!(
+                " AND (pg_visible_in_snapshot(xid, '{up_to}') OR NOT pg_visible_in_snapshot(xid, pg_current_snapshot()))"
+            )
+        });
+        format!("no <= {last}{observed}")
     }
 
     /// Seals the hot rows stored first, none behind the row numbered `last`, and says whether there were any. In the order
@@ -150,16 +165,23 @@ impl Sealer<'_> {
     ///
     /// What the server said; nothing has changed then.
     pub async fn seal(&self, last: i64) -> Result<Option<Outcome>, Error> {
-        let first = "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", \
-             sum(cardinality(series)) OVER (ORDER BY no) AS samples FROM {hot} WHERE no <= $1) h WHERE samples <= $2";
+        let first = self.names.fill(&format!(
+            "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", \
+             sum(cardinality(series)) OVER (ORDER BY no) AS samples FROM {{hot}} WHERE {}) h WHERE samples <= $1",
+            self.taken(last)
+        ));
         for _ in 0..ATTEMPTS {
-            let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&last, Type::INT8), (&SAMPLES_MAX, Type::INT8)];
-            let record = self.client.query_typed_one(&self.names.fill(first), &parameters).await?;
+            let record = self.client.query_typed_one(&first, &[(&SAMPLES_MAX, Type::INT8)]).await?;
             let Some(last) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
             let ended = match self.layout {
                 Layout::Hypertable => {
-                    let sealed = hypertable::seal(self.client, self.names, last, self.expired_ms);
-                    self.transaction(async { Ok(Ended::of(sealed.await?)) }).await?
+                    let sealed = async {
+                        let taken = self.taken(last);
+                        self.publish(&taken).await?;
+                        let outcome = hypertable::seal(self.client, self.names, &taken, self.expired_ms).await?;
+                        Ok(Ended::of(outcome))
+                    };
+                    self.transaction(sealed).await?
                 }
                 Layout::Chunks => {
                     let times: Vec<Timestamp> = record.try_get(1)?;
@@ -253,12 +275,30 @@ impl Sealer<'_> {
         drop(hot);
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
-        let delete = self.names.fill("DELETE FROM {hot} WHERE no <= $1");
-        let deleted = self.client.execute_typed(&delete, &[(&last, Type::INT8)]).await?;
+        let sealed = self.taken(last);
+        self.publish(&sealed).await?;
+        let delete = self.names.fill(&format!("DELETE FROM {{hot}} WHERE {sealed}"));
+        let deleted = self.client.execute_typed(&delete, &[]).await?;
         if deleted != taken {
             return Err(Error::Unfit(format!("{deleted} hot rows deleted of {taken} that were sealed")));
         }
         Ok(Ended::Done(outcome))
+    }
+
+    /// Tells those who observe which hot rows may be gone, once those `taken` are: of which transactions at most, and how new.
+    async fn publish(&self, taken: &str) -> Result<(), Error> {
+        let read = self.names.fill("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
+        let row = self.client.query_typed_one(&read, &[]).await?;
+        let (published, now) = (position::read(row.try_get(0)?)?, position::read(row.try_get(1)?)?);
+        let removed = self.up_to.unwrap_or(&now);
+        // What is ahead of the server is out of another one's dump.
+        let snapshot = if published.covers(removed) && now.covers(&published) { &published } else { removed };
+        let write = self.names.fill(&format!(
+            "UPDATE {{sealed_to}} SET snapshot = $1::pg_snapshot, \
+             newest = greatest(newest, (SELECT max(\"time\") FROM {{hot}} WHERE {taken}))"
+        ));
+        self.client.execute_typed(&write, &[(&snapshot.to_string(), Type::TEXT)]).await?;
+        Ok(())
     }
 
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
@@ -305,8 +345,10 @@ impl Sealer<'_> {
     }
 
     async fn read(&self, last: i64) -> Result<Taken, Error> {
-        let copy =
-            format!("COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE no <= {last}) TO STDOUT BINARY");
+        let copy = format!(
+            "COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE {}) TO STDOUT BINARY",
+            self.taken(last)
+        );
         let stream = self.client.copy_out(&self.names.fill(&copy)).await?;
         let types = [Type::TIMESTAMPTZ, Type::INT8_ARRAY, Type::FLOAT8_ARRAY, Type::INT8];
         let stream = BinaryCopyOutStream::new(stream, &types);

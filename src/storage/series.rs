@@ -248,6 +248,33 @@ pub async fn resolve(
     Ok((known, rows.len() as u64))
 }
 
+/// Ids of the series that are there, by the first halves of their keys, given as `prefixes`. None of them counts as ended any more.
+/// `check` fails on a server that is not the one meant.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn find_by_prefix(
+    client: &Client,
+    names: &Names,
+    check: &str,
+    prefixes: &[u64],
+) -> Result<HashMap<u64, i64>, Error> {
+    let least: Vec<Uuid> = prefixes.iter().map(|prefix| Uuid::from_u64_pair(*prefix, 0)).collect();
+    let most: Vec<Uuid> = prefixes.iter().map(|prefix| Uuid::from_u64_pair(*prefix, u64::MAX)).collect();
+    // In one order for all.
+    let statement = names.fill(&format!(
+        "WITH found AS (SELECT s.id, s.key, s.ended_at FROM (SELECT {check}) AS checked, \
+         unnest($1::uuid[], $2::uuid[]) AS w (low, high) JOIN {{series}} s ON s.key BETWEEN w.low AND w.high), \
+         revived AS (UPDATE {{series}} s SET ended_at = NULL FROM \
+         (SELECT id FROM {{series}} WHERE id IN (SELECT id FROM found WHERE ended_at IS NOT NULL) ORDER BY key FOR UPDATE) e \
+         WHERE s.id = e.id RETURNING s.id) \
+         SELECT key, id FROM found WHERE ended_at IS NULL OR id IN (SELECT id FROM revived)",
+    ));
+    let rows = client.query_typed(&statement, &[(&least, Type::UUID_ARRAY), (&most, Type::UUID_ARRAY)]).await?;
+    rows.iter().map(|row| Ok((row.try_get::<_, Uuid>(0)?.as_u64_pair().0, row.try_get(1)?))).collect()
+}
+
 /// The next ids of the table, ascending.
 async fn new_ids(client: &Client, names: &Names, count: usize) -> Result<Vec<i64>, Error> {
     let statement = names.fill(

@@ -129,12 +129,26 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
 pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error> {
     let statement = names.fill(&format!(
         "DELETE FROM {{reports}} WHERE reported_at < now() - interval '1 day'; \
-         WITH old AS (DELETE FROM {{leader}} l WHERE starts_with(group_name, '{CLUSTER_GROUPS}') \
+         DELETE FROM {{leader}} l WHERE starts_with(group_name, '{CLUSTER_GROUPS}') \
          AND coalesce(heartbeat, '-infinity') < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {{reports}} r, \
-         unnest(r.tokens, r.heard) AS u (token, heard) WHERE u.token = l.token AND u.heard > now() - interval '1 day') \
-         RETURNING group_no) DELETE FROM {{cuts}} WHERE group_no IN (SELECT group_no FROM old)",
+         unnest(r.tokens, r.heard) AS u (token, heard) WHERE u.token = l.token AND u.heard > now() - interval '1 day')",
     ));
     Ok(client.batch_execute(&statement).await?)
+}
+
+/// Forgets terms that ended 30 days ago: nobody has a sample of that time left to compare with what is stored.
+///
+/// # Errors
+///
+/// What the server said.
+pub async fn forget_terms(client: &Client, names: &Names) -> Result<(), Error> {
+    let statement = names.fill(
+        "DELETE FROM {terms} t WHERE began_at < now() - interval '30 days' AND (EXISTS (SELECT FROM {terms} n \
+         WHERE n.group_no = t.group_no AND n.term > t.term AND n.began_at < now() - interval '30 days') \
+         OR NOT EXISTS (SELECT FROM {leader} l WHERE l.group_no = t.group_no))",
+    );
+    client.execute_typed(&statement, &[]).await?;
+    Ok(())
 }
 
 /// The ids of all series that have samples.

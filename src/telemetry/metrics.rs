@@ -57,8 +57,14 @@ pub struct Metrics {
     pub samples_standby_total: IntCounter,
     /// Samples held as standby and stored on taking over.
     pub samples_replayed_total: IntCounter,
-    /// Samples held that nobody had stored, a change of leader having passed them over.
+    /// Samples that were compared with what is stored around them, and were missing: stored.
     pub samples_filled_total: IntCounter,
+    /// Samples acknowledged and not stored, for their slot was observed to be taken, by `from` where they were.
+    pub samples_covered_total: IntCounterVec,
+    /// Samples acknowledged and lost: the database server was replaced by one that lacks their series.
+    pub samples_lost_total: IntCounter,
+    /// Samples acknowledged and not stored, for they are older than the retention.
+    pub samples_expired_total: IntCounter,
     /// Samples held at the moment.
     pub standby_held_samples: IntGauge,
     /// What they take.
@@ -170,7 +176,23 @@ impl Metrics {
             samples_filled_total: counter(
                 r,
                 "samples_filled_total",
-                "Samples stored into a hole that a change of leader had left.",
+                "Samples stored after a comparison with what was stored around them: late ones, and ones the leader had missed.",
+            ),
+            samples_covered_total: counters(
+                r,
+                "samples_covered_total",
+                "Samples acknowledged and not stored, their slot in the series being taken, by where they were: buffer, late, leader.",
+                &["from"],
+            ),
+            samples_lost_total: counter(
+                r,
+                "samples_lost_total",
+                "Samples acknowledged and lost: the database server was replaced by one that lacks their series.",
+            ),
+            samples_expired_total: counter(
+                r,
+                "samples_expired_total",
+                "Samples acknowledged and not stored, being older than the retention.",
             ),
             standby_held_samples: gauge(r, "standby_held_samples", "Samples held as standby at the moment."),
             standby_held_bytes: gauge(r, "standby_held_bytes", "Memory of the samples held as standby."),

@@ -14,12 +14,12 @@ use crate::setup::{Body, SOON, adapter_at, now_ms, one};
 
 pub(crate) mod by_hand;
 mod frozen;
-mod holes;
 mod lease;
 mod lock;
 mod rest;
 mod take_over;
 mod unsupported;
+mod write_path;
 
 /// The lock of every group here; each has a database of its own, and locks are a database's own.
 const LOCK: i64 = 1;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMode};
+use prometheus_postgresql_adapter::storage::ingest::Writer;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::names::Names;
 use prometheus_postgresql_adapter::storage::{Config, Store, chunk, schema, upkeep};
@@ -29,13 +30,18 @@ pub(crate) async fn refusal(options: &rig::adapter::Options) -> String {
 
 /// The store as a library, for rounds of upkeep when a test wants them.
 pub(crate) async fn library(database: &Database, retention: Option<Duration>) -> Store {
+    open(database, retention, false).await.0
+}
+
+/// The same with its writers, which are to be run.
+pub(crate) async fn open(database: &Database, retention: Option<Duration>, read_only: bool) -> (Store, Vec<Writer>) {
     let uri: tokio_postgres::Config = database.server.uri(&database.name).parse().unwrap();
     let server = Server {
         server: uri.clone(),
         lock_server: uri,
         ssl_mode: SslMode::Disable,
         ssl_root_cert: None,
-        max_open_conns: 4,
+        max_open_conns: 6,
         max_idle_conns: 1,
         connect_retries: 0,
     };
@@ -51,12 +57,12 @@ pub(crate) async fn library(database: &Database, retention: Option<Duration>) ->
         retention,
         write_connections: 1,
         log_samples: false,
-        read_only: false,
+        read_only,
         replica_labels: vec![],
         sources: None,
         send_timeout: Duration::from_secs(30),
     };
-    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap().0
+    Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap()
 }
 
 /// The segments, oldest first.
@@ -363,6 +369,23 @@ async fn upkeep_that_goes_on_keeps_its_lock() {
 }
 
 #[tokio::test]
+async fn terms_are_forgotten_a_month_after_they_ended() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    database
+        .run(
+            "INSERT INTO metrics_leader (group_name) VALUES ('a'), ('b'); \
+             INSERT INTO metrics_terms (group_no, term, began_at) SELECT group_no, term, now() - days * interval '1 day' \
+             FROM (VALUES (1, 1, 90), (1, 2, 31), (1, 3, 29), (1, 4, 1), (2, 7, 90), (3, 1, 90), (3, 2, 2)) \
+             AS t (group_no, term, days)",
+        )
+        .await;
+    store.upkeep(Duration::ZERO).await.unwrap();
+    let left = "SELECT group_no * 10 + term FROM metrics_terms ORDER BY 1";
+    assert_eq!(database.column::<i64>(left).await, [12, 13, 14, 27, 32], "and nobody has group 3");
+}
+
+#[tokio::test]
 async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
@@ -436,7 +459,7 @@ async fn what_retention_would_drop_at_once_is_not_stored() {
     let now = now_ms();
     let body = Body::new().series(&[("__name__", "up")], &[at(now - 5 * HOUR_MS, 1.0), at(now, 2.0)]);
     store(&adapter, body).await;
-    assert_eq!(adapter.metric_with("samples_duplicate_total", "expired").await, Some(1.0));
+    assert_eq!(adapter.metric("samples_expired_total").await, Some(1.0));
     assert_eq!(database.column::<f64>("SELECT value FROM metrics").await, [2.0]);
 }
 

@@ -4,7 +4,7 @@ use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Sample};
 
 use crate::election::candidate;
 use crate::reader::{both, query};
-use crate::setup::{Body, Database, SOON, at, now_ms, start, store};
+use crate::setup::{Body, Database, SOON, at, now_ms, skipped, start, store};
 
 /// A label's name and value, which need not be text.
 type BytesPair<'a> = (&'a [u8], &'a [u8]);
@@ -45,6 +45,31 @@ async fn one_bad_series_does_not_sink_its_request() {
     }
     assert_eq!(database.samples().await, 2 * 7);
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_labels WHERE metric_name = 'bad'").await, 0);
+}
+
+#[tokio::test]
+async fn the_servers_clock_alone_says_what_is_too_old_and_what_is_yet_to_come() {
+    let Some(library) = rig::process::libfaketime() else { return skipped("libfaketime is not installed") };
+    for skew in ["+40d", "+0", "-40d"] {
+        let database = Database::new().await;
+        let skewed = database
+            .adapter()
+            .arg("-pg-retention=30d")
+            .env("LD_PRELOAD", &library)
+            .env("FAKETIME", skew)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("DONT_FAKE_MONOTONIC", "1");
+        let adapter = start(&skewed).await;
+        let (now, minute, day) = (now_ms(), 60_000, 24 * 3_600_000);
+        store(&adapter, Body::new().sample("up", now, 1.0).sample("soon", now + 9 * minute, 1.0)).await;
+        store(&adapter, Body::new().sample("old", now - 29 * day, 1.0).sample("expired", now - 31 * day, 1.0)).await;
+        assert_eq!(adapter.metric("samples_expired_total").await, Some(1.0), "{skew}");
+        for (n, ahead_ms) in (0..).zip([11 * minute, 365 * day, i64::MAX - now]) {
+            let body = Body::new().sample("ahead", now + ahead_ms, 1.0).sample("beside", now + n, 1.0);
+            assert_named(&adapter.write(body.compressed()).await, "ahead");
+        }
+        assert_eq!(database.samples().await, 3 + 3, "{skew}");
+    }
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ async fn a_retry_is_stored_once_also_by_another_adapter() {
         store(adapter, body.clone()).await;
     }
     assert_eq!(database.samples().await, 50);
-    assert_eq!(first.metric_with("samples_duplicate_total", "retry").await, Some(100.0));
+    assert_eq!(first.metric_with("samples_covered_total", "late").await, Some(100.0));
     assert_eq!(second.metric_with("samples_duplicate_total", "retry").await, Some(50.0));
 }
 

@@ -1,206 +1,448 @@
-//! What must hold after each step, and when all is quiet again: the four sentences of the promise.
+//! What must hold whenever something is stored, and in the end: judged by what was scraped and acknowledged, not by the rules of
+//! the code under test.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
 use prometheus_postgresql_adapter::election::role::Role;
 use prometheus_postgresql_adapter::storage::row::Row;
 
-use crate::postgres::Stored;
-use crate::prometheus::{Shard, series_index};
-use crate::settings::ms;
-use crate::world::World;
+use crate::adapter::{Adapter, series_of};
+use crate::kernel::Ms;
+use crate::server::Right;
+use crate::settings::{Fault, Kind, LATE_PART, Mode, ms};
+use crate::world::{EPOCH_MS, World};
+
+/// What a sample's value says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tag {
+    /// When it was scraped, by nobody's clock.
+    pub(crate) true_ms: i64,
+    pub(crate) replica: usize,
+    /// Its timestamp is its exporter's: no other sample stands for it.
+    pub(crate) is_exact: bool,
+}
+
+impl Tag {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_wrap, reason = "small numbers")]
+    pub(crate) fn to_value(self) -> f64 {
+        ((self.true_ms * 16 + self.replica as i64) * 2 + i64::from(self.is_exact)) as f64
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "made by the above")]
+    fn of(value: f64) -> Self {
+        let value = value as i64;
+        let replica = usize::try_from((value >> 1).rem_euclid(16)).unwrap_or(0);
+        Self { true_ms: (value >> 1).div_euclid(16), replica, is_exact: value & 1 == 1 }
+    }
+}
+
+/// What was acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+struct Promise {
+    /// It was said to be stored, or is buffered by a process that has not died.
+    is_kept: bool,
+    tag: Option<Tag>,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// The first sentence broken.
+    /// The first rule that was broken.
     pub(crate) broken: Option<String>,
-    /// Holes of which every sample that any replica scraped died in the memory of a process that died.
-    pub(crate) excused: usize,
-    /// Holes in what one replica scraped or got rid of, kept by another one, whose adapter forgot it by the rule: the
-    /// watermark passes what the leader was never sent, if neither a change of leader nor its adapter tells of it.
-    pub(crate) passed_over: usize,
-    /// Holes that somebody still holds samples of, or could not get rid of, the watermark being behind.
-    pub(crate) waiting: usize,
-    pub(crate) terms: i64,
+    /// Samples that existed only in the memory of processes that died.
+    pub(crate) died: usize,
+    /// By labels: samples that one sender sent in two requests by way of two adapters at the same time, and were stored twice.
+    pub(crate) twice: usize,
+    /// Scrapes that were stored beside another replica's by an adapter that cannot know yet how often the series is scraped.
+    pub(crate) unsure: usize,
+    /// Samples that an exporter stamped out of order, in the midst of another replica's, and only one replica got hold of: taken
+    /// for scrapes that are sent again.
+    pub(crate) dense: usize,
+    /// Samples that were lost although none of another replica is near: clocks differ by more than half an interval.
+    pub(crate) skewed: usize,
+    /// Samples that run backwards beside one of which nobody knows any more, once it is sealed, by which clock it was stamped.
+    pub(crate) disordered: usize,
+    /// Samples that could only have been stored in the wrong order, because clocks differ.
+    pub(crate) orderless: usize,
+    pub(crate) acknowledged: usize,
     pub(crate) stored: usize,
+    pub(crate) reconciled: usize,
+    pub(crate) terms: i64,
 }
 
+#[derive(Default)]
+pub(crate) struct Judge {
+    pub(crate) verdict: RefCell<Verdict>,
+    /// By series: by time and replica.
+    promised: RefCell<Vec<BTreeMap<(i64, usize), Promise>>>,
+    /// By series and time.
+    stored: RefCell<Vec<BTreeMap<i64, Tag>>>,
+    /// By series and time, the adapter that stored it last, and when.
+    by: RefCell<HashMap<(usize, i64), (usize, Ms)>>,
+}
+
+/// By labels, one adapter may not know yet what another stored of the same sender so long ago: it observes each second, and what it
+/// sends may be under way for as long as a transaction lasts.
+const AT_ONCE_MS: Ms = 12_000;
+
+/// Clocks that differ by less may be taken for equal; offsets are measured as exactly as links are fast.
+const CLOCK_ERROR_MS: i64 = 300;
+
 impl World {
-    pub(crate) fn broken(&mut self, what: String) {
+    pub(crate) fn broken(&self, what: String) {
         self.say(format_args!("BROKEN {what}"));
-        self.verdict.broken.get_or_insert(what);
+        self.judge.verdict.borrow_mut().broken.get_or_insert(what);
     }
 
-    /// A row commits: once, after all of its series that earlier terms stored, and between neighbours of fitting values.
-    /// Within a term a delivery may be overtaken, so it takes the place that its time gives it; so does what fills a hole.
-    pub(crate) fn judge_row(&mut self, series: usize, row: Stored) {
-        let slack = self.clock_slack_ms() as f64;
-        let rows = &self.server.series[series];
-        let at = rows.partition_point(|stored| stored.time_ms < row.time_ms);
-        let (before, after) = (at.checked_sub(1).map(|before| rows[before]), rows.get(at).copied());
-        if after.is_some_and(|after| after.time_ms == row.time_ms) {
-            self.broken(format!("sentence 3: stored twice, series {series}: {after:?} and {row:?}"));
-        } else if let Some(after) = after.filter(|after| after.term < row.term && !row.fills) {
-            self.broken(format!("sentence 3: terms interleave, series {series}: {row:?} before {after:?}"));
-        } else if self.settings.is_counter(series)
-            && (before.is_some_and(|before| row.value + slack < before.value)
-                || after.is_some_and(|after| after.value + slack < row.value))
+    pub(crate) fn is_broken(&self) -> bool {
+        self.judge.verdict.borrow().broken.is_some()
+    }
+
+    fn is_counter(&self, series: usize) -> bool {
+        self.settings.target(series).kind == Kind::Counter
+    }
+
+    /// How often it is scraped; one that is often late may look as if it were half as often.
+    fn interval_ms(&self, series: usize) -> i64 {
+        let target = self.settings.target(series);
+        if matches!(target.kind, Kind::Late { .. }) { 2 * target.interval_ms } else { target.interval_ms }
+    }
+
+    /// Whether the adapter that stores a sample knows how often its series is scraped.
+    fn is_sure(&self, id: i64, time_ms: i64, right: Right) -> bool {
+        let Some(adapter) = self.adapter(right.adapter) else { return false };
+        adapter.senders.all().iter().any(|member| {
+            member.number.get() == Some(right.sender) && member.state.borrow().interval_ms(id, time_ms) > 0
+        })
+    }
+
+    /// By how much the distance of two scrapes may differ from what it should be.
+    fn jitter_ms(&self, series: usize) -> i64 {
+        2 * self.settings.target(series).interval_ms / LATE_PART + 10
+    }
+
+    /// Whether two hosts' clocks may be taken for equal, at all times.
+    fn are_clocks_equal(&self) -> bool {
+        let offsets = &self.settings.offsets;
+        let is_set = |fault: &Fault| matches!(fault, Fault::Clock { .. });
+        offsets.iter().all(|offset| offset.abs() < 50) && !self.settings.faults.iter().any(|one| is_set(&one.fault))
+    }
+
+    /// Whether the clock by which a sample was stamped is known to have been as it is.
+    fn is_clock_known(&self, tag: Tag) -> bool {
+        let sets = |fault: &Fault| matches!(fault, Fault::Clock { .. });
+        let mut sets =
+            self.settings.faults.iter().filter(|one| sets(&one.fault)).map(|one| (one.at, one.at + one.for_ms));
+        let first = sets.clone().map(|(at, _)| at).min();
+        let last = sets.by_ref().map(|(_, until)| until).max();
+        first.is_none_or(|first| self.now() < first) || last.is_none_or(|last| tag.true_ms > last + 5_000)
+    }
+
+    /// How far the clock that stamped a sample may have been off from another replica's.
+    fn skew_ms(&self, tag: Tag) -> i64 {
+        let offsets_ms = &self.settings.offsets[..self.settings.replicas];
+        let static_ms =
+            offsets_ms.iter().map(|offset_ms| offset_ms.abs_diff(offsets_ms[tag.replica])).max().unwrap_or(0);
+        let set_ms = self.settings.faults.iter().map(|one| match one.fault {
+            // What was stamped before it may have come after it.
+            Fault::Clock { host: Some(_), by_ms }
+                if (one.at - 60_000..one.at + one.for_ms + 60_000).contains(&tag.true_ms) =>
+            {
+                by_ms.abs()
+            }
+            _ => 0,
+        });
+        i64::try_from(static_ms).unwrap_or(i64::MAX) + set_ms.sum::<i64>()
+    }
+
+    // ---- what is stored
+
+    pub(crate) fn judge_commit(&self, rows: &[Row], right: Right, is_reconciled: bool) {
+        let Right { sender, fence, .. } = right;
+        let group = self.database.borrow().group.clone();
+        if let Some(fence) = fence
+            && group.token != Some(fence.token)
         {
-            self.broken(format!(
-                "sentence 3: a counter runs backwards, series {series}: {before:?}, {row:?}, {after:?}"
-            ));
+            self.broken(format!("old term: rows of term {} are stored in term {}", fence.term, group.term));
         }
-        self.server.series[series].insert(at, row);
+        {
+            let mut verdict = self.judge.verdict.borrow_mut();
+            verdict.stored += rows.len();
+            verdict.reconciled += if is_reconciled { rows.len() } else { 0 };
+        }
+        let word = if is_reconciled { "reconciles" } else { "appends" };
+        let shown: Vec<Row> = rows.iter().map(|row| self.as_judged(row)).collect();
+        self.say(format_args!("server: {word} of sender {} {}", sender.0, show(&shown)));
+        for (row, stored) in shown.iter().zip(rows) {
+            self.judge_row(row, stored.series_id, right);
+        }
     }
 
-    /// How far two measured clocks may be wrong together.
-    fn clock_slack_ms(&self) -> i64 {
-        2 * self.clock_error_ms + 20
+    /// For a trace, rows with ids of the database.
+    pub(crate) fn show_stored(&self, rows: &[Row]) -> String {
+        if !self.is_traced() {
+            return String::new();
+        }
+        show(&rows.iter().map(|row| self.as_judged(row)).collect::<Vec<_>>())
     }
 
-    /// By how much a scrape may be late before its series has a hole.
-    fn late_ms(&self) -> i64 {
-        (self.settings.scrape_ms / 8).max(500)
+    fn as_judged(&self, row: &Row) -> Row {
+        let id = usize::try_from(row.series_id).unwrap_or(1) - 1;
+        #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
+        Row { series_id: self.database.borrow().series[id] as i64, ..*row }
     }
 
-    /// A leader acknowledges: each series is stored up to there, but for what lies between two clocks, or is held.
-    pub(crate) fn judge_leader(&mut self, me: usize, rows: &[Row]) {
-        let skew_ms = self.settings.skew_ms() + self.clock_slack_ms();
-        for row in rows {
-            let last = self.server.series[series_index(row)].last();
-            let is_held = || self.adapters[me].all_held().iter().any(|held| is_same(held, row));
-            if last.is_none_or(|last| last.time_ms + skew_ms < row.time_ms) && !is_held() {
-                return self.broken(format!(
-                    "sentence 1: leader {me} acknowledges what is not stored: {row:?}, last {last:?}"
+    /// `id` is the series' in the database.
+    fn judge_row(&self, row: &Row, id: i64, right: Right) {
+        let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
+        let mut stored = self.judge.stored.borrow_mut();
+        stored.resize_with(self.settings.target_of.len(), BTreeMap::new);
+        let stored = &mut stored[series];
+        let by = (right.adapter, self.now());
+        let was_by = self.judge.by.borrow_mut().insert((series, time_ms), by);
+        if let Some(other) = stored.get(&time_ms) {
+            let is_at_once = was_by.is_some_and(|(adapter, at)| adapter != by.0 && by.1 - at <= AT_ONCE_MS);
+            if self.settings.mode == Mode::Labels && other.replica == tag.replica && is_at_once {
+                self.judge.verdict.borrow_mut().twice += 1;
+                return;
+            }
+            return self
+                .broken(format!("doubled: series {series} has two samples at {}: {other:?} and {tag:?}", at(time_ms)));
+        }
+        let before = stored.range(..time_ms).next_back().map(|(time_ms, tag)| (*time_ms, *tag));
+        let after = stored.range(time_ms..).next().map(|(time_ms, tag)| (*time_ms, *tag));
+        stored.insert(time_ms, tag);
+        let least_ms = self.settings.target(series).interval_ms / 2 - self.jitter_ms(series);
+        for (other_ms, other) in [before, after].into_iter().flatten() {
+            let is_scrape = !tag.is_exact && !other.is_exact;
+            if is_scrape && other.replica != tag.replica && (other_ms - time_ms).abs() < least_ms {
+                if !self.is_sure(id, time_ms, right) {
+                    self.judge.verdict.borrow_mut().unsure += 1;
+                    continue;
+                }
+                self.broken(format!(
+                    "doubled: series {series} has two scrapes in one interval: {} of {tag:?}, {} of {other:?}",
+                    at(time_ms),
+                    at(other_ms)
+                ));
+            }
+            let is_earlier = other_ms < time_ms;
+            let step_ms = if is_earlier { tag.true_ms - other.true_ms } else { other.true_ms - tag.true_ms };
+            let are_known = self.is_clock_known(tag) && self.is_clock_known(other);
+            if self.is_counter(series) && step_ms < -CLOCK_ERROR_MS && are_known {
+                // By labels no clock is known; nor is it known, of several replicas, who stored the last one.
+                let is_unknown = self.settings.mode == Mode::Labels || self.settings.replicas > 2;
+                if is_unknown || self.database.borrow().is_sealed(id, other_ms) {
+                    self.judge.verdict.borrow_mut().disordered += 1;
+                    continue;
+                }
+                self.broken(format!(
+                    "backwards: series {series} at {} has {tag:?}, at {} {other:?}",
+                    at(time_ms),
+                    at(other_ms)
                 ));
             }
         }
     }
 
-    /// A standby is about to acknowledge: somebody leads, and has said so lately.
-    pub(crate) fn judge_standby(&mut self, me: usize) {
-        let fresh_ms = ms(self.settings.election.stale_after());
-        if self.server.group.heartbeat.is_none_or(|heartbeat| heartbeat + fresh_ms < self.now) {
-            self.broken(format!("sentence 4: adapter {me} answers as standby behind a stale heartbeat"));
+    // ---- what is acknowledged
+
+    fn promise(&self, rows: &[Row]) {
+        let mut promised = self.judge.promised.borrow_mut();
+        promised.resize_with(self.settings.target_of.len(), BTreeMap::new);
+        for row in rows {
+            let tag = Tag::of(row.value);
+            let promise = promised[series_of(row)].entry((row.time_ms, tag.replica)).or_default();
+            *promise = Promise { is_kept: true, tag: Some(tag) };
         }
     }
 
-    /// All is quiet: somebody leads, everything is stored up to now, and no series has a hole that anybody could fill.
-    pub(crate) fn judge_end(&mut self) {
-        let now = self.instant();
-        let leaders = self.adapters.iter().filter(|one| matches!(one.role.at(now), Role::Leader { .. })).count();
-        if leaders > 1 {
-            self.broken(format!("sentence 2: {leaders} adapters lead"));
-        }
-        self.verdict.terms = self.server.group.term;
-        self.verdict.stored = self.server.series.iter().map(Vec::len).sum();
-        for series in 0..self.settings.series() {
-            self.judge_series(series);
+    /// A leader acknowledges.
+    pub(crate) fn judge_stored(&self, adapter: &Adapter, replica: usize, rows: &[Row]) {
+        self.say(format_args!("adapter {}: has stored of replica {replica} {}", adapter.index, show(rows)));
+        self.promise(rows);
+    }
+
+    /// A standby acknowledges: somebody led, and had said so lately, when it found that it stands by, for so long before.
+    pub(crate) fn judge_buffered(&self, adapter: &Adapter, replica: usize, rows: &[Row], silent_ms: Ms) {
+        self.say(format_args!("adapter {}: buffers of replica {replica} {}", adapter.index, show(rows)));
+        self.promise(rows);
+        // How old a heartbeat is is told by the database's clock, which may have been set meanwhile.
+        let set_ms: Ms = self
+            .settings
+            .faults
+            .iter()
+            .map(|one| match one.fault {
+                Fault::Clock { host: None, by_ms } => by_ms.abs(),
+                _ => 0,
+            })
+            .sum();
+        let fresh_ms = ms(self.settings.election.stale_after()) + set_ms;
+        if self.settings.mode != Mode::Labels && silent_ms > fresh_ms {
+            self.broken(format!("stale: adapter {} stands by behind a leader that is silent", adapter.index));
         }
     }
 
-    /// Whether somebody holds samples of a hole.
-    pub(crate) fn is_waiting(&self) -> bool {
-        let pace = self.settings.scrape_ms + self.late_ms() + self.settings.skew_ms() + self.clock_slack_ms();
-        let waits = |row: &Row| {
-            let stored = &self.server.series[series_index(row)];
-            let at = stored.partition_point(|stored| stored.time_ms < row.time_ms);
-            let (before, after) = (at.checked_sub(1).map(|before| &stored[before]), stored.get(at));
-            before.zip(after).is_some_and(|(before, after)| after.time_ms - before.time_ms > pace)
-        };
-        self.adapters.iter().any(|adapter| adapter.is_up && adapter.all_held().iter().any(waits))
-    }
-
-    fn judge_series(&mut self, series: usize) {
-        let mut scraped: Vec<(i64, usize, bool)> = Vec::new();
-        for (replica, prometheus) in self.prometheis.iter().enumerate() {
-            scraped.extend(prometheus.scraped[series].iter().map(|one| (one.time_ms, replica, one.is_destroyed)));
-        }
-        let interval = self.settings.scrape_ms;
-        let late = self.late_ms();
-        let stored = self.server.series[series].clone();
-        // Where one side follows another, two samples may be close.
-        let is_beside = |three: &&[Stored]| {
-            let by_one = three[0].replica == three[2].replica && !three[0].fills && three[1].fills && !three[2].fills;
-            by_one && three[2].time_ms - three[0].time_ms < interval + late
-        };
-        if let Some(three) = stored.windows(3).find(is_beside) {
-            return self.broken(format!("sentence 3: filled in where there is no hole, series {series}: {three:?}"));
-        }
-        let ends = |row: Option<&Stored>| row.map(|row| (row.time_ms, (row.term, row.replica, row.fills)));
-        let firsts = stored.iter().map(|row| ends(Some(row)));
-        let befores = std::iter::once(None).chain(stored.iter().map(|row| ends(Some(row))));
-        let pairs: Vec<_> = befores.zip(firsts.chain(std::iter::once(None))).collect();
-        for (before, after) in pairs {
-            // By one clock a series goes on at its pace; from one to the next it may miss what lies between them. So it
-            // may where a hole was filled by several.
-            let (from, to, gap) = match (before, after) {
-                (Some((from, one)), Some((to, other))) => {
-                    let skew = if one == other && !one.2 { 0 } else { self.settings.skew_ms() };
-                    (from, to, interval + skew + late + self.clock_slack_ms())
-                }
-                (Some((from, _)), None) => {
-                    (from, i64::MAX, interval + self.settings.skew_ms() + late + self.clock_slack_ms())
-                }
-                (None, Some((to, _))) => {
-                    (i64::MIN, to, interval + self.settings.skew_ms() + late + self.clock_slack_ms())
-                }
-                (None, None) => (i64::MIN, i64::MAX, 0),
-            };
-            if to.saturating_sub(from) <= gap {
-                continue;
-            }
-            // Into a gap between two of one clock, nothing is filled by another clock that may not be between them.
-            let writers = [before, after].map(|end| end.map(|(_, (_, replica, _))| replica));
-            let margin = |replica: usize| {
-                let is_others = writers[0] == writers[1] && writers[0] != Some(replica);
-                gap - interval + if is_others { self.settings.skew_ms() } else { 0 }
-            };
-            let is_inside = |time_ms: i64, margin: i64| {
-                time_ms > from.saturating_add(margin) && time_ms < to.saturating_sub(margin)
-            };
-            let missing: Vec<_> =
-                scraped.iter().filter(|(time_ms, replica, _)| is_inside(*time_ms, margin(*replica))).collect();
-            if missing.is_empty() {
-                continue;
-            }
-            // At the open ends, the pace alone decides.
-            let lasts =
-                |time_ms: i64| (before.is_none() && to - time_ms <= gap) || (after.is_none() && time_ms - from <= gap);
-            let kept = missing.iter().find(|(time_ms, _, destroyed)| !destroyed && !lasts(*time_ms));
-            let is_held = |replica: usize, time_ms: i64| {
-                #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
-                let row = Row { series_id: series as i64, time_ms, value: 0.0 };
-                let mut unsent = self.prometheis[replica].shards.iter().flat_map(Shard::unsent);
-                let held = || self.adapters[replica].all_held();
-                after.is_some() && unsent.any(|held| is_same(held, &row))
-                    || self.adapters[replica].is_up && held().iter().any(|held| is_same(held, &row))
-            };
-            if missing
-                .iter()
-                .any(|(time_ms, replica, destroyed)| !destroyed && !lasts(*time_ms) && is_held(*replica, *time_ms))
+    /// A process dies that has buffered these, by ids of the database.
+    pub(crate) fn judge_death(&self, rows: &[Row]) {
+        for row in rows {
+            let row = self.as_judged(row);
+            let tag = Tag::of(row.value);
+            if let Some(promise) =
+                self.judge.promised.borrow_mut()[series_of(&row)].get_mut(&(row.time_ms, tag.replica))
             {
-                self.verdict.waiting += 1;
-                continue;
+                promise.is_kept = false;
             }
-            match kept {
-                // A shard whose deliveries are lost before the adapter sees them may be stuck for longer than the lag.
-                Some(_) if self.is_unheard || self.settings.lossy > 0 => self.verdict.passed_over += 1,
-                Some((time_ms, replica, _)) => {
-                    let at = (*time_ms - crate::world::EPOCH_MS) as f64 / 1e3;
-                    let (from, to) = (
-                        before.map(|row| row.0 - crate::world::EPOCH_MS),
-                        after.map(|row| row.0 - crate::world::EPOCH_MS),
-                    );
-                    return self.broken(format!(
-                        "sentence 3: a hole in series {series} between {from:?} and {to:?}: replica {replica} scraped at {at:.3} and lost nothing of it"
+        }
+    }
+
+    // ---- in the end
+
+    /// What is buffered for too long although nothing goes wrong.
+    pub(crate) fn judge_steady(&self) {
+        let now = self.kernel.instant();
+        // Longer while a leader catches up, as one does all the time that sends seldom.
+        let is_slow = self.settings.sending.iter().any(|sending| sending.deadline_ms > 5_000);
+        let most_ms = self.settings.buffered_ms() * if is_slow { 2 } else { 1 };
+        for adapter in self.adapters() {
+            for member in adapter.senders.all() {
+                let oldest = member.state.borrow().buffered().oldest();
+                let age_ms = oldest.map_or(0, |oldest| ms(now.saturating_duration_since(oldest)));
+                if age_ms > most_ms {
+                    let count = member.state.borrow().buffered().samples();
+                    self.broken(format!(
+                        "buffered: adapter {} has {count} samples in its buffer, one for {age_ms} ms",
+                        adapter.index
                     ));
                 }
-                None if missing.iter().all(|(time_ms, ..)| lasts(*time_ms)) => {}
-                None => self.verdict.excused += 1,
             }
         }
+    }
+
+    pub(crate) fn judge_end(&self) {
+        let now = self.kernel.instant();
+        for replica in self.replicas.iter().filter(|replica| replica.is_up.get() && !replica.is_done()) {
+            self.broken(format!("unanswered: replica {} has something left to send", replica.index));
+        }
+        for adapter in self.adapters().iter().filter(|adapter| !adapter.senders.is_drained()) {
+            self.broken(format!("not drained: adapter {} has something left in its buffer", adapter.index));
+        }
+        let leads = |adapter: &std::rc::Rc<Adapter>| matches!(adapter.role.borrow().at(now), Role::Leader { .. });
+        let leaders = self.adapters().iter().filter(|adapter| leads(adapter)).count();
+        if leaders > 1 {
+            self.broken(format!("{leaders} adapters lead"));
+        }
+        self.judge.verdict.borrow_mut().terms = self.database.borrow().group.term;
+        let promised = self.judge.promised.borrow();
+        self.judge.stored.borrow_mut().resize_with(self.settings.target_of.len(), BTreeMap::new);
+        for (series, promised) in promised.iter().enumerate() {
+            self.judge.verdict.borrow_mut().acknowledged += promised.len();
+            for ((time_ms, _), promise) in promised {
+                if let Some(tag) = promise.tag {
+                    self.judge_promise(series, *time_ms, tag, promise.is_kept);
+                }
+            }
+        }
+    }
+
+    fn judge_promise(&self, series: usize, time_ms: i64, tag: Tag, is_kept: bool) {
+        let stored = &self.judge.stored.borrow()[series];
+        let interval_ms = self.interval_ms(series);
+        if stored.contains_key(&time_ms)
+            || (!tag.is_exact && self.is_covered(stored, time_ms, tag, interval_ms, self.jitter_ms(series)))
+        {
+            return;
+        }
+        let mut verdict = self.judge.verdict.borrow_mut();
+        if !is_kept {
+            verdict.died += 1;
+            return;
+        }
+        // An exporter that is often late is taken for one that is scraped less often.
+        let is_late = matches!(self.settings.target(series).kind, Kind::Late { .. });
+        let dense_ms = if is_late { 2 * interval_ms } else { interval_ms };
+        if (tag.is_exact || is_late) && self.is_covered(stored, time_ms, tag, dense_ms, self.jitter_ms(series)) {
+            verdict.dense += 1;
+            return;
+        }
+        let is_between = |after: i64, before: i64| after > tag.true_ms || before < tag.true_ms;
+        let before = stored.range(..time_ms).map(|(_, tag)| tag.true_ms).max().unwrap_or(i64::MIN);
+        let after = stored.range(time_ms..).map(|(_, tag)| tag.true_ms).min().unwrap_or(i64::MAX);
+        let skew_ms = self.skew_ms(tag);
+        if skew_ms > interval_ms / 2 - self.jitter_ms(series) {
+            let reach_ms = skew_ms + interval_ms / 2 + self.jitter_ms(series);
+            let mut near = stored.range(time_ms.saturating_sub(reach_ms)..=time_ms.saturating_add(reach_ms));
+            if near.any(|(_, other)| other.replica != tag.replica) {
+                verdict.orderless += 1;
+                return;
+            }
+            // One of its own that is sealed may have been taken for another's.
+            verdict.skewed += 1;
+            return;
+        }
+        // What an exporter stamps does not go by the clocks of those who scrape it, and nobody knows which series those are.
+        let is_exported = matches!(self.settings.target(series).kind, Kind::Exported { .. });
+        if (is_exported || !tag.is_exact && is_between(before, after)) && !self.are_clocks_equal() {
+            verdict.orderless += 1;
+            return;
+        }
+        drop(verdict);
+        let near: Vec<String> = stored
+            .range(time_ms - 2 * interval_ms..time_ms + 2 * interval_ms)
+            .map(|(time_ms, tag)| format!("{} of {}", at(*time_ms), tag.replica))
+            .collect();
+        self.broken(format!(
+            "lost: series {series} ({:?}, each {interval_ms} ms) at {} of {tag:?}; stored around it: {}",
+            self.settings.target(series).kind,
+            at(time_ms),
+            near.join(", ")
+        ));
+    }
+
+    /// Whether another replica's scrape stands for one, or there is no gap where it belongs: by its timestamp, or, where clocks
+    /// differ, by when it was scraped.
+    fn is_covered(
+        &self,
+        stored: &BTreeMap<i64, Tag>,
+        time_ms: i64,
+        tag: Tag,
+        interval_ms: i64,
+        jitter_ms: i64,
+    ) -> bool {
+        let (half_ms, gap_ms) = (interval_ms / 2 + jitter_ms, interval_ms + interval_ms / 2 + jitter_ms);
+        let is_other = |other: &Tag| other.replica != tag.replica;
+        let mut near = stored.range(time_ms - half_ms..=time_ms + half_ms).map(|(_, other)| other);
+        if near.any(is_other) {
+            return true;
+        }
+        let before = stored.range(..time_ms).next_back().map(|(time_ms, _)| *time_ms);
+        let after = stored.range(time_ms..).next().map(|(time_ms, _)| *time_ms);
+        if before.zip(after).is_some_and(|(before, after)| after - before <= gap_ms) {
+            return true;
+        }
+        if self.are_clocks_equal() {
+            return false;
+        }
+        let (half_ms, gap_ms) = (half_ms + CLOCK_ERROR_MS, gap_ms + CLOCK_ERROR_MS);
+        let others = || stored.values().map(|other| (other.true_ms, is_other(other)));
+        let before = others().filter(|(true_ms, _)| *true_ms <= tag.true_ms).map(|(true_ms, _)| true_ms).max();
+        let after = others().filter(|(true_ms, _)| *true_ms >= tag.true_ms).map(|(true_ms, _)| true_ms).min();
+        others().any(|(true_ms, is_other)| is_other && (true_ms - tag.true_ms).abs() <= half_ms)
+            || before.zip(after).is_some_and(|(before, after)| after - before <= gap_ms)
+    }
+
+    pub(crate) fn say_end(&self) {
+        let verdict = self.judge.verdict.borrow();
+        self.say(format_args!("{verdict:?}"));
     }
 }
 
-fn is_same(one: &Row, other: &Row) -> bool {
-    (one.series_id, one.time_ms) == (other.series_id, other.time_ms)
+/// Rows for a trace: series@seconds.
+pub(crate) fn show(rows: &[Row]) -> String {
+    rows.iter().map(|row| format!("{}@{}", row.series_id, at(row.time_ms))).collect::<Vec<_>>().join(" ")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+fn at(time_ms: Ms) -> String {
+    format!("{:.3}", (time_ms - EPOCH_MS) as f64 / 1e3)
 }

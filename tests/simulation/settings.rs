@@ -1,183 +1,351 @@
-//! What a schedule is drawn from: the group, its timings, and what befalls it.
+//! What a schedule is drawn from: who scrapes what, how it is sent, and what befalls everybody.
 
 use std::time::Duration;
 
 use prometheus_postgresql_adapter::election::{By, Config, PrometheusTimeout};
 
+use crate::kernel::Ms;
 use crate::random::Random;
-use crate::world::Ms;
 
-#[derive(Clone, Copy, Debug)]
+/// How leaders are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Each replica has an adapter beside it; an advisory lock decides.
+    Lock,
+    /// The same; an outside party tells who leads.
+    Rest,
+    /// The replicas send to any adapter.
+    Labels,
+    /// One replica, one adapter, no election.
+    Alone,
+}
+
+/// Whose timestamps samples have, and what their values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The scrape's time; a counter.
+    Counter,
+    /// The replica's clock at whole intervals, as rules are evaluated.
+    Rule,
+    /// Its exporter's, `back_ms` ago, at whole intervals: the same by way of every replica.
+    Exported { back_ms: Ms },
+    /// The same, but some come a few intervals late, out of order; `off_grid` between whole intervals.
+    Late { off_grid: bool },
+    /// A stranger's, who posts to one adapter only, so much later than now.
+    Stranger { ahead_ms: Ms },
+    /// A week ago, posted at once.
+    History,
+}
+
+/// What is scraped at once.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
+    pub(crate) interval_ms: Ms,
+    /// Its series, by the numbers that the judge knows them by.
+    pub(crate) series: Vec<usize>,
+    /// When it exists.
+    pub(crate) from: Ms,
+    pub(crate) until: Ms,
+    /// By replica.
+    pub(crate) scrapes: Vec<Scrapes>,
+}
+
+/// How one replica scrapes a target.
+#[derive(Clone, Debug)]
+pub(crate) struct Scrapes {
+    pub(crate) is_known: bool,
+    pub(crate) phase_ms: Ms,
+    /// How often in a hundred a scrape fails.
+    pub(crate) missed: i64,
+    /// How often in a hundred it is late.
+    pub(crate) late: i64,
+    /// It cannot reach the target in this time.
+    pub(crate) blind: Option<(Ms, Ms)>,
+    /// It knows only the first of its series.
+    pub(crate) is_partly_known: bool,
+}
+
+/// How a replica sends.
+#[derive(Clone, Debug)]
+pub(crate) struct Sending {
+    pub(crate) shards: usize,
+    pub(crate) batch_max: usize,
+    pub(crate) deadline_ms: Ms,
+    pub(crate) timeout_ms: Ms,
+    /// Its connections are closed when they have been idle for so long.
+    pub(crate) idle_ms: Option<Ms>,
+    /// A proxy renews them after so many requests.
+    pub(crate) renewed_after: Option<u32>,
+    /// It sends samples that are older than what it has.
+    pub(crate) is_orderless: bool,
+}
+
+#[derive(Clone, Debug)]
 pub(crate) enum Fault {
     KillAdapter {
         adapter: usize,
-        down_ms: Ms,
-    },
-    KillHost {
-        adapter: usize,
-        down_ms: Ms,
+        host_too: bool,
     },
     StopAdapter {
         adapter: usize,
-        down_ms: Ms,
     },
     Freeze {
         adapter: usize,
-        for_ms: Ms,
     },
+    /// Between the statements of its next transaction.
     FreezeInWrite {
         adapter: usize,
-        for_ms: Ms,
     },
     Cut {
         adapter: usize,
-        for_ms: Ms,
+        writes: bool,
+        locks: bool,
     },
-    CutAll {
-        for_ms: Ms,
-    },
-    KillPrometheus {
+    KillSender {
         replica: usize,
-        down_ms: Ms,
+        resends: bool,
     },
     Silence {
         replica: usize,
-        for_ms: Ms,
     },
-    ServerCrash {
-        down_ms: Ms,
+    CloseConnections {
+        replica: usize,
     },
-    KillLockSession,
-    KillWrites,
-    SlowServer {
-        for_ms: Ms,
+    DatabaseDown,
+    DatabaseSlow,
+    EndLockSession,
+    EndWrites,
+    /// What it has hot, or but for the last three seconds.
+    Seal {
+        all: bool,
     },
-    /// Somebody orders something, wisely or not.
+    /// A host's clock, the database's without one, is off by so much.
+    Clock {
+        host: Option<usize>,
+        by_ms: Ms,
+    },
     Order {
         adapter: usize,
         order: Ordered,
     },
+    /// The balancer sends everybody elsewhere.
+    Reshuffle,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ordered {
     Lead,
     Resign,
     HandOver { to: usize },
     Hold,
-    Release,
 }
 
-#[derive(Debug)]
+/// A fault, when, and how long it lasts.
+#[derive(Clone, Debug)]
+pub(crate) struct Befalls {
+    pub(crate) at: Ms,
+    pub(crate) for_ms: Ms,
+    pub(crate) fault: Fault,
+}
+
+/// A week of history, sent at once.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    pub(crate) at: Ms,
+    pub(crate) replica: usize,
+    pub(crate) series: usize,
+    pub(crate) count: i64,
+    pub(crate) step_ms: Ms,
+    pub(crate) newest_first: bool,
+}
+
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    pub(crate) mode: Mode,
+    pub(crate) adapters: usize,
     pub(crate) replicas: usize,
-    pub(crate) counters: usize,
-    pub(crate) rules: usize,
-    pub(crate) shards: usize,
-    pub(crate) scrape_ms: Ms,
-    pub(crate) send_deadline_ms: Ms,
-    pub(crate) batch_max: usize,
-    pub(crate) remote_timeout_ms: Ms,
-    /// How often in a hundred a delivery is lost, repeated or late.
+    pub(crate) targets: Vec<Target>,
+    /// By series, the target.
+    pub(crate) target_of: Vec<usize>,
+    pub(crate) sending: Vec<Sending>,
+    pub(crate) histories: Vec<History>,
+    /// How often in a hundred a request is lost, repeated or late.
     pub(crate) lossy: i64,
     pub(crate) election: Config,
     pub(crate) memory_bytes_max: usize,
-    /// How far each host's clock is ahead of the server's.
+    /// How far each host's clock is ahead of the server's; those of adapters by labels come after the replicas'.
     pub(crate) offsets: Vec<i64>,
     pub(crate) begins_at: Vec<Ms>,
-    pub(crate) faults: Vec<(Ms, Fault)>,
-    /// From here on nothing more goes wrong.
-    pub(crate) calm_at: Ms,
+    /// Sealed so often.
+    pub(crate) seal_every: Option<Ms>,
+    pub(crate) chunk_samples: usize,
+    pub(crate) faults: Vec<Befalls>,
+    /// From here on nothing goes wrong.
+    pub(crate) quiet_at: Ms,
     pub(crate) scrape_until: Ms,
     pub(crate) end_at: Ms,
-    phases: Vec<Vec<Ms>>,
 }
 
+/// Intervals, short ones more often.
+const INTERVALS_S: [Ms; 14] = [1, 1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 15, 30, 60];
+
+/// How long a sample is buffered at most of which nobody knows how often its series is scraped.
+const UNKNOWN_BUFFERED_MS: Ms = 125_000 + 15_000 + 3_000;
+
+/// How late a scrape is at most, as a part of its interval.
+pub(crate) const LATE_PART: Ms = 20;
+
 impl Settings {
-    pub(crate) fn draw(random: &mut Random) -> Self {
-        let replicas = if random.chance(75) { 2 } else { 3 };
-        let scrape_ms = [1_000, 2_000, 4_000][random.below(3)];
-        let (counters, rules) = (2, 1);
-        let lease = Duration::from_secs([3, 5, 10][random.below(3)]);
-        let timeout = match random.below(3) {
-            0 => PrometheusTimeout::Automatic,
-            _ => PrometheusTimeout::After(Duration::from_secs([6, 10][random.below(2)])),
+    pub(crate) fn draw(random: &mut Random, by_labels: bool) -> Self {
+        let mode = match random.below(20) {
+            _ if by_labels => Mode::Labels,
+            0 => Mode::Alone,
+            1..4 => Mode::Rest,
+            _ => Mode::Lock,
         };
-        let by = if random.chance(25) { By::Rest("1".to_owned()) } else { By::Lock(1) };
-        let timeout = if by == By::Lock(1) { timeout } else { PrometheusTimeout::Never };
-        let election = Config {
-            by,
-            is_held: false,
-            prometheus_timeout: timeout,
-            liveness_interval: Duration::from_secs(10),
-            election_interval: Duration::from_millis([300, 1_000][random.below(2)]),
-            lease,
+        let replicas = match mode {
+            Mode::Alone => 1,
+            _ if random.chance(75) => 2,
+            _ => 3,
         };
-        let skewed = random.chance(40);
-        let offsets: Vec<i64> =
-            (0..replicas).map(|_| if skewed { random.between(-3_000, 3_000) } else { random.between(-5, 5) }).collect();
-        // The clocks decide at which true time a rule has its timestamp; a target's own phase is anywhere.
-        let rule_phase = random.between(0, scrape_ms - 1);
-        let phases = offsets
-            .iter()
-            .map(|offset| {
-                let mut phases: Vec<Ms> = (0..counters).map(|_| random.between(0, scrape_ms - 1)).collect();
-                phases.extend((0..rules).map(|_| (rule_phase - offset).rem_euclid(scrape_ms)));
-                phases
-            })
-            .collect();
-        let calm_at = 30_000;
-        let by_rest = matches!(election.by, By::Rest(_));
-        let mut faults: Vec<(Ms, Fault)> = (0..random.between(1, 5))
-            .map(|_| (random.between(5_000, calm_at), draw_fault(random, replicas, by_rest)))
-            .collect();
-        if faults.iter().any(|(_, fault)| matches!(fault, Fault::Order { order: Ordered::Hold, .. })) {
-            faults.extend((0..replicas).map(|adapter| (calm_at, Fault::Order { adapter, order: Ordered::Release })));
-        }
-        faults.sort_by_key(|(at, _)| *at);
-        let begins_at = (0..replicas).map(|_| random.spread(0, 5_000)).collect();
-        Self {
+        let adapters = if mode == Mode::Labels { 2 + random.below(2) } else { replicas };
+        let usual_ms = INTERVALS_S[random.below(INTERVALS_S.len())] * 1_000;
+        let is_mixed = random.chance(30);
+        let interval = |random: &mut Random| match is_mixed && random.chance(50) {
+            true => (INTERVALS_S[random.below(INTERVALS_S.len())] * 1_000).min(15 * usual_ms),
+            false => usual_ms,
+        };
+        let intervals: Vec<Ms> = (0..1 + random.below(3)).map(|_| interval(random)).collect();
+        let longest = intervals.iter().copied().max().unwrap_or(usual_ms);
+        let calm_from = if random.chance(25) { 3_000 } else { 15_000.max(4 * longest) };
+        let calm_at = calm_from + 30_000.max(3 * longest);
+        let faults = draw_faults(random, mode, adapters, replicas, calm_from, calm_at);
+        let quiet_at = faults.iter().map(|one| one.at + one.for_ms).max().unwrap_or(0).max(calm_at) + 1_000;
+        let deadline_ms = *[1_000, 5_000, 5_000, 5_000, 30_000, 60_000].get(random.below(6)).unwrap_or(&5_000);
+        let sending: Vec<Sending> = (0..replicas).map(|_| draw_sending(random, deadline_ms)).collect();
+        let scrape_until = quiet_at + 40_000 + 7 * longest + deadline_ms;
+        let mut settings = Self {
+            mode,
+            adapters,
             replicas,
-            counters,
-            rules,
-            shards: usize::try_from(random.between(1, 2)).unwrap_or(1),
-            scrape_ms,
-            send_deadline_ms: random.between(100, 2_000),
-            batch_max: usize::try_from(random.between(3, 12)).unwrap_or(3),
-            remote_timeout_ms: random.between(4, 10) * 1_000,
+            targets: Vec::new(),
+            target_of: Vec::new(),
+            sending,
+            histories: Vec::new(),
             lossy: [0, 0, 1, 4][random.below(4)],
-            election,
-            memory_bytes_max: if random.chance(10) { 2_000 } else { 1 << 20 },
-            offsets,
-            begins_at,
+            election: draw_election(random, mode, longest.max(deadline_ms)),
+            memory_bytes_max: if random.chance(5) { 8_000 } else { 1 << 24 },
+            offsets: Vec::new(),
+            begins_at: (0..adapters).map(|_| random.spread(0, 5_000)).collect(),
+            seal_every: random.chance(50).then(|| random.spread(2_000, 60_000)),
+            chunk_samples: if random.chance(50) { random.between(5, 20) as usize } else { 20_000 },
             faults,
-            calm_at,
-            scrape_until: calm_at + 27_000,
-            end_at: calm_at + 45_000,
-            phases,
+            quiet_at,
+            scrape_until,
+            end_at: 0,
+        };
+        let is_skewed = random.chance(25);
+        settings.offsets = (0..replicas + if mode == Mode::Labels { adapters } else { 0 })
+            .map(|_| if is_skewed { random.between(-3_000, 3_000) } else { random.between(-5, 5) })
+            .collect();
+        for interval_ms in intervals {
+            let kind = match random.below(12) {
+                0 | 1 => Kind::Rule,
+                2 => Kind::Exported { back_ms: [0, 5_000, 300_000][random.below(3)] },
+                3 => Kind::Late { off_grid: random.chance(50) },
+                _ => Kind::Counter,
+            };
+            let count = 1 + random.below(2);
+            settings.add_target(random, kind, interval_ms, count);
+        }
+        if random.chance(15) {
+            // Short-lived.
+            settings.add_target(random, Kind::Counter, usual_ms, 1);
+            if let Some(target) = settings.targets.last_mut() {
+                target.from = random.between(0, calm_at);
+                target.until = target.from + usual_ms * random.between(1, 3) + 1;
+            }
+        }
+        if random.chance(8) {
+            let ahead_ms = [0, -crate::world::EPOCH_MS, 200_000, 590_000, 365 * 86_400_000][random.below(5)];
+            settings.add_target(random, Kind::Stranger { ahead_ms }, 5_000, 1);
+        }
+        for _ in 0..if random.chance(12) { 1 + random.below(2) } else { 0 } {
+            settings.add_history(random, calm_at);
+        }
+        settings.end_at = scrape_until + deadline_ms + 2 * UNKNOWN_BUFFERED_MS + 30_000;
+        settings
+    }
+
+    fn add_target(&mut self, random: &mut Random, kind: Kind, interval_ms: Ms, count: usize) {
+        let is_rule = kind == Kind::Rule;
+        let (phase, is_unequal) = (random.between(0, interval_ms - 1), random.chance(15));
+        let misses = [0, 0, 0, 5, 5, 5][random.below(6)];
+        let stranger_at = matches!(kind, Kind::Stranger { .. }).then(|| random.below(self.replicas));
+        let scrapes = (0..self.replicas).map(|replica| Scrapes {
+            is_known: stranger_at.map_or(!(is_unequal && random.chance(40)), |at| at == replica),
+            phase_ms: if is_rule {
+                (phase - self.offsets[replica]).rem_euclid(interval_ms)
+            } else {
+                random.between(0, interval_ms - 1)
+            },
+            missed: misses,
+            late: if is_rule { 0 } else { [0, 0, 3][random.below(3)] },
+            blind: random.chance(8).then(|| {
+                let from = random.between(0, self.quiet_at);
+                (from, from + random.spread(interval_ms, 10 * interval_ms))
+            }),
+            is_partly_known: is_unequal && random.chance(40),
+        });
+        let series = (0..count).map(|n| self.target_of.len() + n).collect();
+        let target = Target { kind, interval_ms, series, from: 0, until: Ms::MAX, scrapes: scrapes.collect() };
+        self.target_of.extend((0..count).map(|_| self.targets.len()));
+        self.targets.push(target);
+    }
+
+    fn add_history(&mut self, random: &mut Random, calm_at: Ms) {
+        let is_live = random.chance(50);
+        let series = match is_live {
+            true => random.below(self.target_of.len()),
+            false => {
+                self.add_target(random, Kind::History, 60_000, 1);
+                self.target_of.len() - 1
+            }
+        };
+        let (count, step_ms) = (random.between(5, 40), [1_000, 60_000, 3_600_000][random.below(3)]);
+        let newest_first = random.chance(50);
+        let at = random.between(3_000, calm_at);
+        for _ in 0..1 + random.below(2) {
+            let replica = random.below(self.replicas);
+            self.histories.push(History {
+                at: at + random.spread(0, 5_000),
+                replica,
+                series,
+                count,
+                step_ms,
+                newest_first,
+            });
         }
     }
 
-    pub(crate) fn series(&self) -> usize {
-        self.counters + self.rules
+    pub(crate) fn target(&self, series: usize) -> &Target {
+        &self.targets[self.target_of[series]]
     }
 
-    pub(crate) fn is_counter(&self, series: usize) -> bool {
-        series < self.counters
+    /// How long a sample is buffered at most in steady state: it is looked at four times an interval and once a second.
+    pub(crate) fn buffered_ms(&self) -> Ms {
+        2 * self.longest_ms() + 5_000 + (self.longest_ms() / 4).min(15_000) + 3_000
     }
 
-    pub(crate) fn phase(&self, replica: usize, series: usize) -> Ms {
-        self.phases[replica][series]
-    }
-
-    pub(crate) fn session_timeout_ms(&self) -> Ms {
-        ms(self.election.session_timeout())
-    }
-
-    /// The largest difference between two hosts' clocks.
-    pub(crate) fn skew_ms(&self) -> i64 {
-        let largest = self.offsets.iter().max().copied().unwrap_or(0);
-        largest - self.offsets.iter().min().copied().unwrap_or(0)
+    /// What its samples are sent at most apart, up to a minute.
+    pub(crate) fn longest_ms(&self) -> Ms {
+        let is_irregular = |target: &Target| target.until < Ms::MAX || matches!(target.kind, Kind::Late { .. });
+        // By labels an adapter sees a part of what a replica sends, and learns from the leader's how often that is.
+        let is_seen_in_part = self.mode == Mode::Labels;
+        let has_steps = is_seen_in_part || !self.histories.is_empty() || self.targets.iter().any(is_irregular);
+        let longest_ms = self.targets.iter().map(|target| target.interval_ms).max().unwrap_or(0);
+        if has_steps { longest_ms.max(60_000) } else { longest_ms }
     }
 }
 
@@ -185,41 +353,92 @@ pub(crate) fn ms(duration: Duration) -> Ms {
     Ms::try_from(duration.as_millis()).unwrap_or(Ms::MAX)
 }
 
-fn draw_fault(random: &mut Random, replicas: usize, by_rest: bool) -> Fault {
-    let adapter = random.below(replicas);
-    if by_rest {
-        return draw_fault_by_rest(random, adapter);
-    }
-    match random.below(18) {
-        0 | 1 => Fault::KillAdapter { adapter, down_ms: random.spread(50, 20_000) },
-        2 => Fault::KillHost { adapter, down_ms: random.spread(1_000, 25_000) },
-        3 => Fault::StopAdapter { adapter, down_ms: random.spread(50, 10_000) },
-        4 => Fault::Freeze { adapter, for_ms: random.spread(100, 25_000) },
-        5 => Fault::FreezeInWrite { adapter, for_ms: random.spread(100, 15_000) },
-        6 => Fault::Cut { adapter, for_ms: random.spread(50, 25_000) },
-        7 => Fault::CutAll { for_ms: random.spread(50, 15_000) },
-        8 => Fault::KillPrometheus { replica: adapter, down_ms: random.spread(200, 25_000) },
-        9 => Fault::Silence { replica: adapter, for_ms: random.spread(500, 25_000) },
-        10 => Fault::ServerCrash { down_ms: random.spread(50, 10_000) },
-        11 => Fault::KillLockSession,
-        12 => Fault::KillWrites,
-        13 => Fault::Order { adapter, order: Ordered::Resign },
-        14 | 15 => Fault::Order { adapter, order: Ordered::HandOver { to: random.below(replicas) } },
-        16 => Fault::Order { adapter, order: Ordered::Hold },
-        _ => Fault::SlowServer { for_ms: random.spread(500, 10_000) },
+fn draw_election(random: &mut Random, mode: Mode, pace_ms: Ms) -> Config {
+    // Seldom shorter than its Prometheus' pace.
+    let least_s = if random.chance(10) { 0 } else { 5 * pace_ms / 2_000 };
+    let timeout = match random.below(3) {
+        _ if mode == Mode::Rest || mode == Mode::Alone => PrometheusTimeout::Never,
+        0 => PrometheusTimeout::Automatic,
+        _ => PrometheusTimeout::After(Duration::from_secs([6, 10, 30][random.below(3)].max(least_s.unsigned_abs()))),
+    };
+    Config {
+        by: if mode == Mode::Rest { By::Rest("1".to_owned()) } else { By::Lock(1) },
+        is_held: false,
+        prometheus_timeout: timeout,
+        liveness_interval: Duration::from_secs(10),
+        election_interval: Duration::from_millis([300, 1_000][random.below(2)]),
+        lease: Duration::from_secs([3, 5, 10][random.below(3)]),
     }
 }
 
-/// Whether a leader's Prometheus sends is for whoever tells who leads to see; here all do, or will again.
-fn draw_fault_by_rest(random: &mut Random, adapter: usize) -> Fault {
-    match random.below(6) {
-        0 => Fault::Order { adapter, order: Ordered::Resign },
-        1 | 2 => Fault::Order { adapter, order: Ordered::Lead },
-        3 => Fault::Order { adapter, order: Ordered::Hold },
-        _ => match draw_fault(random, adapter + 1, false) {
-            Fault::KillPrometheus { replica, down_ms } => Fault::Silence { replica, for_ms: down_ms },
-            Fault::Order { .. } => Fault::Order { adapter, order: Ordered::Lead },
-            fault => fault,
+fn draw_sending(random: &mut Random, deadline_ms: Ms) -> Sending {
+    Sending {
+        shards: [1, 1, 2, 3][random.below(4)],
+        batch_max: usize::try_from(random.spread(2, 40)).unwrap_or(2),
+        deadline_ms,
+        timeout_ms: random.between(4, 30) * 1_000,
+        idle_ms: random.chance(20).then(|| random.spread(1_000, 90_000)),
+        renewed_after: random.chance(20).then(|| random.between(1, 20) as u32),
+        is_orderless: random.chance(20),
+    }
+}
+
+fn draw_faults(random: &mut Random, mode: Mode, adapters: usize, replicas: usize, from: Ms, until: Ms) -> Vec<Befalls> {
+    let count = if random.chance(10) { 0 } else { random.between(1, 5) };
+    let mut faults: Vec<Befalls> = (0..count)
+        .map(|_| {
+            let at = random.between(from, until);
+            let fault = draw_fault(random, mode, adapters, replicas);
+            Befalls { at, for_ms: random.spread(50, 25_000), fault }
+        })
+        .collect();
+    if count > 0 && random.chance(20) {
+        // Several at once.
+        let at = faults[0].at;
+        faults.iter_mut().for_each(|one| one.at = at + random.between(0, 2_000));
+    }
+    faults.sort_by_key(|one| one.at);
+    faults
+}
+
+fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize) -> Fault {
+    let (adapter, replica) = (random.below(adapters), random.below(replicas));
+    match random.below(30) {
+        0..3 => Fault::KillAdapter { adapter, host_too: false },
+        3 => Fault::KillAdapter { adapter, host_too: true },
+        4 | 5 => Fault::StopAdapter { adapter },
+        6 => Fault::Freeze { adapter },
+        7 => Fault::FreezeInWrite { adapter },
+        8 => Fault::Cut { adapter, writes: true, locks: true },
+        9 => Fault::Cut { adapter, writes: true, locks: false },
+        10 => Fault::Cut { adapter, writes: false, locks: true },
+        11 | 12 => Fault::KillSender { replica, resends: false },
+        13 | 14 => Fault::KillSender { replica, resends: true },
+        15 => Fault::Silence { replica },
+        16 => Fault::CloseConnections { replica },
+        17 => Fault::DatabaseDown,
+        18 => Fault::DatabaseSlow,
+        19 => Fault::EndWrites,
+        20 | 21 => Fault::Seal { all: random.chance(50) },
+        22 => {
+            let by_ms = [-30_000, 30_000, 2_000, -2_000, 40 * 86_400_000, -40 * 86_400_000][random.below(6)];
+            Fault::Clock { host: random.chance(75).then_some(replica), by_ms }
+        }
+        23 if mode == Mode::Lock => Fault::EndLockSession,
+        24..27 if mode != Mode::Labels => Fault::Order {
+            adapter,
+            order: match random.below(5) {
+                0 => Ordered::Resign,
+                1 => Ordered::Hold,
+                _ if mode == Mode::Rest => Ordered::Lead,
+                _ => Ordered::HandOver { to: random.below(adapters) },
+            },
         },
+        23..27 => {
+            let order = [Ordered::Hold, Ordered::Resign, Ordered::Lead][random.below(3)];
+            Fault::Order { adapter: replica, order }
+        }
+        27 | 28 if mode == Mode::Labels => Fault::Reshuffle,
+        _ => Fault::KillSender { replica, resends: random.chance(50) },
     }
 }

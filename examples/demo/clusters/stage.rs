@@ -26,13 +26,12 @@ pub(crate) struct Cluster {
     pub(crate) name: &'static str,
     /// In the order of [`REPLICAS`].
     pub(crate) replicas: [Prometheus; 2],
-    group: String,
 }
 
 impl Cluster {
-    /// Its samples, for the judge.
-    pub(crate) fn subject(&self) -> Subject<'_> {
-        Subject { cluster: self.name, group: &self.group, sides: self.replicas.each_ref() }
+    /// Its samples, for the judge; adapters were killed at these times, in ms since 1970.
+    pub(crate) fn subject<'a>(&'a self, deaths: &'a [i64]) -> Subject<'a> {
+        Subject { cluster: self.name, sides: self.replicas.each_ref(), deaths }
     }
 }
 
@@ -98,7 +97,7 @@ impl Stage {
             };
             let replicas = [replica(0).await, replica(1).await];
             teller.say(&format!("cluster {name}: Prometheus a on port {}, b on port {}", ports[0], ports[1]));
-            Cluster { name, replicas, group: format!("cluster {name}") }
+            Cluster { name, replicas }
         };
         let clusters = [cluster("eu").await, cluster("us").await];
         let configs = Configs::new(|named| if ADAPTER_PORTS.contains(&named) { proxy.port() } else { port::free() });

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::election::Progress;
+use crate::election::Term;
 use crate::election::by_labels::by_hand::Orders;
 use crate::election::by_labels::cluster::{Cluster, Seen, Succession};
 use crate::election::by_labels::{Config, board};
+use crate::election::liveness::Liveness;
 use crate::election::role::Role;
 use crate::model::source::Source;
-use crate::storage::fence::Fence;
 
 /// See the module.
 pub struct Clusters {
@@ -32,15 +32,6 @@ struct Known {
     group_no: Option<i32>,
     /// The term that is just beginning here.
     beginning: Option<Uuid>,
-}
-
-/// A new term, to be begun by this adapter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Begin {
-    /// The cluster.
-    pub cluster: String,
-    /// Its row.
-    pub seen: Seen,
 }
 
 /// What is shown of a cluster.
@@ -113,13 +104,12 @@ impl Clusters {
         &self.config
     }
 
-    /// A request with samples of `source` has come, the newest of them `ahead_ms` ahead of this host's clock; `None` if none
-    /// of them can be stored.
+    /// A request with samples of `source` has come.
     ///
     /// # Errors
     ///
     /// When there are too many clusters.
-    pub fn begin(self: &Arc<Self>, source: &Arc<Source>, ahead_ms: Option<i64>) -> Result<InFlight, TooMany> {
+    pub fn begin(self: &Arc<Self>, source: &Arc<Source>) -> Result<InFlight, TooMany> {
         let now = Instant::now();
         let mut known = self.known();
         if !known.contains_key(&source.cluster) {
@@ -130,7 +120,7 @@ impl Clusters {
             known.insert(source.cluster.clone(), Known { cluster, group_no: None, beginning: None });
         }
         if let Some(Known { cluster, .. }) = known.get_mut(&source.cluster) {
-            cluster.on_request(&source.replica, ahead_ms, now);
+            cluster.on_request(&source.replica, now);
             if matches!(cluster.role(&source.replica, now), Role::Unknown | Role::TakingOver) {
                 self.wake.notify_one();
             }
@@ -201,12 +191,6 @@ impl Clusters {
         shown
     }
 
-    /// How far the clock of a replica is ahead of this host's.
-    #[must_use]
-    pub fn ahead_ms(&self, cluster: &str, replica: &str) -> i64 {
-        self.known().get(cluster).map_or(0, |known| known.cluster.ahead_ms(replica))
-    }
-
     /// A cluster's row as it was read last, and the replicas heard here; `None` where nothing is sent of it.
     pub(super) fn replicas_of(&self, cluster: &str) -> Option<(Option<Seen>, Vec<String>)> {
         let known = self.known();
@@ -237,24 +221,18 @@ impl Clusters {
         self.known().iter().filter(|(_, known)| known.group_no.is_none()).map(|(name, _)| name.clone()).collect()
     }
 
-    /// What is to be reported of each leading replica, but for how far it is stored.
-    pub(super) fn reports(&self, now: Instant) -> Vec<(Source, board::Report)> {
-        let report = |(name, known): (&String, &Known)| {
-            let seen = known.cluster.seen()?;
-            let source = Source { cluster: name.clone(), replica: seen.replica.clone() };
-            let Fence { group_no, token, .. } = seen.fence;
-            let cluster = &known.cluster;
-            let report = board::Report {
-                group_no,
+    /// What is to be told of each leading replica.
+    pub(super) fn reports(&self, now: Instant) -> Vec<board::Report> {
+        let report = |Known { cluster, .. }: &Known| {
+            let token = cluster.seen()?.fence.token;
+            Some(board::Report {
                 token,
                 has_begun: cluster.is_ready(token),
                 heard_ago: cluster.heard_ago(now),
-                doubted_ago: cluster.doubted_ago(now),
-                progress: Progress::default(),
-            };
-            Some((source, report))
+                patience: cluster.patience(),
+            })
         };
-        self.known().iter().filter_map(report).collect()
+        self.known().values().filter_map(report).collect()
     }
 
     /// The rows of these clusters were read by a statement sent at `asked`; some may have none.
@@ -294,29 +272,8 @@ impl Clusters {
         self.known().iter().filter_map(succession).collect()
     }
 
-    /// Clusters whose leading replica is in doubt, and from which nobody takes over.
-    pub(super) fn undisputed(&self, contested: &[(String, Succession)], now: Instant) -> Vec<(String, Seen)> {
-        let undisputed = |(name, known): (&String, &mut Known)| {
-            let is_contested = contested.iter().any(|(contested, _)| contested == name);
-            if is_contested || !known.cluster.is_undisputed(now) {
-                return None;
-            }
-            Some((name.clone(), known.cluster.seen()?.clone()))
-        };
-        self.known().iter_mut().filter_map(undisputed).collect()
-    }
-
-    /// Holes are open for what the leading replicas of these may have lost: they go on.
-    pub(super) fn on_holes(&self, clusters: &[(String, Seen)], now: Instant) {
-        for (name, _) in clusters {
-            if let Some(known) = self.known().get_mut(name) {
-                known.cluster.on_hole(now);
-            }
-        }
-    }
-
-    /// Terms that this adapter has to begin, each once until [`Clusters::on_begun`].
-    pub(super) fn to_begin(&self) -> Vec<Begin> {
+    /// Terms that this adapter has to begin, each once until [`Clusters::on_begun`]: the cluster of each, and the term.
+    pub(super) fn to_begin(&self) -> Vec<(String, Term)> {
         let mut known = self.known();
         let begin = |(name, known): (&String, &mut Known)| {
             let seen = known.cluster.seen()?;
@@ -324,9 +281,9 @@ impl Clusters {
             if known.cluster.is_ready(token) || known.beginning == Some(token) {
                 return None;
             }
-            let begin = Begin { cluster: name.clone(), seen: seen.clone() };
+            let term = seen.term(name);
             known.beginning = Some(token);
-            Some(begin)
+            Some((name.clone(), term))
         };
         known.iter_mut().filter_map(begin).collect()
     }
@@ -337,7 +294,7 @@ impl Clusters {
             known.beginning = known.beginning.filter(|beginning| *beginning != token);
             if has_begun {
                 known.cluster.on_ready(token);
-                // Others wait to be told.
+                // For it to be told.
                 self.wake.notify_one();
             }
         }
@@ -354,10 +311,9 @@ impl Clusters {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    fn with(&self, source: &Source, work: impl FnOnce(&mut Cluster)) {
-        if let Some(known) = self.known().get_mut(&source.cluster) {
-            work(&mut known.cluster);
-        }
+    /// What is made of `source`, if it has been heard.
+    fn with<T>(&self, source: &Source, work: impl FnOnce(&mut Liveness) -> T) -> Option<T> {
+        self.known().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -374,8 +330,9 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.clusters
-            .with(&self.source, |cluster| cluster.on_answer(&self.source.replica, self.refused, Instant::now()));
+        if let Some(known) = self.clusters.known().get_mut(&self.source.cluster) {
+            known.cluster.on_answer(&self.source.replica, self.refused, Instant::now());
+        }
     }
 }
 
@@ -387,14 +344,14 @@ impl Line {
         let is_one = sources.next().is_none();
         match &mut *carried {
             Carried::Nothing if is_one => {
-                self.clusters.with(first, |cluster| cluster.on_connected(&first.replica));
+                self.clusters.with(first, Liveness::connected);
                 *carried = Carried::One { source: Arc::clone(first), kept: false };
             }
             Carried::One { source, kept } if is_one && source == first => *kept = true,
             Carried::Several => {}
             other => {
                 if let Carried::One { source, .. } = std::mem::replace(other, Carried::Several) {
-                    self.clusters.with(&source, |cluster| cluster.on_proxied(&source.replica));
+                    self.clusters.with(&source, Liveness::shared);
                 }
             }
         }
@@ -406,8 +363,10 @@ impl Drop for Line {
         let carried = self.carried.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Carried::One { source, kept } = carried {
             let kept = *kept;
-            self.clusters.with(source, |cluster| cluster.on_closed(&source.replica, kept, Instant::now()));
-            self.clusters.wake.notify_one();
+            if self.clusters.with(source, |heard| heard.closed(kept, Instant::now())) == Some(true) {
+                // Others are to be told.
+                self.clusters.wake.notify_one();
+            }
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::{Action, Machine, Observed, Reason};
+use crate::election::orders::{Order, Refusal};
 use crate::election::role::{Leader, Role};
-use crate::election::{By, Config, PrometheusTimeout};
+use crate::election::{By, Config, Failing, PrometheusTimeout};
+use crate::storage::fence::Fence;
 
 mod driver;
 mod server;
@@ -24,6 +27,8 @@ enum Kind {
     Slow,
     /// Its next transactions are not ended by it.
     StuckWrites,
+    /// Its transactions fail, while its lock session is well.
+    FailingWrites,
     /// An administrator ends its lock session.
     Terminate,
     /// SIGTERM, and a new process when the fault is over.
@@ -62,6 +67,7 @@ fn stories() -> impl Strategy<Value = Story> {
         Kind::Silence,
         Kind::Slow,
         Kind::StuckWrites,
+        Kind::FailingWrites,
         Kind::Terminate,
         Kind::Stop,
         Kind::Kill,
@@ -153,6 +159,120 @@ fn a_new_session_of_a_sender_is_not_resigned() {
     assert_eq!(machine.next(later), Action::TryLock);
     machine.on_tried(false, None, later);
     assert_eq!(machine.role(later), Role::Unknown);
+}
+
+/// One that leads in term `term` since `now`.
+fn leads(machine: &mut Machine, term: i64, now: Instant) {
+    assert_eq!(machine.next(now), Action::TryLock);
+    machine.on_tried(true, None, now);
+    assert_eq!(machine.next(now), Action::RaiseTerm);
+    machine.on_term(Fence { group_no: 1, term, token: Uuid::from_u128(term.unsigned_abs().into()) }, now);
+    machine.on_prepared();
+    assert_eq!(machine.role(now).word(), "leader");
+}
+
+#[test]
+fn one_whose_writes_fail_for_its_lease_stands_back_for_half_of_it() {
+    let start = Instant::now();
+    let lease = Duration::from_secs(10);
+    let mut machine = Machine::new(config(lease, PrometheusTimeout::Never), start);
+    machine.on_liveness(None, start);
+    machine.on_connected(start);
+    leads(&mut machine, 1, start);
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let failing = |since, last| Some(Failing { since: at(since), last: at(last) });
+    let next = |machine: &mut Machine, second| {
+        machine.on_heartbeat(at(second));
+        machine.next(at(second))
+    };
+    let is_up = |machine: &mut Machine, second| matches!(next(machine, second), Action::Wait(_));
+    machine.on_writes(failing(3, 12));
+    assert!(is_up(&mut machine, 14), "not for so long yet");
+    machine.on_writes(None);
+    assert!(is_up(&mut machine, 15), "one was committed");
+    machine.on_writes(failing(15, 25));
+    assert_eq!(next(&mut machine, 25), Action::Close(Reason::WritesFailing));
+    machine.on_closed(at(25));
+    assert_eq!(machine.next(at(25)), Action::Connect);
+    machine.on_connected(at(25));
+    let observed = |term, age| Observed {
+        leader: Leader { holder: "other".into(), term },
+        heartbeat_age: Duration::from_secs(age),
+        yields_for: None,
+    };
+    assert_eq!(machine.next(at(26)), Action::Observe, "another one may do better");
+    machine.on_observed(Some(observed(1, 3)), at(26));
+    assert_eq!(machine.reason(at(26)), Reason::NobodyLeads);
+    assert_eq!(machine.next(at(29)), Action::Observe);
+    machine.on_observed(Some(observed(1, 6)), at(29));
+    // There is none: it leads again, and has its lease again.
+    leads(&mut machine, 2, at(30));
+    assert!(is_up(&mut machine, 30));
+    machine.on_writes(failing(15, 39));
+    assert!(is_up(&mut machine, 39));
+    machine.on_writes(failing(15, 40));
+    assert_eq!(next(&mut machine, 40), Action::Close(Reason::WritesFailing));
+    machine.on_closed(at(40));
+    machine.on_connected(at(40));
+    machine.on_observed(Some(observed(3, 0)), at(41));
+    assert_eq!((machine.role(at(41)).word(), machine.reason(at(41))), ("standby", Reason::LeaderElsewhere));
+    assert_eq!(machine.next(at(42)), Action::TryLock, "that one leads, and fails in turn: this one may try again");
+}
+
+#[test]
+fn one_that_cannot_store_what_it_holds_lets_others_try() {
+    let start = Instant::now();
+    let mut machine = Machine::new(config(Duration::from_secs(10), PrometheusTimeout::Never), start);
+    machine.on_liveness(None, start);
+    machine.on_connected(start);
+    assert_eq!(machine.next(start), Action::TryLock);
+    machine.on_tried(true, None, start);
+    machine.on_term(Fence { group_no: 1, term: 1, token: Uuid::from_u128(1) }, start);
+    assert_eq!(machine.role(start), Role::TakingOver);
+    machine.on_lost(Reason::TakeOverFailed, start);
+    assert_eq!(machine.next(start), Action::Close(Reason::TakeOverFailed));
+    machine.on_closed(start);
+    let later = start + Duration::from_secs(1);
+    assert_eq!(machine.next(start), Action::Wait(later), "longer than they take to notice");
+    assert_eq!(machine.next(later), Action::Connect);
+}
+
+#[test]
+fn one_that_is_told_to_lead_leads_on_though_its_writes_fail() {
+    let start = Instant::now();
+    let by_rest = Config { by: By::Rest("1".into()), ..config(Duration::from_secs(3), PrometheusTimeout::Never) };
+    let mut machine = Machine::new(by_rest, start);
+    machine.on_liveness(None, start);
+    machine.on_connected(start);
+    machine.on_order(Order::Lead, start, start + Duration::from_secs(3));
+    assert_eq!(machine.next(start), Action::RaiseTerm);
+    machine.on_term(Fence { group_no: 1, term: 1, token: Uuid::from_u128(1) }, start);
+    machine.on_prepared();
+    let later = start + Duration::from_secs(60);
+    machine.on_heartbeat(later);
+    machine.on_writes(Some(Failing { since: start, last: later }));
+    assert!(matches!(machine.next(later), Action::Wait(_)));
+}
+
+#[test]
+fn one_that_resigns_closes_its_session() {
+    let start = Instant::now();
+    let mut machine = Machine::new(config(Duration::from_secs(10), PrometheusTimeout::Never), start);
+    machine.on_liveness(None, start);
+    machine.on_connected(start);
+    leads(&mut machine, 1, start);
+    machine.on_order(Order::HandOver { to: "nobody".into() }, start, start + Duration::from_secs(10));
+    assert_eq!(machine.next(start), Action::HandOver);
+    machine.on_no_such_peer(vec!["other".into()]);
+    assert!(matches!(machine.outcome(start), Some(Err(Refusal::NoSuchPeer { .. }))));
+    assert!(matches!(machine.next(start), Action::Wait(_)), "it leads on");
+    machine.on_order(Order::Resign, start, start + Duration::from_secs(10));
+    assert_eq!(machine.next(start), Action::Close(Reason::Requested));
+    assert_eq!(machine.outcome(start), None, "it is not done yet");
+    machine.on_closed(start);
+    assert_eq!(machine.outcome(start), Some(Ok(())));
+    machine.on_connected(start);
+    assert_eq!(machine.next(start), Action::Observe, "it stands back");
 }
 
 #[test]

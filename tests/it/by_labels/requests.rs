@@ -26,7 +26,7 @@ async fn a_request_of_several_clusters_is_judged_series_by_series() {
     assert_eq!(db.column::<String>(stored).await, expected);
     store(&adapter, mixed.clone()).await;
     assert_eq!(db.column::<String>(stored).await, expected, "a retry is stored once");
-    assert_eq!(adapter.metric_with("samples_duplicate_total", "retry").await, Some(3.0));
+    assert_eq!(adapter.metric_with("samples_covered_total", "late").await, Some(3.0));
     let refused = [("__name__", "mixed"), ("cluster", "eu")];
     let answer = adapter.write(mixed.series(&refused, &[at(now, 1.0), at(now + 1, 1.0)]).compressed()).await;
     let written = answer.header("x-prometheus-remote-write-samples-written");

@@ -13,7 +13,7 @@ use crate::setup::{Body, Database, SOON, now_ms, skipped};
 
 /// pgbouncer in transaction mode before `server`, with so few connections that its clients must share; `None` where
 /// there is no pgbouncer.
-async fn pooler(server: &Postgres) -> Option<(Process, Directory, u16)> {
+pub(super) async fn pooler(server: &Postgres) -> Option<(Process, Directory, u16)> {
     let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists())?;
     let (directory, port) = (Directory::new("pgbouncer"), port::free());
     let settings = format!(

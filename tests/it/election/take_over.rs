@@ -128,6 +128,49 @@ async fn a_leader_whose_prometheus_is_silent_resigns_and_stays_out() {
     assert!(took < SECOND, "{took:?}");
 }
 
+#[tokio::test]
+async fn a_leader_whose_prometheus_dies_is_followed_within_its_pace_and_a_second() {
+    let db = Database::new().await;
+    // By its timeout it would take minutes.
+    let (Member { adapter: a, sender }, b) = pair(&db.server.uri(&db.name), &[]).await;
+    // By then its pace is known.
+    wait_true(&db.client, "SELECT max(time) - min(time) > interval '6s' FROM metrics WHERE name = 'from_a'").await;
+    let (seen, since) = ((a.process().log().len(), b.log_len()), Instant::now());
+    drop(sender);
+    let took = b.leads_after(seen.1, since).await;
+    report("take-over after the death of a Prometheus that sent every 50 ms", took);
+    assert!(took < 2 * SECOND, "{took:?}");
+    a.process().wait_for_log_after(seen.0, "own Prometheus closed its connections", SOON).await;
+}
+
+#[tokio::test]
+async fn one_whose_connections_are_renewed_leads_on() {
+    let db = Database::new().await;
+    let uri = db.server.uri(&db.name);
+    let a = candidate(&uri, "adapter a").start().await;
+    let mut b = None;
+    let mut ticker = tokio::time::interval(SECOND);
+    for _ in 0..12 {
+        ticker.tick().await;
+        // Two requests a connection, as a proxy may have it that renews them.
+        let client = rig::http::Client::default();
+        for series in ["one", "other"] {
+            let body = Body::new().sample(series, now_ms(), 1.0).compressed();
+            let url = a.url("/write");
+            let taken = async || {
+                let answer = client.post(&url, &rig::http::WRITE_HEADERS, body.clone()).await;
+                answer.is_ok_and(|answer| answer.status == 204).then_some(())
+            };
+            a.process().wait_until("it takes a request", SOON, taken).await;
+        }
+        a.wait_role("leader", SOON).await;
+        if b.is_none() {
+            b = Some(Member::start(&candidate(&uri, "adapter b"), "b").await);
+        }
+    }
+    assert_eq!(db.one::<i64>("SELECT term FROM metrics_leader").await, 1, "nobody else led");
+}
+
 /// It says why it is not a candidate.
 async fn wait_settled_silent(member: &Member) {
     member.adapter.process().wait_for_log("not a candidate until it sends", SOON).await;
@@ -171,7 +214,7 @@ async fn a_restart_of_postgresql_ends_with_one_leader_and_nothing_lost() {
         let client = server.connect("postgres").await;
         assert_eq!(client.query(HOLDER, &[]).await.expect("pg_locks answers").len(), 1);
         assert!(one::<i64>(&client, "SELECT term FROM metrics_leader").await > term);
-        let fence = format!("BEGIN; SELECT metrics_fence(1, '{token}')");
+        let fence = format!("BEGIN; SELECT metrics_fence(1, '{token}', NULL)");
         let error = client.batch_execute(&fence).await.expect_err("a write of the old term passed the fence");
         assert_eq!(error.code().map(|code| code.code()), Some("PF001"), "{error:?}");
         client.batch_execute("ROLLBACK").await.expect("a rollback works");

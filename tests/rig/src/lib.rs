@@ -12,6 +12,7 @@
 pub mod adapter;
 pub mod clock;
 pub mod configs;
+pub mod coverage;
 pub mod exposition;
 pub mod guard;
 pub mod http;

@@ -18,6 +18,14 @@ const TAIL_LINES: usize = 25;
 /// Ends process group `$1` at once.
 const KILL_GROUP: &str = r#"kill -s KILL -- "-$1""#;
 
+/// The library that shows a process another time, where Debian keeps it: for `LD_PRELOAD`.
+pub fn libfaketime() -> Option<String> {
+    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let library =
+        directories.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())?;
+    Some(library.to_string_lossy().into_owned())
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

@@ -4,7 +4,7 @@ use super::*;
 fn nothing_is_known_of_a_cluster_before_its_row_is_read() {
     let now = Instant::now();
     let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(15)));
-    cluster.on_request("a", 0, now);
+    cluster.on_request("a", now);
     assert_eq!(cluster.role("a", now), Role::Unknown);
     assert_eq!(cluster.candidate(None, now), Some("a"));
 }
@@ -15,16 +15,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 fn term(term: i64, replica: &str) -> Option<Seen> {
     let token = Uuid::from_u128(u128::from(term.unsigned_abs()));
     let fence = Fence { group_no: 1, term, token };
-    Some(Seen {
-        fence,
-        replica: replica.to_owned(),
-        heard_ago: None,
-        doubted_ago: None,
-        watermark_ms: None,
-        holes: Vec::new(),
-        next: None,
-        held_out: Vec::new(),
-    })
+    Some(Seen { fence, replica: replica.to_owned(), heard_ago: None, patience: None, next: None, held_out: Vec::new() })
 }
 
 /// One that has gone on for a minute in which `a` led, and `b` and `c` were heard.
@@ -33,7 +24,7 @@ fn settled(start: Instant) -> (Cluster, Instant) {
     let mut now = start;
     while now < start + Duration::from_secs(60) {
         for replica in ["a", "b", "c"] {
-            cluster.on_request(replica, 0, now);
+            cluster.on_request(replica, now);
             cluster.on_answer(replica, false, now);
         }
         cluster.on_read(term(1, "a"), now, now);
@@ -45,79 +36,220 @@ fn settled(start: Instant) -> (Cluster, Instant) {
 #[test]
 fn a_replica_that_leads_has_its_whole_timeout_to_be_heard() {
     let (mut cluster, now) = settled(Instant::now());
-    cluster.on_request("c", 0, now);
+    cluster.on_request("c", now);
     cluster.on_read(term(2, "b"), now, now);
     assert_eq!(cluster.succession(now + Duration::from_millis(100)), None, "it has only just begun");
     assert!(!cluster.is_silent(now + Duration::from_millis(100)));
     let silent = now + TIMEOUT;
     for millis in [500, 1_000, 1_500, 2_000] {
         let now = now + Duration::from_millis(millis);
-        cluster.on_request("c", 0, now);
+        cluster.on_request("c", now);
         cluster.on_read(term(2, "b"), now, now);
     }
-    assert_eq!(cluster.succession(silent).map(|succession| succession.replica), Some("c".to_owned()));
+    let succession = cluster.succession(silent).expect("it is silent");
+    assert_eq!((succession.replica.as_str(), succession.told_within), ("c", None));
+}
+
+/// A request of `replica` comes and is answered.
+fn send(cluster: &mut Cluster, replica: &str, now: Instant) {
+    cluster.on_request(replica, now);
+    cluster.on_answer(replica, false, now);
+}
+
+fn connections<'a>(cluster: &'a mut Cluster, replica: &str) -> &'a mut Liveness {
+    cluster.heard(replica).expect("it was heard")
 }
 
 #[test]
 fn a_connection_that_a_replica_closed_before_it_led_tells_nothing() {
     let (mut cluster, now) = settled(Instant::now());
-    cluster.on_connected("b");
-    cluster.on_closed("b", true, now);
-    let later = now + Duration::from_millis(50);
-    cluster.on_read(term(2, "b"), later, later);
-    let later = now + Duration::from_millis(500);
-    cluster.on_request("c", 0, later);
-    assert_eq!(cluster.succession(later), None);
-    // One that it closes as a leader does.
-    cluster.on_request("b", 0, later);
-    cluster.on_answer("b", false, later);
-    cluster.on_connected("b");
-    cluster.on_closed("b", true, later);
-    let later = later + RECONNECT_TIME;
-    assert_eq!(cluster.succession(later).map(|succession| succession.replica), Some("c".to_owned()));
-}
-
-#[test]
-fn one_that_was_silent_goes_on_only_once_nobody_wants_to_follow_and_a_hole_is_open() {
-    let start = Instant::now();
-    let at = |seconds: u64| start + Duration::from_secs(seconds);
-    let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(60)));
-    cluster.on_read(term(1, "a"), start, start);
-    let token = cluster.seen().expect("it was read").fence.token;
-    cluster.on_ready(token);
-    for second in 1..=20 {
-        cluster.on_request("a", 0, at(second));
-        cluster.on_answer("a", false, at(second));
+    let at = |millis| now + Duration::from_millis(millis);
+    connections(&mut cluster, "b").connected();
+    connections(&mut cluster, "b").closed(true, now);
+    for millis in [50, 600, 1_200, 1_900] {
+        cluster.on_read(term(2, "b"), at(millis), at(millis));
+        send(&mut cluster, "c", at(millis));
+        assert_eq!(cluster.succession(at(millis)), None, "{millis} ms");
     }
-    assert!(matches!(cluster.role("a", at(20)), Role::Leader { .. }));
-    cluster.on_request("a", 0, at(28));
-    assert_eq!(cluster.role("a", at(28)), Role::TakingOver, "it may have restarted");
-    assert_eq!(cluster.doubted_ago(at(28)), Some(Duration::from_secs(8)), "others are told");
-    assert!(!cluster.is_undisputed(at(28)));
-    assert!(!cluster.is_undisputed(at(29)));
-    assert!(cluster.is_undisputed(at(31)));
-    assert_eq!(cluster.role("a", at(31)), Role::TakingOver, "no hole is open yet");
-    cluster.on_hole(at(31));
-    assert!(matches!(cluster.role("a", at(31)), Role::Leader { .. }));
+}
+
+/// One in which `a` has led and sent once in `interval` to this adapter, as `b` has, for a while; and when they did last.
+fn steady(timeout: PrometheusTimeout, interval: Duration) -> (Cluster, Instant) {
+    let mut cluster = Cluster::new(timeout);
+    let mut now = Instant::now();
+    for round in 0..30 {
+        for replica in ["a", "b"] {
+            send(&mut cluster, replica, now);
+            if round == 0 {
+                connections(&mut cluster, replica).connected();
+            }
+        }
+        // Rounds go on meanwhile.
+        for second in 0..interval.as_secs().max(1) {
+            let now = now + Duration::from_secs(second);
+            let seen = term(1, "a").map(|seen| Seen { heard_ago: Some(Duration::from_secs(second)), ..seen });
+            cluster.on_read(seen, now, now);
+        }
+        now += interval;
+    }
+    (cluster, now - interval)
+}
+
+const TIMEOUTS: [PrometheusTimeout; 2] =
+    [PrometheusTimeout::Automatic, PrometheusTimeout::After(Duration::from_secs(180))];
+
+/// What is read while `a` was heard last at `last`.
+fn read(cluster: &mut Cluster, last: Instant, now: Instant) {
+    let seen = term(1, "a").map(|seen| Seen { heard_ago: Some(now - last), ..seen });
+    cluster.on_read(seen, now, now);
 }
 
 #[test]
-fn what_another_adapter_doubts_lets_a_replica_lead_that_only_this_one_is_sent() {
+fn one_that_dies_is_followed_within_its_pace_and_a_second() {
+    for timeout in TIMEOUTS {
+        let (mut cluster, last) = steady(timeout, Duration::from_secs(1));
+        let at = |millis| last + Duration::from_millis(millis);
+        connections(&mut cluster, "a").closed(true, at(300));
+        for millis in [300, 1_000, 1_990] {
+            read(&mut cluster, last, at(millis));
+            send(&mut cluster, "b", at(millis));
+            assert_eq!(cluster.succession(at(millis)), None, "{timeout:?}, {millis} ms");
+            assert_eq!(cluster.looks_at(at(millis)), Some(at(2_000)), "{timeout:?}");
+        }
+        read(&mut cluster, last, at(2_000));
+        let succession = cluster.succession(at(2_000)).expect("a is silent");
+        assert_eq!(succession.replica, "b");
+        assert_eq!(succession.silent_for, Duration::from_millis(1_500));
+        assert_eq!(succession.told_within, Some(Duration::from_secs(1)), "others may have heard it since");
+        assert!(!succession.is_ordered);
+    }
+}
+
+#[test]
+fn one_that_closes_idle_connections_leads_on() {
+    for timeout in TIMEOUTS {
+        // vmagent: after 60 s, where scrapes are 75 s apart.
+        let (mut cluster, mut last) = steady(timeout, Duration::from_secs(75));
+        for _ in 0..10 {
+            for second in 1..75 {
+                let now = last + Duration::from_secs(second);
+                if second == 60 {
+                    connections(&mut cluster, "a").closed(true, now);
+                }
+                read(&mut cluster, last, now);
+                send(&mut cluster, "b", now);
+                assert_eq!(cluster.succession(now), None, "{timeout:?}, {second} s");
+            }
+            last += Duration::from_secs(75);
+            send(&mut cluster, "a", last);
+            connections(&mut cluster, "a").connected();
+        }
+    }
+}
+
+#[test]
+fn one_behind_a_proxy_that_renews_connections_leads_on() {
+    for timeout in TIMEOUTS {
+        for kept in [false, true] {
+            let (mut cluster, mut last) = steady(timeout, Duration::from_secs(5));
+            for _ in 0..10 {
+                connections(&mut cluster, "a").closed(kept, last);
+                for second in 1..5 {
+                    let now = last + Duration::from_secs(second);
+                    read(&mut cluster, last, now);
+                    send(&mut cluster, "b", now);
+                    assert_eq!(cluster.succession(now), None, "{timeout:?}, {kept}, {second} s");
+                }
+                last += Duration::from_secs(5);
+                send(&mut cluster, "a", last);
+                connections(&mut cluster, "a").connected();
+            }
+        }
+    }
+}
+
+#[test]
+fn one_that_has_gone_to_another_adapter_leads_on() {
+    let (mut cluster, last) = steady(PrometheusTimeout::Automatic, Duration::from_secs(1));
+    let at = |millis| last + Duration::from_millis(millis);
+    connections(&mut cluster, "a").closed(true, at(100));
+    for second in 1..60 {
+        let now = at(second * 1_000);
+        let seen = term(1, "a").map(|seen| Seen {
+            heard_ago: Some(Duration::from_millis(300)),
+            patience: Some(Duration::from_secs(5)),
+            ..seen
+        });
+        cluster.on_read(seen, now, now);
+        send(&mut cluster, "b", now);
+        assert_eq!(cluster.succession(now), None, "{second} s");
+        assert_eq!(cluster.looks_at(now), Some(now + Duration::from_millis(4_700)), "{second} s");
+    }
+}
+
+#[test]
+fn how_long_a_replica_may_be_silent_is_for_those_to_say_that_hear_it() {
     let start = Instant::now();
-    let at = |seconds: u64| start + Duration::from_secs(seconds);
-    let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(60)));
-    let read = |heard, doubted| {
-        let ago = |seconds: Option<u64>| seconds.map(Duration::from_secs);
-        term(1, "a").map(|seen| Seen { heard_ago: ago(heard), doubted_ago: ago(doubted), ..seen })
+    let at = |millis| start + Duration::from_millis(millis);
+    let mut cluster = Cluster::new(PrometheusTimeout::Automatic);
+    let read = |heard, patience| {
+        let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
+        term(1, "a").map(|seen| Seen { heard_ago: millis(heard), patience: millis(patience), ..seen })
     };
-    cluster.on_read(read(Some(0), None), at(1), at(1));
-    cluster.on_request("b", 0, at(5));
-    cluster.on_read(read(Some(4), None), at(5), at(5));
-    assert_eq!(cluster.succession(at(5)), None);
-    cluster.on_read(read(Some(5), Some(5)), at(6), at(6));
-    assert_eq!(cluster.succession(at(6)).map(|succession| succession.replica), Some("b".to_owned()));
-    cluster.on_read(read(Some(0), Some(6)), at(7), at(7));
-    assert_eq!(cluster.succession(at(7)), None, "it was heard meanwhile");
+    for second in 1..=5 {
+        let now = at(second * 1_000);
+        cluster.on_read(read(Some((second - 1) * 1_000), None), now, now);
+    }
+    send(&mut cluster, "b", at(5_000));
+    assert_eq!(cluster.looks_at(at(5_000)), Some(at(151_000)), "nobody has said");
+    // Its connections are closed there.
+    cluster.on_read(read(Some(5_000), Some(6_000)), at(6_000), at(6_000));
+    assert_eq!(cluster.succession(at(6_999)), None);
+    assert_eq!(cluster.succession(at(7_000)).map(|succession| succession.replica), Some("b".to_owned()));
+    cluster.on_read(read(Some(0), Some(5_000)), at(7_000), at(7_000));
+    assert_eq!(cluster.succession(at(7_000)), None, "it was heard meanwhile");
+}
+
+#[test]
+fn what_was_not_read_is_no_silence() {
+    let (mut cluster, last) = steady(PrometheusTimeout::After(Duration::from_secs(10)), Duration::from_secs(1));
+    let at = |second| last + Duration::from_secs(second);
+    connections(&mut cluster, "a").closed(true, last);
+    // The database was out of reach, and what others told last is as old.
+    read(&mut cluster, last, at(60));
+    send(&mut cluster, "b", at(60));
+    assert_eq!(cluster.succession(at(60)), None);
+    for second in 61..70 {
+        read(&mut cluster, last, at(second));
+        send(&mut cluster, "b", at(second));
+        assert_eq!(cluster.succession(at(second)), None, "{second} s");
+    }
+    read(&mut cluster, last, at(70));
+    assert_eq!(cluster.succession(at(70)).map(|succession| succession.replica), Some("b".to_owned()));
+}
+
+#[test]
+fn a_term_that_is_read_is_begun_before_its_replica_is_stored() {
+    let (mut cluster, now) = settled(Instant::now());
+    let token = cluster.seen().expect("it was read").fence.token;
+    assert_eq!(cluster.role("a", now), Role::TakingOver);
+    cluster.on_ready(token);
+    assert!(matches!(cluster.role("a", now), Role::Leader { .. }));
+    cluster.on_read(term(2, "b"), now, now);
+    assert_eq!(cluster.role("b", now), Role::TakingOver);
+    assert!(matches!(cluster.role("a", now), Role::Standby { .. }));
+}
+
+#[test]
+fn others_are_told_of_what_was_heard_in_this_term() {
+    let (mut cluster, last) = steady(PrometheusTimeout::After(TIMEOUT), Duration::from_secs(1));
+    let at = |millis| last + Duration::from_millis(millis);
+    assert_eq!(cluster.heard_ago(at(500)), Some(Duration::from_millis(500)));
+    assert_eq!(cluster.patience(), Some(TIMEOUT));
+    cluster.on_read(term(2, "b"), at(500), at(500));
+    assert_eq!(cluster.heard_ago(at(500)), None, "it was heard before");
+    send(&mut cluster, "b", at(600));
+    assert_eq!(cluster.heard_ago(at(600)), Some(Duration::ZERO));
 }
 
 #[test]
@@ -137,67 +269,4 @@ fn one_that_is_to_yield_does_though_it_sends() {
     assert_eq!(next(&mut cluster, None, &["a", "b"]), to("c"));
     assert_eq!(next(&mut cluster, named("d"), &[]), None, "it is not sent here");
     assert_eq!(next(&mut cluster, Some(Next::AnyOther), &["b", "c"]), None, "nobody may");
-}
-
-/// How far behind the clock of `a`, which leads, counts when `b` follows it after so long; the samples of both are so far ahead
-/// when they come.
-fn behind_ms(seconds: u64, ahead_ms: impl Fn(u64) -> [i64; 2]) -> i64 {
-    let start = Instant::now();
-    let mut cluster = Cluster::new(PrometheusTimeout::After(TIMEOUT));
-    let at = |second| start + Duration::from_secs(second);
-    for second in 0..=seconds + TIMEOUT.as_secs() {
-        let senders = if second < seconds { &["a", "b"][..] } else { &["b"] };
-        for replica in senders {
-            cluster.on_request(replica, ahead_ms(second)[usize::from(*replica == "b")], at(second));
-            cluster.on_answer(replica, false, at(second));
-        }
-        cluster.on_read(term(1, "a"), at(second), at(second));
-    }
-    cluster.succession(at(seconds + TIMEOUT.as_secs())).expect("a is silent").behind_ms
-}
-
-#[test]
-fn a_sender_that_lags_is_not_taken_for_one_whose_clock_is_behind() {
-    assert_eq!(behind_ms(15, |_| [-7_000, -5]), 0, "it has just been started on a busy machine");
-    assert_eq!(behind_ms(300, |second| [-40_000 + i64::try_from(second).unwrap() * 130, -5]), 0, "it catches up");
-    assert_eq!(behind_ms(300, |_| [-30_000, -5]), 29_995, "no lag stays as it is for minutes");
-}
-
-#[test]
-fn a_clock_that_is_ahead_is_known_at_once() {
-    assert_eq!(behind_ms(3, |_| [-5, 30_000]), 30_000);
-    assert_eq!(behind_ms(3, |_| [30_000, -5]), 0, "the next one is behind");
-}
-
-/// How often the leading one is in doubt, heard at these times.
-fn doubts(seconds: impl Iterator<Item = u64>) -> usize {
-    let start = Instant::now();
-    let mut cluster = Cluster::new(PrometheusTimeout::After(Duration::from_secs(60)));
-    cluster.on_read(term(1, "a"), start, start);
-    let token = cluster.seen().expect("it was read").fence.token;
-    cluster.on_ready(token);
-    let mut doubts = 0;
-    for now in seconds.map(|seconds| start + Duration::from_secs(seconds)) {
-        cluster.on_request("a", 0, now);
-        cluster.on_answer("a", false, now);
-        if !matches!(cluster.role("a", now), Role::Leader { .. }) {
-            doubts += 1;
-            cluster.on_hole(now);
-        }
-    }
-    doubts
-}
-
-#[test]
-fn one_that_sends_rarely_is_not_doubted_for_it() {
-    for step in [1, 3, 5] {
-        assert_eq!(doubts((0..300).step_by(step)), 0, "every {step} s");
-    }
-    assert_eq!(doubts((0..300).step_by(20)), 1, "which is learned");
-    // A scrape a minute, sent within the first 45 s.
-    let scrapes = (0..1_200).filter(|second| second % 60 <= 45 && second % 5 == 0);
-    assert_eq!(doubts(scrapes), 1);
-    assert_eq!(doubts((0..60).chain(66..90)), 1, "one that sends often was away");
-    assert_eq!(doubts((0..60).step_by(5).chain((75..90).step_by(5))), 1, "and one that does not");
-    assert_eq!(doubts((0..60).chain(66..300).chain(306..320)), 2, "again");
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::{Action, Machine, Reason};
 use super::world::{Event, Reply, World};
+use crate::election::WritePath;
 use crate::election::liveness::Liveness;
 use crate::election::role::Role;
 use crate::storage::fence::Fence;
@@ -45,6 +46,8 @@ pub(super) struct Adapter {
     pub(super) silent_until: u64,
     pub(super) slow_until: u64,
     pub(super) stuck_until: u64,
+    pub(super) failing_until: u64,
+    pub(super) write_path: WritePath,
     pub(super) starts_at: Option<u64>,
     /// Messages to an earlier process are lost.
     pub(super) born_at_event: u64,
@@ -155,9 +158,13 @@ impl World {
         adapter.sends_at = self.now + SEND_INTERVAL;
         adapter.liveness.begin(now);
         let role = adapter.machine.as_ref().unwrap().role(now);
-        adapter.liveness.end(now, !matches!(role, Role::Leader { .. } | Role::Standby { .. }));
+        let fails = self.now < adapter.failing_until && matches!(role, Role::Leader { .. });
+        adapter.liveness.end(now, fails || !matches!(role, Role::Leader { .. } | Role::Standby { .. }));
         adapter.wakes_at = self.now;
-        if let Role::Leader { fence: Some(fence), .. } = role {
+        if fails {
+            adapter.write_path.failed(now);
+        } else if let Role::Leader { fence: Some(fence), .. } = role {
+            adapter.write_path.succeeded();
             self.send_to_server(number, None, Event::Write { fence, lasts });
         }
     }
@@ -170,6 +177,7 @@ impl World {
         let machine = adapter.machine.as_mut().unwrap();
         let silent_at = adapter.liveness.silent_at(now);
         machine.on_liveness(silent_at, now);
+        machine.on_writes(adapter.write_path.failing());
         let action = machine.next(now);
         let mut again = machine.clone();
         assert_eq!(again.next(now), action, "asked again, it says something else");

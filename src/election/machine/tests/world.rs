@@ -6,9 +6,9 @@ use super::super::{Action, Machine, Observed};
 use super::driver::{Adapter, Tenure};
 use super::server::{Holder, Server, Session};
 use super::{Fault, Kind, Story, config};
-use crate::election::Config;
 use crate::election::liveness::Liveness;
 use crate::election::role::Role;
+use crate::election::{Config, WritePath};
 use crate::storage::fence::Fence;
 
 /// Within this of the last fault everything must have settled: a session's end by the server, the longest Prometheus
@@ -90,6 +90,8 @@ impl World {
             silent_until: 0,
             slow_until: 0,
             stuck_until: 0,
+            failing_until: 0,
+            write_path: WritePath::default(),
             starts_at: None,
             born_at_event: self.serial,
         }
@@ -221,6 +223,7 @@ impl World {
             Kind::Silence => latest(&mut adapter.silent_until),
             Kind::Slow => latest(&mut adapter.slow_until),
             Kind::StuckWrites => latest(&mut adapter.stuck_until),
+            Kind::FailingWrites => latest(&mut adapter.failing_until),
             Kind::Terminate => {
                 if let Some(session) = adapter.session {
                     self.server.sessions[session].is_forced = true;

@@ -1,0 +1,388 @@
+//! What an adapter has acknowledged for a sender that does not lead. Pure.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::storage::row::Row;
+
+/// Acknowledged samples that were not observed covered yet. Bounded in bytes.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes_max: usize,
+    bytes: usize,
+    samples: usize,
+    /// In order of arrival.
+    blocks: VecDeque<Block>,
+}
+
+/// Nothing more can be buffered: the sender is to keep it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The bound is reached.
+    #[error("this standby can hold no more: the leader is far behind, or -standby-memory-mib is small")]
+    Full,
+    /// A take-over is under way, or over.
+    #[error("this adapter is taking over")]
+    Closed,
+    /// The database server is another one since the ids of the samples' series were found.
+    #[error("the database server was replaced meanwhile")]
+    Moved,
+}
+
+/// A sample with what is known of its coming.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffered {
+    /// The sample.
+    pub row: Row,
+    /// Its sender had sent newer ones, and it lies between its scrapes: an exporter has stamped it.
+    pub is_stamped: bool,
+    /// When it came.
+    pub arrived: Instant,
+    /// The key of the request it came with.
+    pub key: Uuid,
+}
+
+/// What becomes of a buffered sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It stays.
+    Keep,
+    /// It was observed covered: it goes.
+    Covered,
+    /// It goes to be reconciled.
+    Due,
+}
+
+/// Samples that came together, by time: 20 bytes each.
+#[derive(Debug)]
+pub(super) struct Block {
+    arrived: Instant,
+    key: Uuid,
+    /// When its samples were last looked at.
+    looked_at: Instant,
+    base_ms: i64,
+    series: Box<[i64]>,
+    /// Milliseconds after `base_ms`, and [`STAMPED`].
+    after_base_ms: Box<[u32]>,
+    values: Box<[f64]>,
+}
+
+/// Bytes a sample takes: series id, time within its block, value.
+const SAMPLE_BYTES: usize = 8 + 4 + 8;
+
+/// The bit that says that a sample was stamped by an exporter.
+const STAMPED: u32 = 1 << 31;
+
+/// The span of times in one block, 24 days; samples that span more are split.
+const BLOCK_SPAN_MS: u32 = STAMPED - 1;
+
+impl Buffer {
+    /// Empty, and of at most `bytes_max` bytes.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new() }
+    }
+
+    /// Buffers samples that came together.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Full`]; none of them is buffered then.
+    pub fn add(&mut self, samples: &[Buffered]) -> Result<(), Refusal> {
+        let blocks = blocks(samples);
+        let bytes: usize = blocks.iter().map(Block::bytes).sum();
+        if self.bytes + bytes > self.bytes_max {
+            return Err(Refusal::Full);
+        }
+        self.extend(blocks);
+        Ok(())
+    }
+
+    /// Takes back samples that were taken out and have not become stored, whatever the bound.
+    pub fn put_back(&mut self, samples: &[Buffered]) {
+        self.extend(blocks(samples));
+    }
+
+    pub(super) fn extend(&mut self, blocks: Vec<Block>) {
+        for block in blocks {
+            self.bytes += block.bytes();
+            self.samples += block.values.len();
+            self.blocks.push_back(block);
+        }
+    }
+
+    /// Looks at samples that were last looked at `every` ago or longer: those that are covered go, those that are due are
+    /// returned. Ends when about `due_max` are due; the next look goes on from there. Returns how many went covered, too.
+    pub fn look(
+        &mut self,
+        now: Instant,
+        every: Duration,
+        due_max: usize,
+        mut fate: impl FnMut(&Buffered) -> Fate,
+    ) -> (usize, Vec<Buffered>) {
+        let (mut covered, mut due) = (0, Vec::new());
+        let (mut bytes, mut samples) = (0, 0);
+        self.blocks.retain_mut(|block| {
+            if now.saturating_duration_since(block.looked_at) >= every && due.len() < due_max {
+                block.looked_at = now;
+                let before = block.values.len();
+                let taken = due.len();
+                let mut kept: Vec<Buffered> = Vec::new();
+                let mut keeps_all = true;
+                for (place, sample) in block.samples().enumerate() {
+                    let fate = fate(&sample);
+                    if fate != Fate::Keep && keeps_all {
+                        keeps_all = false;
+                        kept.extend(block.samples().take(place));
+                    }
+                    match fate {
+                        Fate::Keep if keeps_all => {}
+                        Fate::Keep => kept.push(sample),
+                        Fate::Covered => {}
+                        Fate::Due => due.push(sample),
+                    }
+                }
+                if !keeps_all {
+                    covered += before - kept.len() - (due.len() - taken);
+                    if kept.is_empty() {
+                        return false;
+                    }
+                    let (arrived, looked_at) = (block.arrived, block.looked_at);
+                    *block = Block { arrived, looked_at, ..Block::new(&kept.iter().collect::<Vec<_>>()) };
+                }
+            }
+            bytes += block.bytes();
+            samples += block.values.len();
+            true
+        });
+        (self.bytes, self.samples) = (bytes, samples);
+        (covered, due)
+    }
+
+    /// Takes out what came first: whole requests, until there are `count` samples or none are left.
+    pub fn take(&mut self, count: usize) -> Vec<Buffered> {
+        let mut taken: Vec<Buffered> = Vec::new();
+        let mut request = None;
+        while let Some(next) = self.blocks.front().map(|block| (block.arrived, block.key))
+            && (taken.len() < count || request == Some(next))
+            && let Some(block) = self.blocks.pop_front()
+        {
+            request = Some(next);
+            self.bytes -= block.bytes();
+            self.samples -= block.values.len();
+            taken.extend(block.samples());
+        }
+        taken
+    }
+
+    /// Takes out everything, as it is.
+    #[must_use]
+    pub fn take_all(&mut self) -> Self {
+        let bytes_max = self.bytes_max;
+        std::mem::replace(self, Self::new(bytes_max))
+    }
+
+    /// How many samples are buffered.
+    #[must_use]
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// How many bytes they take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// When the oldest of them came.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        self.blocks.iter().map(|block| block.arrived).min()
+    }
+}
+
+/// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
+pub(super) fn blocks(samples: &[Buffered]) -> Vec<Block> {
+    let mut samples: Vec<&Buffered> = samples.iter().collect();
+    samples.sort_by_key(|sample| (sample.arrived, sample.key, sample.row.time_ms));
+    let mut blocks = Vec::new();
+    let mut rest = samples.as_slice();
+    while let Some(first) = rest.first() {
+        let belongs = |sample: &&Buffered| {
+            (sample.arrived, sample.key) == (first.arrived, first.key)
+                && sample.row.time_ms.saturating_sub(first.row.time_ms) <= i64::from(BLOCK_SPAN_MS)
+        };
+        let (block, later) = rest.split_at(rest.partition_point(belongs));
+        blocks.push(Block::new(block));
+        rest = later;
+    }
+    blocks
+}
+
+impl Block {
+    /// `samples` are sorted by time, not empty, came at one time, and span at most [`BLOCK_SPAN_MS`].
+    fn new(samples: &[&Buffered]) -> Self {
+        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, key, .. } = *samples[0];
+        let after_base = |sample: &&Buffered| {
+            let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
+            if sample.is_stamped { after_ms | STAMPED } else { after_ms }
+        };
+        Self {
+            arrived,
+            key,
+            looked_at: arrived,
+            base_ms,
+            series: samples.iter().map(|sample| sample.row.series_id).collect(),
+            after_base_ms: samples.iter().map(after_base).collect(),
+            values: samples.iter().map(|sample| sample.row.value).collect(),
+        }
+    }
+
+    pub(super) fn samples(&self) -> impl Iterator<Item = Buffered> {
+        let parts = self.series.iter().zip(&self.after_base_ms).zip(&self.values);
+        parts.map(|((series_id, after_ms), value)| Buffered {
+            row: Row {
+                series_id: *series_id,
+                time_ms: self.base_ms + i64::from(after_ms & BLOCK_SPAN_MS),
+                value: *value,
+            },
+            is_stamped: after_ms & STAMPED != 0,
+            arrived: self.arrived,
+            key: self.key,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.values.len() * SAMPLE_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
+        Buffered { row, is_stamped: time_ms % 3 == 0, arrived, key: Uuid::nil() }
+    }
+
+    fn times(samples: &[Buffered]) -> Vec<i64> {
+        samples.iter().map(|sample| sample.row.time_ms).collect()
+    }
+
+    #[test]
+    fn a_request_is_taken_out_whole() {
+        let (now, day_ms) = (Instant::now(), 86_400_000);
+        let mut buffer = Buffer::new(usize::MAX);
+        buffer.add(&[sample(1, 0, now), sample(1, 40 * day_ms, now)]).unwrap();
+        buffer.add(&[sample(1, 1, now + Duration::from_secs(1))]).unwrap();
+        assert_eq!(times(&buffer.take(1)), [0, 40 * day_ms], "what is stored under its key is all of it");
+        assert_eq!(times(&buffer.take(1)), [1]);
+    }
+
+    #[test]
+    fn a_full_buffer_says_so_and_keeps_what_it_has() {
+        let now = Instant::now();
+        let mut buffer = Buffer::new(size_of::<Block>() + 2 * SAMPLE_BYTES);
+        assert_eq!(buffer.add(&[sample(1, 1, now), sample(1, 2, now)]), Ok(()));
+        assert_eq!(buffer.add(&[sample(1, 3, now)]), Err(Refusal::Full));
+        let taken = buffer.take(1);
+        assert_eq!(times(&taken), [1, 2]);
+        assert_eq!((buffer.samples(), buffer.bytes()), (0, 0));
+        buffer.put_back(&taken);
+        buffer.put_back(&taken);
+        assert_eq!(buffer.samples(), 4, "what was acknowledged has room");
+    }
+
+    #[test]
+    fn a_buffered_sample_takes_less_than_21_bytes() {
+        let now = Instant::now();
+        let samples: Vec<Buffered> = (0..2_000).map(|n| sample(2 * n, n, now)).collect();
+        let mut buffer = Buffer::new(usize::MAX);
+        buffer.add(&samples).unwrap();
+        assert!(buffer.bytes() < 21 * samples.len(), "{} bytes", buffer.bytes());
+    }
+
+    #[test]
+    fn samples_are_looked_at_as_often_as_is_asked() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut buffer = Buffer::new(usize::MAX);
+        buffer.add(&[sample(2, 1, start), sample(2, 2, start), sample(2, 3, start)]).unwrap();
+        assert_eq!(buffer.look(start, second, 9, |_| Fate::Covered).0, 0);
+        let fate = |sample: &Buffered| [Fate::Keep, Fate::Covered, Fate::Keep, Fate::Due][sample.row.time_ms as usize];
+        let (covered, due) = buffer.look(start + second, second, 9, fate);
+        assert_eq!((covered, times(&due), buffer.samples()), (1, vec![3], 1));
+        assert_eq!(buffer.look(start + second, second, 9, |_| Fate::Covered).0, 0);
+        assert_eq!(buffer.look(start + 2 * second, second, 9, |_| Fate::Covered).0, 1);
+        assert_eq!((buffer.samples(), buffer.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_look_ends_with_what_is_due_and_goes_on_from_there() {
+        let start = Instant::now();
+        let mut buffer = Buffer::new(usize::MAX);
+        for n in 0..9 {
+            buffer.add(&[sample(2, n, start), sample(4, n, start)]).unwrap();
+        }
+        let later = start + Duration::from_secs(9);
+        let mut due = || times(&buffer.look(later, Duration::from_secs(1), 5, |_| Fate::Due).1);
+        assert_eq!([due(), due(), due(), due()].map(|times| times.len()), [6, 6, 6, 0]);
+        assert_eq!(buffer.samples(), 0);
+    }
+
+    #[test]
+    fn times_far_apart_survive() {
+        let now = Instant::now();
+        let far = [-210_866_803_200_000, 0, 1, 9_000_000_000_000];
+        let samples = far.map(|time_ms| sample(2, time_ms, now));
+        let mut buffer = Buffer::new(usize::MAX);
+        buffer.add(&samples).unwrap();
+        let taken = buffer.take(9);
+        assert_eq!(times(&taken), far);
+        assert!(taken.iter().zip(&samples).all(|(one, other)| one.is_stamped == other.is_stamped));
+    }
+
+    proptest! {
+        #[test]
+        fn a_sample_goes_only_by_its_fate(
+            requests in prop::collection::vec(prop::collection::vec((0_i64..9, 0_i64..100), 1..20), 1..9),
+            looks in prop::collection::vec((0_i64..3, 0_u64..3), 1..9),
+        ) {
+            let start = Instant::now();
+            let mut buffer = Buffer::new(usize::MAX);
+            let mut expected: Vec<(i64, i64)> = Vec::new();
+            for (n, request) in (0..).zip(&requests) {
+                let samples: Vec<Buffered> =
+                    request.iter().map(|(series, time)| sample(*series, *time, start + Duration::from_secs(n))).collect();
+                buffer.add(&samples).unwrap();
+                expected.extend(request);
+            }
+            for (rest, seconds) in looks {
+                let fate = |sample: &Buffered| match sample.row.time_ms % 3 == rest {
+                    true if sample.row.series_id < 5 => Fate::Covered,
+                    true => Fate::Due,
+                    false => Fate::Keep,
+                };
+                let before = buffer.samples();
+                let (covered, due) = buffer.look(start + Duration::from_secs(20), Duration::from_secs(seconds), usize::MAX, fate);
+                prop_assert_eq!(before, buffer.samples() + covered + due.len());
+                buffer.put_back(&due);
+                let left: Vec<Buffered> = { let left = buffer.take(usize::MAX); buffer.put_back(&left); left };
+                expected.retain(|(series, time)| time % 3 != rest || *series >= 5
+                    || left.iter().any(|sample| (sample.row.series_id, sample.row.time_ms) == (*series, *time)));
+            }
+            let mut left: Vec<(i64, i64)> =
+                buffer.take(usize::MAX).iter().map(|sample| (sample.row.series_id, sample.row.time_ms)).collect();
+            prop_assert_eq!(buffer.bytes(), 0);
+            left.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(left, expected);
+        }
+    }
+}

@@ -1,0 +1,870 @@
+//! One sender on one adapter: what becomes of its samples, and what was observed of its group's others. Pure: time is an argument.
+//!
+//! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; whoever drives it does the storing.
+//! The simulation under `tests/` drives the same code.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
+use crate::handover::clocks::Clocks;
+use crate::handover::ring::{Kept, Ring};
+use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, SeriesTimes, are_several};
+use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
+use crate::model::sender::SenderNo;
+use crate::storage::reconcile::{Around, StoredTime};
+use crate::storage::row::Row;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sender {
+    is_alone: bool,
+    series: SeriesTimes,
+    buffer: Buffer,
+    /// What is stored, lest the server be replaced by one that lacks it.
+    recent: Ring,
+    /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
+    is_open: bool,
+    clocks: Clocks,
+    /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
+    leader_newest: Option<(i64, Instant)>,
+}
+
+/// A leader's samples, told apart.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    /// Newer than anything that may be stored in their series: to be appended.
+    pub append: Vec<Row>,
+    /// To be compared with what is stored around them.
+    pub late: Vec<Buffered>,
+    /// How many were observed stored, by another sender.
+    pub covered: usize,
+}
+
+/// What one look at the buffer came to.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// How many samples were observed covered.
+    pub covered: usize,
+    /// To be compared with what is stored around them. To be put back if that fails.
+    pub due: Vec<Buffered>,
+}
+
+/// Where a sample belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Append,
+    Late,
+    Covered,
+}
+
+/// A sample that stays uncovered for two intervals and so long is reconciled: Prometheus' default `batch_send_deadline`.
+const DUE_AFTER: Duration = Duration::from_secs(5);
+
+/// Two intervals count for so long at most: what is not scraped at all, like history, must not wait for hours. As long is waited where the
+/// interval is not known.
+const DUE_MAX: Duration = Duration::from_secs(120);
+
+/// Buffered samples are looked at four times an interval, within these bounds.
+const LOOK_MIN: Duration = Duration::from_millis(900);
+const LOOK_MAX: Duration = Duration::from_secs(15);
+
+/// So many steps of stored times are not taken for gaps.
+const STEPS_SURE: usize = 4;
+/// Samples that pass from the buffer to what is kept beside it at once, at most.
+const KEPT_AT_ONCE: usize = 10_000;
+
+/// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
+/// be one and a half apart.
+const AROUND_INTERVALS: i64 = 2;
+const AROUND_MIN_MS: i64 = 2_000;
+
+/// The same where an interval is not known: as far as shows how often there are some.
+const AROUND_UNKNOWN_MS: i64 = 2 * 60_000;
+
+/// And so far at most: series of other intervals than an hour are not scraped.
+const AROUND_MAX_MS: i64 = 2 * 60 * 60_000;
+
+impl Sender {
+    /// Nothing is known, and at most `bytes_max` bytes are buffered. `is_alone`: it is in no election, so no other sender's samples
+    /// stand for its own.
+    #[must_use]
+    pub fn new(bytes_max: usize, is_alone: bool) -> Self {
+        Self::with(SeriesTimes::new(false), bytes_max, is_alone)
+    }
+
+    /// The same of a sender whose samples come by way of several adapters.
+    #[must_use]
+    pub fn shared(bytes_max: usize, is_alone: bool) -> Self {
+        Self::with(SeriesTimes::new(true), bytes_max, is_alone)
+    }
+
+    fn with(series: SeriesTimes, bytes_max: usize, is_alone: bool) -> Self {
+        Self {
+            is_alone,
+            series,
+            buffer: Buffer::new(bytes_max),
+            recent: Ring::default(),
+            is_open: true,
+            clocks: Clocks::new(Instant::now()),
+            leader_newest: None,
+        }
+    }
+
+    /// Its samples as they come while it leads, in the order of series and time. What is to be appended counts as stored from here
+    /// on.
+    #[must_use]
+    pub fn sort(&mut self, rows: &[Row], now: Instant) -> Sorted {
+        let samples = self.came(rows, Uuid::nil(), now);
+        self.sort_buffered(&samples)
+    }
+
+    /// These are stored, or were found to be, at `now`.
+    pub fn keep(&mut self, samples: Kept, now: Instant) {
+        self.recent.add(samples, now);
+    }
+
+    /// Lets go of what it keeps beside the buffer and need not any more, or that takes more than `bytes_max`.
+    pub fn trim(&mut self, bytes_max: usize, now: Instant) {
+        self.recent.trim(bytes_max, now);
+    }
+
+    /// What it keeps beside the buffer.
+    #[must_use]
+    pub fn kept(&self) -> &Ring {
+        &self.recent
+    }
+
+    /// What it has sent, in the order of series and time, with what is known of each sample's coming.
+    pub fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
+        let samples = rows.iter().map(|row| {
+            let Row { series_id, time_ms, .. } = *row;
+            let newest_ms = self.series.sent(series_id, time_ms);
+            // What lies between scrapes was not scraped, however the clock was set: an exporter has stamped it.
+            let is_between = |newest_ms: i64, shift_ms: i64| {
+                self.series.is_in_step(series_id, time_ms.saturating_add(shift_ms), newest_ms) == Some(false)
+            };
+            let is_stamped =
+                newest_ms.is_some_and(|newest_ms| self.clocks.own_shifts_ms().all(|ms| is_between(newest_ms, ms)));
+            Buffered { row: *row, is_stamped, arrived: now, key }
+        });
+        samples.collect()
+    }
+
+    /// The same of samples that were buffered.
+    #[must_use]
+    pub fn sort_buffered(&mut self, samples: &[Buffered]) -> Sorted {
+        let mut sorted = Sorted { append: Vec::with_capacity(samples.len()), ..Sorted::default() };
+        for sample in samples {
+            match self.place(sample) {
+                Place::Append => {
+                    self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
+                    self.series.bounded(sample.row.series_id);
+                    sorted.append.push(sample.row);
+                }
+                Place::Late => {
+                    // Nor is it to be appended when it comes a second time before it is compared.
+                    self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
+                    sorted.late.push(*sample);
+                }
+                Place::Covered => sorted.covered += 1,
+            }
+        }
+        sorted
+    }
+
+    fn place(&self, sample: &Buffered) -> Place {
+        let Row { series_id, time_ms, .. } = sample.row;
+        let Known { last, is_bounded, interval_ms, .. } = self.series.get(series_id, time_ms);
+        if self.is_covered(sample) {
+            return Place::Covered;
+        }
+        match last {
+            _ if !is_bounded => Place::Late,
+            None => Place::Append,
+            Some(last) if time_ms <= last.time_ms => Place::Late,
+            Some(last) if last.is_own => Place::Append,
+            Some(last)
+                if interval_ms > 0
+                    && follows(time_ms, last.time_ms, self.skew_ms(sample, last.time_ms), interval_ms) =>
+            {
+                Place::Append
+            }
+            Some(_) => Place::Late,
+        }
+    }
+
+    /// Of samples that were sorted as to be appended, and were not because others had stored meanwhile what is observed by now:
+    /// which are to be appended still.
+    #[must_use]
+    pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
+        let mut sorted = Sorted::default();
+        for row in rows {
+            let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
+            let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id, row.time_ms);
+            let is_newer = |other_ms: i64| {
+                interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
+            };
+            let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
+            if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
+        }
+        sorted
+    }
+
+    /// Buffers samples of the request `key` while it does not lead, in the order of series and time.
+    ///
+    /// # Errors
+    ///
+    /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
+    pub fn buffer(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Result<(), Refusal> {
+        if !self.is_open {
+            return Err(Refusal::Closed);
+        }
+        let samples = self.came(rows, key, now);
+        self.buffer.add(&samples)
+    }
+
+    /// These series have a sample stored at this time. What others stored is known to be committed.
+    /// `leader`: their sender, if it leads.
+    pub fn on_stored(
+        &mut self,
+        time_ms: i64,
+        is_own: bool,
+        leader: Option<SenderNo>,
+        series: impl Iterator<Item = i64>,
+        now: Instant,
+    ) {
+        let is_own = is_own || self.is_alone;
+        for series_id in series {
+            self.series.observed(series_id, Slot { time_ms, is_own }, leader);
+        }
+        if leader.is_some() && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
+            self.leader_newest = Some((time_ms, now));
+        }
+    }
+
+    /// See [`Clocks::on_read`].
+    pub fn on_clocks(
+        &mut self,
+        wall_ms: i64,
+        offset_ms: i64,
+        others: impl Iterator<Item = (SenderNo, i64)>,
+        now: Instant,
+    ) {
+        self.clocks.on_read(wall_ms, offset_ms, others, now);
+    }
+
+    /// Some of what was stored was not observed, nothing of it later than `newest_ms`; series with ids above `floor` were made since.
+    pub fn on_missed(&mut self, newest_ms: i64, floor: i64) {
+        self.series.missed(newest_ms, floor);
+    }
+
+    /// Another sender leads: samples may be buffered.
+    pub fn open(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
+    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if
+    /// this sender leads, however short that is.
+    #[must_use]
+    pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
+        let every = match is_last {
+            true => Duration::ZERO,
+            false => Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX),
+        };
+        let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
+        let may_be_due = count > 0;
+        let mut recent = std::mem::take(&mut self.recent);
+        let mut gone = Vec::new();
+        let fate = |sample: &Buffered| {
+            if self.is_covered(sample) {
+                gone.push(*sample);
+                // Few at a time, for they take less where they are kept.
+                if gone.len() >= KEPT_AT_ONCE {
+                    recent.add(Kept::new(&gone), now);
+                    gone.clear();
+                }
+                return Fate::Covered;
+            }
+            if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }
+        };
+        let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
+        recent.add(Kept::new(&gone), now);
+        (self.buffer, self.recent) = (buffer, recent);
+        Looked { covered, due }
+    }
+
+    fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
+        let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id, sample.row.time_ms);
+        // Of what the leader sends, its next samples will tell; what comes by way of one of several adapters may be several intervals apart.
+        let guesses_ms = if is_led { [0, 0] } else { [guess_ms, self.series.usual_ms()] };
+        let guess_ms = guesses_ms.into_iter().filter(|ms| *ms > 0).min().unwrap_or(0);
+        let two_intervals = match if interval_ms > 0 { interval_ms } else { guess_ms } {
+            0 => DUE_MAX,
+            interval_ms => Duration::from_millis(interval_ms.unsigned_abs().saturating_mul(2)).min(DUE_MAX),
+        };
+        let waited = two_intervals + DUE_AFTER;
+        let age = now.saturating_duration_since(sample.arrived);
+        let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
+            newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
+                && now.saturating_duration_since(at) < waited
+        });
+        age >= waited && !(is_led && is_catching_up && age < DUE_MAX + DUE_AFTER)
+    }
+
+    /// Whether another sender's stored samples are known to cover it. Its own do not count: they may have failed to be stored.
+    fn is_covered(&self, sample: &Buffered) -> bool {
+        let Row { series_id, time_ms, .. } = sample.row;
+        let times = self.series.times(series_id).filter(|slot| !slot.is_own);
+        let interval_ms = self.series.get(series_id, time_ms).interval_ms;
+        let is_taken_by = |other: Option<SenderNo>| {
+            let stored = |Slot { time_ms: stored_ms, .. }: Slot| {
+                let skew_ms = other.map_or(0, |other| self.clocks.skew_ms(time_ms, other, stored_ms));
+                Stored { time_ms: stored_ms, by: By::Other { skew_ms } }
+            };
+            is_taken(time_ms, times.clone().map(stored), interval_ms)
+        };
+        // Whoever of them stored it.
+        let mut others = self.clocks.others().peekable();
+        if others.peek().is_none() { is_taken_by(None) } else { others.all(|other| is_taken_by(Some(other))) }
+    }
+
+    /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.
+    pub fn drain(&mut self, count: usize) -> Option<Vec<Buffered>> {
+        let taken = self.buffer.take(count);
+        self.is_open = !taken.is_empty();
+        self.is_open.then_some(taken)
+    }
+
+    /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
+    /// buffered, and what was stored lately.
+    pub fn moved(&mut self, now: Instant) -> Buffer {
+        self.series.forget();
+        // Senders have other numbers there.
+        (self.clocks, self.leader_newest) = (Clocks::new(now), None);
+        let mut samples = self.buffer.take_all();
+        samples.extend(self.recent.take());
+        samples
+    }
+
+    /// Puts back what was taken out and is not known to be stored.
+    pub fn put_back(&mut self, samples: &[Buffered]) {
+        self.buffer.put_back(samples);
+    }
+
+    /// How far around these samples to look for stored ones, ms.
+    #[must_use]
+    pub fn window_ms(&self, samples: &[Buffered]) -> i64 {
+        let around = |sample: &Buffered| match self.series.get(sample.row.series_id, sample.row.time_ms).interval_ms {
+            0 => AROUND_UNKNOWN_MS,
+            interval_ms => AROUND_INTERVALS * interval_ms,
+        };
+        let window_ms = samples.iter().map(around).max().unwrap_or(0).clamp(AROUND_MIN_MS, AROUND_MAX_MS);
+        window_ms.saturating_add(self.clocks.most_ms().min(AROUND_MAX_MS))
+    }
+
+    /// The series of these, which are in the order of series, of which it is not known what is stored last.
+    #[must_use]
+    pub fn unbounded(&self, samples: &[Buffered]) -> Vec<i64> {
+        let mut series: Vec<i64> = samples.iter().map(|sample| sample.row.series_id).collect();
+        series.dedup();
+        series.retain(|series_id| !self.series.get(*series_id, 0).is_bounded);
+        series
+    }
+
+    /// Of these samples, in the order of series and time, each once, those that are not stored, going by what is stored
+    /// around them. This sender is `own`.
+    #[must_use]
+    pub fn missing(&self, samples: &[Buffered], around: &Around, own: SenderNo) -> Vec<Buffered> {
+        let mut found = Vec::new();
+        let belong_together = |one: &Buffered, next: &Buffered| {
+            one.row.series_id == next.row.series_id && next.row.time_ms.saturating_sub(one.row.time_ms) <= GAP_MS
+        };
+        for of_series in samples.chunk_by(belong_together) {
+            let series_id = of_series[0].row.series_id;
+            let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
+            let interval_ms = self.interval_of(of_series, times);
+            // Each is judged by how far the clock was off that stamped it.
+            let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
+            for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
+                let by =
+                    |stored: &StoredTime| Stored { time_ms: stored.time_ms, by: self.by(&samples[0], *stored, own) };
+                let mut stored: Vec<Stored> = times.iter().map(by).collect();
+                let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
+                stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
+                stored.sort_by_key(|stored| stored.time_ms);
+                let candidate =
+                    |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
+                let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
+                found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
+            }
+        }
+        found
+    }
+
+    fn by(&self, sample: &Buffered, stored: StoredTime, own: SenderNo) -> By {
+        let StoredTime { time_ms, sender } = stored;
+        let Row { series_id, time_ms: sample_ms, .. } = sample.row;
+        if self.is_alone {
+            return By::Own;
+        }
+        match sender {
+            Some(sender) if sender == own => By::Own,
+            Some(sender) => By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) },
+            None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
+            // It may be its own.
+            None if self.series.is_in_step(series_id, sample_ms, time_ms) != Some(false) => By::Other { skew_ms: 0 },
+            None => {
+                let skew_ms = |other| self.clocks.skew_ms(sample_ms, other, time_ms);
+                let least_ms = self.clocks.others().map(skew_ms).min_by_key(|skew_ms| skew_ms.saturating_abs());
+                By::Other { skew_ms: least_ms.unwrap_or(0) }
+            }
+        }
+    }
+
+    /// These samples were looked for: those of `inserted` are stored now, all others are stored or covered.
+    pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
+        for series_id in unbounded {
+            if let Some(last) = around.last_ms.get(series_id) {
+                let slot = Slot { time_ms: last.time_ms, is_own: self.is_alone || last.sender == Some(own) };
+                self.series.stored(*series_id, slot);
+            }
+        }
+        for row in inserted {
+            self.series.stored(row.series_id, Slot { time_ms: row.time_ms, is_own: true });
+        }
+        for series_id in unbounded {
+            self.series.bounded(*series_id);
+        }
+    }
+
+    /// How often a series is scraped around a time, ms; 0 as long as that is not known for sure.
+    #[must_use]
+    pub fn interval_ms(&self, series_id: i64, time_ms: i64) -> i64 {
+        self.series.get(series_id, time_ms).interval_ms
+    }
+
+    /// What it has in its buffer.
+    #[must_use]
+    pub fn buffered(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// How far, at most, the clock that stamped a sample was ahead of that of another sender, when that stored one at `stored_ms`.
+    fn skew_ms(&self, sample: &Buffered, stored_ms: i64) -> i64 {
+        let skew_ms = |other| self.clocks.skew_ms(sample.row.time_ms, other, stored_ms);
+        self.clocks.others().map(skew_ms).max().unwrap_or(0)
+    }
+
+    /// As its sender's steps say; where those are few, as the steps of `samples` say, or of what is stored, unless shorter ones show that
+    /// there are more between.
+    fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
+        let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
+        if interval_ms > 0 {
+            return interval_ms;
+        }
+        // Those of one sender are an interval apart, or several where scrapes were missed, or came by way of other adapters.
+        let (known, sealed) = steps_ms(stored);
+        let stored = [known.as_slice(), &sealed].concat();
+        let own = steps(samples.iter().map(|sample| sample.row.time_ms));
+        let guess = Some(guess_ms).filter(|ms| *ms > 0);
+        let least: Vec<i64> = known.into_iter().chain(own).chain(guess).collect();
+        let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
+        // A few steps may all be gaps.
+        let found_ms = match (least.iter().copied().min(), median(&sealed)) {
+            (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => Some(least_ms),
+            (least_ms, sealed_ms) => sealed_ms.or(least_ms),
+        };
+        // Where nothing is known, no sample stands for another.
+        let Some(found_ms) = found_ms else { return 0 };
+        let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
+        // A few may all be gaps.
+        match stored.iter().filter(is_alike).count() {
+            0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
+            _ => found_ms,
+        }
+    }
+}
+
+/// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever
+/// sent them; of neither, if there are none, from any to the next.
+fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
+    let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
+    let (mut known, mut sealed) = (Vec::new(), Vec::new());
+    for StoredTime { time_ms, sender } in stored {
+        if let Some(last_ms) = last.insert(*sender, *time_ms)
+            && time_ms - last_ms <= STEP_MAX_MS.into()
+        {
+            if sender.is_some() { &mut known } else { &mut sealed }.push(time_ms - last_ms);
+        }
+    }
+    if known.is_empty() && sealed.is_empty() {
+        sealed = steps(stored.iter().map(|stored| stored.time_ms)).collect();
+    }
+    (known, sealed)
+}
+
+/// Steps between times, which are ascending, but for those that are too long to be of a series that is scraped.
+fn steps(times: impl Iterator<Item = i64> + Clone) -> impl Iterator<Item = i64> {
+    let later = times.clone().skip(1);
+    times.zip(later).map(|(earlier, later)| later - earlier).filter(|step_ms| *step_ms <= STEP_MAX_MS.into())
+}
+
+fn median(steps: &[i64]) -> Option<i64> {
+    let mut steps = steps.to_vec();
+    let middle = steps.len().checked_sub(1)? / 2;
+    Some(*steps.select_nth_unstable(middle).1)
+}
+
+/// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time. Returns how many it took out.
+pub fn sort_and_dedup(samples: &mut Vec<Buffered>) -> usize {
+    let before = samples.len();
+    samples.sort_by_key(|sample| (sample.row.series_id, sample.row.time_ms, sample.arrived));
+    samples.dedup_by_key(|sample| (sample.row.series_id, sample.row.time_ms));
+    before - samples.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::storage::reconcile::StoredTime;
+
+    const OWN: SenderNo = SenderNo(1);
+    const OTHER: SenderNo = SenderNo(2);
+
+    /// A sender of which everything is known that is stored, scraping each 10 s; milliseconds are a thousandth of that.
+    struct Scene {
+        sender: Sender,
+        now: Instant,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut sender = Sender::new(usize::MAX, false);
+            sender.on_missed(i64::MIN, 0);
+            Self { sender, now: Instant::now() }
+        }
+
+        /// The same, with an interval known in series 1.
+        fn scraping() -> Self {
+            let mut scene = Self::new();
+            for time_ms in [-50_000, -40_000, -30_000, -20_000, -10_000] {
+                scene.sender.series.sent(1, time_ms);
+            }
+            scene
+        }
+
+        /// A sender that leads and has sent series 1 at these times.
+        fn leading(times: &[i64]) -> Self {
+            let mut scene = Self::scraping();
+            for time_ms in times {
+                assert_eq!(scene.sort(&[*time_ms]), (vec![*time_ms], vec![], 0));
+            }
+            scene
+        }
+
+        /// A sender that stands by and has buffered series 1 at these times, the other one having stored it at those.
+        fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
+            let mut scene = Self::scraping();
+            for time_ms in buffered {
+                scene.sender.buffer(&[row(*time_ms)], Uuid::nil(), scene.now).unwrap();
+            }
+            scene.stored(stored);
+            scene
+        }
+
+        fn stored(&mut self, times: &[i64]) {
+            for time_ms in times {
+                self.sender.on_stored(*time_ms, false, Some(OTHER), [1].into_iter(), self.now);
+            }
+        }
+
+        /// Its clock is ahead of those of others by so much.
+        fn clocks(mut self, others: &[(SenderNo, i64)]) -> Self {
+            let others = others.iter().map(|(sender, ahead_ms)| (*sender, -ahead_ms));
+            self.sender.on_clocks(0, 0, others, self.now);
+            self
+        }
+
+        fn sort(&mut self, times: &[i64]) -> (Vec<i64>, Vec<i64>, usize) {
+            {
+                let rows: Vec<Row> = times.iter().map(|time_ms| row(*time_ms)).collect();
+                told(&self.sender.sort(&rows, self.now))
+            }
+        }
+
+        /// How many are covered, and which are due.
+        fn look(&mut self, count: usize) -> (usize, Vec<i64>) {
+            let looked = self.sender.look(count, false, self.now);
+            (looked.covered, times(&looked.due))
+        }
+
+        fn after(&mut self, seconds: u64) -> &mut Self {
+            self.now += Duration::from_secs(seconds);
+            self
+        }
+    }
+
+    fn row(time_ms: i64) -> Row {
+        Row { series_id: 1, time_ms, value: 0.5 }
+    }
+
+    fn times(samples: &[Buffered]) -> Vec<i64> {
+        samples.iter().map(|sample| sample.row.time_ms).collect()
+    }
+
+    fn told(sorted: &Sorted) -> (Vec<i64>, Vec<i64>, usize) {
+        (sorted.append.iter().map(|row| row.time_ms).collect(), times(&sorted.late), sorted.covered)
+    }
+
+    fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
+        let now = Instant::now();
+        let sample = |time_ms: &i64| Buffered { row: row(*time_ms), is_stamped, arrived: now, key: Uuid::nil() };
+        times.iter().map(sample).collect()
+    }
+
+    fn around(times: &[(i64, Option<SenderNo>)]) -> Around {
+        let times = times.iter().map(|(time_ms, sender)| StoredTime { time_ms: *time_ms, sender: *sender }).collect();
+        Around { times: HashMap::from([(1, times)]), ..Around::default() }
+    }
+
+    #[test]
+    fn what_is_newer_than_the_bound_is_appended() {
+        let mut scene = Scene::leading(&[10_000, 20_000]);
+        assert_eq!(scene.sort(&[20_000, 20_001, 15_000]), (vec![20_001], vec![20_000, 15_000], 0));
+        scene.sender.on_missed(30_000, 1);
+        assert_eq!(scene.sort(&[40_000]), (vec![], vec![40_000], 0), "others may have stored what was not observed");
+        scene.sender.on_reconciled(&[row(40_000)], &[1], &Around::default(), OWN);
+        assert_eq!(scene.sort(&[40_000, 50_000]), (vec![50_000], vec![40_000], 0));
+    }
+
+    #[test]
+    fn nothing_is_appended_before_the_first_observation() {
+        let mut sender = Sender::new(usize::MAX, false);
+        assert_eq!(told(&sender.sort(&[row(10_000)], Instant::now())), (vec![], vec![10_000], 0));
+    }
+
+    #[test]
+    fn the_first_sample_after_another_leader_is_judged_by_its_slot() {
+        for (first, expected) in
+            [(34_000, (vec![], vec![], 1)), (36_000, (vec![36_000], vec![], 0)), (30_000, (vec![], vec![], 1))]
+        {
+            let mut scene = Scene::standing_by(&[6_000, 16_000, 26_000], &[10_000, 20_000, 30_000]);
+            assert_eq!(scene.sort(&[first]), expected, "{first}");
+        }
+        let mut scene = Scene::new();
+        scene.stored(&[10_000]);
+        assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0), "its interval is not known");
+    }
+
+    #[test]
+    fn what_was_about_to_be_stored_is_no_evidence() {
+        let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
+        assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
+        scene.sender.open();
+        scene.sender.buffer(&[row(30_000)], Uuid::nil(), scene.now).unwrap();
+        assert_eq!(scene.after(24).look(9), (0, vec![]));
+        assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
+    }
+
+    #[test]
+    fn what_others_have_stored_meanwhile_is_sorted_again() {
+        let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
+        let again = |scene: &Scene, times: &[i64]| {
+            told(&scene.sender.sort_again(times.iter().map(|time_ms| row(*time_ms)).collect(), scene.now))
+        };
+        assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
+        scene.stored(&[34_000]);
+        assert_eq!(again(&scene, &[40_000]), (vec![40_000], vec![], 0));
+        scene.stored(&[36_000]);
+        assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
+        scene.sender.on_missed(50_000, 1);
+        assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
+    }
+
+    #[test]
+    fn what_is_observed_covered_is_let_go_of() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 20_000, 30_000]);
+        assert_eq!(scene.look(9), (0, vec![]), "it has only just come");
+        assert_eq!(scene.after(3).look(9), (3, vec![]));
+        assert_eq!(scene.sender.buffered().samples(), 0);
+    }
+
+    #[test]
+    fn what_stays_uncovered_is_due_after_two_intervals_and_five_seconds() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 40_000, 50_000]);
+        assert_eq!(scene.after(24).look(9), (1, vec![]));
+        assert_eq!(scene.after(3).look(0), (0, vec![]), "nobody is known to lead");
+        assert_eq!(scene.after(3).look(1), (0, vec![24_000]));
+        assert_eq!(scene.after(3).look(9), (0, vec![34_000]));
+        let mut scene = Scene::standing_by(&[4_000, 14_000, 24_000], &[]);
+        assert_eq!(scene.after(25).look(9), (0, vec![4_000, 14_000, 24_000]), "nobody stores anything");
+    }
+
+    #[test]
+    fn the_last_look_waits_for_nothing() {
+        let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 20_000]);
+        let looked = scene.sender.look(9, true, scene.now);
+        assert_eq!((looked.covered, times(&looked.due)), (2, vec![34_000]));
+    }
+
+    #[test]
+    fn a_leader_that_catches_up_is_waited_for() {
+        let mut scene = Scene::standing_by(&[104_000, 114_000, 124_000], &[]);
+        scene.after(24).stored(&[20_000, 30_000]);
+        assert_eq!(scene.after(3).look(9), (0, vec![]));
+        scene.after(20).stored(&[40_000]);
+        assert_eq!(scene.after(24).look(9), (0, vec![]));
+        assert_eq!(scene.after(3).look(9), (0, vec![104_000, 114_000, 124_000]), "it has stopped");
+    }
+
+    #[test]
+    fn what_is_buffered_is_taken_over_in_order() {
+        let mut scene = Scene::standing_by(&[6_000, 16_000, 26_000, 36_000], &[10_000, 20_000]);
+        let taken = scene.sender.drain(usize::MAX).unwrap();
+        assert_eq!(told(&scene.sender.sort_buffered(&taken)), (vec![26_000, 36_000], vec![], 2));
+        scene.sender.put_back(&taken);
+        let taken = scene.sender.drain(usize::MAX).unwrap();
+        assert_eq!(
+            told(&scene.sender.sort_buffered(&taken)),
+            (vec![], vec![6_000, 26_000, 36_000], 1),
+            "perhaps stored"
+        );
+        assert_eq!(scene.sender.buffer(&[row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
+        assert!(scene.sender.drain(1).is_none());
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
+        scene.sender.open();
+        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Ok(()));
+    }
+
+    #[test]
+    fn a_sample_is_missing_by_who_stored_its_neighbours() {
+        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000]);
+        let missing = |time_ms, is_stamped, around: &Around| {
+            times(&scene.sender.missing(&late(&[time_ms], is_stamped), around, OWN)) == [time_ms]
+        };
+        let stored_by = |sender| around(&[(0, sender), (10_000, sender), (20_000, sender)]);
+        assert!(missing(13_000, false, &stored_by(Some(OWN))));
+        assert!(!missing(10_000, false, &stored_by(Some(OWN))));
+        assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
+        assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
+        assert!(missing(13_000, false, &stored_by(None)), "sealed, and known to be its own");
+        let sealed = around(&[(100_000, None), (110_000, None), (120_000, None)]);
+        assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
+        assert!(missing(13_000, false, &around(&[])));
+        let mut alone = Sender::new(usize::MAX, true);
+        alone.on_stored(10_000, false, None, [1].into_iter(), Instant::now());
+        assert!(!alone.is_covered(&late(&[10_001], false)[0]));
+        assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
+        let mut sealed = around(&[]);
+        sealed.last_ms.insert(1, StoredTime { time_ms: 20_000, sender: None });
+        alone.on_reconciled(&[], &[1], &sealed, OWN);
+        assert!(!alone.is_covered(&late(&[20_001], false)[0]), "whoever stored it");
+    }
+
+    #[test]
+    fn a_clock_that_is_off_shifts_what_is_missing() {
+        let mut scene = Scene::standing_by(&[], &[]).clocks(&[(OTHER, 50_000)]);
+        scene.stored(&[10_000, 20_000, 30_000]);
+        let covered = [70_000, 84_000, 86_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
+        assert_eq!(covered, [true, true, false]);
+        let stored = around(&[(20_000, Some(OTHER)), (30_000, Some(OTHER))]);
+        let missing = scene.sender.missing(&late(&[36_000, 84_000, 86_000, 96_000], false), &stored, OWN);
+        assert_eq!(times(&missing), [86_000, 96_000]);
+        scene.sender.series.sent(1, 64_000);
+        assert_eq!(scene.sort(&[74_000, 84_000, 94_000]), (vec![94_000], vec![], 2));
+        assert_eq!(scene.sender.window_ms(&missing), 20_000 + 50_000);
+    }
+
+    #[test]
+    fn of_several_clocks_the_one_counts_that_loses_nothing() {
+        let third = SenderNo(3);
+        let mut scene = Scene::standing_by(&[], &[]).clocks(&[(OTHER, 5_000), (third, 60_000)]);
+        scene.stored(&[10_000, 20_000, 30_000]);
+        let covered = [39_000, 41_000].map(|time_ms| scene.sender.is_covered(&late(&[time_ms], false)[0]));
+        assert_eq!(covered, [true, false]);
+        scene.sender.series.sent(1, 86_000);
+        assert_eq!(scene.sort(&[96_000]), (vec![96_000], vec![], 0));
+        let mut scene = Scene::standing_by(&[], &[30_000]).clocks(&[(OTHER, 5_000), (third, 60_000)]);
+        scene.sender.series.sent(1, 84_000);
+        assert_eq!(scene.sort(&[94_000]), (vec![], vec![94_000], 0), "to be compared");
+    }
+
+    #[test]
+    fn what_is_sealed_may_be_its_own() {
+        let scene = Scene::leading(&[0, 10_000, 20_000, 30_000]).clocks(&[(OTHER, 50_000)]);
+        let missing = |time_ms, stored_ms| {
+            !scene.sender.missing(&late(&[time_ms], false), &around(&[(stored_ms, None)]), OWN).is_empty()
+        };
+        assert!(missing(50_000, 40_000) && missing(51_000, 40_000), "in step with its scrapes");
+        assert!(!missing(50_000, 44_000), "another's, on another clock");
+        assert!(!missing(33_000, 34_000) && missing(33_000, 30_000));
+    }
+
+    #[test]
+    fn samples_of_a_series_are_judged_together() {
+        let scene = Scene::leading(&[0, 10_000, 20_000]);
+        let samples = late(&[104_000, 114_000, 124_000], false);
+        let stored = around(&[(100_000, Some(OTHER)), (130_000, Some(OTHER))]);
+        assert_eq!(times(&scene.sender.missing(&samples, &stored, OWN)), [114_000, 124_000]);
+        assert_eq!(scene.sender.window_ms(&samples), 20_000);
+        assert!(scene.sender.unbounded(&samples).is_empty());
+    }
+
+    #[test]
+    fn an_interval_that_is_not_known_is_guessed() {
+        let interval_ms = |sent: &[i64], judged: &[i64], stored: &[(i64, Option<SenderNo>)]| {
+            let mut scene = Scene::new();
+            for time_ms in sent {
+                scene.sender.series.sent(1, *time_ms);
+            }
+            let stored = around(stored);
+            scene.sender.interval_of(&late(judged, false), stored.times.get(&1).map_or(&[], Vec::as_slice))
+        };
+        let other = |times: &[i64]| times.iter().map(|time_ms| (*time_ms, Some(OTHER))).collect::<Vec<_>>();
+        assert_eq!(interval_ms(&[], &[0], &[]), 0, "no sample stands for another");
+        assert_eq!(interval_ms(&[], &[0], &other(&[0, 20_000, 40_000])), 20_000);
+        let sealed: Vec<_> = (0..5).map(|n| (n * 20_000, None)).collect();
+        assert_eq!(interval_ms(&[], &[0], &sealed), 20_000);
+        assert_eq!(interval_ms(&[0, 60_000], &[60_000], &sealed), 20_000, "it missed two");
+        let mixed: Vec<_> = (0..5).flat_map(|n| [(n * 20_000, Some(OTHER)), (n * 20_000 + 300, Some(OWN))]).collect();
+        assert_eq!(interval_ms(&[], &[0], &mixed), 20_000, "from one of a sender to its next");
+        // The shortest known of any series, where it is not known for sure.
+        let mut scene = Scene::new();
+        for n in 0..9 {
+            scene.sender.series.sent(2, n * 5_000);
+        }
+        let stored = around(&other(&[0, 20_000, 40_000, 60_000]));
+        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 5_000, "gaps, perhaps");
+        let stored = around(&other(&[0, 20_000, 40_000, 60_000, 80_000]));
+        assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 20_000);
+    }
+
+    #[test]
+    fn history_does_not_wait_for_hours() {
+        let mut scene = Scene::new();
+        for hour in 0..9 {
+            scene.sender.buffer(&[row(hour * 3_600_000)], Uuid::nil(), scene.now).unwrap();
+        }
+        assert_eq!(scene.after(124).look(99).1.len(), 0);
+        assert_eq!(scene.after(20).look(99).1.len(), 9);
+    }
+
+    #[test]
+    fn a_last_time_that_was_looked_up_is_a_bound() {
+        let mut scene = Scene::new();
+        scene.sender.on_missed(i64::MAX, 1);
+        assert_eq!(scene.sort(&[10_000, 20_000, 30_000]), (vec![], vec![10_000, 20_000, 30_000], 0));
+        assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], false)), [1]);
+        let mut found = around(&[]);
+        found.last_ms.insert(1, StoredTime { time_ms: 45_000, sender: Some(OTHER) });
+        scene.sender.on_reconciled(&[row(10_000)], &[1], &found, OWN);
+        assert_eq!(scene.sort(&[40_000, 51_000]), (vec![51_000], vec![], 1));
+    }
+}

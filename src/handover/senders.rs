@@ -1,0 +1,462 @@
+//! All senders of this adapter, and what they share: what was observed of the store, and who leads each group.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now_ms;
+use crate::election::by_labels::group_name;
+use crate::election::{Succession, Term};
+use crate::handover::sender::Sender;
+use crate::handover::{Config, Handover, Memory, Requests, State};
+use crate::model::sender::SenderNo;
+use crate::model::source::Source;
+use crate::postgres::error::{Class, Error};
+use crate::storage::Store;
+use crate::storage::fence::Fence;
+use crate::storage::observe::{GroupState, Position};
+use crate::storage::server::Epoch;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trouble::Trouble;
+
+/// See the module.
+pub struct Senders {
+    this: Weak<Self>,
+    /// Where an adapter leads for its own Prometheus: its group, and how that is called. By labels `None`.
+    own: Option<(String, String)>,
+    bytes_max: usize,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    memory: Arc<Memory>,
+    /// By group.
+    groups: RwLock<BTreeMap<String, Members>>,
+    observed: tokio::sync::Mutex<Observed>,
+    /// Held while numbers of senders are looked for: what several ask for at once is one statement.
+    numbering: tokio::sync::Mutex<()>,
+    /// Observations begun.
+    begun: AtomicU64,
+    /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
+    /// samples come by way of several adapters, nobody knows.
+    clock_offset_ms: Mutex<Option<i64>>,
+}
+
+/// A group, and its senders on this adapter by their names.
+struct Members {
+    group: Arc<Group>,
+    senders: BTreeMap<String, Arc<Handover>>,
+}
+
+/// Where the last observation ended.
+#[derive(Default)]
+struct Observed {
+    position: Option<Position>,
+    /// The number of that observation.
+    completed: u64,
+    /// Groups by the numbers of their senders, as far as they are known.
+    groups: HashMap<SenderNo, String>,
+}
+
+/// What is known of a group.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    /// The group's counter of reconciliations as last observed.
+    reconciled: AtomicI64,
+    leading: Mutex<Option<Leading>>,
+}
+
+/// Who leads a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leading {
+    /// The right to write.
+    pub fence: Fence,
+    /// Whose samples are stored as they come; `None` of a term begun by an adapter of before senders had numbers.
+    pub sender: Option<SenderNo>,
+}
+
+/// The group of an adapter without an election.
+pub const NO_GROUP: &str = "";
+
+/// What one sender may take of the memory there is, where an adapter has several: one with much to send must not keep others from
+/// being buffered.
+const PART_OF_MEMORY: usize = 4;
+
+/// Pause between observations.
+const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What takes longer tells too little of the server's clock, ms.
+const ROUND_TRIP_MAX_MS: i64 = 100;
+
+/// A clock offset is written down when it differs by so much, ms, from the one written last.
+const OFFSET_NEWS_MS: i64 = 50;
+
+impl Senders {
+    /// Of an adapter whose own Prometheus sends, called `name` in `group`, which is [`NO_GROUP`] without an election.
+    #[must_use]
+    pub fn own(config: Config, group: String, name: String, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let senders = Self::new(config.memory_bytes_max, Some((group, name)), config, store, metrics);
+        // There before the first observation, so that this is of all that is hot.
+        let _ = senders.of(None);
+        senders
+    }
+
+    /// Of an adapter to which replicas of any cluster send, each perhaps by way of others too.
+    #[must_use]
+    pub fn by_labels(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::new(config.memory_bytes_max / PART_OF_MEMORY, None, config, store, metrics)
+    }
+
+    fn new(
+        bytes_max: usize,
+        own: Option<(String, String)>,
+        config: Config,
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let memory = Arc::new(Memory::new(config, Arc::clone(&metrics)));
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            own,
+            bytes_max,
+            store,
+            metrics,
+            memory,
+            groups: RwLock::default(),
+            observed: tokio::sync::Mutex::default(),
+            numbering: tokio::sync::Mutex::default(),
+            begun: AtomicU64::new(0),
+            clock_offset_ms: Mutex::default(),
+        })
+    }
+
+    /// The hand-over of a replica, or of one that does not say which it is; of the own Prometheus where there is one.
+    #[must_use]
+    pub fn of(&self, source: Option<&Source>) -> Arc<Handover> {
+        match (&self.own, source) {
+            (Some((group, name)), _) => self.named(group, name),
+            (None, Some(source)) => self.named(&group_name(&source.cluster), &source.replica),
+            (None, None) => self.named(NO_GROUP, ""),
+        }
+    }
+
+    fn named(&self, group: &str, name: &str) -> Arc<Handover> {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handover) = groups.get(group).and_then(|members| members.senders.get(name)) {
+            return Arc::clone(handover);
+        }
+        drop(groups);
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let members = groups
+            .entry(group.to_owned())
+            .or_insert_with(|| Members { group: Arc::new(Group::new(group)), senders: BTreeMap::new() });
+        let new = || Handover {
+            name: name.to_owned(),
+            number: Mutex::default(),
+            group: Arc::clone(&members.group),
+            all: Weak::clone(&self.this),
+            store: Arc::clone(&self.store),
+            metrics: Arc::clone(&self.metrics),
+            memory: Arc::clone(&self.memory),
+            bytes_max: self.bytes_max,
+            is_shared: self.own.is_none(),
+            is_fresh: true.into(),
+            leads: Mutex::default(),
+            state: Mutex::new(State::new(
+                self.store.server().identities(),
+                match self.own {
+                    Some(_) => Sender::new(self.bytes_max, group == NO_GROUP),
+                    None => Sender::shared(self.bytes_max, group == NO_GROUP),
+                },
+            )),
+            requests: Requests::default(),
+            taking_out: tokio::sync::Mutex::default(),
+        };
+        Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// Finds the numbers of all senders that have none in `epoch`.
+    pub(super) async fn find_numbers(&self, epoch: Epoch) -> Result<(), Error> {
+        let _numbering = self.numbering.lock().await;
+        let all = self.members().into_values().flat_map(|(_, handovers)| handovers);
+        let unknown: Vec<Arc<Handover>> = all.filter(|handover| handover.known_number(epoch).is_none()).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = unknown.iter().map(|handover| (handover.group.name(), handover.name())).collect();
+        let numbers = self.store.sender_numbers(epoch, &names).await?;
+        for (handover, number) in unknown.iter().zip(numbers) {
+            *handover.number.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, number));
+        }
+        Ok(())
+    }
+
+    fn members(&self) -> BTreeMap<String, (Arc<Group>, Vec<Arc<Handover>>)> {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let cloned =
+            |members: &Members| (Arc::clone(&members.group), members.senders.values().map(Arc::clone).collect());
+        groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
+    }
+
+    /// Observes, and reconciles what has stayed uncovered, about once a second. Once `stop` is cancelled, from when on nothing more
+    /// comes, all that is buffered is reconciled; ends when nothing is left.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut trouble = Trouble::default();
+        let mut told_offset_ms = None;
+        loop {
+            let is_last = stop.is_cancelled();
+            if is_last && self.is_drained() {
+                return;
+            }
+            let round = tokio::select! {
+                round = self.round(&mut told_offset_ms, is_last) => round,
+                // What was taken out of a buffer is put back.
+                () = stop.cancelled(), if !is_last => continue,
+            };
+            match round {
+                Ok(()) if trouble.over() => log::info!("what is stored is observed again"),
+                Ok(()) => {}
+                Err(error) => {
+                    self.metrics.postgres_error(error.sqlstate());
+                    if trouble.is_news(&error.to_string(), Instant::now()) {
+                        log::warn!("what is stored could not be observed, so nothing is let go of: {error}");
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(OBSERVE_INTERVAL) => {}
+                () = self.store.server().doubted() => {}
+                () = stop.cancelled(), if !is_last => {}
+            }
+        }
+    }
+
+    async fn round(&self, told_offset_ms: &mut Option<i64>, is_last: bool) -> Result<(), Error> {
+        self.observe().await?;
+        for (_, (group, handovers)) in self.members() {
+            for handover in handovers {
+                handover.find_again().await?;
+                let epoch = self.store.epoch();
+                let number = handover.number().await?;
+                let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_news = |offset_ms: i64| {
+                    told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
+                };
+                if let Some(offset_ms) = offset_ms.filter(|offset_ms| is_news(*offset_ms)) {
+                    self.store.set_clock_offset(number, offset_ms, epoch).await?;
+                    *told_offset_ms = Some(offset_ms);
+                }
+                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                match handover.look(group.leading().map(|leading| leading.fence), is_last).await {
+                    // The next observation shows the new term, or the other server.
+                    Ok(()) | Err(Error::Fenced | Error::Moved) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Observes what was committed since the last time, in all groups. On another server than the last time everything is observed anew,
+    /// and what was acknowledged lately is to be found there.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; the next observation goes on from where the last one ended.
+    pub async fn observe(&self) -> Result<(), Error> {
+        let begun_before = self.begun.load(Ordering::Acquire);
+        let mut last = self.observed.lock().await;
+        if last.completed > begun_before {
+            // Another one that waited has observed all that there was when this was asked.
+            return Ok(());
+        }
+        match self.observe_from(&mut last).await {
+            Err(error) if error.class() == Class::Moved => {
+                if self.store.look_at_server().await? {
+                    log::warn!(
+                        "the database server is another one, or was started again: what was acknowledged lately is stored again \
+                         where it is missing"
+                    );
+                    *last = Observed::default();
+                    let (epoch, identities) = self.store.server().identities();
+                    for (group, handovers) in self.members().into_values() {
+                        group.moved();
+                        handovers.iter().for_each(|handover| handover.moved(epoch, Arc::clone(&identities)));
+                    }
+                }
+                self.observe_from(&mut last).await
+            }
+            observed => observed,
+        }
+    }
+
+    async fn observe_from(&self, last: &mut Observed) -> Result<(), Error> {
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let members = self.members();
+        let names: Vec<String> = members.keys().cloned().collect();
+        // Its own are not to be taken for another one's.
+        self.find_numbers(self.store.epoch()).await?;
+        // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
+        let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
+        let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
+        let except = if last.position.is_some() { own.as_slice() } else { &[] };
+        let now = Instant::now();
+        // Rows of senders that are new, and all where several adapters store what a sender sends: a series' are to be seen in the
+        // order of their times.
+        let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
+        let observed = self
+            .store
+            .observe(last.position.as_ref(), &names, except, |sender, time_ms, series| {
+                let series = series.iter().map(i64::from_be_bytes);
+                match last.groups.get(&sender).and_then(|group| members.get(group)) {
+                    Some((group, handovers)) if self.own.is_some() => {
+                        let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
+                        on_stored(handovers, (sender, leads), time_ms, series, now);
+                    }
+                    _ => later.push((time_ms, sender, series.collect())),
+                }
+            })
+            .await?;
+        if self.own.is_some() && observed.round_trip_ms <= ROUND_TRIP_MAX_MS {
+            *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(observed.clock_offset_ms);
+            for handover in members.values().flat_map(|(_, handovers)| handovers) {
+                let others = observed.senders.iter().filter(|sender| Some(sender.sender) != handover.number_if_known());
+                let others = others.map(|sender| (sender.sender, sender.clock_offset_ms));
+                handover.with(|state| state.on_clocks(now_ms(), observed.clock_offset_ms, others, Instant::now()));
+            }
+        }
+        last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
+        later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
+        for (time_ms, sender, series) in later {
+            if let Some((group, handovers)) = last.groups.get(&sender).and_then(|group| members.get(group)) {
+                let read = observed.groups.iter().find(|read| read.group_name == group.name());
+                let leads = read.is_some_and(|read| read.sender_no == Some(sender));
+                on_stored(handovers, (sender, leads), time_ms, series.into_iter(), now);
+            }
+        }
+        for handover in members.values().flat_map(|(_, handovers)| handovers) {
+            // Of a sender that has come since, nothing was observed before; of the first observation, all that is hot was.
+            let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
+            if is_fresh && last.position.is_some() {
+                handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
+            } else if is_fresh || !observed.is_complete {
+                handover.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            }
+        }
+        // Last of all: who knows of a counter knows of what was stored before it.
+        for group in observed.groups {
+            if let Some((known, _)) = members.get(&group.group_name) {
+                known.on_read(&group);
+            }
+        }
+        last.position = Some(observed.position);
+        last.completed = number;
+        Ok(())
+    }
+}
+
+/// Tells all senders of a group what one of them, which leads or not, has stored.
+fn on_stored(
+    handovers: &[Arc<Handover>],
+    (sender, leads): (SenderNo, bool),
+    time_ms: i64,
+    series: impl Iterator<Item = i64> + Clone,
+    now: Instant,
+) {
+    let leader = leads.then_some(sender);
+    for handover in handovers {
+        let is_own = handover.number_if_known() == Some(sender);
+        handover.with(|state| state.on_stored(time_ms, is_own, leader, series.clone(), now));
+    }
+}
+
+impl Group {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), reconciled: AtomicI64::new(0), leading: Mutex::default() }
+    }
+
+    /// What it is called in the leader table.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its counter of reconciliations as last observed.
+    #[must_use]
+    pub fn reconciled(&self) -> i64 {
+        self.reconciled.load(Ordering::Acquire)
+    }
+
+    /// Who leads it, as last observed.
+    #[must_use]
+    pub fn leading(&self) -> Option<Leading> {
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This adapter has raised the counter to `reconciled`. If it was as last observed before, nobody else has raised it.
+    pub(super) fn told(&self, reconciled: i64) {
+        let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// The server is another one: nothing is known of the group.
+    fn moved(&self) {
+        // No counter has this value, so a write that shows it is refused until the group was read.
+        self.reconciled.store(-1, Ordering::Release);
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn on_read(&self, read: &GroupState) {
+        self.reconciled.store(read.reconciled, Ordering::Release);
+        let leading = read.token.map(|token| Leading {
+            fence: Fence { group_no: read.group_no, term: read.term, token },
+            sender: read.sender_no,
+        });
+        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = leading;
+    }
+}
+
+impl Succession for Senders {
+    fn prepare(&self, term: Term) -> impl Future<Output = Result<(), Error>> + Send + 'static {
+        let handover = self.in_term(&term);
+        async move { handover.drain(term.fence).await }
+    }
+
+    fn observed(&self, term: &Term) {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        for (name, handover) in groups.get(&term.group).into_iter().flat_map(|members| &members.senders) {
+            let leads = match &term.replica {
+                Some(replica) => replica == name,
+                None => handover.leads() == Some(term.fence.token),
+            };
+            if !leads {
+                handover.open();
+            }
+        }
+    }
+
+    fn forget(&self, cluster: &str, replica: &str) {
+        let group = group_name(cluster);
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(members) = groups.get_mut(&group) {
+            members.senders.remove(replica);
+            if members.senders.is_empty() {
+                groups.remove(&group);
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.members().values().flat_map(|(_, handovers)| handovers).all(|handover| handover.is_empty())
+    }
+}
+
+impl Senders {
+    fn in_term(&self, term: &Term) -> Arc<Handover> {
+        match (&self.own, &term.replica) {
+            (Some((_, name)), _) => self.named(&term.group, name),
+            (None, replica) => self.named(&term.group, replica.as_deref().unwrap_or_default()),
+        }
+    }
+}

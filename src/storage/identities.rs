@@ -1,0 +1,122 @@
+//! What ids of series are ids of: what it takes to find a series again by its labels. Pure.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::model::labels::Labels;
+
+/// Of every series the first half of its key: 8 bytes, for ids are given in order. Of those made lately the labels too: a server that
+/// lags does not have them.
+#[derive(Debug, Default)]
+pub struct Identities(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By id / [`PAGE`]; 0 is none.
+    prefixes: HashMap<i64, Box<[u64; PAGE]>>,
+    /// Of ids above those that were there [`KEPT`] ago.
+    labels: BTreeMap<i64, Labels>,
+    /// The largest id there was, and when.
+    newest: VecDeque<(Instant, i64)>,
+    /// Series with larger ids were made lately.
+    floor: i64,
+}
+
+/// Series in a page.
+const PAGE: usize = 256;
+
+/// Labels are kept for so long: twice as long as samples that may have to be stored again.
+const KEPT: Duration = Duration::from_secs(120);
+
+impl Identities {
+    /// These are the ids of series, given with their keys and labels.
+    pub fn learn<'a>(&self, series: impl Iterator<Item = (i64, Uuid, &'a Labels)>) {
+        let mut known = self.lock();
+        for (id, key, labels) in series {
+            let (page, place) = split(id);
+            known.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = key.as_u64_pair().0;
+            if id > known.floor {
+                known.labels.insert(id, labels.clone());
+            }
+        }
+    }
+
+    /// No series has a larger id than `newest_id` at `now`.
+    pub fn on_newest(&self, newest_id: i64, now: Instant) {
+        let mut known = self.lock();
+        known.newest.push_back((now, newest_id));
+        while let Some((at, id)) = known.newest.front().copied()
+            && now.saturating_duration_since(at) >= KEPT
+        {
+            known.newest.pop_front();
+            known.floor = id;
+        }
+        let floor = known.floor;
+        if known.labels.first_key_value().is_some_and(|(id, _)| *id <= floor) {
+            known.labels = known.labels.split_off(&floor.saturating_add(1));
+        }
+    }
+
+    /// The first half of the key of a series.
+    #[must_use]
+    pub fn prefix(&self, id: i64) -> Option<u64> {
+        let (page, place) = split(id);
+        self.lock().prefixes.get(&page).map(|page| page[place]).filter(|prefix| *prefix != 0)
+    }
+
+    /// The labels of a series that was made lately.
+    #[must_use]
+    pub fn labels(&self, id: i64) -> Option<Labels> {
+        self.lock().labels.get(&id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The page of a series, and its place there.
+fn split(id: i64) -> (i64, usize) {
+    #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+    (id.div_euclid(PAGE as i64), id.rem_euclid(PAGE as i64) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(id: i64) -> Labels {
+        Labels::from_stored([("__name__".to_owned(), format!("m{id}"))])
+    }
+
+    fn learn(identities: &Identities, id: i64) {
+        let labels = labels(id);
+        identities.learn([(id, Uuid::from_bytes(labels.identity()), &labels)].into_iter());
+    }
+
+    #[test]
+    fn keys_are_kept_and_labels_of_series_made_lately_too() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let identities = Identities::default();
+        learn(&identities, 5);
+        assert_eq!(identities.labels(5), Some(labels(5)), "nobody knows when it was made");
+        identities.on_newest(10, start);
+        identities.on_newest(400, after(60));
+        learn(&identities, 300);
+        identities.on_newest(500, after(119));
+        assert_eq!([5, 300].map(|id| identities.labels(id)), [5, 300].map(|id| Some(labels(id))));
+        identities.on_newest(500, after(121));
+        assert_eq!([5, 300].map(|id| identities.labels(id)), [None, Some(labels(300))]);
+        learn(&identities, 6);
+        assert_eq!(identities.labels(6), None, "it was there before");
+        identities.on_newest(500, after(181));
+        assert_eq!(identities.labels(300), None);
+        let prefix = |id| Uuid::from_bytes(labels(id).identity()).as_u64_pair().0;
+        assert_eq!([5, 300, 6].map(|id| identities.prefix(id)), [5, 300, 6].map(|id| Some(prefix(id))));
+        assert_eq!([4, 7, -1, 100_000].map(|id| identities.prefix(id)), [None; 4]);
+    }
+}

@@ -1,0 +1,207 @@
+//! Observes what was committed: which series have a sample at which time, and whose, since the last look.
+
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use futures_util::future::{try_join, try_join5};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row as Record};
+use uuid::Uuid;
+
+use crate::clock::now_ms;
+use crate::model::sender::SenderNo;
+use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::postgres::{Pooled, within};
+use crate::storage::Store;
+use crate::storage::hot::Elements;
+use crate::storage::names::Names;
+use crate::storage::position;
+pub use crate::storage::position::Position;
+use crate::storage::row::from_postgres_us;
+
+/// What a look at the database found, beside rows.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Where to go on.
+    pub position: Position,
+    /// Every row committed since the last position was seen. Not so at the first look, nor if sealing has removed rows
+    /// that were not seen, nor if the server is another one, with an older state.
+    pub is_complete: bool,
+    /// The groups asked for, as far as there are such.
+    pub groups: Vec<GroupState>,
+    /// All senders of the groups asked for.
+    pub senders: Vec<SenderState>,
+    /// How far our clock, halfway between asking and the answer, is ahead of the server's.
+    pub clock_offset_ms: i64,
+    /// How long the answer took: half of it is how wrong the offset may be.
+    pub round_trip_ms: i64,
+    /// No series has a larger id yet.
+    pub newest_series_id: i64,
+    /// No sample that sealing has taken away is later, ms since 1970.
+    pub sealed_newest_ms: i64,
+}
+
+/// A group's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupState {
+    /// What the group is called.
+    pub group_name: String,
+    /// Its number.
+    pub group_no: i32,
+    /// Counts its leaders.
+    pub term: i64,
+    /// That of the term in force.
+    pub token: Option<Uuid>,
+    /// How often others than its leader have stored samples of it.
+    pub reconciled: i64,
+    /// The sender that leads.
+    pub sender_no: Option<SenderNo>,
+}
+
+/// One of a group's senders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SenderState {
+    /// Its number.
+    pub sender: SenderNo,
+    /// What its group is called.
+    pub group_name: String,
+    /// How far the clock of its adapter is ahead of the server's.
+    pub clock_offset_ms: i64,
+}
+
+impl Store {
+    /// Reads, in one snapshot, what was committed since `from` by the senders of the groups called `groups`, but for those of `except`; with
+    /// no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
+    /// order; rows of the same transaction come together, none twice.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; that it is another one than on which the position was found, before any row is seen. Else rows may have
+    /// been seen that come again from the same position.
+    pub async fn observe(
+        &self,
+        from: Option<&Position>,
+        groups: &[String],
+        except: &[SenderNo],
+        each: impl FnMut(SenderNo, i64, Elements<'_>),
+    ) -> Result<Observed, Error> {
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let observed = self.observe_by(&client, from, groups, except, each).await?;
+            client.give_back();
+            Ok(observed)
+        }))
+        .await
+    }
+
+    async fn observe_by(
+        &self,
+        client: &Client,
+        from: Option<&Position>,
+        groups: &[String],
+        except: &[SenderNo],
+        mut each: impl FnMut(SenderNo, i64, Elements<'_>),
+    ) -> Result<Observed, Error> {
+        // By the index: of what is hot, little is new.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT set_config('jit', 'off', true), \
+             set_config('enable_seqscan', 'off', true), set_config('statement_timeout', '{}', true)",
+            self.config.send_timeout.as_millis()
+        );
+        let epoch = self.server.epoch();
+        let check = self.server.check(&self.names, epoch)?;
+        let now = self.names.fill(&format!(
+            "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {{sealed_to}}), \
+             (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), {check}",
+        ));
+        let states = self.names.fill(
+            "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
+        );
+        let of_groups =
+            self.names.fill("SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)");
+        let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
+        let except: Vec<i32> = except.iter().map(|sender| sender.0).collect();
+        let by_sender: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&except, Type::INT4_ARRAY)];
+        let (asked_ms, asked_at) = (now_ms(), Instant::now());
+        let answered = async {
+            let row = client.query_typed_one(&now, &[]).await?;
+            Ok((row, now_ms(), asked_at.elapsed()))
+        };
+        let new = new_rows(&self.names, from);
+        let rows = async {
+            let rows = client.query_typed_raw(&new, by_sender).await?;
+            tokio::pin!(rows);
+            while let Some(row) = rows.next().await {
+                let row = row?;
+                let Timestamp(time_us) = row.try_get(1)?;
+                each(SenderNo(row.try_get(0)?), from_postgres_us(time_us), row.try_get(2)?);
+            }
+            Ok(())
+        };
+        // Sent in this order without waiting between.
+        let read = try_join5(
+            client.batch_execute(&begin),
+            answered,
+            client.query_typed(&states, &by_name),
+            client.query_typed(&of_groups, &by_name),
+            rows,
+        );
+        let (((), (row, answered_ms, round_trip), groups, senders, ()), ()) =
+            try_join(read, client.batch_execute("COMMIT")).await?;
+        let (position, sealed_to) = (position::read(row.try_get(0)?)?, position::read(row.try_get(2)?)?);
+        let Timestamp(server_us) = row.try_get(1)?;
+        let server_ms = from_postgres_us(server_us);
+        let Timestamp(newest_us) = row.try_get(4)?;
+        self.server_clock.set(server_ms, asked_at + round_trip / 2);
+        let newest_series_id = row.try_get(3)?;
+        self.on_newest_series(epoch, newest_series_id, asked_at);
+        Ok(Observed {
+            is_complete: from.is_some_and(|from| from.is_followed(&position, &sealed_to)),
+            position,
+            groups: groups.iter().map(GroupState::read).collect::<Result<_, _>>()?,
+            senders: senders.iter().map(SenderState::read).collect::<Result<_, _>>()?,
+            clock_offset_ms: asked_ms.midpoint(answered_ms) - server_ms,
+            round_trip_ms: i64::try_from(round_trip.as_millis()).unwrap_or(i64::MAX),
+            newest_series_id,
+            sealed_newest_ms: from_postgres_us(newest_us),
+        })
+    }
+}
+
+/// The statement that returns sender, time and series of the rows stored since `from`. Its parameters are the names of groups, and
+/// the numbers of senders to be left out.
+fn new_rows(names: &Names, from: Option<&Position>) -> String {
+    // None is of a transaction to come, but for rows out of another server's dump.
+    let select = names.fill(
+        "SELECT sender, \"time\", series FROM {hot} \
+         WHERE sender = ANY (ARRAY(SELECT sender_no FROM {senders} WHERE group_name = ANY ($1) AND sender_no <> ALL ($2))) \
+         AND xid < pg_snapshot_xmax(pg_current_snapshot())",
+    );
+    let Some(Position { xmax, xip }) = from else { return select };
+    let mut statement = format!("{select} AND xid >= '{xmax}'");
+    if !xip.is_empty() {
+        let xip: Vec<String> = xip.iter().map(|xid| format!("'{xid}'::xid8")).collect();
+        statement.push_str(&format!(" UNION ALL {select} AND xid IN ({})", xip.join(", ")));
+    }
+    statement
+}
+
+impl GroupState {
+    fn read(row: &Record) -> Result<Self, Error> {
+        Ok(Self {
+            group_name: row.try_get(0)?,
+            group_no: row.try_get(1)?,
+            term: row.try_get(2)?,
+            token: row.try_get(3)?,
+            reconciled: row.try_get(4)?,
+            sender_no: row.try_get::<_, Option<i32>>(5)?.map(SenderNo),
+        })
+    }
+}
+
+impl SenderState {
+    fn read(row: &Record) -> Result<Self, Error> {
+        Ok(Self { sender: SenderNo(row.try_get(0)?), group_name: row.try_get(1)?, clock_offset_ms: row.try_get(2)? })
+    }
+}

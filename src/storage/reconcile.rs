@@ -1,0 +1,445 @@
+//! Compares samples with what is stored around them, and stores those that are missing, in one transaction that no writer of
+//! the group is beside.
+
+use std::collections::HashMap;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::{try_join, try_join3, try_join5};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row as Record, RowStream};
+use uuid::Uuid;
+
+use crate::model::sender::SenderNo;
+use crate::postgres::error::Error;
+use crate::postgres::timestamp::Timestamp;
+use crate::postgres::{Pooled, within};
+use crate::storage::Store;
+use crate::storage::chunk::{Encoded, Places, bucket_of, series_at};
+use crate::storage::fence::{Limits, NO_GROUP, begin, exclude};
+use crate::storage::hot::{Elements, Gathered, ROW_SAMPLES_MAX, gather};
+use crate::storage::ingest::Right;
+use crate::storage::layout::Layout;
+use crate::storage::reconcile::windows::{Span, Windows};
+use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
+use crate::storage::server::Epoch;
+
+mod windows;
+
+/// Samples to be compared with what is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Reconcile<'a> {
+    /// In the order of series and time, none twice.
+    pub rows: &'a [Row],
+    /// Whose they are, and the right to write, shown once the group's writers are kept out; what is known of its counter is not
+    /// compared.
+    pub right: Right,
+    /// 0 without an election.
+    pub group_no: i32,
+    /// Its sender does not lead: if anything is stored the group's counter is raised, to tell the leader.
+    pub is_told: bool,
+    /// How far around each sample to look, in ms.
+    pub window_ms: i64,
+    /// Series of which the last stored time is wanted too; others than those of `rows` are passed over.
+    pub unbounded: &'a [i64],
+}
+
+/// A time at which a series has a stored sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredTime {
+    /// In ms since 1970.
+    pub time_ms: i64,
+    /// Who sent it, as far as that is known: of what is sealed it is not.
+    pub sender: Option<SenderNo>,
+}
+
+/// What is stored around some samples.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// By series: the stored times that are no further from one of the samples than the window, ascending, none twice.
+    pub times: HashMap<i64, Vec<StoredTime>>,
+    /// By series, of those for which it was asked: the last stored time, if it is not before the window of the first sample.
+    pub last_ms: HashMap<i64, StoredTime>,
+    /// Who led from when, in ms since 1970 by the server's clock: ascending, from the term in which the first window begins.
+    pub terms: Vec<(i64, SenderNo)>,
+    /// How far the clocks of the group's senders are ahead of the server's, in ms.
+    pub clock_offsets_ms: HashMap<SenderNo, i64>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Reconciled {
+    /// What was missing, and is stored now.
+    pub inserted: Vec<Row>,
+    /// What was stored before.
+    pub around: Around,
+    /// The group's counter now; 0 without an election.
+    pub reconciled: i64,
+}
+
+/// A frozen adapter may keep the leader waiting for so long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A statement may keep the leader waiting for so long, and writers under way those behind them.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Spans of time in which hot rows are looked at, at most: each is a condition on every row.
+const SPANS_MAX: usize = 8;
+
+impl Store {
+    /// Reads what is stored around `rows`, has `judge` say which of them are missing, stores those, and returns after COMMIT; all
+    /// while no other transaction writes for the group. `None`: another term is in force, and nothing is stored.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; nothing is stored then, or what was found stored by the next attempt.
+    pub async fn reconcile(
+        &self,
+        what: Reconcile<'_>,
+        judge: impl FnOnce(&Around) -> Vec<Row>,
+    ) -> Result<Option<Reconciled>, Error> {
+        let limits = Limits { statement: PATIENCE, lock: PATIENCE, idle: IDLE_TIMEOUT };
+        self.counted(within(self.config.send_timeout, async {
+            let client = Pooled::take(&self.pool).await?;
+            let check = self.server.check(&self.names, what.right.epoch)?;
+            let begin = format!("{}; {}", begin(limits, &check), exclude(&self.names, what.group_no));
+            let windows = Windows::new(what.rows, what.window_ms, what.unbounded);
+            let token = what.right.fence.map(|fence| fence.token);
+            // Sent in this order without waiting between: what comes behind a BEGIN that failed only reads.
+            let ((), in_force, around) = try_join3(
+                async { Ok(client.batch_execute(&begin).await?) },
+                self.in_force(&client, what.group_no, token),
+                self.read_around(&client, &windows, what.group_no),
+            )
+            .await?;
+            let Some(mut reconciled) = in_force else {
+                client.batch_execute("ROLLBACK").await?;
+                client.give_back();
+                return Ok(None);
+            };
+            let inserted = judge(&around);
+            if inserted.is_empty() {
+                client.batch_execute("ROLLBACK").await?;
+            } else {
+                let is_told = what.is_told && what.group_no != NO_GROUP;
+                let insert = self.insert(&client, &inserted, what.right.sender);
+                let tell = async { if is_told { self.tell(&client, what.group_no).await.map(Some) } else { Ok(None) } };
+                let commit = async { Ok(client.batch_execute("COMMIT").await?) };
+                // COMMIT rolls back behind a statement that failed.
+                let ((), told, ()) = try_join3(insert, tell, commit).await?;
+                reconciled = told.unwrap_or(reconciled);
+                self.metrics.samples_stored_total.inc_by(inserted.len() as u64);
+            }
+            client.give_back();
+            Ok(Some(Reconciled { inserted, around, reconciled }))
+        }))
+        .await
+    }
+
+    /// What is stored around `rows`, with ids that were found in `epoch`, at the moment; see [`Reconcile`].
+    ///
+    /// # Errors
+    ///
+    /// What the server said.
+    pub async fn around(
+        &self,
+        rows: &[Row],
+        group_no: i32,
+        window_ms: i64,
+        unbounded: &[i64],
+        epoch: Epoch,
+    ) -> Result<Around, Error> {
+        self.counted(within(self.config.send_timeout, async {
+            let check = self.server.check(&self.names, epoch)?;
+            let client = Pooled::take(&self.pool).await?;
+            let windows = Windows::new(rows, window_ms, unbounded);
+            let begin = format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT set_config('statement_timeout', '{}', true), {check}",
+                self.config.send_timeout.as_millis()
+            );
+            let ((), around, ()) = try_join3(
+                async { Ok(client.batch_execute(&begin).await?) },
+                self.read_around(&client, &windows, group_no),
+                async { Ok(client.batch_execute("COMMIT").await?) },
+            )
+            .await?;
+            client.give_back();
+            Ok(around)
+        }))
+        .await
+    }
+
+    /// The group's counter, if `token` is in force.
+    async fn in_force(&self, client: &Client, group_no: i32, token: Option<Uuid>) -> Result<Option<i64>, Error> {
+        if group_no == NO_GROUP {
+            return Ok(Some(0));
+        }
+        let statement = self.names.fill("SELECT reconciled FROM {leader} WHERE group_no = $1 AND token = $2");
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_no, Type::INT4), (&token, Type::UUID)];
+        let row = client.query_typed_opt(&statement, &parameters).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// Raises the group's counter.
+    async fn tell(&self, client: &Client, group_no: i32) -> Result<i64, Error> {
+        let statement =
+            self.names.fill("UPDATE {leader} SET reconciled = reconciled + 1 WHERE group_no = $1 RETURNING reconciled");
+        Ok(client.query_typed_one(&statement, &[(&group_no, Type::INT4)]).await?.try_get(0)?)
+    }
+
+    /// Stores samples by a single message, for the server bounds the silence between messages and not within COPY.
+    async fn insert(&self, client: &Client, rows: &[Row], sender: SenderNo) -> Result<(), Error> {
+        let statement = self.names.fill(
+            "INSERT INTO {hot} (\"time\", series, value, sender) \
+             SELECT min(\"time\"), array_agg(id ORDER BY id), array_agg(value ORDER BY id), $5 \
+             FROM unnest($1::integer[], $2::timestamptz[], $3::bigint[], $4::float8[]) AS u (row_no, \"time\", id, value) \
+             GROUP BY row_no",
+        );
+        let (mut row_nos, mut times, mut ids, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut row_no = 0_i32;
+        for Gathered { time_ms, samples, .. } in gather(rows.iter().map(|row| (sender, row)), rows.len()) {
+            for samples in samples.chunks(ROW_SAMPLES_MAX) {
+                row_no += 1;
+                row_nos.extend(samples.iter().map(|_| row_no));
+                times.extend(samples.iter().map(|_| Timestamp(to_postgres_us(time_ms))));
+                ids.extend(samples.iter().map(|(series_id, _)| *series_id));
+                values.extend(samples.iter().map(|(_, bits)| f64::from_bits(*bits)));
+            }
+        }
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&row_nos, Type::INT4_ARRAY),
+            (&times, Type::TIMESTAMPTZ_ARRAY),
+            (&ids, Type::INT8_ARRAY),
+            (&values, Type::FLOAT8_ARRAY),
+            (&sender.0, Type::INT4),
+        ];
+        client.execute_typed(&statement, &parameters).await?;
+        Ok(())
+    }
+
+    /// Sends its statements at once, and waits for no answer between. Each sees a state of its own: hot rows come first, so
+    /// that what is sealed meanwhile is seen twice, and never not at all.
+    async fn read_around(&self, client: &Client, windows: &Windows, group_no: i32) -> Result<Around, Error> {
+        // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
+        let by_index = "SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
+        let sealed = async {
+            match self.layout {
+                Layout::Chunks => self.chunks_around(client, windows).await,
+                Layout::Hypertable => self.rows_around(client, windows).await,
+            }
+        };
+        let (mut around, (), sealed, last, (terms, clock_offsets_ms)) = try_join5(
+            self.hot_around(client, windows),
+            async { Ok(client.batch_execute(by_index).await?) },
+            sealed,
+            self.sealed_last(client, windows),
+            self.senders_around(client, windows, group_no),
+        )
+        .await?;
+        for (series_id, time_ms) in sealed {
+            around.times.entry(series_id).or_default().push(StoredTime { time_ms, sender: None });
+        }
+        for times in around.times.values_mut() {
+            // Of one that was sealed meanwhile the sender is known.
+            times.sort_unstable_by_key(|time| (time.time_ms, time.sender.is_none()));
+            times.dedup_by_key(|time| time.time_ms);
+        }
+        for (series_id, time_ms) in last {
+            around.later(series_id, StoredTime { time_ms, sender: None });
+        }
+        Ok(Around { terms, clock_offsets_ms, ..around })
+    }
+
+    async fn hot_around(&self, client: &Client, windows: &Windows) -> Result<Around, Error> {
+        let mut around = Around::default();
+        let mut spans = windows.spans(SPANS_MAX);
+        spans.extend(windows.unbounded().map(|(_, since_ms)| since_ms).min().map(|since_ms| (since_ms, i64::MAX)));
+        let (lowers, uppers): (Vec<_>, Vec<_>) =
+            spans.iter().map(|(from_ms, to_ms)| (at(*from_ms), at(*to_ms))).unzip();
+        let ids = windows.ids();
+        let (Some(least), Some(most)) = (ids.first(), ids.last()) else { return Ok(around) };
+        let within = |n| format!("\"time\" >= ($1::timestamptz[])[{n}] AND \"time\" <= ($2::timestamptz[])[{n}]");
+        let within: Vec<String> = (1..=spans.len()).map(within).collect();
+        // Rows are left out by a glance, and looked into only for a few series.
+        let statement = self.names.fill(&format!(
+            "SELECT \"time\", sender, series FROM {{hot}} WHERE ({}) AND series[1] <= $3 AND series[cardinality(series)] >= $4 \
+             AND (cardinality($5::bigint[]) > 8 OR series && $5)",
+            within.join(" OR ")
+        ));
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&lowers, Type::TIMESTAMPTZ_ARRAY),
+            (&uppers, Type::TIMESTAMPTZ_ARRAY),
+            (most, Type::INT8),
+            (least, Type::INT8),
+            (&ids, Type::INT8_ARRAY),
+        ];
+        let mut rows = pin!(client.query_typed_raw(&statement, parameters).await?);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let (Timestamp(time_us), sender): (_, i32) = (row.try_get(0)?, row.try_get(1)?);
+            let series: Elements<'_> = row.try_get(2)?;
+            let sender = Some(SenderNo(sender)).filter(|sender| *sender != SenderNo::UNKNOWN);
+            let stored = StoredTime { time_ms: from_postgres_us(time_us), sender };
+            windows.find(series.iter().map(i64::from_be_bytes), stored.time_ms, |series_id, is_near, is_last| {
+                if is_near {
+                    around.times.entry(series_id).or_default().push(stored);
+                }
+                if is_last {
+                    around.later(series_id, stored);
+                }
+            });
+        }
+        Ok(around)
+    }
+
+    /// Series and times in chunks. A chunk that cannot be read is as none.
+    async fn chunks_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
+        let statement = self.names.fill(
+            "SELECT c.bucket, c.first, c.last, c.places, c.times FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
+             AS w (bucket, lower, upper) JOIN {sealed} c ON c.bucket = w.bucket AND c.last >= w.lower AND c.first <= w.upper \
+             WHERE c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $4) AND c.first <= $5",
+        );
+        let mut found = Vec::new();
+        let Some(mut rows) = self.in_windows(client, &statement, windows, bucket_of).await? else { return Ok(found) };
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let (Timestamp(first_us), Timestamp(last_us)) = (row.try_get(1)?, row.try_get(2)?);
+            let (bucket, places) = (row.try_get(0)?, Places(row.try_get(3)?));
+            let chunk = Encoded {
+                first_ms: from_postgres_us(first_us),
+                last_ms: from_postgres_us(last_us),
+                times: row.try_get(4)?,
+                ..Encoded::default()
+            };
+            match chunk.times() {
+                Ok(times_ms) => {
+                    for series_id in places.iter().map(|place| series_at(bucket, place)) {
+                        found.extend(windows.near(series_id, &times_ms).map(|time_ms| (series_id, time_ms)));
+                    }
+                }
+                Err(why) => log::error!(
+                    "samples are compared with what is stored without a chunk of series {} to {}: {why}",
+                    series_at(bucket, 0),
+                    series_at(bucket + 1, 0) - 1
+                ),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Series and times in a hypertable.
+    async fn rows_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
+        let statement = self.names.fill(
+            "SELECT s.series_id, s.\"time\" FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
+             AS w (id, lower, upper) JOIN {samples} s ON s.series_id = w.id AND s.\"time\" >= w.lower AND s.\"time\" <= w.upper \
+             WHERE s.\"time\" >= $4 AND s.\"time\" <= $5",
+        );
+        let mut found = Vec::new();
+        let Some(mut rows) = self.in_windows(client, &statement, windows, |id| id).await? else { return Ok(found) };
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let Timestamp(time_us) = row.try_get(1)?;
+            found.push((row.try_get(0)?, from_postgres_us(time_us)));
+        }
+        Ok(found)
+    }
+
+    /// Asks for what is sealed in the windows of `unit`s; the parameters are those, where their windows begin and end, and where
+    /// all do. Nothing where there are none.
+    async fn in_windows(
+        &self,
+        client: &Client,
+        statement: &str,
+        windows: &Windows,
+        unit: impl Fn(i64) -> i64,
+    ) -> Result<Option<Pin<Box<RowStream>>>, Error> {
+        let Some((first_ms, last_ms)) = windows.spans(1).first().copied() else { return Ok(None) };
+        let (units, spans): (Vec<i64>, Vec<Span>) = windows.by(unit).into_iter().unzip();
+        let (lowers, uppers): (Vec<_>, Vec<_>) =
+            spans.iter().map(|(from_ms, to_ms)| (at(*from_ms), at(*to_ms))).unzip();
+        let (first, last) = (at(first_ms), at(last_ms));
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&units, Type::INT8_ARRAY),
+            (&lowers, Type::TIMESTAMPTZ_ARRAY),
+            (&uppers, Type::TIMESTAMPTZ_ARRAY),
+            (&first, Type::TIMESTAMPTZ),
+            (&last, Type::TIMESTAMPTZ),
+        ];
+        Ok(Some(Box::pin(client.query_typed_raw(statement, parameters).await?)))
+    }
+
+    /// The last sealed times of the series of which they are wanted.
+    async fn sealed_last(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
+        let (ids, since): (Vec<i64>, Vec<Timestamp>) =
+            windows.unbounded().map(|(id, since_ms)| (id, at(since_ms))).unzip();
+        let Some(first) = since.iter().min() else { return Ok(Vec::new()) };
+        // By the end of the index, for each.
+        let statement = match self.layout {
+            Layout::Chunks => {
+                "SELECT w.id, l.last FROM unnest($1::bigint[], $2::timestamptz[]) AS w (id, since) CROSS JOIN LATERAL ( \
+                 SELECT c.last FROM {sealed} c WHERE c.bucket = w.id >> 5 AND c.places >> (w.id & 31)::integer & 1 = 1 \
+                 AND c.last >= w.since AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} \
+                 WHERE lower <= $3) ORDER BY c.last DESC LIMIT 1) l"
+            }
+            Layout::Hypertable => {
+                "SELECT w.id, l.last FROM unnest($1::bigint[], $2::timestamptz[]) AS w (id, since) CROSS JOIN LATERAL ( \
+                 SELECT s.\"time\" AS last FROM {samples} s WHERE s.series_id = w.id AND s.\"time\" >= w.since \
+                 AND s.\"time\" >= $3 ORDER BY s.\"time\" DESC LIMIT 1) l"
+            }
+        };
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&ids, Type::INT8_ARRAY), (&since, Type::TIMESTAMPTZ_ARRAY), (first, Type::TIMESTAMPTZ)];
+        let rows = client.query_typed(&self.names.fill(statement), &parameters).await?;
+        let last = |row: &Record| {
+            let Timestamp(time_us) = row.try_get(1)?;
+            Ok((row.try_get(0)?, from_postgres_us(time_us)))
+        };
+        rows.iter().map(last).collect()
+    }
+
+    /// Who led when, and the clocks of the group's senders.
+    async fn senders_around(
+        &self,
+        client: &Client,
+        windows: &Windows,
+        group_no: i32,
+    ) -> Result<(Vec<(i64, SenderNo)>, HashMap<SenderNo, i64>), Error> {
+        let terms = self.names.fill(
+            "SELECT began_at, coalesce(sender_no, 0) FROM {terms} WHERE group_no = $1 AND began_at >= coalesce( \
+             (SELECT max(began_at) FROM {terms} WHERE group_no = $1 AND began_at <= $2), '-infinity') ORDER BY began_at, term",
+        );
+        let clocks = self.names.fill(
+            "SELECT s.sender_no, clock_offset_ms FROM {senders} s LEFT JOIN {leader} USING (group_name) \
+             WHERE coalesce(group_no, 0) = $1",
+        );
+        let first = at(windows.spans(1).first().map_or(0, |(first_ms, _)| *first_ms));
+        let since: [(&(dyn ToSql + Sync), Type); 2] = [(&group_no, Type::INT4), (&first, Type::TIMESTAMPTZ)];
+        let of_group: [(&(dyn ToSql + Sync), Type); 1] = [(&group_no, Type::INT4)];
+        let (terms, clocks) =
+            try_join(client.query_typed(&terms, &since), client.query_typed(&clocks, &of_group)).await?;
+        let term = |row: &Record| {
+            let Timestamp(began_us) = row.try_get(0)?;
+            Ok((from_postgres_us(began_us), SenderNo(row.try_get(1)?)))
+        };
+        let clock = |row: &Record| Ok((SenderNo(row.try_get(0)?), row.try_get(1)?));
+        Ok((
+            terms.iter().map(term).collect::<Result<_, Error>>()?,
+            clocks.iter().map(clock).collect::<Result<_, Error>>()?,
+        ))
+    }
+}
+
+impl Around {
+    /// A series has a sample at this time, which may be its last.
+    fn later(&mut self, series_id: i64, stored: StoredTime) {
+        let last = self.last_ms.entry(series_id).or_insert(stored);
+        if last.time_ms < stored.time_ms {
+            *last = stored;
+        }
+    }
+}
+
+fn at(time_ms: i64) -> Timestamp {
+    Timestamp(to_postgres_us(time_ms))
+}

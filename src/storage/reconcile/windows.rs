@@ -1,0 +1,196 @@
+//! Where to look for what is stored around samples. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::storage::row::Row;
+
+/// A span of time in ms since 1970, ends included.
+pub(super) type Span = (i64, i64);
+
+/// By series, the times around its samples.
+#[derive(Debug)]
+pub(super) struct Windows {
+    /// Ascending by id.
+    series: Vec<Series>,
+}
+
+#[derive(Debug)]
+struct Series {
+    id: i64,
+    /// Ascending, with time between.
+    spans: Vec<Span>,
+    /// The last time of all is wanted too, not before the first span.
+    is_unbounded: bool,
+}
+
+impl Windows {
+    /// From `window_ms` before to as long after each of `rows`, which are in the order of series and time. Of the series among
+    /// `unbounded` the last time is wanted too.
+    pub(super) fn new(rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Self {
+        let mut unbounded = unbounded.to_vec();
+        unbounded.sort_unstable();
+        let series = rows.chunk_by(|one, next| one.series_id == next.series_id).map(|rows| {
+            let id = rows[0].series_id;
+            let around = |row: &Row| (row.time_ms.saturating_sub(window_ms), row.time_ms.saturating_add(window_ms));
+            let spans = merge(rows.iter().map(around).collect(), 0);
+            Series { id, spans, is_unbounded: unbounded.binary_search(&id).is_ok() }
+        });
+        Self { series: series.collect() }
+    }
+
+    /// The series, ascending.
+    pub(super) fn ids(&self) -> Vec<i64> {
+        self.series.iter().map(|series| series.id).collect()
+    }
+
+    /// Those of which the last time is wanted, and from when on.
+    pub(super) fn unbounded(&self) -> impl Iterator<Item = (i64, i64)> {
+        self.series.iter().filter(|series| series.is_unbounded).map(|series| (series.id, series.spans[0].0))
+    }
+
+    /// All windows, in `spans_max` spans at most: those that are close become one.
+    pub(super) fn spans(&self, spans_max: usize) -> Vec<Span> {
+        let mut spans = merge(self.series.iter().flat_map(|series| &series.spans).copied().collect(), 0);
+        let mut gap_ms = 1;
+        while spans.len() > spans_max {
+            gap_ms *= 2;
+            spans = merge(spans, gap_ms);
+        }
+        spans
+    }
+
+    /// The windows of series that share a `unit`, by unit.
+    pub(super) fn by(&self, unit: impl Fn(i64) -> i64) -> Vec<(i64, Span)> {
+        let mut units: BTreeMap<i64, Vec<Span>> = BTreeMap::new();
+        for series in &self.series {
+            units.entry(unit(series.id)).or_default().extend(&series.spans);
+        }
+        let merged = |(unit, spans)| merge(spans, 0).into_iter().map(move |span| (unit, span));
+        units.into_iter().flat_map(merged).collect()
+    }
+
+    /// Those of `series_ids`, which ascend as a rule, that are looked for: calls `each` with the id, whether `time_ms` is in a
+    /// window of it, and whether it may be the last time that is wanted.
+    pub(super) fn find(
+        &self,
+        series_ids: impl Iterator<Item = i64>,
+        time_ms: i64,
+        mut each: impl FnMut(i64, bool, bool),
+    ) {
+        let (mut next, mut last) = (0, i64::MIN);
+        for id in series_ids {
+            if id < last {
+                next = 0;
+            }
+            last = id;
+            next += self.series[next..].partition_point(|series| series.id < id);
+            let Some(series) = self.series.get(next).filter(|series| series.id == id) else { continue };
+            let (is_near, is_last) = (series.is_near(time_ms), series.is_unbounded && series.spans[0].0 <= time_ms);
+            if is_near || is_last {
+                each(id, is_near, is_last);
+            }
+        }
+    }
+
+    /// Those of `times_ms`, which ascend, that are in a window of the series.
+    pub(super) fn near<'a>(&self, id: i64, times_ms: &'a [i64]) -> impl Iterator<Item = i64> + use<'_, 'a> {
+        let place = self.series.binary_search_by_key(&id, |series| series.id).ok();
+        let spans = place.map(|place| self.series[place].spans.as_slice()).unwrap_or_default();
+        spans.iter().flat_map(|(from_ms, to_ms)| {
+            let from = times_ms.partition_point(|time_ms| time_ms < from_ms);
+            times_ms[from..].iter().copied().take_while(|time_ms| time_ms <= to_ms)
+        })
+    }
+}
+
+impl Series {
+    fn is_near(&self, time_ms: i64) -> bool {
+        let after = self.spans.partition_point(|(_, to_ms)| *to_ms < time_ms);
+        self.spans.get(after).is_some_and(|(from_ms, _)| *from_ms <= time_ms)
+    }
+}
+
+/// The same times in as few spans as can be, ascending, with those between that are `gap_ms` apart at most.
+fn merge(mut spans: Vec<Span>, gap_ms: i64) -> Vec<Span> {
+    spans.sort_unstable();
+    let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
+    for (from_ms, to_ms) in spans {
+        match merged.last_mut() {
+            Some((_, last_ms)) if from_ms.saturating_sub(gap_ms) <= *last_ms => *last_ms = to_ms.max(*last_ms),
+            _ => merged.push((from_ms, to_ms)),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rows(samples: &BTreeSet<(i64, i64)>) -> Vec<Row> {
+        samples
+            .iter()
+            .map(|(series_id, time_ms)| Row { series_id: *series_id, time_ms: *time_ms, value: 0.0 })
+            .collect()
+    }
+
+    #[test]
+    fn extreme_times_are_times() {
+        let samples = BTreeSet::from([(1, i64::MIN), (1, i64::MAX), (2, 0)]);
+        let windows = Windows::new(&rows(&samples), i64::MAX, &[2]);
+        assert_eq!(windows.spans(1).len(), 1);
+        assert_eq!(windows.unbounded().collect::<Vec<_>>(), [(2, -i64::MAX)]);
+        assert!(Windows::new(&[], 5, &[1]).spans(1).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_near_is_found(
+            samples in prop::collection::btree_set((0_i64..5, 0_i64..1000), 1..30),
+            window_ms in 0_i64..60,
+            spans_max in 1_usize..6,
+            unbounded in prop::collection::vec(0_i64..5, 0..3),
+            row in prop::collection::vec(0_i64..6, 0..8),
+        ) {
+            let windows = Windows::new(&rows(&samples), window_ms, &unbounded);
+            let is_near = |id: i64, time_ms: i64| {
+                samples.iter().any(|(of, at_ms)| *of == id && (time_ms - at_ms).abs() <= window_ms)
+            };
+            let since = |id: i64| {
+                let first = samples.iter().find(|(of, _)| *of == id).filter(|_| unbounded.contains(&id));
+                first.map(|(_, at_ms)| at_ms - window_ms)
+            };
+            let contains = |spans: &[Span], time_ms| spans.iter().any(|(from, to)| (*from..=*to).contains(&time_ms));
+            let (spans, all) = (windows.spans(spans_max), windows.spans(usize::MAX));
+            let (halves, times): (_, Vec<i64>) = (windows.by(|id| id / 2), (-100..1100).collect());
+            prop_assert!(spans.len() <= spans_max);
+            for time_ms in &times {
+                let near: Vec<i64> = (0..5).filter(|id| is_near(*id, *time_ms)).collect();
+                prop_assert_eq!(contains(&all, *time_ms), !near.is_empty());
+                prop_assert!(near.is_empty() || contains(&spans, *time_ms));
+                for half in 0..3 {
+                    let of_half: Vec<Span> = halves.iter().filter(|(of, _)| *of == half).map(|(_, span)| *span).collect();
+                    prop_assert_eq!(contains(&of_half, *time_ms), near.iter().any(|id| id / 2 == half));
+                    prop_assert!(of_half.is_sorted_by(|one, next| one.1 < next.0));
+                }
+                let mut found = Vec::new();
+                windows.find(row.iter().copied(), *time_ms, |id, is_near, is_last| found.push((id, is_near, is_last)));
+                let expected = row.iter().map(|id| {
+                    (*id, near.contains(id), since(*id).is_some_and(|since_ms| since_ms <= *time_ms))
+                });
+                let expected: Vec<_> = expected.filter(|(_, is_near, is_last)| *is_near || *is_last).collect();
+                prop_assert_eq!(found, expected);
+            }
+            for id in 0..6 {
+                let near: Vec<i64> = times.iter().copied().filter(|time_ms| is_near(id, *time_ms)).collect();
+                prop_assert_eq!(windows.near(id, &times).collect::<Vec<_>>(), near);
+            }
+            let asked: Vec<(i64, i64)> = (0..5).filter_map(|id| Some((id, since(id)?))).collect();
+            prop_assert_eq!(windows.unbounded().collect::<Vec<_>>(), asked);
+        }
+    }
+}

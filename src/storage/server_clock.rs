@@ -1,0 +1,52 @@
+//! The server's clock, told by the steps of a clock of ours that nobody sets.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
+
+/// What the server's clock shows, from when it was last asked; correcting the host's own clock changes nothing.
+#[derive(Debug)]
+pub struct ServerClock {
+    began_at: Instant,
+    /// What the server's clock showed then, in ms since 1970.
+    began_ms: AtomicI64,
+}
+
+impl ServerClock {
+    /// Of a server whose clock showed `server_ms`, in ms since 1970, at `at`.
+    #[must_use]
+    pub fn new(server_ms: i64, at: Instant) -> Self {
+        Self { began_at: at, began_ms: AtomicI64::new(server_ms) }
+    }
+
+    /// Takes the server's word for the time: its clock showed `server_ms` at `at`.
+    pub fn set(&self, server_ms: i64, at: Instant) {
+        self.began_ms.store(server_ms.saturating_sub(self.since_ms(at)), Ordering::Relaxed);
+    }
+
+    /// What it shows at `now`, in ms since 1970.
+    #[must_use]
+    pub fn at(&self, now: Instant) -> i64 {
+        self.began_ms.load(Ordering::Relaxed).saturating_add(self.since_ms(now))
+    }
+
+    fn since_ms(&self, at: Instant) -> i64 {
+        i64::try_from(at.saturating_duration_since(self.began_at).as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn it_goes_on_from_the_last_answer() {
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        let clock = ServerClock::new(1_000, began);
+        assert_eq!((clock.at(began), clock.at(after(5))), (1_000, 6_000));
+        clock.set(-50_000, after(10));
+        assert_eq!((clock.at(after(10)), clock.at(after(11))), (-50_000, -49_000));
+    }
+}

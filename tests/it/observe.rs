@@ -1,0 +1,249 @@
+//! Who observes sees each committed row once, whatever is under way meanwhile, and knows if it missed any.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::Store;
+use prometheus_postgresql_adapter::storage::observe::Observed;
+use prometheus_postgresql_adapter::storage::position::Position;
+use rig::postgres::Postgres;
+use tokio_postgres::Client;
+
+use crate::setup::{Database, now_ms};
+use crate::storage::library;
+
+const GROUP: &str = "a group";
+
+/// An adapter that observes: what it saw, by time and sender, and where it goes on.
+#[derive(Default)]
+struct Observer {
+    position: Option<Position>,
+    seen: BTreeMap<(i64, i32), usize>,
+}
+
+impl Observer {
+    async fn look(&mut self, store: &Store, except: &[SenderNo]) -> Observed {
+        let groups = [GROUP.to_owned()];
+        let each =
+            |sender: SenderNo, time_ms: i64, series: prometheus_postgresql_adapter::storage::hot::Elements<'_>| {
+                let ids: Vec<i64> = series.iter().map(i64::from_be_bytes).collect();
+                assert_eq!(ids, [1, 2]);
+                *self.seen.entry((time_ms, sender.0)).or_default() += 1;
+            };
+        let observed = store.observe(self.position.as_ref(), &groups, except, each).await.unwrap();
+        self.position = Some(observed.position.clone());
+        observed
+    }
+
+    fn times(&self) -> Vec<i64> {
+        self.seen.keys().map(|(time_ms, _)| *time_ms).collect()
+    }
+}
+
+/// A statement that stores a hot row.
+fn row(time_ms: i64, sender: SenderNo) -> String {
+    format!(
+        "INSERT INTO metrics_hot (\"time\", series, value, sender) \
+         VALUES (to_timestamp({time_ms} / 1000.0), ARRAY[1, 2], ARRAY[0.5, 0.5], {})",
+        sender.0
+    )
+}
+
+async fn begin(database: &Database, time_ms: i64, sender: SenderNo) -> Client {
+    let session = database.session().await;
+    session.batch_execute(&format!("BEGIN; {}", row(time_ms, sender))).await.unwrap();
+    session
+}
+
+#[tokio::test]
+async fn what_commits_late_is_seen_once_and_what_rolls_back_never() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let sender = store.sender_no(GROUP, "a").await.unwrap();
+    let mut observer = Observer::default();
+    assert!(!observer.look(&store, &[]).await.is_complete, "the first look cannot tell");
+    let long = begin(&database, 1_000, sender).await;
+    let short = begin(&database, 2_000, sender).await;
+    let back = begin(&database, 3_000, sender).await;
+    database.run(&row(4_000, sender)).await;
+    assert!(observer.look(&store, &[]).await.is_complete);
+    assert_eq!(observer.times(), [4_000]);
+    short.batch_execute("COMMIT").await.unwrap();
+    back.batch_execute("ROLLBACK").await.unwrap();
+    for _ in 0..3 {
+        database.run(&row(5_000, sender)).await;
+        assert!(observer.look(&store, &[]).await.is_complete);
+    }
+    assert_eq!(observer.times(), [2_000, 4_000, 5_000]);
+    long.batch_execute("COMMIT").await.unwrap();
+    assert!(observer.look(&store, &[]).await.is_complete);
+    assert!(observer.look(&store, &[]).await.is_complete);
+    let seen: Vec<_> = observer.seen.into_iter().map(|((time_ms, _), times)| (time_ms, times)).collect();
+    assert_eq!(seen, [(1_000, 1), (2_000, 1), (4_000, 1), (5_000, 3)]);
+}
+
+#[tokio::test]
+async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let senders = [store.sender_no(GROUP, "a").await.unwrap(), store.sender_no(GROUP, "b").await.unwrap()];
+    for seed in 1..6_u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut below = |bound: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(random >> 33).unwrap() % bound
+        };
+        let (mut all, mut one) = (Observer::default(), Observer::default());
+        all.look(&store, &[]).await;
+        one.look(&store, &senders[..1]).await;
+        (all.seen, one.seen) = Default::default();
+        let mut sessions: Vec<(Client, Vec<(i64, i32)>)> = Vec::new();
+        for _ in 0..6 {
+            sessions.push((database.session().await, Vec::new()));
+        }
+        let (mut time_ms, mut committed) = (i64::try_from(seed).unwrap() * 1_000_000, BTreeSet::new());
+        for _ in 0..150 {
+            let at = below(sessions.len());
+            let (session, pending) = &mut sessions[at];
+            match below(10) {
+                0..=4 => {
+                    time_ms += 1;
+                    let sender = senders[below(2)];
+                    let begin = if pending.is_empty() { "BEGIN; " } else { "" };
+                    session.batch_execute(&format!("{begin}{}", row(time_ms, sender))).await.unwrap();
+                    pending.push((time_ms, sender.0));
+                }
+                5..=6 => {
+                    session.batch_execute("COMMIT").await.unwrap();
+                    committed.extend(pending.drain(..));
+                }
+                7 => {
+                    session.batch_execute("ROLLBACK").await.unwrap();
+                    pending.clear();
+                }
+                _ => {
+                    let observed = all.look(&store, &[]).await;
+                    assert!(observed.is_complete);
+                    assert_eq!(all.seen.keys().copied().collect::<BTreeSet<_>>(), committed);
+                    if below(3) == 0 {
+                        assert!(one.look(&store, &senders[..1]).await.is_complete);
+                        if below(2) == 0 {
+                            // What both have seen may go.
+                            store.seal(all.position.as_ref(), false).await.unwrap().expect("nobody else seals");
+                        }
+                    }
+                }
+            }
+        }
+        all.look(&store, &[]).await;
+        one.look(&store, &senders[..1]).await;
+        let of_one: BTreeSet<_> = all.seen.keys().filter(|(_, sender)| *sender == senders[1].0).copied().collect();
+        assert_eq!(one.seen.keys().copied().collect::<BTreeSet<_>>(), of_one);
+        assert!(all.seen.values().chain(one.seen.values()).all(|times| *times == 1), "{:?}", all.seen);
+        drop(sessions);
+        database.wait("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL").await;
+    }
+}
+
+#[tokio::test]
+async fn who_missed_rows_that_were_sealed_is_told() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let sender = store.sender_no(GROUP, "a").await.unwrap();
+    let (mut observer, mut late) = (Observer::default(), Observer::default());
+    // Somebody's long transaction, in another database even, is none of ours.
+    let elsewhere = Postgres::shared().await.connect("postgres").await;
+    elsewhere.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    observer.look(&store, &[]).await;
+    late.look(&store, &[]).await;
+    database.run(&row(1_000, sender)).await;
+    assert!(observer.look(&store, &[]).await.is_complete);
+    database.run(&row(2_000, sender)).await;
+    let sealed = store.seal(observer.position.as_ref(), false).await.unwrap().expect("nobody else seals");
+    assert_eq!(sealed.samples, 2, "the row that is not seen stays hot");
+    assert!(observer.look(&store, &[]).await.is_complete);
+    assert_eq!(observer.times(), [1_000, 2_000]);
+    assert!(!late.look(&store, &[]).await.is_complete, "a row is gone that it had not seen");
+    assert_eq!(late.times(), [2_000]);
+    // Who seals by a position from before takes nothing back.
+    let before = late.position.clone();
+    database.run(&row(3_000, sender)).await;
+    store.seal(None, false).await.unwrap().expect("nobody else seals");
+    store.seal(before.as_ref(), false).await.unwrap().expect("nobody else seals");
+    assert!(!late.look(&store, &[]).await.is_complete);
+    assert!(late.look(&store, &[]).await.is_complete);
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+}
+
+#[tokio::test]
+async fn another_servers_rows_are_sealed_and_its_positions_are_none() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let sender = store.sender_no(GROUP, "a").await.unwrap();
+    let mut observer = Observer::default();
+    observer.look(&store, &[]).await;
+    // As restored from a dump of a server that has seen more.
+    let restored = format!(
+        "INSERT INTO metrics_hot (\"time\", series, value, sender, xid) VALUES (now(), ARRAY[1, 2], ARRAY[1, 1], {}, '9000000000')",
+        sender.0
+    );
+    database.run(&restored).await;
+    database.run("UPDATE metrics_sealed_to SET snapshot = '9000000000:9000000000:'").await;
+    assert!(observer.look(&store, &[]).await.is_complete);
+    assert!(observer.seen.is_empty());
+    let sealed = store.seal(observer.position.as_ref(), false).await.unwrap().expect("nobody else seals");
+    assert_eq!(sealed.samples, 2);
+    let sealed_to: String = database.one("SELECT snapshot::text FROM metrics_sealed_to").await;
+    assert_eq!(sealed_to.parse().ok(), observer.position);
+    observer.position = Some("9000000000:9000000000:".parse().unwrap());
+    assert!(!observer.look(&store, &[]).await.is_complete);
+    assert!(observer.look(&store, &[]).await.is_complete);
+}
+
+#[tokio::test]
+async fn groups_senders_and_clocks_are_told() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let [first, second] = ["a", "b"].map(|name| store.sender_no(GROUP, name));
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    let other = library(&database, None).await;
+    assert_eq!(other.sender_no(GROUP, "b").await.unwrap(), second, "whoever asks");
+    assert_eq!(store.sender_no(GROUP, "b").await.unwrap(), second, "and again");
+    let stranger = store.sender_no("another group", "b").await.unwrap();
+    assert!(![first, second].contains(&stranger));
+    store.set_clock_offset(second, -1_500, store.epoch()).await.unwrap();
+    let observed = Observer::default().look(&store, &[]).await;
+    assert_eq!(observed.groups, []);
+    let senders = |observed: &Observed| {
+        let mut senders: Vec<_> = observed
+            .senders
+            .iter()
+            .map(|state| (state.sender, state.group_name.clone(), state.clock_offset_ms))
+            .collect();
+        senders.sort_unstable();
+        senders
+    };
+    assert_eq!(
+        senders(&observed),
+        [(first, GROUP.to_owned(), 0), (second, GROUP.to_owned(), -1_500)],
+        "of a group without an election"
+    );
+    let lead = format!(
+        "INSERT INTO metrics_leader (group_name, term, token, reconciled, sender_no) \
+         VALUES ('another', 1, gen_random_uuid(), 1, NULL), ('{GROUP}', 7, gen_random_uuid(), 5, {})",
+        second.0
+    );
+    database.run(&lead).await;
+    database.run("INSERT INTO metrics_series (key, name, labels) VALUES (gen_random_uuid(), 'up', '{}')").await;
+    let observed = Observer::default().look(&store, &[]).await;
+    let [group] = observed.groups.as_slice() else { panic!("{:?}", observed.groups) };
+    assert_eq!((group.group_name.as_str(), group.term, group.reconciled, group.sender_no), (GROUP, 7, 5, Some(second)));
+    assert_eq!(group.group_no, database.one::<i32>("SELECT group_no FROM metrics_leader WHERE term = 7").await);
+    assert!(group.token.is_some());
+    assert_eq!(senders(&observed), [(first, GROUP.to_owned(), 0), (second, GROUP.to_owned(), -1_500)]);
+    assert_eq!(observed.newest_series_id, database.one::<i64>("SELECT id FROM metrics_series").await);
+    let uncertain_ms = observed.round_trip_ms / 2 + 2;
+    assert!(observed.clock_offset_ms.abs() <= uncertain_ms, "{observed:?}: one host has one clock");
+    let asked = database.one::<i64>("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;
+    assert!((asked - now_ms()).abs() < 60_000);
+}
