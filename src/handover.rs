@@ -201,7 +201,7 @@ impl Handover {
     async fn sort_again(
         &self,
         append: Vec<Row>,
-        Right { sender, fence, epoch, .. }: Right,
+        Right { sender, epoch, .. }: Right,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
         let sorted = self.in_epoch(epoch, |state| state.sender.sort_again(append, Instant::now()))?;
@@ -219,8 +219,7 @@ impl Handover {
         }
         let (window_ms, unbounded) =
             self.in_epoch(epoch, |state| (state.sender.window_ms(&late), state.sender.unbounded(&late)))?;
-        let group_no = fence.map_or(0, |fence| fence.group_no);
-        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded, epoch).await?;
+        let around = self.store.around(&rows(&late), window_ms, &unbounded, epoch).await?;
         Ok((rows(&self.with(|state| state.missing(&late, &around, sender))), Vec::new()))
     }
 
@@ -233,7 +232,7 @@ impl Handover {
             self.in_epoch(epoch, |state| (state.sender.window_ms(samples), state.sender.unbounded(samples)))?;
         let rows = rows(samples);
         // Most is found stored: that needs no lock.
-        let around = self.store.around(&rows, group_no, window_ms, &unbounded, epoch).await?;
+        let around = self.store.around(&rows, window_ms, &unbounded, epoch).await?;
         let missing = self.with(|state| state.missing(samples, &around, sender));
         if missing.is_empty() {
             self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &unbounded, &around, sender))?;

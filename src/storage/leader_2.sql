@@ -1,14 +1,5 @@
 -- Who leads: what version 2 changes of the groups' rows.
 
--- Who led when: a row each time that a term is raised.
-CREATE TABLE IF NOT EXISTS {terms} (
-    group_no integer NOT NULL,
-    term bigint NOT NULL,
-    sender_no integer,
-    began_at timestamptz NOT NULL,
-    PRIMARY KEY (group_no, term)
-);
-
 -- The sender that leads.
 ALTER TABLE {leader} ADD COLUMN IF NOT EXISTS sender_no integer;
 ALTER TABLE {leader} DROP COLUMN IF EXISTS watermark, DROP COLUMN IF EXISTS clock_offsets_ms, DROP COLUMN IF EXISTS holes,
@@ -18,14 +9,9 @@ ALTER TABLE {leader} DROP COLUMN IF EXISTS watermark, DROP COLUMN IF EXISTS cloc
 -- write of an older term is under way. A sender is called like the holder that leads by it.
 CREATE OR REPLACE FUNCTION {raise}(of_group integer, new_holder text, OUT new_term bigint, OUT new_token uuid)
 LANGUAGE sql VOLATILE AS $body$
-    WITH raised AS (
-        UPDATE {leader} SET term = term + 1, token = pg_catalog.gen_random_uuid(), holder = new_holder, 
-            sender_no = {sender}(group_name, new_holder), heartbeat = pg_catalog.clock_timestamp(), successor = NULL, successor_until = NULL
-        WHERE group_no = of_group RETURNING group_no, term, token, sender_no, heartbeat
-    ), noted AS (
-        INSERT INTO {terms} (group_no, term, sender_no, began_at) SELECT group_no, term, sender_no, heartbeat FROM raised
-    )
-    SELECT term, token FROM raised
+    UPDATE {leader} SET term = term + 1, token = pg_catalog.gen_random_uuid(), holder = new_holder,
+        sender_no = {sender}(group_name, new_holder), heartbeat = pg_catalog.clock_timestamp(), successor = NULL, successor_until = NULL
+    WHERE group_no = of_group RETURNING term, token
 $body$;
 
 -- What the election by labels needs is made anew, as clusters.sql has it now.

@@ -76,15 +76,6 @@ BEGIN
 END
 $body$;
 
--- Who led when.
-CREATE TABLE {terms} (
-    group_no integer,
-    term bigint,
-    sender_no integer,
-    began_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (group_no, term)
-);
-
 -- The fence. The lock waits for a new leader that is raising the term, and for whoever reconciles; the comparisons are a
 -- statement of their own, so they see what is committed once the lock is granted. Needs READ COMMITTED. Group 0 has no leader:
 -- writers without an election only keep those that reconcile out. reconciled_known may be NULL: whoever does not store samples

@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::{try_join, try_join3, try_join5};
+use futures_util::future::{try_join3, try_join4};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as Record, RowStream};
 use uuid::Uuid;
@@ -61,10 +61,6 @@ pub struct Around {
     pub times: HashMap<i64, Vec<StoredTime>>,
     /// By series, of those for which it was asked: the last stored time, if it is not before the window of the first sample.
     pub last_ms: HashMap<i64, StoredTime>,
-    /// Who led from when, in ms since 1970 by the server's clock: ascending, from the term in which the first window begins.
-    pub terms: Vec<(i64, SenderNo)>,
-    /// How far the clocks of the group's senders are ahead of the server's, in ms.
-    pub clock_offsets_ms: HashMap<SenderNo, i64>,
 }
 
 /// What came of it.
@@ -110,7 +106,7 @@ impl Store {
             let ((), in_force, around) = try_join3(
                 async { Ok(client.batch_execute(&begin).await?) },
                 self.in_force(&client, what.group_no, token),
-                self.read_around(&client, &windows, what.group_no),
+                self.read_around(&client, &windows),
             )
             .await?;
             let Some(mut reconciled) = in_force else {
@@ -142,14 +138,7 @@ impl Store {
     /// # Errors
     ///
     /// What the server said.
-    pub async fn around(
-        &self,
-        rows: &[Row],
-        group_no: i32,
-        window_ms: i64,
-        unbounded: &[i64],
-        epoch: Epoch,
-    ) -> Result<Around, Error> {
+    pub async fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64], epoch: Epoch) -> Result<Around, Error> {
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;
             let client = Pooled::take(&self.pool).await?;
@@ -160,7 +149,7 @@ impl Store {
             );
             let ((), around, ()) = try_join3(
                 async { Ok(client.batch_execute(&begin).await?) },
-                self.read_around(&client, &windows, group_no),
+                self.read_around(&client, &windows),
                 async { Ok(client.batch_execute("COMMIT").await?) },
             )
             .await?;
@@ -220,7 +209,7 @@ impl Store {
 
     /// Sends its statements at once, and waits for no answer between. Each sees a state of its own: hot rows come first, so
     /// that what is sealed meanwhile is seen twice, and never not at all.
-    async fn read_around(&self, client: &Client, windows: &Windows, group_no: i32) -> Result<Around, Error> {
+    async fn read_around(&self, client: &Client, windows: &Windows) -> Result<Around, Error> {
         // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
         let by_index = "SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
         let sealed = async {
@@ -229,12 +218,11 @@ impl Store {
                 Layout::Hypertable => self.rows_around(client, windows).await,
             }
         };
-        let (mut around, (), sealed, last, (terms, clock_offsets_ms)) = try_join5(
+        let (mut around, (), sealed, last) = try_join4(
             self.hot_around(client, windows),
             async { Ok(client.batch_execute(by_index).await?) },
             sealed,
             self.sealed_last(client, windows),
-            self.senders_around(client, windows, group_no),
         )
         .await?;
         for (series_id, time_ms) in sealed {
@@ -248,7 +236,7 @@ impl Store {
         for (series_id, time_ms) in last {
             around.later(series_id, StoredTime { time_ms, sender: None });
         }
-        Ok(Around { terms, clock_offsets_ms, ..around })
+        Ok(around)
     }
 
     async fn hot_around(&self, client: &Client, windows: &Windows) -> Result<Around, Error> {
@@ -396,37 +384,6 @@ impl Store {
             Ok((row.try_get(0)?, from_postgres_us(time_us)))
         };
         rows.iter().map(last).collect()
-    }
-
-    /// Who led when, and the clocks of the group's senders.
-    async fn senders_around(
-        &self,
-        client: &Client,
-        windows: &Windows,
-        group_no: i32,
-    ) -> Result<(Vec<(i64, SenderNo)>, HashMap<SenderNo, i64>), Error> {
-        let terms = self.names.fill(
-            "SELECT began_at, coalesce(sender_no, 0) FROM {terms} WHERE group_no = $1 AND began_at >= coalesce( \
-             (SELECT max(began_at) FROM {terms} WHERE group_no = $1 AND began_at <= $2), '-infinity') ORDER BY began_at, term",
-        );
-        let clocks = self.names.fill(
-            "SELECT s.sender_no, clock_offset_ms FROM {senders} s LEFT JOIN {leader} USING (group_name) \
-             WHERE coalesce(group_no, 0) = $1",
-        );
-        let first = at(windows.spans(1).first().map_or(0, |(first_ms, _)| *first_ms));
-        let since: [(&(dyn ToSql + Sync), Type); 2] = [(&group_no, Type::INT4), (&first, Type::TIMESTAMPTZ)];
-        let of_group: [(&(dyn ToSql + Sync), Type); 1] = [(&group_no, Type::INT4)];
-        let (terms, clocks) =
-            try_join(client.query_typed(&terms, &since), client.query_typed(&clocks, &of_group)).await?;
-        let term = |row: &Record| {
-            let Timestamp(began_us) = row.try_get(0)?;
-            Ok((from_postgres_us(began_us), SenderNo(row.try_get(1)?)))
-        };
-        let clock = |row: &Record| Ok((SenderNo(row.try_get(0)?), row.try_get(1)?));
-        Ok((
-            terms.iter().map(term).collect::<Result<_, Error>>()?,
-            clocks.iter().map(clock).collect::<Result<_, Error>>()?,
-        ))
     }
 }
 

@@ -136,21 +136,6 @@ pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error
     Ok(client.batch_execute(&statement).await?)
 }
 
-/// Forgets terms that ended 30 days ago: nobody has a sample of that time left to compare with what is stored.
-///
-/// # Errors
-///
-/// What the server said.
-pub async fn forget_terms(client: &Client, names: &Names) -> Result<(), Error> {
-    let statement = names.fill(
-        "DELETE FROM {terms} t WHERE began_at < now() - interval '30 days' AND (EXISTS (SELECT FROM {terms} n \
-         WHERE n.group_no = t.group_no AND n.term > t.term AND n.began_at < now() - interval '30 days') \
-         OR NOT EXISTS (SELECT FROM {leader} l WHERE l.group_no = t.group_no))",
-    );
-    client.execute_typed(&statement, &[]).await?;
-    Ok(())
-}
-
 /// The ids of all series that have samples.
 const STORED: &str = "SELECT id FROM {sealed_series}() AS s (id) UNION SELECT DISTINCT unnest(series) FROM {hot}";
 

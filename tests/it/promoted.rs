@@ -209,7 +209,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
         let is_moved = |error: &Error| error.class() == Class::Moved;
         assert!(is_moved(&store.commit(Uuid::new_v4(), rows.clone(), right).await.unwrap_err()));
         assert!(is_moved(&store.reconcile(what, |_| rows.clone()).await.unwrap_err()));
-        assert!(is_moved(&store.around(&rows, 0, 500, &[], right.epoch).await.unwrap_err()));
+        assert!(is_moved(&store.around(&rows, 500, &[], right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.set_clock_offset(sender, 1_000, right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.sender_numbers(right.epoch, &[("", "a")]).await.unwrap_err()));
     };

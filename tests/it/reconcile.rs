@@ -135,19 +135,9 @@ async fn what_is_around_is_found_hot_and_sealed() {
     group.append([row(7, 40_400), row(8, 60_000)], right(group.other)).await;
     group.append([row(7, 40_400)], right(group.leader)).await;
     group.database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES ('1970-01-01 00:00:40.5+00', ARRAY[9, 8], ARRAY[1, 1])").await;
-    let terms = format!(
-        "INSERT INTO metrics_terms VALUES ({no}, 1, {a}, '1970-01-01 00:00:01+00'), ({no}, 2, {b}, '1970-01-01 00:00:19+00'), \
-         ({no}, 3, NULL, '1970-01-01 00:00:35+00'), ({no} + 1, 1, {b}, '1970-01-01 00:00:25+00')",
-        no = group.fence.group_no,
-        a = group.leader.0,
-        b = group.other.0
-    );
-    group.database.run(&terms).await;
-    group.store.set_clock_offset(group.other, 250, group.store.epoch()).await.unwrap();
-    group.store.sender_no("another group", "a").await.unwrap();
     let rows = [row(7, 20_100), row(7, 40_000), row(8, 29_500), row(8, 40_900), row(200, 50_000), row(1_000, 40_000)];
     let unbounded = [8, 200, 1_000];
-    let around = group.store.around(&rows, group.fence.group_no, 500, &unbounded, group.store.epoch()).await.unwrap();
+    let around = group.store.around(&rows, 500, &unbounded, group.store.epoch()).await.unwrap();
     let mut times = HashMap::new();
     times.insert(7, stored(&[(20_000, None), (40_000, a), (40_400, None)]));
     times.insert(8, stored(&[(30_000, None), (40_500, None)]));
@@ -156,11 +146,9 @@ async fn what_is_around_is_found_hot_and_sealed() {
     times.get_mut(&7).unwrap()[2] = found;
     assert_eq!(around.times, times);
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, b)])[0])]), "200 has none so late");
-    assert_eq!(around.terms, [(19_000, group.other), (35_000, SenderNo::UNKNOWN)]);
-    assert_eq!(around.clock_offsets_ms, HashMap::from([(group.leader, 0), (group.other, 250)]));
     // The same once it is sealed, but for who sent it; the last one from a chunk.
     group.store.seal(None, false).await.unwrap().expect("nobody else seals");
-    let around = group.store.around(&rows, group.fence.group_no, 500, &unbounded, group.store.epoch()).await.unwrap();
+    let around = group.store.around(&rows, 500, &unbounded, group.store.epoch()).await.unwrap();
     times.values_mut().flatten().for_each(|time| time.sender = None);
     assert_eq!(around.times, times);
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, None)])[0])]));
@@ -397,7 +385,7 @@ async fn rows_of_a_hypertable_are_found_too() {
         .await;
     let (store, _) = open(&database, None, true).await;
     let around =
-        store.around(&[row(1, 20_300), row(2, 39_600), row(2, 41_000)], 0, 500, &[2, 3], store.epoch()).await.unwrap();
+        store.around(&[row(1, 20_300), row(2, 39_600), row(2, 41_000)], 500, &[2, 3], store.epoch()).await.unwrap();
     let times = HashMap::from([(1, stored(&[(20_000, None)])), (2, stored(&[(40_000, None)]))]);
     assert_eq!((around.times, around.last_ms), (times, HashMap::from([(2, stored(&[(60_000, None)])[0])])));
 }

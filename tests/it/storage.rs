@@ -369,23 +369,6 @@ async fn upkeep_that_goes_on_keeps_its_lock() {
 }
 
 #[tokio::test]
-async fn terms_are_forgotten_a_month_after_they_ended() {
-    let database = Database::new().await;
-    let store = library(&database, None).await;
-    database
-        .run(
-            "INSERT INTO metrics_leader (group_name) VALUES ('a'), ('b'); \
-             INSERT INTO metrics_terms (group_no, term, began_at) SELECT group_no, term, now() - days * interval '1 day' \
-             FROM (VALUES (1, 1, 90), (1, 2, 31), (1, 3, 29), (1, 4, 1), (2, 7, 90), (3, 1, 90), (3, 2, 2)) \
-             AS t (group_no, term, days)",
-        )
-        .await;
-    store.upkeep(Duration::ZERO).await.unwrap();
-    let left = "SELECT group_no * 10 + term FROM metrics_terms ORDER BY 1";
-    assert_eq!(database.column::<i64>(left).await, [12, 13, 14, 27, 32], "and nobody has group 3");
-}
-
-#[tokio::test]
 async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;

@@ -41,8 +41,6 @@ pub(crate) struct Database {
     pub(crate) node: NodeId,
     pub(crate) slow_until: Ms,
     pub(crate) group: Group,
-    /// Who led from when.
-    pub(crate) terms: Vec<(i64, SenderNo)>,
     /// By replica.
     pub(crate) senders: BTreeMap<usize, SenderNo>,
     pub(crate) offsets_ms: BTreeMap<SenderNo, i64>,
@@ -102,7 +100,6 @@ impl Database {
             node,
             slow_until: 0,
             group: Group::default(),
-            terms: Vec::new(),
             senders: BTreeMap::new(),
             offsets_ms: BTreeMap::new(),
             lock: None,
@@ -165,11 +162,8 @@ impl Database {
     }
 
     /// What is stored around rows, which are in the order of series and time.
-    pub(crate) fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64], group_no: i32) -> Around {
-        let mut around =
-            Around { terms: if group_no == 0 { Vec::new() } else { self.terms.clone() }, ..Around::default() };
-        around.terms.sort_by_key(|(began_ms, _)| *began_ms);
-        around.clock_offsets_ms = self.offsets_ms.iter().map(|(sender, offset_ms)| (*sender, *offset_ms)).collect();
+    pub(crate) fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Around {
+        let mut around = Around::default();
         for of_series in rows.chunk_by(|one, next| one.series_id == next.series_id) {
             let series_id = of_series[0].series_id;
             let mut times: BTreeMap<i64, Option<SenderNo>> = BTreeMap::new();

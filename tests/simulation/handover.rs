@@ -269,7 +269,7 @@ impl Senders {
                     // What is observed from here on is not what the rows are sorted by.
                     reconciled = self.reconciled.get();
                     if self.bug() != Some(Bug::SortAgainAll) {
-                        (append, late) = self.sort_again(member, append, sender, fence, attempt).await?;
+                        (append, late) = self.sort_again(member, append, sender, attempt).await?;
                     }
                 }
                 _ => break,
@@ -283,7 +283,6 @@ impl Senders {
         member: &Member,
         append: Vec<Row>,
         sender: SenderNo,
-        fence: Option<Fence>,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Failure> {
         let now = self.instant();
@@ -298,8 +297,7 @@ impl Senders {
             return Ok((Vec::new(), late));
         }
         let (window_ms, unbounded) = member.with(|state| (state.window_ms(&late), state.unbounded(&late)));
-        let group_no = fence.map_or(0, |fence| fence.group_no);
-        let around = self.store.around(&rows(&late), group_no, window_ms, &unbounded).await?;
+        let around = self.store.around(&rows(&late), window_ms, &unbounded).await?;
         Ok((rows(&member.with(|state| state.missing(&late, &around, sender))), Vec::new()))
     }
 
@@ -314,9 +312,8 @@ impl Senders {
         if self.bug() == Some(Bug::DropLate) {
             return Ok(());
         }
-        let group_no = fence.map_or(0, |fence| fence.group_no);
         let (window_ms, unbounded) = member.with(|state| (state.window_ms(samples), state.unbounded(samples)));
-        let around = self.store.around(&rows(samples), group_no, window_ms, &unbounded).await?;
+        let around = self.store.around(&rows(samples), window_ms, &unbounded).await?;
         let missing = member.with(|state| state.missing(samples, &around, sender));
         self.store.world.say(format_args!(
             "adapter {}: compares {} of {}",

@@ -159,7 +159,7 @@ impl World {
             return end.send(Compared::Fenced);
         }
         let group_no = right.fence.map_or(0, |fence| fence.group_no);
-        let around = self.database.borrow().around(&rows, window_ms, &unbounded, group_no);
+        let around = self.database.borrow().around(&rows, window_ms, &unbounded);
         end.send(Compared::Around(around));
         let Some(missing) = end.next_within(RECONCILER_IDLE_MS).await else { return };
         let transaction = self.begin();
@@ -287,7 +287,6 @@ impl World {
     pub(crate) fn raise(&self, holder: usize, sender: SenderNo) -> Fence {
         let (server_ms, token) = (self.server_ms(), self.uuid());
         let mut database = self.database.borrow_mut();
-        database.terms.push((server_ms, sender));
         let group = &mut database.group;
         group.term += 1;
         (group.token, group.holder, group.sender) = (Some(token), holder, Some(sender));

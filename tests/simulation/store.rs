@@ -135,15 +135,9 @@ impl Store {
         self.world.kernel.within(SEND_TIMEOUT_MS, committing).await.flatten().ok_or(Lost)
     }
 
-    pub(crate) async fn around(
-        &self,
-        rows: &[Row],
-        group_no: i32,
-        window_ms: i64,
-        unbounded: &[i64],
-    ) -> Result<Around, Lost> {
+    pub(crate) async fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Result<Around, Lost> {
         let (rows, unbounded) = (rows.to_vec(), unbounded.to_vec());
-        self.ask(move |world| world.database.borrow().around(&rows, window_ms, &unbounded, group_no)).await
+        self.ask(move |world| world.database.borrow().around(&rows, window_ms, &unbounded)).await
     }
 
     /// `None`: another term is in force.
