@@ -392,7 +392,12 @@ impl Sender {
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
                 let by =
                     |stored: &StoredTime| Stored { time_ms: stored.time_ms, by: self.by(&samples[0], *stored, own) };
-                let mut stored: Vec<Stored> = times.iter().map(by).collect();
+                // A stale marker is no neighbour either.
+                let is_none = |stored: &&StoredTime| {
+                    stored.sender.is_some_and(|sender| sender.split().1)
+                        && samples.binary_search_by_key(&stored.time_ms, |sample| sample.row.time_ms).is_err()
+                };
+                let mut stored: Vec<Stored> = times.iter().filter(|stored| !is_none(stored)).map(by).collect();
                 let before = found.iter().rev().take_while(|sample: &&Buffered| sample.row.series_id == series_id);
                 stored.extend(before.map(|sample| Stored { time_ms: sample.row.time_ms, by: By::Own }));
                 stored.sort_by_key(|stored| stored.time_ms);
@@ -412,7 +417,7 @@ impl Sender {
             return By::Own;
         }
         match sender {
-            Some(sender) if sender == own => By::Own,
+            Some(sender) if sender == own || sender.split().1 => By::Own,
             Some(sender) => By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) },
             None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
             // It may be its own.
@@ -429,7 +434,9 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let slot = Slot { time_ms: last.time_ms, is_own: self.is_alone || last.sender == Some(own) };
+                let is_own = |sender: SenderNo| sender == own || sender.split().1;
+                let is_own = self.is_alone || last.sender.is_some_and(is_own);
+                let slot = Slot { time_ms: last.time_ms, is_own };
                 self.series.stored(*series_id, slot);
             }
         }
@@ -754,6 +761,10 @@ mod tests {
         assert!(!missing(10_000, false, &stored_by(Some(OWN))));
         assert!(!missing(13_000, false, &stored_by(Some(OTHER))));
         assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
+        assert!(missing(13_000, false, &stored_by(Some(OTHER.of_markers()))), "for another one its series has ended");
+        assert!(!missing(10_000, false, &stored_by(Some(OTHER.of_markers()))), "at one time there is one");
+        let beside_marker = around(&[(0, Some(OTHER)), (12_500, Some(OTHER.of_markers())), (20_000, Some(OTHER))]);
+        assert!(missing(13_000, false, &beside_marker), "another's scrape has failed");
         assert!(missing(13_000, false, &stored_by(None)), "sealed, and known to be its own");
         let sealed = around(&[(100_000, None), (110_000, None), (120_000, None)]);
         assert!(!missing(113_000, false, &sealed), "sealed, by whomever");

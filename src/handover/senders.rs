@@ -310,7 +310,7 @@ impl Senders {
             .store
             .observe(last.position.as_ref(), &names, except, |sender, time_ms, series| {
                 let series = series.iter().map(i64::from_be_bytes);
-                match last.groups.get(&sender).and_then(|group| members.get(group)) {
+                match last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
                     Some((group, handovers)) if self.own.is_some() => {
                         let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
                         on_stored(handovers, (sender, leads), time_ms, series, now);
@@ -330,7 +330,7 @@ impl Senders {
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
         later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
         for (time_ms, sender, series) in later {
-            if let Some((group, handovers)) = last.groups.get(&sender).and_then(|group| members.get(group)) {
+            if let Some((group, handovers)) = last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
                 let read = observed.groups.iter().find(|read| read.group_name == group.name());
                 let leads = read.is_some_and(|read| read.sender_no == Some(sender));
                 on_stored(handovers, (sender, leads), time_ms, series.into_iter(), now);
@@ -365,9 +365,10 @@ fn on_stored(
     series: impl Iterator<Item = i64> + Clone,
     now: Instant,
 ) {
-    let leader = leads.then_some(sender);
+    let (leader, (_, is_marker)) = (leads.then_some(sender), sender.split());
     for handover in handovers {
-        let is_own = handover.number_if_known() == Some(sender);
+        // A stale marker stands for nobody's sample, as an own one does not for others of its own.
+        let is_own = is_marker || handover.number_if_known() == Some(sender);
         handover.with(|state| state.on_stored(time_ms, is_own, leader, series.clone(), now));
     }
 }

@@ -27,7 +27,7 @@ const ELEMENT_BYTES: usize = 4 + 8;
 
 /// What one sender's series had at one time.
 pub struct Gathered {
-    /// Whose samples they are.
+    /// Whose samples they are; of stale markers [`SenderNo::of_markers`].
     pub sender: SenderNo,
     /// In ms since 1970.
     pub time_ms: i64,
@@ -35,7 +35,7 @@ pub struct Gathered {
     pub samples: Vec<(i64, u64)>,
 }
 
-/// Gathers samples by sender and time. `expected` is how many there are; were it wrong, it would only be slower.
+/// Gathers samples by sender and time, stale markers apart. `expected` is how many there are; were it wrong, it would only be slower.
 #[must_use]
 pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usize) -> Vec<Gathered> {
     // Rows come by series, so neighbours differ in time; few times occur, and mostly one.
@@ -43,6 +43,7 @@ pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usi
     let mut gathered: Vec<Gathered> = Vec::new();
     let mut last: Option<((SenderNo, i64), usize)> = None;
     for (sender, row) in rows {
+        let sender = if row.is_marker() { sender.of_markers() } else { sender };
         let key = (sender, row.time_ms);
         let place = match last {
             Some((last, place)) if last == key => place,
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     fn row(series_id: i64, time_ms: i64) -> Row {
-        Row { series_id, time_ms, value: f64::from_bits(0x7ff0_0000_0000_0002) }
+        Row { series_id, time_ms, value: f64::from_bits(0x7ff0_0000_0000_0004) }
     }
 
     fn of(sender: i32, rows: &[Row]) -> impl Iterator<Item = (SenderNo, &Row)> {
@@ -180,6 +181,14 @@ mod tests {
         };
         let found: Vec<_> = gathered.iter().map(found).collect();
         assert_eq!(found, [(1, 10, vec![1, 2, 3]), (1, 20, vec![2]), (2, 10, vec![1, 3])]);
+    }
+
+    #[test]
+    fn stale_markers_have_rows_of_their_own() {
+        let marker = Row { value: f64::from_bits(crate::model::sample::STALE_NAN_BITS), ..row(2, 10) };
+        let gathered = gather(of(7, &[row(1, 10), marker, row(3, 10)]), 3);
+        let found: Vec<_> = gathered.iter().map(|gathered| (gathered.sender.split(), gathered.samples.len())).collect();
+        assert_eq!(found, [((SenderNo(7), false), 2), ((SenderNo(7), true), 1)]);
     }
 
     #[test]

@@ -175,7 +175,8 @@ fn new_rows(names: &Names, from: Option<&Position>) -> String {
     // None is of a transaction to come, but for rows out of another server's dump.
     let select = names.fill(
         "SELECT sender, \"time\", series FROM {hot} \
-         WHERE sender = ANY (ARRAY(SELECT sender_no FROM {senders} WHERE group_name = ANY ($1) AND sender_no <> ALL ($2))) \
+         WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} \
+         WHERE group_name = ANY ($1) AND sender_no <> ALL ($2))) \
          AND xid < pg_snapshot_xmax(pg_current_snapshot())",
     );
     let Some(Position { xmax, xip }) = from else { return select };

@@ -1,6 +1,7 @@
 //! Compares samples with what is stored around them, and stores those that are missing, in one transaction that no writer of
 //! the group is beside.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -181,16 +182,18 @@ impl Store {
     async fn insert(&self, client: &Client, rows: &[Row], sender: SenderNo) -> Result<(), Error> {
         let statement = self.names.fill(
             "INSERT INTO {hot} (\"time\", series, value, sender) \
-             SELECT min(\"time\"), array_agg(id ORDER BY id), array_agg(value ORDER BY id), $5 \
-             FROM unnest($1::integer[], $2::timestamptz[], $3::bigint[], $4::float8[]) AS u (row_no, \"time\", id, value) \
+             SELECT min(\"time\"), array_agg(id ORDER BY id), array_agg(value ORDER BY id), min(sender) \
+             FROM unnest($1::integer[], $2::timestamptz[], $3::bigint[], $4::float8[], $5::integer[]) AS u (row_no, \"time\", id, value, sender) \
              GROUP BY row_no",
         );
-        let (mut row_nos, mut times, mut ids, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut row_nos, mut senders, mut times, mut ids, mut values) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut row_no = 0_i32;
-        for Gathered { time_ms, samples, .. } in gather(rows.iter().map(|row| (sender, row)), rows.len()) {
+        for Gathered { sender, time_ms, samples } in gather(rows.iter().map(|row| (sender, row)), rows.len()) {
             for samples in samples.chunks(ROW_SAMPLES_MAX) {
                 row_no += 1;
                 row_nos.extend(samples.iter().map(|_| row_no));
+                senders.extend(samples.iter().map(|_| sender.0));
                 times.extend(samples.iter().map(|_| Timestamp(to_postgres_us(time_ms))));
                 ids.extend(samples.iter().map(|(series_id, _)| *series_id));
                 values.extend(samples.iter().map(|(_, bits)| f64::from_bits(*bits)));
@@ -201,7 +204,7 @@ impl Store {
             (&times, Type::TIMESTAMPTZ_ARRAY),
             (&ids, Type::INT8_ARRAY),
             (&values, Type::FLOAT8_ARRAY),
-            (&sender.0, Type::INT4),
+            (&senders, Type::INT4_ARRAY),
         ];
         client.execute_typed(&statement, &parameters).await?;
         Ok(())
@@ -230,7 +233,7 @@ impl Store {
         }
         for times in around.times.values_mut() {
             // Of one that was sealed meanwhile the sender is known.
-            times.sort_unstable_by_key(|time| (time.time_ms, time.sender.is_none()));
+            times.sort_unstable_by_key(|time| (time.time_ms, time.sender.is_none(), Reverse(time.sender)));
             times.dedup_by_key(|time| time.time_ms);
         }
         for (series_id, time_ms) in last {

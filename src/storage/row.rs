@@ -1,5 +1,7 @@
 //! A stored sample, and its time as PostgreSQL has it. Pure.
 
+use crate::model::sample::STALE_NAN_BITS;
+
 /// Milliseconds from 1970-01-01 to 2000-01-01, where PostgreSQL's timestamps begin.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
@@ -18,6 +20,14 @@ pub struct Row {
     pub time_ms: i64,
     /// Any float; every bit counts.
     pub value: f64,
+}
+
+impl Row {
+    /// Whether it is a stale marker, by which Prometheus says that a series has ended.
+    #[must_use]
+    pub fn is_marker(&self) -> bool {
+        self.value.to_bits() == STALE_NAN_BITS
+    }
 }
 
 /// `time_ms` as PostgreSQL's binary timestamptz: microseconds since 2000.

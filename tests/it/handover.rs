@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use prometheus_postgresql_adapter::model::sample::Sample;
+use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Sample};
 use rig::adapter::{Adapter, Options};
 
 use crate::election::candidate;
@@ -157,6 +157,22 @@ async fn what_only_a_standby_is_sent_is_stored() {
     assert_eq!(stored(&db, "everywhere").await, all);
     let is_empty = async || (b.metric("standby_held_samples").await == Some(0.0)).then_some(());
     b.process().wait_until("nothing is buffered any more", SOON, is_empty).await;
+}
+
+#[tokio::test]
+async fn a_stale_marker_stands_for_nobodys_sample() {
+    let db = Database::new().await;
+    let (a, b) = pair(&db, &[]).await;
+    let scrapes = every(1_000, now_ms() - 12_000, 0..12);
+    for (n, time_ms) in scrapes.iter().enumerate() {
+        // The leader's scrape fails, and of what fails there is a marker.
+        let value = if n == 8 { f64::from_bits(STALE_NAN_BITS) } else { 1.0 };
+        send_body(&a, Body::new().series(&[("__name__", "up")], &[at(*time_ms, value)])).await;
+        send(&b, "up", &[time_ms + 300]).await;
+    }
+    let mut expected = scrapes.clone();
+    expected.insert(9, scrapes[8] + 300);
+    wait_stored(&db, &b, "up", &expected).await;
 }
 
 #[tokio::test]
