@@ -289,11 +289,15 @@ pub(crate) async fn calm(stage: Stage<'_>) -> Outcome {
     outcome
 }
 
+/// From so many scrapes on is it known how often a series is scraped; before, two sides' scrapes in one interval may both be stored.
+const SCRAPES_UNTIL_KNOWN: f64 = 5.0;
+
 async fn crash(context: &Context<'_>, setup: Setup, times: usize) -> Outcome {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
     let interval = setup.shape.interval_ms as f64 / 1_000.0;
     let mut stage = context.set(setup).await;
-    sleep(interval).await;
+    // Nobody knows before how often a series is scraped.
+    sleep(SCRAPES_UNTIL_KNOWN * interval).await;
     for _ in 0..times {
         let pause = stage.random.seconds(0.2, interval + 0.5);
         sleep(pause).await;
