@@ -160,17 +160,17 @@ impl Sender {
         for sample in samples {
             match self.place(sample) {
                 Place::Append => {
-                    self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
                     self.series.bounded(sample.row.series_id);
                     sorted.append.push(sample.row);
                 }
-                Place::Late => {
-                    // Nor is it to be appended when it comes a second time before it is compared.
-                    self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
-                    sorted.late.push(*sample);
+                Place::Late => sorted.late.push(*sample),
+                Place::Covered => {
+                    sorted.covered += 1;
+                    continue;
                 }
-                Place::Covered => sorted.covered += 1,
             }
+            // What is late is not to be appended either when it comes a second time before it is compared.
+            self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
         }
         sorted
     }
@@ -267,8 +267,7 @@ impl Sender {
     }
 
     /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if
-    /// this sender leads, however short that is.
+    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if this sender leads, however short that is.
     #[must_use]
     pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
         let every = match is_last {
@@ -417,7 +416,7 @@ impl Sender {
             return By::Own;
         }
         match sender {
-            Some(sender) if sender == own || sender.split().1 => By::Own,
+            Some(sender) if is_own(sender, own) => By::Own,
             Some(sender) => By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) },
             None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
             // It may be its own.
@@ -434,8 +433,7 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let is_own = |sender: SenderNo| sender == own || sender.split().1;
-                let is_own = self.is_alone || last.sender.is_some_and(is_own);
+                let is_own = self.is_alone || last.sender.is_some_and(|sender| is_own(sender, own));
                 let slot = Slot { time_ms: last.time_ms, is_own };
                 self.series.stored(*series_id, slot);
             }
@@ -466,8 +464,8 @@ impl Sender {
         self.clocks.others().map(skew_ms).max().unwrap_or(0)
     }
 
-    /// As its sender's steps say; where those are few, as the steps of `samples` say, or of what is stored, unless shorter ones show that
-    /// there are more between.
+    /// As what is known of the series says for sure; else by the steps of `samples` and of what is stored around them; 0 where there are
+    /// none.
     fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
         let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
         if interval_ms > 0 {
@@ -475,13 +473,11 @@ impl Sender {
         }
         // Those of one sender are an interval apart, or several where scrapes were missed, or came by way of other adapters.
         let (known, sealed) = steps_ms(stored);
-        let stored = [known.as_slice(), &sealed].concat();
         let own = steps(samples.iter().map(|sample| sample.row.time_ms));
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
-        let least: Vec<i64> = known.into_iter().chain(own).chain(guess).collect();
+        let least_ms = known.iter().copied().chain(own).chain(guess).min();
         let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
-        // A few steps may all be gaps.
-        let found_ms = match (least.iter().copied().min(), median(&sealed)) {
+        let found_ms = match (least_ms, median(&sealed)) {
             (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => Some(least_ms),
             (least_ms, sealed_ms) => sealed_ms.or(least_ms),
         };
@@ -489,11 +485,16 @@ impl Sender {
         let Some(found_ms) = found_ms else { return 0 };
         let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
         // A few may all be gaps.
-        match stored.iter().filter(is_alike).count() {
+        match known.iter().chain(&sealed).filter(is_alike).count() {
             0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
             _ => found_ms,
         }
     }
+}
+
+/// Whether a stored sample stands for none of `own`'s: it is its own, or a stale marker, by whomever.
+fn is_own(sender: SenderNo, own: SenderNo) -> bool {
+    sender == own || sender.split().1
 }
 
 /// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever

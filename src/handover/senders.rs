@@ -1,6 +1,6 @@
 //! All senders of this adapter, and what they share: what was observed of the store, and who leads each group.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -329,11 +329,10 @@ impl Senders {
         }
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
         later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
+        let leading: HashSet<SenderNo> = observed.groups.iter().filter_map(|read| read.sender_no).collect();
         for (time_ms, sender, series) in later {
-            if let Some((group, handovers)) = last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
-                let read = observed.groups.iter().find(|read| read.group_name == group.name());
-                let leads = read.is_some_and(|read| read.sender_no == Some(sender));
-                on_stored(handovers, (sender, leads), time_ms, series.into_iter(), now);
+            if let Some((_, handovers)) = last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
+                on_stored(handovers, (sender, leading.contains(&sender)), time_ms, series.into_iter(), now);
             }
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {

@@ -302,11 +302,12 @@ impl SeriesTimes {
             return Some(entry.sent_ms);
         }
         let before_ms = std::mem::replace(&mut entry.sent_ms, time_ms);
-        if self.learns_from_sent {
+        let is_led = entry.led_ms != i64::MIN;
+        if self.learns_from_sent || !is_led {
             self.step(series_id, before_ms, time_ms);
-        } else if self.entry(series_id).led_ms == i64::MIN {
+        }
+        if !self.learns_from_sent && !is_led {
             // What comes by other adapters is not seen, and perhaps never stored by one that leads.
-            self.step(series_id, before_ms, time_ms);
             let entry = self.entry(series_id);
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }

@@ -46,10 +46,6 @@ pub struct Candidate {
 /// Clocks that differ by less are taken for equal: so exactly is their difference known.
 pub const CLOCK_ERROR_MS: i64 = 100;
 
-/// The interval of a series of which no two samples are known, where that of no other is either: hardly anybody scrapes more often, so
-/// that nothing is taken for stored that is not.
-pub const INTERVAL_UNKNOWN_MS: i64 = 1_000;
-
 /// The span of time that a stored sample of another sender stands for, on both senders' clocks: a sample in between would be
 /// scraped after it and stored before it, or the reverse, and a counter would run backwards.
 fn span(time_ms: i64, skew_ms: i64) -> (i64, i64) {
