@@ -342,7 +342,7 @@ impl Store {
             self.server.during(epoch, |_| self.cache.insert_all(found))?;
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
-        let now_ms = self.server_clock.at(Instant::now());
+        let now_ms = self.server_ms();
         let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         let mut at = 0;
@@ -667,10 +667,16 @@ impl Store {
         Ok(())
     }
 
+    /// What the server's clock shows, ms since 1970, going by the last observation.
+    #[must_use]
+    pub fn server_ms(&self) -> i64 {
+        self.server_clock.at(Instant::now())
+    }
+
     /// How far this host's clock is ahead of the server's, ms, going by the last observation.
     #[must_use]
     pub fn clock_offset_ms(&self) -> i64 {
-        now_ms().saturating_sub(self.server_clock.at(Instant::now()))
+        now_ms().saturating_sub(self.server_ms())
     }
 
     /// Samples committed since the start.

@@ -226,21 +226,26 @@ impl Sender {
         self.buffer.add(&samples)
     }
 
+    /// `leader` is observed to lead when it is `server_ms` by the server's clock, in ms since 1970. Said before what it stored.
+    pub fn on_leader(&mut self, leader: SenderNo, server_ms: i64) {
+        self.series.led(leader, server_ms);
+    }
+
     /// These series have a sample stored at this time. What others stored is known to be committed.
-    /// `leader`: their sender, if it leads.
+    /// `leads`: whoever sent them leads.
     pub fn on_stored(
         &mut self,
         time_ms: i64,
         is_own: bool,
-        leader: Option<SenderNo>,
+        leads: bool,
         series: impl Iterator<Item = i64>,
         now: Instant,
     ) {
         let is_own = is_own || self.is_alone;
         for series_id in series {
-            self.series.observed(series_id, Slot { time_ms, is_own }, leader);
+            self.series.observed(series_id, Slot { time_ms, is_own }, leads);
         }
-        if leader.is_some() && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
+        if leads && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
     }
@@ -555,6 +560,7 @@ mod tests {
         fn new() -> Self {
             let mut sender = Sender::new(usize::MAX, false);
             sender.on_missed(i64::MIN, 0);
+            sender.on_leader(OTHER, 0);
             Self { sender, now: Instant::now() }
         }
 
@@ -588,7 +594,7 @@ mod tests {
 
         fn stored(&mut self, times: &[i64]) {
             for time_ms in times {
-                self.sender.on_stored(*time_ms, false, Some(OTHER), [1].into_iter(), self.now);
+                self.sender.on_stored(*time_ms, false, true, [1].into_iter(), self.now);
             }
         }
 
@@ -771,7 +777,7 @@ mod tests {
         assert!(!missing(113_000, false, &sealed), "sealed, by whomever");
         assert!(missing(13_000, false, &around(&[])));
         let mut alone = Sender::new(usize::MAX, true);
-        alone.on_stored(10_000, false, None, [1].into_iter(), Instant::now());
+        alone.on_stored(10_000, false, false, [1].into_iter(), Instant::now());
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
         let mut sealed = around(&[]);

@@ -303,6 +303,10 @@ impl Senders {
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
         let except = if last.position.is_some() { own.as_slice() } else { &[] };
         let now = Instant::now();
+        for (group, handovers) in members.values().filter(|_| self.own.is_some()) {
+            let leader = group.leading().and_then(|leading| leading.sender);
+            on_leader(handovers, leader, self.store.server_ms());
+        }
         // Rows of senders that are new, and all where several adapters store what a sender sends: a series' are to be seen in the
         // order of their times.
         let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
@@ -329,6 +333,12 @@ impl Senders {
         }
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
         later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
+        if self.own.is_none() {
+            for read in &observed.groups {
+                let Some((_, handovers)) = members.get(&read.group_name) else { continue };
+                on_leader(handovers, read.sender_no, self.store.server_ms());
+            }
+        }
         let leading: HashSet<SenderNo> = observed.groups.iter().filter_map(|read| read.sender_no).collect();
         for (time_ms, sender, series) in later {
             if let Some((_, handovers)) = last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
@@ -356,6 +366,12 @@ impl Senders {
     }
 }
 
+/// Tells all senders of a group who leads it.
+fn on_leader(handovers: &[Arc<Handover>], leader: Option<SenderNo>, server_ms: i64) {
+    let Some(leader) = leader else { return };
+    handovers.iter().for_each(|handover| handover.with(|state| state.on_leader(leader, server_ms)));
+}
+
 /// Tells all senders of a group what one of them, which leads or not, has stored.
 fn on_stored(
     handovers: &[Arc<Handover>],
@@ -364,11 +380,11 @@ fn on_stored(
     series: impl Iterator<Item = i64> + Clone,
     now: Instant,
 ) {
-    let (leader, (_, is_marker)) = (leads.then_some(sender), sender.split());
+    let (_, is_marker) = sender.split();
     for handover in handovers {
         // A stale marker stands for nobody's sample, as an own one does not for others of its own.
         let is_own = is_marker || handover.number_if_known() == Some(sender);
-        handover.with(|state| state.on_stored(time_ms, is_own, leader, series.clone(), now));
+        handover.with(|state| state.on_stored(time_ms, is_own, leads, series.clone(), now));
     }
 }
 

@@ -21,8 +21,11 @@ pub struct SeriesTimes {
     usual_ms: u32,
     usual_votes: u8,
     shortest: Shortest,
-    /// The lowest bits of the number of the sender that leads, as last observed.
-    led_by: u8,
+    /// The sender that leads, as last observed.
+    leader: Option<SenderNo>,
+    /// Of what it stored of earlier times, ms since 1970, steps teach nothing: that was buffered, and each adapter stores its part of it
+    /// when it comes to it.
+    led_from_ms: i64,
     /// Intervals are learned from what is sent; else from what is observed, where only a part of what is sent comes by this adapter.
     learns_from_sent: bool,
 }
@@ -163,6 +166,10 @@ impl Shortest {
     }
 }
 
+fn low_bits(sender: SenderNo) -> u8 {
+    sender.0.to_le_bytes()[0]
+}
+
 /// Whether a step is several of a shorter one, between which scrapes were missed or have not been seen: not so many that it may be by
 /// chance.
 #[must_use]
@@ -279,7 +286,8 @@ impl SeriesTimes {
     pub fn new(is_shared: bool) -> Self {
         Self {
             learns_from_sent: !is_shared,
-            led_by: 0,
+            leader: None,
+            led_from_ms: i64::MIN,
             pages: HashMap::default(),
             floor: i64::MAX,
             usual_ms: 0,
@@ -292,7 +300,16 @@ impl SeriesTimes {
     pub fn forget(&mut self) {
         self.pages.clear();
         self.floor = i64::MAX;
-        self.led_by = 0;
+        (self.leader, self.led_from_ms) = (None, i64::MIN);
+    }
+
+    /// `leader` is observed to lead when it is `server_ms`, in ms since 1970.
+    pub fn led(&mut self, leader: SenderNo, server_ms: i64) {
+        let before = self.leader.replace(leader);
+        // What led before the first observation led a while, as far as is known.
+        if before.is_some_and(|before| before != leader) {
+            self.led_from_ms = server_ms;
+        }
     }
 
     /// This sender sent a sample. Returns the newest time it had sent before, if that is not older.
@@ -314,19 +331,20 @@ impl SeriesTimes {
         None
     }
 
-    /// A sample was observed to be stored; of a sender that leads, `leader`, all are, in the order of their times.
-    pub fn observed(&mut self, series_id: i64, slot: Slot, leader: Option<SenderNo>) {
+    /// A sample was observed to be stored; of the sender that leads (`leads`) all are, in the order of their times.
+    pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
         self.entry(series_id).add(slot);
-        let Some(leader) = leader else { return };
-        let led_by = leader.0.to_le_bytes()[0];
-        self.led_by = led_by;
+        let Some(leader) = self.leader.filter(|_| leads) else { return };
+        let (led_by, led_from_ms) = (low_bits(leader), self.led_from_ms);
         let entry = self.entry(series_id);
         if entry.led_by != led_by {
             (entry.led_by, entry.led_ms) = (led_by, i64::MIN);
         }
         if entry.led_ms < slot.time_ms {
             let before_ms = std::mem::replace(&mut entry.led_ms, slot.time_ms);
-            self.step(series_id, before_ms, slot.time_ms);
+            if before_ms >= led_from_ms {
+                self.step(series_id, before_ms, slot.time_ms);
+            }
         }
     }
 
@@ -376,7 +394,7 @@ impl SeriesTimes {
         };
         let is_near =
             |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
-        let is_led = is_near(entry.led_ms) && entry.led_by == self.led_by;
+        let is_led = is_near(entry.led_ms) && self.leader.map(low_bits) == Some(entry.led_by);
         let (interval_ms, votes) = match is_near(entry.learned_ms) {
             true => (i64::from(entry.interval_ms), entry.votes),
             false => (0, 0),
@@ -455,8 +473,8 @@ mod tests {
         assert_eq!(size_of::<Entry>(), 48);
     }
 
-    const LEADER: Option<SenderNo> = Some(SenderNo(1));
-    const OTHER: Option<SenderNo> = Some(SenderNo(2));
+    const LEADER: SenderNo = SenderNo(1);
+    const OTHER: SenderNo = SenderNo(2);
 
     /// The interval of series 1 that is known for sure around a time, and the one it looks like.
     fn known(series: &SeriesTimes, time_ms: i64) -> (i64, i64) {
@@ -509,8 +527,9 @@ mod tests {
             series.sent(1, week_ms + n * 30_000);
         }
         assert_eq!(known(&series, week_ms).0, 30_000);
+        series.led(LEADER, 0);
         for n in 0..9 {
-            series.observed(1, slot(n * 1_000), LEADER);
+            series.observed(1, slot(n * 1_000), true);
         }
         assert_eq!(known(&series, week_ms).0, 30_000);
         assert_eq!(known(&series, 8_000), (0, 0));
@@ -523,19 +542,41 @@ mod tests {
             series.sent(1, n * 20_000);
         }
         assert_eq!(known(&series, 100_000), (0, 20_000), "half of it may come by way of another one");
+        series.led(LEADER, 0);
         for n in 0..5 {
             assert_eq!(known(&series, 0).0, 0);
-            series.observed(1, slot(n * 10_000), LEADER);
-            series.observed(1, slot(n * 10_000 + 300), None);
+            series.observed(1, slot(n * 10_000), true);
+            series.observed(1, slot(n * 10_000 + 300), false);
         }
         assert!(series.get(1, 0).is_led);
         assert_eq!(known(&series, 0), (10_000, 10_000));
-        series.observed(1, slot(40_700), OTHER);
+        series.led(OTHER, 40_700);
+        series.observed(1, slot(40_700), true);
         series.sent(1, 120_000);
         series.sent(1, 120_500);
         assert_eq!(known(&series, 0), (10_000, 10_000), "from one of a sender to its next");
-        series.observed(2, slot(50_000), LEADER);
+        series.led(LEADER, 50_000);
         assert!(!series.get(1, 0).is_led, "it does not lead any more");
+    }
+
+    #[test]
+    fn what_a_new_leader_had_buffered_teaches_nothing() {
+        let mut series = SeriesTimes::new(true);
+        series.led(LEADER, 0);
+        for n in 0..9 {
+            series.observed(1, slot(n * 10_000), true);
+        }
+        // One of two adapters stores its half of a long buffer.
+        series.led(OTHER, 500_000);
+        for n in 5..25 {
+            series.observed(1, slot(n * 20_000 + 300), true);
+        }
+        assert_eq!(known(&series, 500_000), (10_000, 10_000));
+        for n in 0..14 {
+            series.led(OTHER, 600_000);
+            series.observed(1, slot(500_300 + n * 15_000), true);
+        }
+        assert_eq!(known(&series, 600_000), (15_000, 15_000), "what it sends since does");
     }
 
     #[test]

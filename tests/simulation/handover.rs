@@ -235,7 +235,7 @@ impl Senders {
         self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
             appended.iter().for_each(|row| {
-                member.with(|state| state.on_stored(row.time_ms, true, None, std::iter::once(row.series_id), now))
+                member.with(|state| state.on_stored(row.time_ms, true, false, std::iter::once(row.series_id), now))
             });
         }
         Ok(())
@@ -465,6 +465,9 @@ impl Senders {
             true => observed.group.sender,
             false => self.leading.get().and_then(|leading| leading.sender),
         };
+        if let Some(leader) = leading {
+            members.iter().for_each(|member| member.with(|state| state.on_leader(leader, observed.server_ms)));
+        }
         let mut rows = observed.rows;
         self.store.world.say(format_args!(
             "adapter {}: observes {} rows, all of them: {}, counter {}",
@@ -477,8 +480,8 @@ impl Senders {
         for (sender, series_id, time_ms) in rows {
             for member in &members {
                 let is_own = member.number.get() == Some(sender);
-                let leader = leading.filter(|leading| *leading == sender);
-                member.with(|state| state.on_stored(time_ms, is_own, leader, std::iter::once(series_id), now));
+                let leads = leading == Some(sender);
+                member.with(|state| state.on_stored(time_ms, is_own, leads, std::iter::once(series_id), now));
             }
         }
         for member in &members {
