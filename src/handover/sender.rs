@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::ring::{Kept, Ring};
-use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, SeriesTimes, are_several};
+use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, SeriesTimes};
 use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -482,15 +482,12 @@ impl Sender {
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
         let least_ms = known.iter().copied().chain(own).chain(guess).min();
         let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
-        let found_ms = match (least_ms, median(&sealed)) {
-            (Some(least_ms), Some(sealed_ms)) if !are_several(least_ms, sealed_ms) => Some(least_ms),
-            (least_ms, sealed_ms) => sealed_ms.or(least_ms),
-        };
         // Where nothing is known, no sample stands for another.
-        let Some(found_ms) = found_ms else { return 0 };
+        let Some(found_ms) = least_ms.into_iter().chain(median(&sealed)).min() else { return 0 };
         let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
-        // A few may all be gaps.
+        // A few may all be gaps, and one of two scrapes where a half of what is sent comes by another adapter.
         match known.iter().chain(&sealed).filter(is_alike).count() {
+            0..=1 if self.series.is_shared() => (found_ms / 2).min(shortest_ms.unwrap_or(i64::MAX)),
             0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
             _ => found_ms,
         }
@@ -853,6 +850,14 @@ mod tests {
         assert_eq!(interval_ms(&[0, 60_000], &[60_000], &sealed), 20_000, "it missed two");
         let mixed: Vec<_> = (0..5).flat_map(|n| [(n * 20_000, Some(OTHER)), (n * 20_000 + 300, Some(OWN))]).collect();
         assert_eq!(interval_ms(&[], &[0], &mixed), 20_000, "from one of a sender to its next");
+        let sealed: Vec<_> = (0..9).map(|n| (n * 5_000, None)).collect();
+        assert_eq!(interval_ms(&[40_000, 58_000], &[40_400], &sealed), 5_000, "its only step was none");
+        // One step that is known of where other scrapes may have come by another adapter.
+        let shared = Sender::shared(usize::MAX, false);
+        let stored = around(&other(&[0, 30_000]));
+        assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 15_000);
+        let stored = around(&other(&[0, 30_000, 60_000]));
+        assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 30_000);
         // The shortest known of any series, where it is not known for sure.
         let mut scene = Scene::new();
         for n in 0..9 {

@@ -172,8 +172,7 @@ fn low_bits(sender: SenderNo) -> u8 {
 
 /// Whether a step is several of a shorter one, between which scrapes were missed or have not been seen: not so many that it may be by
 /// chance.
-#[must_use]
-pub fn are_several(step_ms: i64, shorter_ms: i64) -> bool {
+fn are_several(step_ms: i64, shorter_ms: i64) -> bool {
     let off_ms = step_ms % shorter_ms.max(1);
     off_ms.min(shorter_ms - off_ms) <= shorter_ms / STEP_PART && step_ms < shorter_ms * (STEPS_MAX + 1)
 }
@@ -434,6 +433,12 @@ impl SeriesTimes {
     #[must_use]
     pub fn usual_ms(&self) -> i64 {
         i64::from(self.usual_ms)
+    }
+
+    /// Whether only a part of what is sent comes by this adapter.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        !self.learns_from_sent
     }
 
     /// The shortest interval that any series of this sender has, ms; 0 if that is known of none.
