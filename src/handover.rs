@@ -146,7 +146,7 @@ impl Handover {
     pub async fn store(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
         let sender = self.number_in(epoch).await?;
         // Read before the samples are sorted: what others store from here on is told by another one.
-        let right = Right { sender, fence, reconciled: self.group.reconciled(), epoch };
+        let right = self.right(sender, fence, epoch);
         let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
             let samples = state.sender.came(&rows, Uuid::nil(), Instant::now());
             let sorted = state.sender.sort_buffered(&samples);
@@ -157,6 +157,12 @@ impl Handover {
         self.covered("leader", sorted.covered);
         self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
         self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
+    }
+
+    /// By what right samples are stored that are sorted from now on.
+    fn right(&self, sender: SenderNo, fence: Option<Fence>, epoch: Epoch) -> Right {
+        let unseen_from = self.is_shared.then(|| self.group.unseen_from());
+        Right { sender, fence, reconciled: self.group.reconciled(), unseen_from, epoch }
     }
 
     /// What is late first: once the key of a request is claimed, all of it is stored.
@@ -188,7 +194,7 @@ impl Handover {
                 Stored::Fenced => return Err(Error::Fenced),
                 Stored::Overtaken => {
                     self.observe().await?;
-                    right.reconciled = self.group.reconciled();
+                    right = self.right(right.sender, right.fence, right.epoch);
                     (append, late) = self.sort_again(append, right, attempt).await?;
                 }
             }
@@ -288,7 +294,7 @@ impl Handover {
             let mut due = looked.due.clone();
             let taken_out = TakenOut { handover: self, identities, samples: looked.due };
             sort_and_dedup(&mut due);
-            let right = Right { sender: self.number_in(epoch).await?, fence, reconciled: 0, epoch };
+            let right = self.right(self.number_in(epoch).await?, fence, epoch);
             let before = self.metrics.samples_filled_total.get();
             self.reconcile(&due, right, self.is_shared || !leads).await?;
             let stored = self.metrics.samples_filled_total.get() - before;
@@ -326,7 +332,7 @@ impl Handover {
             }
             count += samples.len();
             let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
-            let right = Right { sender, fence: Some(fence), reconciled: self.group.reconciled(), epoch };
+            let right = self.right(sender, Some(fence), epoch);
             // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
             let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
                 sort_and_dedup(&mut samples);

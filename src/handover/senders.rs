@@ -65,6 +65,8 @@ pub struct Group {
     name: String,
     /// The group's counter of reconciliations as last observed.
     reconciled: AtomicI64,
+    /// See [`Group::unseen_from`].
+    unseen_from: AtomicU64,
     leading: Mutex<Option<Leading>>,
 }
 
@@ -357,7 +359,7 @@ impl Senders {
         // Last of all: who knows of a counter knows of what was stored before it.
         for group in observed.groups {
             if let Some((known, _)) = members.get(&group.group_name) {
-                known.on_read(&group);
+                known.on_read(&group, &observed.position);
             }
         }
         last.position = Some(observed.position);
@@ -390,7 +392,12 @@ fn on_stored(
 
 impl Group {
     fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), reconciled: AtomicI64::new(0), leading: Mutex::default() }
+        Self {
+            name: name.to_owned(),
+            reconciled: AtomicI64::new(0),
+            unseen_from: AtomicU64::new(0),
+            leading: Mutex::default(),
+        }
     }
 
     /// What it is called in the leader table.
@@ -403,6 +410,12 @@ impl Group {
     #[must_use]
     pub fn reconciled(&self) -> i64 {
         self.reconciled.load(Ordering::Acquire)
+    }
+
+    /// What was stored of it by transactions from this one on may not have been observed.
+    #[must_use]
+    pub fn unseen_from(&self) -> u64 {
+        self.unseen_from.load(Ordering::Acquire)
     }
 
     /// Who leads it, as last observed.
@@ -420,11 +433,13 @@ impl Group {
     fn moved(&self) {
         // No counter has this value, so a write that shows it is refused until the group was read.
         self.reconciled.store(-1, Ordering::Release);
+        self.unseen_from.store(0, Ordering::Release);
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn on_read(&self, read: &GroupState) {
+    fn on_read(&self, read: &GroupState, position: &Position) {
         self.reconciled.store(read.reconciled, Ordering::Release);
+        self.unseen_from.store(position.xmin(), Ordering::Release);
         let leading = read.token.map(|token| Leading {
             fence: Fence { group_no: read.group_no, term: read.term, token },
             sender: read.sender_no,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
+use crate::storage::fence::{Fence, Limits, NO_GROUP, WITHOUT_JIT, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::row::Row;
@@ -30,6 +30,9 @@ const TRANSACTION_ROWS_MAX: usize = 50_000;
 
 /// Requests one transaction takes at most.
 const TRANSACTION_REQUESTS_MAX: usize = 64;
+
+/// A sample is this old, ms, before its sender sends it a second time in another request: it has to start again for that.
+pub const SENT_AGAIN_MS: i64 = 2_000;
 
 /// One request's samples, resolved and checked.
 #[derive(Debug)]
@@ -58,6 +61,9 @@ pub struct Right {
     pub fence: Option<Fence>,
     /// The group's counter of what others than its leader have stored, as last observed; 0 without an election.
     pub reconciled: i64,
+    /// What other adapters have stored of the sender by transactions from this one on may not have been observed, and is not stored
+    /// again. `None` where no other adapter stores what it sends.
+    pub unseen_from: Option<u64>,
     /// In which the sender's number and the ids of its series were found.
     pub epoch: Epoch,
 }
@@ -269,10 +275,22 @@ impl Writer {
             if let Some(mut copy) = copy {
                 copy.as_mut().finish().await?;
             }
-            Ok(Instant::now())
+            Ok::<_, Error>(Instant::now())
+        };
+        let end = match self.unseen(fresh().map(|(batch, _)| batch.right)) {
+            Some(unseen) => format!("{unseen}; COMMIT"),
+            None => "COMMIT".to_owned(),
         };
         // Sent without waiting for the end of the COPY: behind one that failed, COMMIT rolls back.
-        let (committing, ()) = try_join(copied, client.batch_execute("COMMIT")).await?;
+        let ended = async { client.batch_execute(&end).await.map_err(Error::from) };
+        let committing = match try_join(copied, ended).await {
+            Ok((committing, ())) => committing,
+            Err(error) if error.sqlstate() == Some(OVERTAKEN) => {
+                client.batch_execute("ROLLBACK").await?;
+                return Ok(vec![Stored::Overtaken; batches.len()]);
+            }
+            Err(error) => return Err(error),
+        };
         self.metrics.commit_duration_seconds.observe(committing.elapsed().as_secs_f64());
         self.metrics.transaction_duration_seconds.observe(started.elapsed().as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
@@ -305,6 +323,36 @@ impl Writer {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Writer {
+    /// The statements that fail as overtaken where one of the samples just stored may be stored already, by another adapter; `None`
+    /// where no other stores any of them.
+    fn unseen(&self, rights: impl Iterator<Item = Right>) -> Option<String> {
+        let shared = rights.filter_map(|right| Some((right.unseen_from?, right.fence?, right.sender)));
+        let shared: Vec<_> = shared.collect();
+        let (from, fence, _) = shared.iter().min_by_key(|(from, ..)| *from)?;
+        // With the numbers of their stale markers.
+        let numbers = shared.iter().flat_map(|(.., sender)| [sender.0, sender.of_markers().0]);
+        let senders = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+        // No counter has this value.
+        let raise = show(&self.names, Some(*fence), Some(-1));
+        // Samples are compared only in rows of the same time. Rows are found by sender and transaction, however few the server takes
+        // all of them for.
+        let exists = self.names.fill(&format!(
+            "EXISTS (WITH own AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
+             WHERE sender IN ({senders}) AND xid = pg_current_xact_id() \
+             AND \"time\" < clock_timestamp() - interval '{SENT_AGAIN_MS} ms'), \
+             other AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
+             WHERE EXISTS (SELECT FROM own) AND sender IN ({senders}) AND xid >= '{from}' AND xid <> pg_current_xact_id() \
+             AND \"time\" = ANY (ARRAY(SELECT \"time\" FROM own))) \
+             (SELECT 1 FROM own, {{sealed_to}} WHERE pg_snapshot_xmax(snapshot) > '{from}') \
+             UNION ALL (SELECT 1 FROM (SELECT sender, \"time\", unnest(series) FROM own \
+             WHERE \"time\" IN (SELECT \"time\" FROM other) \
+             INTERSECT SELECT sender, \"time\", unnest(series) FROM other) same))"
+        ));
+        Some(format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off; {raise} WHERE {exists}"))
     }
 }
 

@@ -20,6 +20,12 @@ pub struct Position {
 pub struct NoSnapshot(String);
 
 impl Position {
+    /// All transactions below are seen.
+    #[must_use]
+    pub fn xmin(&self) -> u64 {
+        self.xip.first().copied().unwrap_or(self.xmax)
+    }
+
     /// Whether transaction `xid` is seen.
     #[must_use]
     pub fn sees(&self, xid: u64) -> bool {
@@ -69,7 +75,7 @@ impl std::str::FromStr for Position {
 impl fmt::Display for Position {
     /// As PostgreSQL writes a `pg_snapshot`.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}:{}:", self.xip.first().unwrap_or(&self.xmax), self.xmax)?;
+        write!(out, "{}:{}:", self.xmin(), self.xmax)?;
         for (place, xid) in self.xip.iter().enumerate() {
             write!(out, "{}{xid}", if place > 0 { "," } else { "" })?;
         }

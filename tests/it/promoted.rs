@@ -200,7 +200,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     let before = looked_up();
     let resolved = store.resolve(&request, looked_up(), None).await.unwrap();
     let rows = resolved.shares[0].rows.clone();
-    let right = Right { sender, fence: None, reconciled: 0, epoch: resolved.epoch };
+    let right = Right { sender, fence: None, reconciled: 0, unseen_from: None, epoch: resolved.epoch };
     let what = Reconcile { rows: &rows, right, group_no: 0, is_told: false, window_ms: 500, unbounded: &[] };
     let seen = store.observe(None, &[], &[], |_, _, _| ()).await.unwrap().position;
     assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right).await.unwrap(), Stored::Committed);

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::setup::{Database, SOON};
+use crate::setup::{Database, SOON, now_ms};
 use crate::storage::open;
 
 /// A group of two senders of which the first leads, and an adapter's store with its one writer.
@@ -49,7 +49,7 @@ impl Group {
     }
 
     fn right(&self, sender: SenderNo, reconciled: i64) -> Right {
-        Right { sender, fence: Some(self.fence), reconciled, epoch: self.store.epoch() }
+        Right { sender, fence: Some(self.fence), reconciled, unseen_from: None, epoch: self.store.epoch() }
     }
 
     async fn append(&self, rows: impl Into<Vec<Row>>, right: Right) -> Stored {
@@ -255,7 +255,13 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
     let group_no = group.database.one("SELECT group_no FROM metrics_leader WHERE group_name = 'second'").await;
     let of_second = |reconciled| {
         let fence = Fence { group_no, term: 1, token: second };
-        Right { sender: SenderNo::UNKNOWN, fence: Some(fence), reconciled, epoch: group.store.epoch() }
+        Right {
+            sender: SenderNo::UNKNOWN,
+            fence: Some(fence),
+            reconciled,
+            unseen_from: None,
+            epoch: group.store.epoch(),
+        }
     };
     let over = Fence { token: Uuid::new_v4(), ..group.fence };
     let rights = [
@@ -263,7 +269,10 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
         (of_second(3), Stored::Committed),
         (of_second(2), Stored::Overtaken),
         (Right { fence: Some(over), ..group.right(group.leader, 0) }, Stored::Fenced),
-        (Right { sender: group.other, fence: None, reconciled: 0, epoch: group.store.epoch() }, Stored::Committed),
+        (
+            Right { sender: group.other, fence: None, reconciled: 0, unseen_from: None, epoch: group.store.epoch() },
+            Stored::Committed,
+        ),
         (group.right(group.other, 1), Stored::Overtaken),
     ];
     // The only writer is busy while they queue.
@@ -285,6 +294,36 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
     assert_eq!(group.database.one::<i64>("SELECT count(DISTINCT xid) FROM metrics_hot").await, 2, "in one transaction");
     let senders = "SELECT sender FROM metrics_hot WHERE series[1] < 8 ORDER BY series[1]";
     assert_eq!(group.database.column::<i32>(senders).await, [group.leader.0, 0, group.other.0]);
+    group.end().await;
+}
+
+#[tokio::test]
+async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
+    let group = Group::new().await;
+    group.make_series(1..4).await;
+    let xmax = async || group.database.one::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await;
+    let shared = |from: &str| Right { unseen_from: Some(from.parse().unwrap()), ..group.right(group.leader, 0) };
+    let begin = xmax().await;
+    let first = [row(1, 1_000), row(1, 2_000), row(2, 1_000)];
+    assert_eq!(group.append(first, shared(&begin)).await, Stored::Committed);
+    // Of one scrape, by way of another adapter.
+    assert_eq!(group.append([row(3, 1_000)], shared(&begin)).await, Stored::Committed);
+    assert_eq!(group.append([row(1, 3_000), row(2, 2_000)], shared(&begin)).await, Stored::Committed);
+    for again in [row(1, 1_000), row(2, 2_000)] {
+        assert_eq!(group.append([row(1, 4_000), again], shared(&begin)).await, Stored::Overtaken);
+    }
+    assert_eq!(group.times(1).await, [1_000, 2_000, 3_000]);
+    let other = Right { sender: group.other, ..shared(&begin) };
+    assert_eq!(group.append([row(1, 1_000)], other).await, Stored::Committed, "what others send is compared before");
+    let after = xmax().await;
+    assert_eq!(group.append([row(1, 4_000)], shared(&after)).await, Stored::Committed);
+    // It may be among what is sealed by now.
+    let seal = format!("UPDATE metrics_sealed_to SET snapshot = '{after}:{after}:'");
+    group.database.run(&seal).await;
+    assert_eq!(group.append([row(1, 5_000)], shared(&begin)).await, Stored::Overtaken);
+    let young = [row(1, now_ms())];
+    assert_eq!(group.append(young, shared(&begin)).await, Stored::Committed, "too young for that");
+    assert_eq!(group.append([row(1, 5_000)], shared(&after)).await, Stored::Committed);
     group.end().await;
 }
 
@@ -363,7 +402,8 @@ async fn a_frozen_reconcile_holds_the_leader_up_for_a_second() {
 async fn without_an_election_too_nobody_writes_beside_a_reconcile() {
     let group = Group::new().await;
     group.make_series(1..2).await;
-    let right = Right { sender: group.other, fence: None, reconciled: 0, epoch: group.store.epoch() };
+    let right =
+        Right { sender: group.other, fence: None, reconciled: 0, unseen_from: None, epoch: group.store.epoch() };
     let what = Reconcile { right, group_no: 0, ..group.reconcile(&LATE) };
     assert_eq!(while_frozen(&group, what, right).await, Stored::Committed);
     let done = group.store.reconcile(what, |_| vec![row(1, 9_000)]).await.unwrap().unwrap();

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::ingest::SENT_AGAIN_MS;
 use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::reconcile::{Around, StoredTime};
 use prometheus_postgresql_adapter::storage::row::Row;
@@ -143,10 +144,22 @@ impl Database {
         series.iter().map(find).collect()
     }
 
+    /// Whether a row that may not have been observed has one of these samples of the same sender, or may have had and is sealed.
+    pub(crate) fn has_any(&self, rows: &[Row], right: Right, server_ms: i64) -> bool {
+        let Some(from) = right.unseen_from else { return false };
+        let mut rows = rows.iter().filter(|row| row.time_ms < server_ms - SENT_AGAIN_MS).peekable();
+        if rows.peek().is_none() {
+            return false;
+        }
+        let times: HashSet<(SenderNo, i64, i64)> = rows.map(|row| (right.sender, row.series_id, row.time_ms)).collect();
+        let is_same = |sample: &(SenderNo, i64, i64)| times.contains(sample);
+        self.sealed_to.xmax > from || self.hot.range(from..).flat_map(|(_, rows)| rows).any(is_same)
+    }
+
     pub(crate) fn observe(&self, from: Option<&Position>, except: &[SenderNo], server_ms: i64) -> Observed {
         let position = self.snapshot();
         let is_new = |xid: u64| from.is_none_or(|from| !from.sees(xid));
-        let since = from.map_or(0, |from| from.xip.first().copied().unwrap_or(from.xmax));
+        let since = from.map_or(0, Position::xmin);
         let rows = self.hot.range(since..).filter(|(xid, _)| is_new(**xid)).flat_map(|(_, rows)| rows);
         Observed {
             is_complete: from.is_some_and(|from| from.is_followed(&position, &self.sealed_to)),

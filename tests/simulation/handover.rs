@@ -221,7 +221,7 @@ impl Senders {
     ) -> Result<(), Failure> {
         let number = self.number(member).await?;
         let storing = member.begin_storing(self.store.world.number());
-        let (now, reconciled) = (self.instant(), self.reconciled.get());
+        let (now, right) = (self.instant(), self.right(number, fence));
         let mut sorted = match self.bug() {
             Some(Bug::ReserveLate) => member.with(|sender| sender.sort_again(rows.clone(), now)),
             _ => member.with(|sender| sender.sort(&rows, now)),
@@ -232,7 +232,7 @@ impl Senders {
             reserved.extend(sorted.append.iter().map(|row| (row.series_id, row.time_ms)));
         }
         let appended = sorted.append.clone();
-        self.store_sorted(member, key, sorted, (fence, reconciled), number, Some(&storing)).await?;
+        self.store_sorted(member, key, sorted, right, Some(&storing)).await?;
         if self.bug() == Some(Bug::ReserveLate) {
             appended.iter().for_each(|row| {
                 member.with(|state| state.on_stored(row.time_ms, true, false, std::iter::once(row.series_id), now))
@@ -241,13 +241,18 @@ impl Senders {
         Ok(())
     }
 
+    /// By what right `sender`'s samples are stored that are sorted from now on.
+    fn right(&self, sender: SenderNo, fence: Option<Fence>) -> Right {
+        let unseen_from = self.is_shared.then(|| self.position.borrow().as_ref().map_or(0, Position::xmin));
+        Right { sender, fence, reconciled: self.reconciled.get(), unseen_from, adapter: self.store.adapter }
+    }
+
     async fn store_sorted(
         &self,
         member: &Member,
         key: Uuid,
         Sorted { mut append, mut late, .. }: Sorted,
-        (fence, mut reconciled): (Option<Fence>, i64),
-        sender: SenderNo,
+        mut right: Right,
         storing: Option<&Storing<'_>>,
     ) -> Result<(), Failure> {
         for attempt in 1.. {
@@ -255,21 +260,20 @@ impl Senders {
                 if let Some(storing) = storing {
                     storing.wait_for_earlier().await;
                 }
-                self.reconcile(member, &late, sender, fence, self.is_shared).await?;
+                self.reconcile(member, &late, right.sender, right.fence, self.is_shared).await?;
                 late.clear();
             }
             if append.is_empty() {
                 break;
             }
-            let right = Right { sender, fence, reconciled, adapter: self.store.adapter };
             match self.store.commit(key, append.clone(), right).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
                     self.observe().await?;
                     // What is observed from here on is not what the rows are sorted by.
-                    reconciled = self.reconciled.get();
+                    right = self.right(right.sender, right.fence);
                     if self.bug() != Some(Bug::SortAgainAll) {
-                        (append, late) = self.sort_again(member, append, sender, attempt).await?;
+                        (append, late) = self.sort_again(member, append, right.sender, attempt).await?;
                     }
                 }
                 _ => break,
@@ -328,7 +332,7 @@ impl Senders {
         let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
         member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
-        let right = Right { sender, fence, reconciled: 0, adapter: self.store.adapter };
+        let right = Right { sender, fence, reconciled: 0, unseen_from: None, adapter: self.store.adapter };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
         let Some(done) = done else { return Err(Failure::Fenced) };
@@ -387,7 +391,7 @@ impl Senders {
                 by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
             }
             let mut taken_out = member.take_out(samples);
-            let reconciled = self.reconciled.get();
+            let right = self.right(number, Some(fence));
             let store = |((_, key), mut samples): (_, Vec<Buffered>)| {
                 sort_and_dedup(&mut samples);
                 let sorted = match self.bug() {
@@ -395,9 +399,7 @@ impl Senders {
                     _ => member.with(|state| state.sort_buffered(&samples)),
                 };
                 let storing = member.begin_storing(self.store.world.number());
-                let work = async move {
-                    self.store_sorted(member, key, sorted, (Some(fence), reconciled), number, Some(&storing)).await
-                };
+                let work = async move { self.store_sorted(member, key, sorted, right, Some(&storing)).await };
                 Box::pin(work) as Pin<Box<dyn Future<Output = _>>>
             };
             all(by_request.into_iter().map(store).collect()).await?;

@@ -30,6 +30,7 @@ pub(crate) struct Right {
     pub(crate) sender: SenderNo,
     pub(crate) fence: Option<Fence>,
     pub(crate) reconciled: i64,
+    pub(crate) unseen_from: Option<u64>,
     pub(crate) adapter: usize,
 }
 
@@ -140,6 +141,9 @@ impl World {
         end.send(Written::Ready);
         let Some(rows) = end.next_within(IDLE_MS).await else { return };
         self.work().await;
+        if self.database.borrow().has_any(&rows, right, self.server_ms()) {
+            return end.send(Written::Overtaken);
+        }
         transaction.commit(&rows, right, false);
         end.send(Written::Committed);
     }
