@@ -31,6 +31,10 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOLDER: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid = 0 \
     AND objid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
+/// Whether a write is held up at the table; autovacuum may be, too.
+const WRITE_WAITS: &str = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) \
+    WHERE relation = 'metrics_hot'::regclass AND NOT granted AND query LIKE 'COPY%')";
+
 /// A candidate for the group's lock at `uri`.
 pub(crate) fn candidate(uri: &str, name: &str) -> Options {
     adapter_at(uri).name(name).arg(format!("-leader-election-pg-advisory-lock-id={LOCK}"))

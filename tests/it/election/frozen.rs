@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::{HOLDER, Member, candidate, pair, report, wait_true};
+use super::{HOLDER, Member, WRITE_WAITS, candidate, pair, report, wait_true};
 use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, start};
 
 /// The shortest there is.
@@ -54,8 +54,7 @@ async fn a_transaction_frozen_half_way_never_commits() {
     let block = db.session().await;
     block.batch_execute("BEGIN; LOCK TABLE metrics_hot IN SHARE MODE").await.expect("the table can be locked");
     let mut answer = write_in_background(&a.adapter, "half_way");
-    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_hot'::regclass AND NOT granted)";
-    wait_true(&db.client, waits).await;
+    wait_true(&db.client, WRITE_WAITS).await;
     a.adapter.process().pause();
     let (seen, since) = (b.log_len(), Instant::now());
     block.batch_execute("COMMIT").await.expect("a commit works");

@@ -8,7 +8,9 @@ use rig::process::Exit;
 use rustix::process::Signal;
 use tokio::task::JoinSet;
 
-use super::{HOLDER, Member, SECOND, candidate, check_stored, own_server, pair, report, wait_settled, wait_true};
+use super::{
+    HOLDER, Member, SECOND, WRITE_WAITS, candidate, check_stored, own_server, pair, report, wait_settled, wait_true,
+};
 use crate::setup::{BINARY, Body, Database, SOON, now_ms, one};
 
 #[tokio::test]
@@ -238,8 +240,7 @@ async fn write_held_up(
         let client = rig::http::Client::default();
         client.post(&url, &rig::http::WRITE_HEADERS, body).await.ok().map(|answer| answer.status)
     });
-    let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_hot'::regclass AND NOT granted)";
-    wait_true(&db.client, waits).await;
+    wait_true(&db.client, WRITE_WAITS).await;
     (release, answer)
 }
 
