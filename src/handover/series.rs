@@ -361,7 +361,11 @@ impl SeriesTimes {
         }
         entry.learned_ms = entry.learned_ms.max(time_ms);
         entry.step(step_ms);
-        self.shortest.saw(step_ms);
+        let (interval_ms, votes) = (entry.interval_ms, entry.votes);
+        // Two samples alone may be anything.
+        if votes > VOTES {
+            self.shortest.saw(interval_ms);
+        }
         vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
     }
 
@@ -441,7 +445,7 @@ impl SeriesTimes {
         !self.learns_from_sent
     }
 
-    /// The shortest interval that any series of this sender has, ms; 0 if that is known of none.
+    /// The shortest interval that any series of this sender had twice, ms; 0 if that is known of none.
     #[must_use]
     pub fn shortest_ms(&self) -> i64 {
         i64::from(self.shortest.interval_ms)
