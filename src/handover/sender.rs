@@ -207,7 +207,8 @@ impl Sender {
             let is_newer = |other_ms: i64| {
                 interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
             };
-            let is_newest = self.series.newest_of_others(row.series_id).is_none_or(is_newer);
+            let is_newest = !self.series.may_be_missed(row.time_ms)
+                && self.series.newest_of_others(row.series_id).is_none_or(is_newer);
             if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
         }
         sorted
@@ -696,6 +697,11 @@ mod tests {
         assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
         scene.sender.on_missed(50_000, 1);
         assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
+        // Its own that are about to be stored are no bound of what was missed.
+        let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
+        assert_eq!(scene.sort(&[50_000, 60_000]), (vec![50_000, 60_000], vec![], 0));
+        scene.sender.on_missed(50_500, 1);
+        assert_eq!(again(&scene, &[50_000, 60_000]), (vec![60_000], vec![50_000], 0));
     }
 
     #[test]

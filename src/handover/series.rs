@@ -17,6 +17,8 @@ pub struct SeriesTimes {
     pages: HashMap<i64, Box<[Entry; PAGE]>, BuildHasherDefault<IdHasher>>,
     /// Series with larger ids were made after the first observation: of those that have no entry nothing is stored.
     floor: i64,
+    /// Of what others stored nothing later was missed, ms since 1970.
+    missed_ms: i64,
     /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
     usual_ms: u32,
     usual_votes: u8,
@@ -289,6 +291,7 @@ impl SeriesTimes {
             led_from_ms: i64::MIN,
             pages: HashMap::default(),
             floor: i64::MAX,
+            missed_ms: i64::MIN,
             usual_ms: 0,
             usual_votes: 0,
             shortest: Shortest::default(),
@@ -298,7 +301,7 @@ impl SeriesTimes {
     /// Forgets every series, not how often most are scraped: their ids are another server's.
     pub fn forget(&mut self) {
         self.pages.clear();
-        self.floor = i64::MAX;
+        (self.floor, self.missed_ms) = (i64::MAX, i64::MIN);
         (self.leader, self.led_from_ms) = (None, i64::MIN);
     }
 
@@ -382,7 +385,7 @@ impl SeriesTimes {
     /// Some of what others stored may not have been seen; nothing of it is later than `newest_ms`, and series with ids above
     /// `floor` were made since. So a newest time that is later is a bound, and no other is.
     pub fn missed(&mut self, newest_ms: i64, floor: i64) {
-        self.floor = floor;
+        (self.floor, self.missed_ms) = (floor, self.missed_ms.max(newest_ms));
         for entry in self.pages.values_mut().flat_map(|page| page.iter_mut()) {
             if entry.last_ms > newest_ms { entry.flags |= BOUNDED } else { entry.flags &= !BOUNDED }
         }
@@ -437,6 +440,13 @@ impl SeriesTimes {
     #[must_use]
     pub fn usual_ms(&self) -> i64 {
         i64::from(self.usual_ms)
+    }
+
+    /// Whether a sample at this time may be among what others stored and was missed, though its series is bounded: by itself, for it is
+    /// about to be stored.
+    #[must_use]
+    pub fn may_be_missed(&self, time_ms: i64) -> bool {
+        time_ms <= self.missed_ms
     }
 
     /// Whether only a part of what is sent comes by this adapter.
