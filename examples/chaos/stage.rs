@@ -503,8 +503,18 @@ impl<'a> Stage<'a> {
 
     /// Waits until each Prometheus has been answered for everything.
     pub(crate) async fn drained(&mut self) {
+        self.waiting_at_most(0).await;
+    }
+
+    /// The same while scrapes go on: no full batch waits. What is left of them goes with the next scrape, or at the deadline.
+    pub(crate) async fn caught_up(&mut self) {
+        let Shape { shards, batch, .. } = self.setup.shape;
+        self.waiting_at_most(shards * (batch - 1)).await;
+    }
+
+    async fn waiting_at_most(&mut self, samples: usize) {
         let deadline = Instant::now() + PATIENCE + self.setup.shape.deadline;
-        while self.hosts.iter().any(|host| host.waiting() > 0) {
+        while self.hosts.iter().any(|host| host.waiting() > samples) {
             if Instant::now() > deadline {
                 let waiting: Vec<usize> = self.hosts.iter().map(Host::waiting).collect();
                 self.record.broken.push(format!("{waiting:?} samples were not answered for within {PATIENCE:?}"));

@@ -135,7 +135,7 @@ pub(crate) async fn replay(context: &Context<'_>) -> Outcome {
         host.start();
     }
     stage.healthy().await;
-    stage.drained().await;
+    stage.caught_up().await;
     for is_crash in [true, false] {
         sleep(6.0).await;
         let leader = stage.healthy().await;
@@ -156,7 +156,7 @@ pub(crate) async fn replay(context: &Context<'_>) -> Outcome {
         stage.takeover(1 - leader, mark, deed + Duration::from_secs_f64(pause)).await;
         stage.start(leader).await;
         stage.healthy().await;
-        stage.drained().await;
+        stage.caught_up().await;
     }
     stage.finish().await.0
 }
@@ -288,7 +288,7 @@ pub(crate) async fn labels_replay(mut stage: Stage<'_>) -> Outcome {
         // None of it is older than the case.
         stage.hosts.iter().for_each(|host| host.replay(0));
         sleep(1.0).await;
-        stage.drained().await;
+        stage.caught_up().await;
     }
     replica_killed_once(&mut stage, 0, 3.0).await;
     stage.event("all is sent again");
