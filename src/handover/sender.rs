@@ -473,7 +473,8 @@ impl Sender {
     /// As what is known of the series says for sure; else by the steps of `samples` and of what is stored around them; 0 where there are
     /// none.
     fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
-        let Known { interval_ms, guess_ms, .. } = self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
+        let Known { interval_ms, guess_ms, is_repeated, .. } =
+            self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
         if interval_ms > 0 {
             return interval_ms;
         }
@@ -488,7 +489,7 @@ impl Sender {
         let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
         // A few may all be gaps, and one of two scrapes where a half of what is sent comes by another adapter.
         match known.iter().chain(&sealed).filter(is_alike).count() {
-            0..=1 if self.series.is_shared() => (found_ms / 2).min(shortest_ms.unwrap_or(i64::MAX)),
+            0..=1 if self.series.is_shared() && !is_repeated => (found_ms / 2).min(shortest_ms.unwrap_or(i64::MAX)),
             0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
             _ => found_ms,
         }

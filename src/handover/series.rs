@@ -111,6 +111,8 @@ pub struct Known {
     pub interval_ms: i64,
     /// What its few steps make it look like, ms; 0 if there are none.
     pub guess_ms: i64,
+    /// Whether several of these were steps of a sender that leads, or led.
+    pub is_repeated: bool,
     /// Whether the sender that leads has been seen to store it.
     pub is_led: bool,
 }
@@ -396,7 +398,7 @@ impl SeriesTimes {
     pub fn get(&self, series_id: i64, time_ms: i64) -> Known {
         let Some(entry) = self.find(series_id) else {
             let is_bounded = series_id > self.floor;
-            return Known { last: None, is_bounded, interval_ms: 0, guess_ms: 0, is_led: false };
+            return Known { last: None, is_bounded, interval_ms: 0, guess_ms: 0, is_repeated: false, is_led: false };
         };
         let is_near =
             |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
@@ -411,6 +413,7 @@ impl SeriesTimes {
             is_bounded: entry.flags & BOUNDED != 0 || series_id > self.floor,
             interval_ms: if votes >= VOTES_SURE { interval_ms } else { 0 },
             guess_ms: if votes > 0 { interval_ms } else { 0 },
+            is_repeated: entry.led_ms != i64::MIN && votes > VOTES,
             is_led,
         }
     }
@@ -520,7 +523,8 @@ mod tests {
         }
         assert_eq!(known(&series, 195_000 + GAP_MS), (15_000, 15_000));
         assert_eq!(known(&series, 195_001 + GAP_MS), (0, 0), "history may have another");
-        let unknown = Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0, is_led: false };
+        let unknown =
+            Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0, is_repeated: false, is_led: false };
         assert_eq!(series.get(2, 0), unknown);
         assert!((13_000..17_000).contains(&series.usual_ms()));
         assert_eq!(series.shortest_ms(), 15_000);
