@@ -347,7 +347,7 @@ impl Writer {
              other AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
              WHERE EXISTS (SELECT FROM own) AND sender IN ({senders}) AND xid >= '{from}' AND xid <> pg_current_xact_id() \
              AND \"time\" = ANY (ARRAY(SELECT \"time\" FROM own))) \
-             (SELECT 1 FROM own, {{sealed_to}} WHERE pg_snapshot_xmax(snapshot) > '{from}') \
+             (SELECT 1 FROM own, {{sealed_to}} WHERE pg_snapshot_xmin(snapshot) > '{from}') \
              UNION ALL (SELECT 1 FROM (SELECT sender, \"time\", unnest(series) FROM own \
              WHERE \"time\" IN (SELECT \"time\" FROM other) \
              INTERSECT SELECT sender, \"time\", unnest(series) FROM other) same))"

@@ -153,7 +153,7 @@ impl Database {
         }
         let times: HashSet<(SenderNo, i64, i64)> = rows.map(|row| (right.sender, row.series_id, row.time_ms)).collect();
         let is_same = |sample: &(SenderNo, i64, i64)| times.contains(sample);
-        self.sealed_to.xmax > from || self.hot.range(from..).flat_map(|(_, rows)| rows).any(is_same)
+        self.sealed_to.xmin() > from || self.hot.range(from..).flat_map(|(_, rows)| rows).any(is_same)
     }
 
     pub(crate) fn observe(&self, from: Option<&Position>, except: &[SenderNo], server_ms: i64) -> Observed {
