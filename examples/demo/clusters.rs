@@ -10,7 +10,7 @@ use std::time::Instant;
 use rig::prometheus::Sender;
 
 use self::stage::{Lead, REPLICAS, Stage, TIMEOUT_SECONDS};
-use crate::judge::now_ms;
+use crate::judge::death;
 use crate::verdict::{self, Verdict};
 use crate::{PATIENCE, PEACE, Teller};
 
@@ -46,6 +46,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
     ));
     let killed = Instant::now();
     stage.clusters[EU].replicas[began[EU].replica].kill9().await;
+    let prometheus = death(Some(began[EU].replica));
     let eu = stage.settled(EU, Some(began[EU])).await;
     let killed_seconds = killed.elapsed().as_secs_f64();
     say(&format!("Prometheus eu/{} leads, {killed_seconds:.2} s after the kill", eu.name()));
@@ -58,7 +59,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
 
     say(&format!("kill -9 of adapter {}: the proxy passes its turns on to the other one", VICTIM + 1));
     stage.kill_adapter(VICTIM).await;
-    let deaths = [now_ms()];
+    let adapter = death(None);
     tokio::time::sleep(PEACE).await;
     let alone = [stage.settled(EU, None).await, stage.settled(US, None).await];
     roles(&stage, teller).await;
@@ -97,7 +98,8 @@ pub(crate) async fn story(teller: Teller) -> bool {
         say(&format!("and what is true of all of cluster {}:", cluster.name));
         let (verdict, deeds) = (&mut verdicts[index], &deeds[index]);
         deeds.judge(verdict);
-        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(&deaths), teller.began()).await;
+        let deaths = if index == EU { &[adapter, prometheus][..] } else { &[adapter] };
+        let found = verdict::by_the_pair(verdict, &stage.postgres, &cluster.subject(deaths), teller.began()).await;
         let leading = &cluster.replicas[ends[index].replica];
         verdict::by_remote_read(verdict, &stage.postgres, &stage.reader, leading, cluster.name).await;
         for (replica, prometheus) in cluster.replicas.iter().enumerate() {

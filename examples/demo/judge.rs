@@ -26,6 +26,9 @@ const COVERED_WITHIN: Duration = Duration::from_secs(30);
 /// in a process that is dead then.
 const BUFFERED_MS: i64 = 2 * SCRAPE_MS + 5_000 + 2 * SCRAPE_MS;
 
+/// So long, at most, a Prometheus has a sample that it has not sent: `batch_send_deadline` in the configurations, and a request.
+const UNSENT_MS: i64 = 2 * SCRAPE_MS;
+
 /// Before that some targets have not been scraped, and some rules not been evaluated, by both: each side spreads its first
 /// ones over an interval, and on a busy machine one is up a second or two before the other.
 const WARM_MS: i64 = 4 * SCRAPE_MS;
@@ -49,8 +52,33 @@ pub(crate) struct Subject<'a> {
     pub(crate) cluster: &'a str,
     /// Its replicas.
     pub(crate) sides: [&'a Prometheus; 2],
-    /// When adapters were killed, ms since 1970.
-    pub(crate) deaths: &'a [i64],
+    /// What was killed.
+    pub(crate) deaths: &'a [Death],
+}
+
+/// A process that was killed, and with it what it alone had.
+#[derive(Clone, Copy)]
+pub(crate) struct Death {
+    /// When, ms since 1970.
+    pub(crate) at_ms: i64,
+    /// The side whose Prometheus it was; `None` if it was an adapter.
+    pub(crate) side: Option<usize>,
+}
+
+impl Death {
+    /// Whether what these sides have scraped at a time, and nobody has stored, may have died so.
+    fn explains(&self, time_ms: i64, made_by: [bool; 2]) -> bool {
+        let (is_alone, most_ms) = match self.side {
+            None => (made_by != [true, true], BUFFERED_MS),
+            Some(side) => (made_by[side] && !made_by[1 - side], UNSENT_MS),
+        };
+        is_alone && (self.at_ms - most_ms..=self.at_ms).contains(&time_ms)
+    }
+}
+
+/// A process is killed now.
+pub(crate) fn death(side: Option<usize>) -> Death {
+    Death { at_ms: now_ms(), side }
 }
 
 /// What was found.
@@ -62,7 +90,7 @@ pub(crate) struct Findings {
     pub(crate) series: usize,
     /// Scrapes that a Prometheus has, and of which the store has neither side's, but for those that died with an adapter.
     pub(crate) lost: usize,
-    /// Scrapes that one side alone had made, right before an adapter was killed: what only that had is gone.
+    /// Scrapes that one side alone had made, right before its Prometheus or an adapter was killed: what only that had is gone.
     pub(crate) died: usize,
     /// Samples of a scrape that has one already.
     pub(crate) doubled: usize,
@@ -88,7 +116,7 @@ pub(crate) async fn judge(postgres: &Postgres, subject: &Subject<'_>, began: Ins
 }
 
 /// The time in ms since 1970.
-pub(crate) fn now_ms() -> i64 {
+fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     i64::try_from(now.as_millis()).expect("the clock is not far ahead")
 }
@@ -125,7 +153,7 @@ async fn own(prometheus: &Prometheus, expression: &str) -> Times {
 }
 
 /// Judges every series that is stored or that a side has; what was scraped, within `span`.
-fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, deaths: &[i64]) -> Findings {
+fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, deaths: &[Death]) -> Findings {
     let scrapes = Scrapes { interval_ms: SCRAPE_MS, jitter_ms: LATE_MS };
     let samples = stored.values().map(Vec::len).sum();
     let mut findings = Findings { samples, series: stored.len(), ..Findings::default() };
@@ -143,7 +171,7 @@ fn compare(stored: &Times, scraped: &[Times; 2], span: Range<i64>, deaths: &[i64
         let made_by = |times: &Vec<i64>, time: i64| times.iter().any(|made| made.abs_diff(time) <= HALF_MS);
         let has_died = |time: &i64| {
             let made_by = scraped.each_ref().map(|times| made_by(times, *time));
-            made_by != [true, true] && deaths.iter().any(|at| (at - BUFFERED_MS..=*at).contains(time))
+            deaths.iter().any(|death| death.explains(*time, made_by))
         };
         let (died, lost): (Vec<i64>, Vec<i64>) = lost.into_iter().partition(has_died);
         findings.died += died.len();
@@ -205,14 +233,22 @@ mod tests {
     }
 
     #[test]
-    fn what_one_adapter_alone_had_dies_with_it() {
+    fn what_one_process_alone_had_dies_with_it() {
         let sides = [series(&[5_000, 6_000, 7_000]), series(&[5_300, 6_300, 7_300, 8_300])];
-        for (deaths, lost, died) in [(&[][..], 1, 0), (&[8_300], 0, 1), (&[8_299], 1, 0), (&[18_000], 1, 0)] {
-            let findings = compare(&series(&[5_000, 6_000, 7_000]), &sides, 4_000..20_000, deaths);
-            assert_eq!((findings.lost, findings.died), (lost, died), "{deaths:?}");
+        let check = |stored: &[i64], until_ms: i64, deaths: &[Death], lost: usize, died: usize| {
+            let findings = compare(&series(stored), &sides, 4_000..until_ms, deaths);
+            assert_eq!((findings.lost, findings.died), (lost, died), "{:?}", deaths.first().map(|death| death.at_ms));
+        };
+        let stored = [5_000, 6_000, 7_000];
+        check(&stored, 20_000, &[], 1, 0);
+        for (at_ms, died) in [(8_300, 1), (8_299, 0), (17_299, 1), (17_301, 0)] {
+            check(&stored, 20_000, &[Death { at_ms, side: None }], 1 - died, died);
         }
-        let findings = compare(&series(&[5_000, 6_000]), &sides, 4_000..7_500, &[7_400]);
-        assert_eq!((findings.lost, findings.died), (1, 0), "the leading side had made it, too");
+        check(&stored[..2], 7_500, &[Death { at_ms: 7_400, side: None }], 1, 0);
+        for (at_ms, side, died) in [(8_300, 1, 1), (10_300, 1, 1), (8_299, 1, 0), (10_301, 1, 0), (8_300, 0, 0)] {
+            check(&stored, 20_000, &[Death { at_ms, side: Some(side) }], 1 - died, died);
+        }
+        check(&stored[..2], 7_500, &[Death { at_ms: 7_400, side: Some(1) }], 1, 0);
     }
 
     #[test]

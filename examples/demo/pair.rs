@@ -5,7 +5,7 @@ mod stage;
 use std::time::Instant;
 
 use self::stage::{PROMETHEUS_TIMEOUT_SECONDS, Pair};
-use crate::judge::Subject;
+use crate::judge::{Subject, death};
 use crate::verdict::{self, Verdict};
 use crate::{PATIENCE, PEACE, Teller};
 
@@ -32,6 +32,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
     say(&format!("kill -9 of Prometheus {first_name}: its adapter lives, but has nothing to store any more"));
     let killed = Instant::now();
     pair.sides[first].prometheus.kill9().await;
+    let prometheus = death(Some(first));
     pair.sides[second].adapter().wait_role("leader", PATIENCE).await;
     let silence = killed.elapsed().as_secs_f64();
     say(&format!("adapter {second_name} leads, {silence:.2} s after the kill"));
@@ -62,7 +63,7 @@ pub(crate) async fn story(teller: Teller) -> bool {
         .check(&format!("take-over after {silence:.2} s when a Prometheus dies, at most {bound} s"), silence <= bound);
     verdict.check(&format!("take-over after {crash:.2} s when an adapter dies, at most 1 s"), crash <= 1.0);
     let sides = pair.sides.each_ref().map(|side| &side.prometheus);
-    let subject = Subject { cluster: CLUSTER, sides, deaths: &[] };
+    let subject = Subject { cluster: CLUSTER, sides, deaths: &[prometheus] };
     let found = verdict::by_the_pair(&mut verdict, &pair.postgres, &subject, teller.began()).await;
     let leading = &pair.sides[leader(&pair).await].prometheus;
     verdict::by_remote_read(&mut verdict, &pair.postgres, &pair.reader, leading, CLUSTER).await;

@@ -53,7 +53,7 @@ pub(crate) async fn by_the_pair(
     verdict.check(&format!("{lost} lost (a Prometheus has it, and nothing of that scrape is stored)"), lost == 0);
     verdict.check(&format!("{doubled} doubled (of one scrape there are two)"), doubled == 0);
     if died > 0 {
-        println!("        {died} that only the adapter had which was killed: the leading Prometheus had not made them");
+        println!("        {died} that only one side had made, right before its Prometheus or an adapter was killed");
     }
     if let Some(example) = &findings.example {
         println!("        the first: {example}");

@@ -150,7 +150,31 @@ impl Sender {
                 newest_ms.is_some_and(|newest_ms| self.clocks.own_shifts_ms().all(|ms| is_between(newest_ms, ms)));
             Buffered { row: *row, is_stamped, arrived: now, key }
         });
-        samples.collect()
+        let samples = samples.collect();
+        self.learn_from_others(rows);
+        samples
+    }
+
+    /// What has the same time was scraped together: a series that has sent once is taken to have the interval of those.
+    fn learn_from_others(&mut self, rows: &[Row]) {
+        let known = |row: &Row| self.series.get(row.series_id, row.time_ms);
+        let new: Vec<Row> = rows.iter().filter(|row| known(row).guess_ms == 0).copied().collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut least: HashMap<i64, i64> = HashMap::new();
+        for row in rows {
+            let interval_ms = known(row).interval_ms;
+            if interval_ms > 0 {
+                let least_ms = least.entry(row.time_ms).or_insert(interval_ms);
+                *least_ms = interval_ms.min(*least_ms);
+            }
+        }
+        for row in new {
+            if let Some(interval_ms) = least.get(&row.time_ms) {
+                self.series.scraped_with(row.series_id, row.time_ms, *interval_ms);
+            }
+        }
     }
 
     /// The same of samples that were buffered.
@@ -489,7 +513,7 @@ impl Sender {
         let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
         // A few may all be gaps, and one of two scrapes where a half of what is sent comes by another adapter.
         match known.iter().chain(&sealed).filter(is_alike).count() {
-            0..=1 if self.series.is_shared() && !is_repeated => (found_ms / 2).min(shortest_ms.unwrap_or(i64::MAX)),
+            0..=1 if self.series.is_shared() && !is_repeated => found_ms.min(shortest_ms.unwrap_or(found_ms / 2)),
             0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
             _ => found_ms,
         }
@@ -865,6 +889,13 @@ mod tests {
         assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 15_000);
         let stored = around(&other(&[0, 30_000, 60_000]));
         assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 30_000);
+        let mut shared = shared;
+        shared.on_leader(OTHER, 0);
+        for n in 0..9 {
+            shared.on_stored(n * 30_000, false, true, [2].into_iter(), Instant::now());
+        }
+        let stored = around(&other(&[0, 30_000]));
+        assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 30_000);
         // The shortest known of any series, where it is not known for sure.
         let mut scene = Scene::new();
         for n in 0..9 {
@@ -874,6 +905,32 @@ mod tests {
         assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 5_000, "gaps, perhaps");
         let stored = around(&other(&[0, 20_000, 40_000, 60_000, 80_000]));
         assert_eq!(scene.sender.interval_of(&late(&[0], false), &stored.times[&1]), 20_000);
+    }
+
+    #[test]
+    fn a_new_series_has_the_interval_of_what_was_scraped_with_it() {
+        for mut sender in [Sender::new(usize::MAX, false), Sender::shared(usize::MAX, false)] {
+            let now = Instant::now();
+            sender.on_missed(i64::MIN, 0);
+            sender.on_leader(OTHER, 0);
+            for n in 0..9 {
+                let own = n * 10_000 + 400;
+                sender.on_stored(n * 10_000, false, true, [2, 3].into_iter(), now);
+                let rows = [2, 3].map(|series_id| Row { series_id, ..row(own) });
+                sender.buffer(&rows, Uuid::nil(), now).unwrap();
+            }
+            sender.on_stored(90_000, false, true, [1, 2, 3].into_iter(), now);
+            let stored = around(&[(90_000, Some(OTHER))]);
+            let judged = |sender: &Sender| sender.missing(&late(&[90_400], false), &stored, OWN).len();
+            assert_eq!(judged(&sender), 1, "nothing is known of it");
+            sender.buffer(&[1, 2, 3].map(|series_id| Row { series_id, ..row(90_400) }), Uuid::nil(), now).unwrap();
+            assert_eq!(judged(&sender), 0);
+            assert_eq!(sender.series.get(1, 90_400).guess_ms, 10_000);
+            // A step of its own counts as soon as it is shorter; where it comes by several adapters, the leader's.
+            sender.on_stored(92_000, false, true, [1].into_iter(), now);
+            sender.buffer(&[row(92_400)], Uuid::nil(), now).unwrap();
+            assert_eq!(sender.series.get(1, 92_400).guess_ms, 2_000);
+        }
     }
 
     #[test]

@@ -76,6 +76,9 @@ const NONE_BEFORE: u32 = u32::MAX;
 /// Flag: nothing later is stored than the newest time known.
 const BOUNDED: u8 = 1 << 7;
 
+/// Flag: the interval is that of others that were scraped at the same time.
+const GIVEN: u8 = 1 << 6;
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// The newest stored time known, ms since 1970; [`i64::MIN`] is none.
@@ -94,7 +97,7 @@ struct Entry {
     votes: u8,
     /// For exactly that interval.
     exact: u8,
-    /// [`BOUNDED`]; bit n: whether the n-th newest time is of this sender.
+    /// [`BOUNDED`], [`GIVEN`]; bit n: whether the n-th newest time is of this sender.
     flags: u8,
     /// The lowest bits of the number of the sender that `led_ms` is of.
     led_by: u8,
@@ -111,7 +114,7 @@ pub struct Known {
     pub interval_ms: i64,
     /// What its few steps make it look like, ms; 0 if there are none.
     pub guess_ms: i64,
-    /// Whether several of these were steps of a sender that leads, or led.
+    /// Whether several of these were steps of a sender that leads, or led, or it is that of others that were scraped at the same time.
     pub is_repeated: bool,
     /// Whether the sender that leads has been seen to store it.
     pub is_led: bool,
@@ -202,6 +205,7 @@ impl Entry {
             self.vote_exactly(step_ms);
         } else if self.votes == 0 || step_ms < self.interval_ms {
             (self.interval_ms, self.votes, self.exact) = (step_ms, VOTES, 1);
+            self.flags &= !GIVEN;
         } else {
             let votes = if are_several(step_ms.into(), self.interval_ms.into()) { 1 } else { VOTES };
             self.votes = self.votes.saturating_sub(votes);
@@ -276,7 +280,7 @@ impl Entry {
             false => NONE_BEFORE,
         };
         self.before_ms = [before(1), before(2)];
-        self.flags &= BOUNDED;
+        self.flags &= BOUNDED | GIVEN;
         for (n, slot) in slots[..count].iter().enumerate() {
             self.flags |= u8::from(slot.is_own) << n;
         }
@@ -333,6 +337,14 @@ impl SeriesTimes {
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
         None
+    }
+
+    /// A series of which no step is known was scraped together with others that have this interval.
+    pub fn scraped_with(&mut self, series_id: i64, time_ms: i64, interval_ms: i64) {
+        let entry = self.entry(series_id);
+        (entry.interval_ms, entry.votes, entry.exact) = (u32::try_from(interval_ms).unwrap_or(0), 1, 0);
+        entry.flags |= GIVEN;
+        entry.learned_ms = entry.learned_ms.max(time_ms);
     }
 
     /// A sample was observed to be stored; of the sender that leads (`leads`) all are, in the order of their times.
@@ -413,7 +425,7 @@ impl SeriesTimes {
             is_bounded: entry.flags & BOUNDED != 0 || series_id > self.floor,
             interval_ms: if votes >= VOTES_SURE { interval_ms } else { 0 },
             guess_ms: if votes > 0 { interval_ms } else { 0 },
-            is_repeated: entry.led_ms != i64::MIN && votes > VOTES,
+            is_repeated: entry.flags & GIVEN != 0 || entry.led_ms != i64::MIN && votes > VOTES,
             is_led,
         }
     }

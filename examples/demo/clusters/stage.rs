@@ -11,7 +11,7 @@ use rig::prometheus::{self, Prometheus};
 use serde_json::Value;
 
 use super::proxy::Proxy;
-use crate::judge::Subject;
+use crate::judge::{Death, Subject};
 use crate::{PATIENCE, Teller};
 
 /// How long a leading replica may be silent, as on the adapters' command line.
@@ -29,8 +29,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Its samples, for the judge; adapters were killed at these times, in ms since 1970.
-    pub(crate) fn subject<'a>(&'a self, deaths: &'a [i64]) -> Subject<'a> {
+    /// Its samples, for the judge, and what was killed.
+    pub(crate) fn subject<'a>(&'a self, deaths: &'a [Death]) -> Subject<'a> {
         Subject { cluster: self.name, sides: self.replicas.each_ref(), deaths }
     }
 }
