@@ -347,7 +347,8 @@ impl SeriesTimes {
         entry.learned_ms = entry.learned_ms.max(time_ms);
     }
 
-    /// A sample was observed to be stored; of the sender that leads (`leads`) all are, in the order of their times.
+    /// A sample was observed to be stored. Of the sender that leads (`leads`) all are, in the order of their times, but for those that
+    /// another's stand for.
     pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
         self.entry(series_id).add(slot);
         let Some(leader) = self.leader.filter(|_| leads) else { return };
@@ -358,7 +359,11 @@ impl SeriesTimes {
         }
         if entry.led_ms < slot.time_ms {
             let before_ms = std::mem::replace(&mut entry.led_ms, slot.time_ms);
-            if before_ms >= led_from_ms {
+            // Another's, or one of its own that is not observed yet; later ones only if they are another's.
+            let is_between = |other: Slot| {
+                other.time_ms > before_ms && (other.time_ms < slot.time_ms || other.is_own != slot.is_own)
+            };
+            if before_ms >= led_from_ms && !entry.stored().any(is_between) {
                 self.step(series_id, before_ms, slot.time_ms);
             }
         }

@@ -211,7 +211,8 @@ impl World {
         let replica = &self.replicas[index];
         let mut rows = Vec::new();
         samples.dedup_by_key(|(time_ms, _)| *time_ms);
-        let count = if target.scrapes[index].is_partly_known { 1 } else { target.series.len() };
+        let is_one = target.scrapes[index].is_partly_known || now < target.others_from;
+        let count = if is_one { 1 } else { target.series.len() };
         for series in &target.series[..count] {
             for (time_ms, tag) in &samples {
                 let mut last = replica.last_ms.borrow_mut();

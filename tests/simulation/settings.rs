@@ -47,6 +47,8 @@ pub(crate) struct Target {
     /// When it exists.
     pub(crate) from: Ms,
     pub(crate) until: Ms,
+    /// When all of its series but the first one exist.
+    pub(crate) others_from: Ms,
     /// By replica.
     pub(crate) scrapes: Vec<Scrapes>,
 }
@@ -275,6 +277,11 @@ impl Settings {
             settings.add_history(random, calm_at);
         }
         settings.end_at = scrape_until + deadline_ms + 2 * UNKNOWN_BUFFERED_MS + 30_000;
+        for target in &mut settings.targets {
+            if random.chance(30) {
+                target.others_from = random.between(0, quiet_at);
+            }
+        }
         settings
     }
 
@@ -299,7 +306,8 @@ impl Settings {
             is_partly_known: is_unequal && random.chance(40),
         });
         let series = (0..count).map(|n| self.target_of.len() + n).collect();
-        let target = Target { kind, interval_ms, series, from: 0, until: Ms::MAX, scrapes: scrapes.collect() };
+        let target =
+            Target { kind, interval_ms, series, from: 0, until: Ms::MAX, others_from: 0, scrapes: scrapes.collect() };
         self.target_of.extend((0..count).map(|_| self.targets.len()));
         self.targets.push(target);
     }
