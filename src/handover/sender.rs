@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::ring::{Kept, Ring};
-use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, SeriesTimes};
+use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, Sent, SeriesTimes};
 use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -28,6 +28,9 @@ pub struct Sender {
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
     clocks: Clocks,
+    /// Until then, in ms since 1970, it scraped at other times within an interval, as far as its samples show: its clock was set, which
+    /// is not known otherwise where it sends by several adapters, or its configuration was changed.
+    set_until_ms: i64,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
 }
@@ -109,6 +112,7 @@ impl Sender {
             recent: Ring::default(),
             is_open: true,
             clocks: Clocks::new(Instant::now()),
+            set_until_ms: i64::MIN,
             leader_newest: None,
         }
     }
@@ -139,18 +143,32 @@ impl Sender {
 
     /// What it has sent, in the order of series and time, with what is known of each sample's coming.
     pub fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
+        let (mut in_step, mut set, mut set_until_ms) = (0_usize, 0_usize, i64::MIN);
         let samples = rows.iter().map(|row| {
             let Row { series_id, time_ms, .. } = *row;
-            let newest_ms = self.series.sent(series_id, time_ms);
-            // What lies between scrapes was not scraped, however the clock was set: an exporter has stamped it.
-            let is_between = |newest_ms: i64, shift_ms: i64| {
-                self.series.is_in_step(series_id, time_ms.saturating_add(shift_ms), newest_ms) == Some(false)
+            let is_stamped = match self.series.sent(series_id, time_ms) {
+                Sent::Newer { is_in_step: Some(false), before_ms } => {
+                    (set, set_until_ms) = (set + 1, set_until_ms.max(before_ms));
+                    false
+                }
+                Sent::Newer { is_in_step, .. } => {
+                    in_step += usize::from(is_in_step.is_some());
+                    false
+                }
+                // What lies between scrapes was not scraped, however the clock was set: an exporter has stamped it.
+                Sent::Again { newest_ms } => {
+                    let is_between = |shift_ms: i64| {
+                        self.series.is_in_step(series_id, time_ms.saturating_add(shift_ms), newest_ms) == Some(false)
+                    };
+                    time_ms > self.set_until_ms && self.clocks.own_shifts_ms().all(is_between)
+                }
             };
-            let is_stamped =
-                newest_ms.is_some_and(|newest_ms| self.clocks.own_shifts_ms().all(|ms| is_between(newest_ms, ms)));
             Buffered { row: *row, is_stamped, arrived: now, key }
         });
         let samples = samples.collect();
+        if set > in_step {
+            self.set_until_ms = self.set_until_ms.max(set_until_ms);
+        }
         self.learn_from_others(rows);
         samples
     }
@@ -931,6 +949,27 @@ mod tests {
             sender.buffer(&[row(92_400)], Uuid::nil(), now).unwrap();
             assert_eq!(sender.series.get(1, 92_400).guess_ms, 2_000);
         }
+    }
+
+    #[test]
+    fn what_was_scraped_before_a_clock_was_set_is_not_stamped() {
+        let mut sender = Sender::new(usize::MAX, false);
+        let mut sent = |times: &[i64]| {
+            let rows: Vec<Row> = [1, 2, 3]
+                .into_iter()
+                .flat_map(|series_id| times.iter().map(move |time_ms| Row { series_id, ..row(*time_ms) }))
+                .collect();
+            let samples = sender.came(&rows, Uuid::nil(), Instant::now());
+            samples.iter().filter(|sample| sample.is_stamped).count()
+        };
+        for n in 0..9 {
+            assert_eq!(sent(&[n * 10_000]), 0);
+        }
+        assert_eq!(sent(&[35_000]), 3, "between its scrapes");
+        assert_eq!(sent(&[88_000]), 0);
+        assert_eq!(sent(&[40_000, 50_000]), 0, "scraped before, perhaps");
+        assert_eq!(sent(&[98_000]), 0);
+        assert_eq!(sent(&[93_000]), 3);
     }
 
     #[test]

@@ -120,6 +120,23 @@ pub struct Known {
     pub is_led: bool,
 }
 
+/// How a sample follows on what its sender had sent before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It is newer.
+    Newer {
+        /// The newest time before, ms since 1970; [`i64::MIN`] is none.
+        before_ms: i64,
+        /// Whether whole intervals lie between; `None` if that is not known.
+        is_in_step: Option<bool>,
+    },
+    /// It is not.
+    Again {
+        /// The newest time, ms since 1970.
+        newest_ms: i64,
+    },
+}
+
 /// Ids come from a sequence, so pages are few and their numbers spread by themselves. The map tells entries apart by the topmost bits
 /// first, which page numbers do not use.
 #[derive(Debug, Default)]
@@ -320,13 +337,14 @@ impl SeriesTimes {
         }
     }
 
-    /// This sender sent a sample. Returns the newest time it had sent before, if that is not older.
-    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Option<i64> {
+    /// This sender sent a sample.
+    pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Sent {
         let entry = self.entry(series_id);
         if time_ms <= entry.sent_ms {
-            return Some(entry.sent_ms);
+            return Sent::Again { newest_ms: entry.sent_ms };
         }
         let before_ms = std::mem::replace(&mut entry.sent_ms, time_ms);
+        let is_in_step = if before_ms == i64::MIN { None } else { entry.is_in_step(time_ms, before_ms) };
         let is_led = entry.led_ms != i64::MIN;
         if self.learns_from_sent || !is_led {
             self.step(series_id, before_ms, time_ms);
@@ -336,7 +354,7 @@ impl SeriesTimes {
             let entry = self.entry(series_id);
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
-        None
+        Sent::Newer { before_ms, is_in_step }
     }
 
     /// A series of which no step is known was scraped together with others that have this interval.
@@ -535,7 +553,7 @@ mod tests {
             (135_000, (15_000, 15_000)),
             (195_000, (15_000, 15_000)),
         ] {
-            assert_eq!(series.sent(1, time_ms), None);
+            assert!(matches!(series.sent(1, time_ms), Sent::Newer { .. }));
             assert_eq!(known(&series, time_ms), expected, "{time_ms}");
         }
         assert_eq!(known(&series, 195_000 + GAP_MS), (15_000, 15_000));
@@ -586,8 +604,9 @@ mod tests {
         for n in 0..5 {
             assert_eq!(known(&series, 0).0, 0);
             series.observed(1, slot(n * 10_000), true);
-            series.observed(1, slot(n * 10_000 + 300), false);
+            series.observed(2, slot(n * 10_000), false);
         }
+        assert_eq!(series.get(2, 0).guess_ms, 0);
         assert!(series.get(1, 0).is_led);
         assert_eq!(known(&series, 0), (10_000, 10_000));
         series.led(OTHER, 40_700);
@@ -620,6 +639,25 @@ mod tests {
     }
 
     #[test]
+    fn what_another_ones_samples_stand_for_is_no_step() {
+        let mut series = SeriesTimes::new(true);
+        let (led, other) = (|time_ms| Slot { time_ms, is_own: true }, |time_ms| Slot { time_ms, is_own: false });
+        series.led(LEADER, 0);
+        for n in 0..9 {
+            series.observed(1, led(n * 10_000), true);
+        }
+        // Every second one was stored by another sender, before and between.
+        for n in 0..9 {
+            series.observed(1, other(100_300 + n * 20_000), false);
+        }
+        for n in 0..20 {
+            series.observed(1, led(90_000 + n * 20_000), true);
+            series.observed(1, other(300_300 + n * 20_000), false);
+        }
+        assert_eq!(known(&series, 300_000), (10_000, 10_000));
+    }
+
+    #[test]
     fn what_lies_between_scrapes_is_not_in_step() {
         let mut series = SeriesTimes::new(false);
         let scrapes = |series: &mut SeriesTimes, numbers: std::ops::Range<i64>| {
@@ -632,7 +670,9 @@ mod tests {
         {
             assert_eq!(series.is_in_step(1, time_ms, 80_000), Some(is_in_step), "{time_ms}");
         }
-        assert_eq!(scrapes(&mut series, 0..9), [Some(80_000); 9], "sent again");
+        assert_eq!(scrapes(&mut series, 0..9), [Sent::Again { newest_ms: 80_000 }; 9]);
+        assert_eq!(series.sent(1, 100_000), Sent::Newer { before_ms: 80_000, is_in_step: Some(true) });
+        assert_eq!(series.sent(1, 115_000), Sent::Newer { before_ms: 100_000, is_in_step: Some(false) });
     }
 
     #[test]
