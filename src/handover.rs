@@ -149,7 +149,7 @@ impl Handover {
         let right = self.right(sender, fence, epoch);
         let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
             let samples = state.sender.came(&rows, Uuid::nil(), Instant::now());
-            let sorted = state.sender.sort_buffered(&samples);
+            let sorted = state.sender.sort_sent(&samples);
             (samples, sorted, self.requests.begin())
         })?;
         let kept = Kept::new(&samples);

@@ -28,9 +28,9 @@ pub struct Sender {
     /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
     is_open: bool,
     clocks: Clocks,
-    /// Until then, in ms since 1970, it scraped at other times within an interval, as far as its samples show: its clock was set, which
+    /// Before that, in ms since 1970, it scraped at other times within an interval, as far as its samples show: its clock was set, which
     /// is not known otherwise where it sends by several adapters, or its configuration was changed.
-    set_until_ms: i64,
+    set_ms: i64,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
 }
@@ -44,6 +44,20 @@ pub struct Sorted {
     pub late: Vec<Buffered>,
     /// How many were observed stored, by another sender.
     pub covered: usize,
+}
+
+impl Sorted {
+    /// The same of `samples`, which were sorted, with all that is not covered to be compared.
+    fn all_late(self, samples: &[Buffered]) -> Self {
+        let key = |row: &Row| (row.series_id, row.time_ms);
+        let is_left = |sample: &&Buffered| {
+            let of_sample = key(&sample.row);
+            self.append.binary_search_by_key(&of_sample, key).is_ok()
+                || self.late.binary_search_by_key(&of_sample, |late| key(&late.row)).is_ok()
+        };
+        let late = samples.iter().filter(is_left).copied().collect();
+        Self { append: Vec::new(), late, covered: self.covered }
+    }
 }
 
 /// What one look at the buffer came to.
@@ -112,7 +126,7 @@ impl Sender {
             recent: Ring::default(),
             is_open: true,
             clocks: Clocks::new(Instant::now()),
-            set_until_ms: i64::MIN,
+            set_ms: i64::MIN,
             leader_newest: None,
         }
     }
@@ -122,7 +136,15 @@ impl Sender {
     #[must_use]
     pub fn sort(&mut self, rows: &[Row], now: Instant) -> Sorted {
         let samples = self.came(rows, Uuid::nil(), now);
-        self.sort_buffered(&samples)
+        self.sort_sent(&samples)
+    }
+
+    /// The same of one request's samples, with what is known of their coming.
+    #[must_use]
+    pub fn sort_sent(&mut self, samples: &[Buffered]) -> Sorted {
+        let sorted = self.sort_buffered(samples);
+        // What is sent again may be on its way by other adapters, too, and they hear of what was compared.
+        if self.series.is_shared() && !sorted.late.is_empty() { sorted.all_late(samples) } else { sorted }
     }
 
     /// These are stored, or were found to be, at `now`.
@@ -143,15 +165,15 @@ impl Sender {
 
     /// What it has sent, in the order of series and time, with what is known of each sample's coming.
     pub fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
-        let (mut in_step, mut set, mut set_until_ms) = (0_usize, 0_usize, i64::MIN);
+        let (mut in_step, mut out_of_step, mut set_ms) = (0_usize, 0_usize, i64::MIN);
         let samples = rows.iter().map(|row| {
             let Row { series_id, time_ms, .. } = *row;
             let is_stamped = match self.series.sent(series_id, time_ms) {
-                Sent::Newer { is_in_step: Some(false), before_ms } => {
-                    (set, set_until_ms) = (set + 1, set_until_ms.max(before_ms));
+                Sent::Newer { is_in_step: Some(false) } => {
+                    (out_of_step, set_ms) = (out_of_step + 1, set_ms.max(time_ms));
                     false
                 }
-                Sent::Newer { is_in_step, .. } => {
+                Sent::Newer { is_in_step } => {
                     in_step += usize::from(is_in_step.is_some());
                     false
                 }
@@ -160,14 +182,14 @@ impl Sender {
                     let is_between = |shift_ms: i64| {
                         self.series.is_in_step(series_id, time_ms.saturating_add(shift_ms), newest_ms) == Some(false)
                     };
-                    time_ms > self.set_until_ms && self.clocks.own_shifts_ms().all(is_between)
+                    time_ms >= self.set_ms && self.clocks.own_shifts_ms().all(is_between)
                 }
             };
             Buffered { row: *row, is_stamped, arrived: now, key }
         });
         let samples = samples.collect();
-        if set > in_step {
-            self.set_until_ms = self.set_until_ms.max(set_until_ms);
+        if out_of_step > in_step {
+            self.set_ms = self.set_ms.max(set_ms);
         }
         self.learn_from_others(rows);
         samples
@@ -970,6 +992,19 @@ mod tests {
         assert_eq!(sent(&[40_000, 50_000]), 0, "scraped before, perhaps");
         assert_eq!(sent(&[98_000]), 0);
         assert_eq!(sent(&[93_000]), 3);
+    }
+
+    #[test]
+    fn what_comes_by_several_adapters_is_all_compared_where_some_is_late() {
+        let mut sender = Sender::shared(usize::MAX, false);
+        sender.on_missed(i64::MIN, 0);
+        let mut sort = |times: &[i64]| {
+            let rows: Vec<Row> = times.iter().map(|time_ms| row(*time_ms)).collect();
+            told(&sender.sort(&rows, Instant::now()))
+        };
+        assert_eq!(sort(&[10_000, 20_000]), (vec![10_000, 20_000], vec![], 0));
+        assert_eq!(sort(&[20_000, 30_000]), (vec![], vec![20_000, 30_000], 0));
+        assert_eq!(sort(&[40_000]), (vec![40_000], vec![], 0));
     }
 
     #[test]

@@ -125,9 +125,7 @@ pub struct Known {
 pub enum Sent {
     /// It is newer.
     Newer {
-        /// The newest time before, ms since 1970; [`i64::MIN`] is none.
-        before_ms: i64,
-        /// Whether whole intervals lie between; `None` if that is not known.
+        /// Whether whole intervals lie between it and the newest one before; `None` if that is not known.
         is_in_step: Option<bool>,
     },
     /// It is not.
@@ -354,7 +352,7 @@ impl SeriesTimes {
             let entry = self.entry(series_id);
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
-        Sent::Newer { before_ms, is_in_step }
+        Sent::Newer { is_in_step }
     }
 
     /// A series of which no step is known was scraped together with others that have this interval.
@@ -671,8 +669,8 @@ mod tests {
             assert_eq!(series.is_in_step(1, time_ms, 80_000), Some(is_in_step), "{time_ms}");
         }
         assert_eq!(scrapes(&mut series, 0..9), [Sent::Again { newest_ms: 80_000 }; 9]);
-        assert_eq!(series.sent(1, 100_000), Sent::Newer { before_ms: 80_000, is_in_step: Some(true) });
-        assert_eq!(series.sent(1, 115_000), Sent::Newer { before_ms: 100_000, is_in_step: Some(false) });
+        assert_eq!(series.sent(1, 100_000), Sent::Newer { is_in_step: Some(true) });
+        assert_eq!(series.sent(1, 115_000), Sent::Newer { is_in_step: Some(false) });
     }
 
     #[test]
