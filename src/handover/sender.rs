@@ -463,7 +463,7 @@ impl Sender {
                     |stored: &StoredTime| Stored { time_ms: stored.time_ms, by: self.by(&samples[0], *stored, own) };
                 // A stale marker is no neighbour either.
                 let is_none = |stored: &&StoredTime| {
-                    stored.sender.is_some_and(|sender| sender.split().1)
+                    stored.is_marker
                         && samples.binary_search_by_key(&stored.time_ms, |sample| sample.row.time_ms).is_err()
                 };
                 let mut stored: Vec<Stored> = times.iter().filter(|stored| !is_none(stored)).map(by).collect();
@@ -480,13 +480,12 @@ impl Sender {
     }
 
     fn by(&self, sample: &Buffered, stored: StoredTime, own: SenderNo) -> By {
-        let StoredTime { time_ms, sender } = stored;
+        let StoredTime { time_ms, sender, .. } = stored;
         let Row { series_id, time_ms: sample_ms, .. } = sample.row;
-        if self.is_alone {
+        if self.is_alone || is_own(&stored, own) {
             return By::Own;
         }
         match sender {
-            Some(sender) if is_own(sender, own) => By::Own,
             Some(sender) => By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) },
             None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
             // It may be its own.
@@ -503,7 +502,7 @@ impl Sender {
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
-                let is_own = self.is_alone || last.sender.is_some_and(|sender| is_own(sender, own));
+                let is_own = self.is_alone || is_own(last, own);
                 let slot = Slot { time_ms: last.time_ms, is_own };
                 self.series.stored(*series_id, slot);
             }
@@ -561,8 +560,8 @@ impl Sender {
 }
 
 /// Whether a stored sample stands for none of `own`'s: it is its own, or a stale marker, by whomever.
-fn is_own(sender: SenderNo, own: SenderNo) -> bool {
-    sender == own || sender.split().1
+fn is_own(stored: &StoredTime, own: SenderNo) -> bool {
+    stored.is_marker || stored.sender == Some(own)
 }
 
 /// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever
@@ -570,7 +569,8 @@ fn is_own(sender: SenderNo, own: SenderNo) -> bool {
 fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
     let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
     let (mut known, mut sealed) = (Vec::new(), Vec::new());
-    for StoredTime { time_ms, sender } in stored {
+    let times = stored.iter().filter(|stored| !stored.is_marker);
+    for StoredTime { time_ms, sender, .. } in times.clone() {
         if let Some(last_ms) = last.insert(*sender, *time_ms)
             && time_ms - last_ms <= STEP_MAX_MS.into()
         {
@@ -578,7 +578,7 @@ fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
         }
     }
     if known.is_empty() && sealed.is_empty() {
-        sealed = steps(stored.iter().map(|stored| stored.time_ms)).collect();
+        sealed = steps(times.map(|stored| stored.time_ms)).collect();
     }
     (known, sealed)
 }
@@ -705,8 +705,14 @@ mod tests {
         times.iter().map(sample).collect()
     }
 
+    /// Of markers by the number of theirs.
+    fn stored_time(time_ms: i64, sender: Option<SenderNo>) -> StoredTime {
+        let (sender, is_marker) = sender.map_or((None, false), |sender| (Some(sender.split().0), sender.split().1));
+        StoredTime { time_ms, sender, is_marker }
+    }
+
     fn around(times: &[(i64, Option<SenderNo>)]) -> Around {
-        let times = times.iter().map(|(time_ms, sender)| StoredTime { time_ms: *time_ms, sender: *sender }).collect();
+        let times = times.iter().map(|(time_ms, sender)| stored_time(*time_ms, *sender)).collect();
         Around { times: HashMap::from([(1, times)]), ..Around::default() }
     }
 
@@ -838,6 +844,9 @@ mod tests {
         assert!(missing(13_000, true, &stored_by(Some(OTHER))), "an exporter has stamped it");
         assert!(missing(13_000, false, &stored_by(Some(OTHER.of_markers()))), "for another one its series has ended");
         assert!(!missing(10_000, false, &stored_by(Some(OTHER.of_markers()))), "at one time there is one");
+        let mut markers = stored_by(None);
+        markers.times.values_mut().flatten().for_each(|stored| stored.is_marker = true);
+        assert!(missing(13_000, false, &markers), "the same of what is sealed");
         let beside_marker = around(&[(0, Some(OTHER)), (12_500, Some(OTHER.of_markers())), (20_000, Some(OTHER))]);
         assert!(missing(13_000, false, &beside_marker), "another's scrape has failed");
         assert!(missing(13_000, false, &stored_by(None)), "sealed, and known to be its own");
@@ -849,7 +858,7 @@ mod tests {
         assert!(!alone.is_covered(&late(&[10_001], false)[0]));
         assert_eq!(alone.missing(&late(&[10_001], false), &stored_by(Some(OTHER)), OWN).len(), 1);
         let mut sealed = around(&[]);
-        sealed.last_ms.insert(1, StoredTime { time_ms: 20_000, sender: None });
+        sealed.last_ms.insert(1, stored_time(20_000, None));
         alone.on_reconciled(&[], &[1], &sealed, OWN);
         assert!(!alone.is_covered(&late(&[20_001], false)[0]), "whoever stored it");
     }
@@ -1024,7 +1033,7 @@ mod tests {
         assert_eq!(scene.sort(&[10_000, 20_000, 30_000]), (vec![], vec![10_000, 20_000, 30_000], 0));
         assert_eq!(scene.sender.unbounded(&late(&[10_000, 20_000], false)), [1]);
         let mut found = around(&[]);
-        found.last_ms.insert(1, StoredTime { time_ms: 45_000, sender: Some(OTHER) });
+        found.last_ms.insert(1, stored_time(45_000, Some(OTHER)));
         scene.sender.on_reconciled(&[row(10_000)], &[1], &found, OWN);
         assert_eq!(scene.sort(&[40_000, 51_000]), (vec![51_000], vec![], 1));
     }

@@ -22,6 +22,7 @@
 
 use std::fmt;
 
+use crate::model::sample::STALE_NAN_BITS;
 use crate::storage::row::{Row, TIME_MAX_MS, TIME_MIN_MS};
 
 pub use bits::Bits;
@@ -344,6 +345,17 @@ impl Encoded {
             return Ok(None);
         }
         self.read(place, times.len(), &mut Vec::new()).map(Some)
+    }
+
+    /// When the series at `place`, which is in the row, has stale markers, out of `times`.
+    ///
+    /// # Errors
+    ///
+    /// What is corrupt.
+    pub fn markers(&self, place: u32, times: &[i64]) -> Result<Vec<i64>, Corrupt> {
+        let values = self.read(place, times.len(), &mut Vec::new())?;
+        let is_marker = |(_, value): &(&i64, f64)| value.to_bits() == STALE_NAN_BITS;
+        Ok(times.iter().zip(values).filter(is_marker).map(|(time_ms, _)| *time_ms).collect())
     }
 
     /// The times, in ms since 1970.

@@ -17,7 +17,7 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::chunk::{Encoded, Places, bucket_of, series_at};
+use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, series_at};
 use crate::storage::fence::{Limits, NO_GROUP, begin, exclude};
 use crate::storage::hot::{Elements, Gathered, ROW_SAMPLES_MAX, gather};
 use crate::storage::ingest::Right;
@@ -53,6 +53,8 @@ pub struct StoredTime {
     pub time_ms: i64,
     /// Who sent it, as far as that is known: of what is sealed it is not.
     pub sender: Option<SenderNo>,
+    /// It is a stale marker. Of a last time that is sealed, and not around the samples, that is not known.
+    pub is_marker: bool,
 }
 
 /// What is stored around some samples.
@@ -228,16 +230,21 @@ impl Store {
             self.sealed_last(client, windows),
         )
         .await?;
-        for (series_id, time_ms) in sealed {
-            around.times.entry(series_id).or_default().push(StoredTime { time_ms, sender: None });
+        for (series_id, stored) in sealed {
+            around.times.entry(series_id).or_default().push(stored);
         }
         for times in around.times.values_mut() {
             // Of one that was sealed meanwhile the sender is known.
-            times.sort_unstable_by_key(|time| (time.time_ms, time.sender.is_none(), Reverse(time.sender)));
+            times.sort_unstable_by_key(|time| {
+                (time.time_ms, time.sender.is_none(), time.is_marker, Reverse(time.sender))
+            });
             times.dedup_by_key(|time| time.time_ms);
         }
         for (series_id, time_ms) in last {
-            around.later(series_id, StoredTime { time_ms, sender: None });
+            let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
+            let place = times.binary_search_by_key(&time_ms, |stored| stored.time_ms);
+            let is_marker = place.is_ok_and(|place| times[place].is_marker);
+            around.later(series_id, StoredTime { time_ms, sender: None, is_marker });
         }
         Ok(around)
     }
@@ -270,8 +277,9 @@ impl Store {
             let row = row?;
             let (Timestamp(time_us), sender): (_, i32) = (row.try_get(0)?, row.try_get(1)?);
             let series: Elements<'_> = row.try_get(2)?;
-            let sender = Some(SenderNo(sender)).filter(|sender| *sender != SenderNo::UNKNOWN);
-            let stored = StoredTime { time_ms: from_postgres_us(time_us), sender };
+            let (sender, is_marker) = SenderNo(sender).split();
+            let sender = Some(sender).filter(|sender| *sender != SenderNo::UNKNOWN);
+            let stored = StoredTime { time_ms: from_postgres_us(time_us), sender, is_marker };
             windows.find(series.iter().map(i64::from_be_bytes), stored.time_ms, |series_id, is_near, is_last| {
                 if is_near {
                     around.times.entry(series_id).or_default().push(stored);
@@ -284,11 +292,12 @@ impl Store {
         Ok(around)
     }
 
-    /// Series and times in chunks. A chunk that cannot be read is as none.
-    async fn chunks_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
+    /// Series and times in chunks. A chunk that cannot be read is as none. Values are read only of chunks that may have a stale marker.
+    async fn chunks_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, StoredTime)>, Error> {
         let statement = self.names.fill(
-            "SELECT c.bucket, c.first, c.last, c.places, c.times FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
+            "SELECT c.bucket, c.first, c.last, c.places, c.times, n.data, n.floats FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
              AS w (bucket, lower, upper) JOIN {sealed} c ON c.bucket = w.bucket AND c.last >= w.lower AND c.first <= w.upper \
+             LEFT JOIN LATERAL (SELECT c.data, c.floats WHERE 'NaN' = ANY (c.floats)) n ON true \
              WHERE c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $4) AND c.first <= $5",
         );
         let mut found = Vec::new();
@@ -301,14 +310,30 @@ impl Store {
                 first_ms: from_postgres_us(first_us),
                 last_ms: from_postgres_us(last_us),
                 times: row.try_get(4)?,
+                data: row.try_get::<_, Option<_>>(5)?.unwrap_or_default(),
+                floats: row.try_get::<_, Option<_>>(6)?.unwrap_or_default(),
+                places,
                 ..Encoded::default()
             };
-            match chunk.times() {
-                Ok(times_ms) => {
-                    for series_id in places.iter().map(|place| series_at(bucket, place)) {
-                        found.extend(windows.near(series_id, &times_ms).map(|time_ms| (series_id, time_ms)));
-                    }
+            let mut find = || {
+                let times_ms = chunk.times()?;
+                for place in places.iter() {
+                    let series_id = series_at(bucket, place);
+                    let mut near = windows.near(series_id, &times_ms).peekable();
+                    let markers = match near.peek() {
+                        Some(_) if !chunk.floats.is_empty() => chunk.markers(place, &times_ms)?,
+                        _ => Vec::new(),
+                    };
+                    let stored = |time_ms| {
+                        let is_marker = markers.binary_search(&time_ms).is_ok();
+                        (series_id, StoredTime { time_ms, sender: None, is_marker })
+                    };
+                    found.extend(near.map(stored));
                 }
+                Ok::<_, Corrupt>(())
+            };
+            match find() {
+                Ok(()) => {}
                 Err(why) => log::error!(
                     "samples are compared with what is stored without a chunk of series {} to {}: {why}",
                     series_at(bucket, 0),
@@ -320,9 +345,9 @@ impl Store {
     }
 
     /// Series and times in a hypertable.
-    async fn rows_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
+    async fn rows_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, StoredTime)>, Error> {
         let statement = self.names.fill(
-            "SELECT s.series_id, s.\"time\" FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
+            "SELECT s.series_id, s.\"time\", s.value FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
              AS w (id, lower, upper) JOIN {samples} s ON s.series_id = w.id AND s.\"time\" >= w.lower AND s.\"time\" <= w.upper \
              WHERE s.\"time\" >= $4 AND s.\"time\" <= $5",
         );
@@ -331,7 +356,8 @@ impl Store {
         while let Some(row) = rows.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(1)?;
-            found.push((row.try_get(0)?, from_postgres_us(time_us)));
+            let row = Row { series_id: row.try_get(0)?, time_ms: from_postgres_us(time_us), value: row.try_get(2)? };
+            found.push((row.series_id, StoredTime { time_ms: row.time_ms, sender: None, is_marker: row.is_marker() }));
         }
         Ok(found)
     }

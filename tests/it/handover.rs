@@ -173,6 +173,18 @@ async fn a_stale_marker_stands_for_nobodys_sample() {
     let mut expected = scrapes.clone();
     expected.insert(9, scrapes[8] + 300);
     wait_stored(&db, &b, "up", &expected).await;
+    // The same where it is sealed, before the standby's samples come.
+    for (n, time_ms) in scrapes.iter().enumerate() {
+        let value = if n == 4 { f64::from_bits(STALE_NAN_BITS) } else { 1.0 };
+        send_body(&a, Body::new().series(&[("__name__", "sealed")], &[at(*time_ms, value)])).await;
+    }
+    seal(&a).await;
+    for time_ms in &scrapes {
+        send(&b, "sealed", &[time_ms + 300]).await;
+    }
+    let mut expected = scrapes.clone();
+    expected.insert(5, scrapes[4] + 300);
+    wait_stored(&db, &b, "sealed", &expected).await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use prometheus_postgresql_adapter::model::sample::STALE_NAN_BITS;
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::Store;
 use prometheus_postgresql_adapter::storage::fence::Fence;
@@ -99,7 +100,8 @@ fn row(series_id: i64, time_ms: i64) -> Row {
 }
 
 fn stored(times: &[(i64, Option<SenderNo>)]) -> Vec<StoredTime> {
-    times.iter().map(|(time_ms, sender)| StoredTime { time_ms: *time_ms, sender: *sender }).collect()
+    let stored = |(time_ms, sender): &(_, _)| StoredTime { time_ms: *time_ms, sender: *sender, is_marker: false };
+    times.iter().map(stored).collect()
 }
 
 /// Makes every transaction that stores hot rows wait, before its end, while somebody holds the advisory lock 42.
@@ -132,7 +134,8 @@ async fn what_is_around_is_found_hot_and_sealed() {
     }
     group.store.seal(None, false).await.unwrap().expect("nobody else seals");
     group.append(scrape(40_000), right(group.leader)).await;
-    group.append([row(7, 40_400), row(8, 60_000)], right(group.other)).await;
+    let marker = Row { value: f64::from_bits(STALE_NAN_BITS), ..row(200, 49_900) };
+    group.append([row(7, 40_400), row(8, 60_000), marker], right(group.other)).await;
     group.append([row(7, 40_400)], right(group.leader)).await;
     group.database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES ('1970-01-01 00:00:40.5+00', ARRAY[9, 8], ARRAY[1, 1])").await;
     let rows = [row(7, 20_100), row(7, 40_000), row(8, 29_500), row(8, 40_900), row(200, 50_000), row(1_000, 40_000)];
@@ -141,17 +144,18 @@ async fn what_is_around_is_found_hot_and_sealed() {
     let mut times = HashMap::new();
     times.insert(7, stored(&[(20_000, None), (40_000, a), (40_400, None)]));
     times.insert(8, stored(&[(30_000, None), (40_500, None)]));
+    times.insert(200, vec![StoredTime { is_marker: true, ..stored(&[(49_900, b)])[0] }]);
     let found = around.times[&7].get(2).copied().unwrap_or_else(|| panic!("{around:?}"));
     assert!([a, b].contains(&found.sender), "of two at one time one is told: {found:?}");
     times.get_mut(&7).unwrap()[2] = found;
     assert_eq!(around.times, times);
-    assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, b)])[0])]), "200 has none so late");
+    assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, b)])[0]), (200, times[&200][0])]));
     // The same once it is sealed, but for who sent it; the last one from a chunk.
     group.store.seal(None, false).await.unwrap().expect("nobody else seals");
     let around = group.store.around(&rows, 500, &unbounded, group.store.epoch()).await.unwrap();
     times.values_mut().flatten().for_each(|time| time.sender = None);
     assert_eq!(around.times, times);
-    assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, None)])[0])]));
+    assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, None)])[0]), (200, times[&200][0])]));
     group.end().await;
 }
 

@@ -185,7 +185,7 @@ impl Database {
                     ..=(series_id, row.time_ms.saturating_add(window_ms));
                 times.extend(self.times.range(window).map(|((_, time_ms), sender)| (*time_ms, *sender)));
             }
-            let stored = |(time_ms, sender)| StoredTime { time_ms, sender };
+            let stored = |(time_ms, sender)| StoredTime { time_ms, sender, is_marker: false };
             around.times.insert(series_id, times.into_iter().map(stored).collect());
             let since = of_series[0].time_ms.saturating_sub(window_ms);
             if unbounded.contains(&series_id)
