@@ -31,6 +31,8 @@ pub struct Sender {
     /// Before that, in ms since 1970, it scraped at other times within an interval, as far as its samples show: its clock was set, which
     /// is not known otherwise where it sends by several adapters, or its configuration was changed.
     set_ms: i64,
+    /// When something came that had been sent before, if nothing that was observed since shows all that was stored until then.
+    sent_again: Option<Instant>,
     /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
     leader_newest: Option<(i64, Instant)>,
 }
@@ -127,6 +129,7 @@ impl Sender {
             is_open: true,
             clocks: Clocks::new(Instant::now()),
             set_ms: i64::MIN,
+            sent_again: None,
             leader_newest: None,
         }
     }
@@ -143,8 +146,11 @@ impl Sender {
     #[must_use]
     pub fn sort_sent(&mut self, samples: &[Buffered]) -> Sorted {
         let sorted = self.sort_buffered(samples);
-        // What is sent again may be on its way by other adapters, too, and they hear of what was compared.
-        if self.series.is_shared() && !sorted.late.is_empty() { sorted.all_late(samples) } else { sorted }
+        if !sorted.late.is_empty() {
+            self.sent_again = samples.first().map(|sample| sample.arrived);
+        }
+        // The newest samples of what is sent again may have been stored by other adapters, too, and not be observed yet.
+        if self.series.is_shared() && self.sent_again.is_some() { sorted.all_late(samples) } else { sorted }
     }
 
     /// These are stored, or were found to be, at `now`.
@@ -313,6 +319,11 @@ impl Sender {
         if leads && !is_own && self.leader_newest.is_none_or(|(newest_ms, _)| newest_ms < time_ms) {
             self.leader_newest = Some((time_ms, now));
         }
+    }
+
+    /// All that was stored at `at` is observed.
+    pub fn on_observed(&mut self, at: Instant) {
+        self.sent_again = self.sent_again.filter(|came| *came > at);
     }
 
     /// See [`Clocks::on_read`].
@@ -1013,7 +1024,10 @@ mod tests {
         };
         assert_eq!(sort(&[10_000, 20_000]), (vec![10_000, 20_000], vec![], 0));
         assert_eq!(sort(&[20_000, 30_000]), (vec![], vec![20_000, 30_000], 0));
-        assert_eq!(sort(&[40_000]), (vec![40_000], vec![], 0));
+        assert_eq!(sort(&[40_000]), (vec![], vec![40_000], 0), "perhaps stored by another adapter a moment ago");
+        sender.on_observed(Instant::now());
+        let rows = [row(50_000)];
+        assert_eq!(told(&sender.sort(&rows, Instant::now())), (vec![50_000], vec![], 0));
     }
 
     #[test]

@@ -348,6 +348,7 @@ impl Senders {
             }
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {
+            handover.with(|state| state.on_observed(now));
             // Of a sender that has come since, nothing was observed before; of the first observation, all that is hot was.
             let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
             if is_fresh && last.position.is_some() {

@@ -487,6 +487,7 @@ impl Senders {
             }
         }
         for member in &members {
+            member.with(|state| state.on_observed(now));
             let is_fresh = member.is_fresh.replace(false);
             if is_fresh && from.is_some() {
                 member.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
