@@ -518,8 +518,7 @@ async fn flapping(mut stage: Stage<'_>) -> Outcome {
 }
 
 pub(crate) async fn pg_restart(mut stage: Stage<'_>, how: Stop) -> Outcome {
-    // A round of sealing that fails is tried again 10 s later: long enough for one before.
-    sleep(3.0).await;
+    stage.sealed().await;
     for _ in 0..2 {
         sleep(2.0).await;
         pg_restart_once(&mut stage, how).await;
@@ -539,6 +538,7 @@ pub(crate) async fn pg_restart_once(stage: &mut Stage<'_>, how: Stop) {
 }
 
 async fn pg_backend(mut stage: Stage<'_>) -> Outcome {
+    stage.sealed().await;
     for _ in 0..2 {
         sleep(2.0).await;
         stage.healthy().await;
@@ -617,8 +617,7 @@ async fn pg_read_only(mut stage: Stage<'_>) -> Outcome {
 async fn pg_promoted(context: &Context<'_>) -> Outcome {
     let uri = "postgres://postgres@HOST:PORT,HOST:SECOND/postgres?sslmode=disable&target_session_attrs=read-write";
     let mut stage = context.set(Setup { uri: uri.to_owned(), replica: true, ..Setup::default() }).await;
-    // Long enough for some to be sealed.
-    sleep(6.0).await;
+    stage.sealed().await;
     stage.event("primary crashes");
     stage.postgres.stop(Stop::Immediate).await;
     let replica = stage.replica.take().expect("this case has a replica");

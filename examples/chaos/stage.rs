@@ -524,6 +524,15 @@ impl<'a> Stage<'a> {
         }
     }
 
+    /// Waits until something is sealed: a round of sealing that fails is tried again 10 s later only.
+    pub(crate) async fn sealed(&self) {
+        let (client, began) = (self.client().await, Instant::now());
+        while judge::sealed_samples(&client).await == 0 {
+            assert!(began.elapsed() < PATIENCE, "nothing is sealed\n{}", self.logs());
+            sleep(0.1).await;
+        }
+    }
+
     /// Ends the case: lets everything settle, stops the scraping, waits for the last answer, judges.
     pub(crate) async fn finish(mut self) -> (Outcome, Option<(Postgres, Promised)>) {
         sleep(2.5).await;
