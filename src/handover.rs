@@ -161,8 +161,8 @@ impl Handover {
 
     /// By what right samples are stored that are sorted from now on.
     fn right(&self, sender: SenderNo, fence: Option<Fence>, epoch: Epoch) -> Right {
-        let unseen_from = self.is_shared.then(|| self.group.unseen_from());
-        Right { sender, fence, reconciled: self.group.reconciled(), unseen_from, epoch }
+        let observed = self.is_shared.then(|| self.group.observed());
+        Right { sender, fence, reconciled: self.group.reconciled(), observed, epoch }
     }
 
     /// What is late first: once the key of a request is claimed, all of it is stored.
@@ -179,13 +179,13 @@ impl Handover {
                 if let Some(in_flight) = in_flight {
                     in_flight.is_first().await;
                 }
-                self.reconcile(&late, right, self.is_shared).await?;
+                self.reconcile(&late, right.clone(), self.is_shared).await?;
                 late.clear();
             }
             if append.is_empty() {
                 break;
             }
-            match self.store.commit(key, append.clone(), right).await? {
+            match self.store.commit(key, append.clone(), right.clone()).await? {
                 Stored::Committed => break,
                 Stored::AlreadyThere => {
                     self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(append.len() as u64);
@@ -195,7 +195,7 @@ impl Handover {
                 Stored::Overtaken => {
                     self.observe().await?;
                     right = self.right(right.sender, right.fence, right.epoch);
-                    (append, late) = self.sort_again(append, right, attempt).await?;
+                    (append, late) = self.sort_again(append, &right, attempt).await?;
                 }
             }
         }
@@ -207,7 +207,7 @@ impl Handover {
     async fn sort_again(
         &self,
         append: Vec<Row>,
-        Right { sender, epoch, .. }: Right,
+        &Right { sender, epoch, .. }: &Right,
         attempt: usize,
     ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
         let sorted = self.in_epoch(epoch, |state| state.sender.sort_again(append, Instant::now()))?;
@@ -343,7 +343,7 @@ impl Handover {
                 let (sorted, in_flight) = sorted?;
                 self.covered("buffer", sorted.covered);
                 let appended = sorted.append.len();
-                self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
+                self.store_sorted(key, sorted, right.clone(), Some(&in_flight)).await?;
                 Ok::<_, Error>(appended)
             };
             let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);

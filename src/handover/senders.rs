@@ -65,8 +65,8 @@ pub struct Group {
     name: String,
     /// The group's counter of reconciliations as last observed.
     reconciled: AtomicI64,
-    /// See [`Group::unseen_from`].
-    unseen_from: AtomicU64,
+    /// See [`Group::observed`].
+    observed: Mutex<Arc<Position>>,
     leading: Mutex<Option<Leading>>,
 }
 
@@ -396,7 +396,7 @@ impl Group {
         Self {
             name: name.to_owned(),
             reconciled: AtomicI64::new(0),
-            unseen_from: AtomicU64::new(0),
+            observed: Mutex::new(Arc::new(Position::none())),
             leading: Mutex::default(),
         }
     }
@@ -413,10 +413,10 @@ impl Group {
         self.reconciled.load(Ordering::Acquire)
     }
 
-    /// What was stored of it by transactions from this one on may not have been observed.
+    /// What was observed of it.
     #[must_use]
-    pub fn unseen_from(&self) -> u64 {
-        self.unseen_from.load(Ordering::Acquire)
+    pub fn observed(&self) -> Arc<Position> {
+        Arc::clone(&self.observed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Who leads it, as last observed.
@@ -434,13 +434,13 @@ impl Group {
     fn moved(&self) {
         // No counter has this value, so a write that shows it is refused until the group was read.
         self.reconciled.store(-1, Ordering::Release);
-        self.unseen_from.store(0, Ordering::Release);
+        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Position::none());
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn on_read(&self, read: &GroupState, position: &Position) {
         self.reconciled.store(read.reconciled, Ordering::Release);
-        self.unseen_from.store(position.xmin(), Ordering::Release);
+        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(position.clone());
         let leading = read.token.map(|token| Leading {
             fence: Fence { group_no: read.group_no, term: read.term, token },
             sender: read.sender_no,

@@ -20,6 +20,7 @@ use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::{Fence, Limits, NO_GROUP, WITHOUT_JIT, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
+use crate::storage::position::Position;
 use crate::storage::row::Row;
 use crate::storage::server::{Epoch, Server};
 use crate::telemetry::metrics::Metrics;
@@ -53,7 +54,7 @@ impl Batch {
 }
 
 /// What a write shows: whose samples, and by what right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
     /// Who sent the samples.
     pub sender: SenderNo,
@@ -61,9 +62,9 @@ pub struct Right {
     pub fence: Option<Fence>,
     /// The group's counter of what others than its leader have stored, as last observed; 0 without an election.
     pub reconciled: i64,
-    /// What other adapters have stored of the sender by transactions from this one on may not have been observed, and is not stored
-    /// again. `None` where no other adapter stores what it sends.
-    pub unseen_from: Option<u64>,
+    /// What is observed: what other adapters have stored of the sender by other transactions is not stored again. `None` where no other
+    /// adapter stores what it sends.
+    pub observed: Option<Arc<Position>>,
     /// In which the sender's number and the ids of its series were found.
     pub epoch: Epoch,
 }
@@ -277,7 +278,7 @@ impl Writer {
             }
             Ok::<_, Error>(Instant::now())
         };
-        let end = match self.unseen(fresh().map(|(batch, _)| batch.right)) {
+        let end = match self.unseen(fresh().map(|(batch, _)| &batch.right)) {
             Some(unseen) => format!("{unseen}; COMMIT"),
             None => "COMMIT".to_owned(),
         };
@@ -329,10 +330,12 @@ impl Writer {
 impl Writer {
     /// The statements that fail as overtaken where one of the samples just stored may be stored already, by another adapter; `None`
     /// where no other stores any of them.
-    fn unseen(&self, rights: impl Iterator<Item = Right>) -> Option<String> {
-        let shared = rights.filter_map(|right| Some((right.unseen_from?, right.fence?, right.sender)));
+    fn unseen<'a>(&self, rights: impl Iterator<Item = &'a Right>) -> Option<String> {
+        let shared = rights.filter_map(|right| Some((right.observed.as_deref()?, right.fence?, right.sender)));
         let shared: Vec<_> = shared.collect();
-        let (from, fence, _) = shared.iter().min_by_key(|(from, ..)| *from)?;
+        let (observed, fence, _) =
+            shared.iter().reduce(|one, other| if one.0.covers(other.0) { other } else { one })?;
+        let (xmin, xmax) = (observed.xmin(), observed.xmax);
         // With the numbers of their stale markers.
         let numbers = shared.iter().flat_map(|(.., sender)| [sender.0, sender.of_markers().0]);
         let senders = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
@@ -345,9 +348,11 @@ impl Writer {
              WHERE sender IN ({senders}) AND xid = pg_current_xact_id() \
              AND \"time\" < clock_timestamp() - interval '{SENT_AGAIN_MS} ms'), \
              other AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
-             WHERE EXISTS (SELECT FROM own) AND sender IN ({senders}) AND xid >= '{from}' AND xid <> pg_current_xact_id() \
-             AND \"time\" = ANY (ARRAY(SELECT \"time\" FROM own))) \
-             (SELECT 1 FROM own, {{sealed_to}} WHERE pg_snapshot_xmin(snapshot) > '{from}') \
+             WHERE EXISTS (SELECT FROM own) AND sender IN ({senders}) AND xid >= '{xmin}' AND xid <> pg_current_xact_id() \
+             AND NOT pg_visible_in_snapshot(xid, '{observed}') AND \"time\" = ANY (ARRAY(SELECT \"time\" FROM own))) \
+             (SELECT 1 FROM own, {{sealed_to}} WHERE pg_snapshot_xmax(snapshot) <= pg_snapshot_xmax(pg_current_snapshot()) \
+             AND (pg_snapshot_xmax(snapshot) > '{xmax}' OR EXISTS (SELECT FROM pg_snapshot_xip('{observed}') AS xid \
+             WHERE pg_visible_in_snapshot(xid, snapshot)))) \
              UNION ALL (SELECT 1 FROM (SELECT sender, \"time\", unnest(series) FROM own \
              WHERE \"time\" IN (SELECT \"time\" FROM other) \
              INTERSECT SELECT sender, \"time\", unnest(series) FROM other) same))"

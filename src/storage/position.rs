@@ -20,6 +20,13 @@ pub struct Position {
 pub struct NoSnapshot(String);
 
 impl Position {
+    /// Nothing is seen.
+    #[must_use]
+    pub fn none() -> Self {
+        // There is no transaction 0.
+        Self { xmax: 1, xip: Vec::new() }
+    }
+
     /// All transactions below are seen.
     #[must_use]
     pub fn xmin(&self) -> u64 {

@@ -29,7 +29,7 @@ use crate::storage::server::Epoch;
 mod windows;
 
 /// Samples to be compared with what is stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Reconcile<'a> {
     /// In the order of series and time, none twice.
     pub rows: &'a [Row],

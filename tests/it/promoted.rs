@@ -200,15 +200,16 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     let before = looked_up();
     let resolved = store.resolve(&request, looked_up(), None).await.unwrap();
     let rows = resolved.shares[0].rows.clone();
-    let right = Right { sender, fence: None, reconciled: 0, unseen_from: None, epoch: resolved.epoch };
-    let what = Reconcile { rows: &rows, right, group_no: 0, is_told: false, window_ms: 500, unbounded: &[] };
+    let right = Right { sender, fence: None, reconciled: 0, observed: None, epoch: resolved.epoch };
+    let what =
+        Reconcile { rows: &rows, right: right.clone(), group_no: 0, is_told: false, window_ms: 500, unbounded: &[] };
     let seen = store.observe(None, &[], &[], |_, _, _| ()).await.unwrap().position;
-    assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right).await.unwrap(), Stored::Committed);
+    assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap(), Stored::Committed);
     replace_server(&db, "another").await;
     let refused = async || {
         let is_moved = |error: &Error| error.class() == Class::Moved;
-        assert!(is_moved(&store.commit(Uuid::new_v4(), rows.clone(), right).await.unwrap_err()));
-        assert!(is_moved(&store.reconcile(what, |_| rows.clone()).await.unwrap_err()));
+        assert!(is_moved(&store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap_err()));
+        assert!(is_moved(&store.reconcile(what.clone(), |_| rows.clone()).await.unwrap_err()));
         assert!(is_moved(&store.around(&rows, 500, &[], right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.set_clock_offset(sender, 1_000, right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.sender_numbers(right.epoch, &[("", "a")]).await.unwrap_err()));
@@ -221,8 +222,8 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     refused().await;
     assert_eq!(db.samples().await, 1);
     let resolved = store.resolve(&request, looked_up(), None).await.unwrap();
-    let right = Right { epoch: resolved.epoch, ..right };
-    assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right).await.unwrap(), Stored::Committed);
+    let right = Right { epoch: resolved.epoch, ..right.clone() };
+    assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap(), Stored::Committed);
     assert!(!store.look_at_server().await.unwrap());
 }
 

@@ -50,7 +50,7 @@ impl Group {
     }
 
     fn right(&self, sender: SenderNo, reconciled: i64) -> Right {
-        Right { sender, fence: Some(self.fence), reconciled, unseen_from: None, epoch: self.store.epoch() }
+        Right { sender, fence: Some(self.fence), reconciled, observed: None, epoch: self.store.epoch() }
     }
 
     async fn append(&self, rows: impl Into<Vec<Row>>, right: Right) -> Stored {
@@ -259,13 +259,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
     let group_no = group.database.one("SELECT group_no FROM metrics_leader WHERE group_name = 'second'").await;
     let of_second = |reconciled| {
         let fence = Fence { group_no, term: 1, token: second };
-        Right {
-            sender: SenderNo::UNKNOWN,
-            fence: Some(fence),
-            reconciled,
-            unseen_from: None,
-            epoch: group.store.epoch(),
-        }
+        Right { sender: SenderNo::UNKNOWN, fence: Some(fence), reconciled, observed: None, epoch: group.store.epoch() }
     };
     let over = Fence { token: Uuid::new_v4(), ..group.fence };
     let rights = [
@@ -274,7 +268,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
         (of_second(2), Stored::Overtaken),
         (Right { fence: Some(over), ..group.right(group.leader, 0) }, Stored::Fenced),
         (
-            Right { sender: group.other, fence: None, reconciled: 0, unseen_from: None, epoch: group.store.epoch() },
+            Right { sender: group.other, fence: None, reconciled: 0, observed: None, epoch: group.store.epoch() },
             Stored::Committed,
         ),
         (group.right(group.other, 1), Stored::Overtaken),
@@ -287,7 +281,8 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
     let append = async |id: usize, right| group.append([row(i64::try_from(id).unwrap(), 1_000)], right).await;
     let queue = async {
         group.database.wait(&waiting(1)).await;
-        let mut appends = Box::pin(join_all(rights.iter().enumerate().map(|(at, (right, _))| append(at + 1, *right))));
+        let mut appends =
+            Box::pin(join_all(rights.iter().enumerate().map(|(at, (right, _))| append(at + 1, right.clone()))));
         // Sends them all, for none can be answered yet.
         assert!(futures_util::poll!(&mut appends).is_pending());
         blocker.batch_execute(RELEASE).await.unwrap();
@@ -305,9 +300,9 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
 async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     let group = Group::new().await;
     group.make_series(1..4).await;
-    let xmax = async || group.database.one::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await;
-    let shared = |from: &str| Right { unseen_from: Some(from.parse().unwrap()), ..group.right(group.leader, 0) };
-    let begin = xmax().await;
+    let observe = async || group.database.one::<String>("SELECT pg_current_snapshot()::text").await;
+    let shared = |from: &str| Right { observed: Some(Arc::new(from.parse().unwrap())), ..group.right(group.leader, 0) };
+    let begin = observe().await;
     let first = [row(1, 1_000), row(1, 2_000), row(2, 1_000)];
     assert_eq!(group.append(first, shared(&begin)).await, Stored::Committed);
     // Of one scrape, by way of another adapter.
@@ -319,15 +314,33 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     assert_eq!(group.times(1).await, [1_000, 2_000, 3_000]);
     let other = Right { sender: group.other, ..shared(&begin) };
     assert_eq!(group.append([row(1, 1_000)], other).await, Stored::Committed, "what others send is compared before");
-    let after = xmax().await;
-    assert_eq!(group.append([row(1, 4_000)], shared(&after)).await, Stored::Committed);
+    // Beside a transaction that has been writing for long, and is in progress.
+    let long = group.database.session().await;
+    long.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    let with_long = observe().await;
+    assert_eq!(group.append([row(1, 4_000)], shared(&with_long)).await, Stored::Committed);
+    assert_eq!(group.append([row(1, 5_000), row(1, 4_000)], shared(&with_long)).await, Stored::Overtaken);
+    let after = observe().await;
+    assert_eq!(group.append([row(1, 5_000)], shared(&after)).await, Stored::Committed);
     // It may be among what is sealed by now.
-    let seal = format!("UPDATE metrics_sealed_to SET snapshot = '{after}:{after}:'");
-    group.database.run(&seal).await;
-    assert_eq!(group.append([row(1, 5_000)], shared(&begin)).await, Stored::Overtaken);
+    let seal = async |to: &str| group.database.run(&format!("UPDATE metrics_sealed_to SET snapshot = '{to}'")).await;
+    seal(&after).await;
+    for observed in [&begin, &with_long] {
+        assert_eq!(group.append([row(1, 6_000)], shared(observed)).await, Stored::Overtaken, "{observed}");
+    }
     let young = [row(1, now_ms())];
     assert_eq!(group.append(young, shared(&begin)).await, Stored::Committed, "too young for that");
-    assert_eq!(group.append([row(1, 5_000)], shared(&after)).await, Stored::Committed);
+    assert_eq!(group.append([row(1, 6_000)], shared(&after)).await, Stored::Committed);
+    long.batch_execute("COMMIT").await.unwrap();
+    // The same of what ended since, though nothing has begun since.
+    let xmax: u64 = observe().await.split(':').nth(1).unwrap().parse().unwrap();
+    seal(&format!("{xmax}:{xmax}:")).await;
+    let in_progress = format!("{}:{xmax}:{}", xmax - 1, xmax - 1);
+    assert_eq!(group.append([row(1, 7_000)], shared(&in_progress)).await, Stored::Overtaken);
+    assert_eq!(group.append([row(1, 7_000)], shared(&format!("{xmax}:{xmax}:"))).await, Stored::Committed);
+    // What is known here of another server's transactions says nothing.
+    seal("9000000:9000000:").await;
+    assert_eq!(group.append([row(1, 8_000)], shared(&observe().await)).await, Stored::Committed);
     group.end().await;
 }
 
@@ -406,10 +419,9 @@ async fn a_frozen_reconcile_holds_the_leader_up_for_a_second() {
 async fn without_an_election_too_nobody_writes_beside_a_reconcile() {
     let group = Group::new().await;
     group.make_series(1..2).await;
-    let right =
-        Right { sender: group.other, fence: None, reconciled: 0, unseen_from: None, epoch: group.store.epoch() };
-    let what = Reconcile { right, group_no: 0, ..group.reconcile(&LATE) };
-    assert_eq!(while_frozen(&group, what, right).await, Stored::Committed);
+    let right = Right { sender: group.other, fence: None, reconciled: 0, observed: None, epoch: group.store.epoch() };
+    let what = Reconcile { right: right.clone(), group_no: 0, ..group.reconcile(&LATE) };
+    assert_eq!(while_frozen(&group, what.clone(), right).await, Stored::Committed);
     let done = group.store.reconcile(what, |_| vec![row(1, 9_000)]).await.unwrap().unwrap();
     assert_eq!((done.inserted.len(), done.reconciled), (1, 0));
     group.end().await;

@@ -145,15 +145,17 @@ impl Database {
     }
 
     /// Whether a row that may not have been observed has one of these samples of the same sender, or may have had and is sealed.
-    pub(crate) fn has_any(&self, rows: &[Row], right: Right, server_ms: i64) -> bool {
-        let Some(from) = right.unseen_from else { return false };
+    pub(crate) fn has_any(&self, rows: &[Row], right: &Right, server_ms: i64) -> bool {
+        let Some(observed) = &right.observed else { return false };
         let mut rows = rows.iter().filter(|row| row.time_ms < server_ms - SENT_AGAIN_MS).peekable();
         if rows.peek().is_none() {
             return false;
         }
         let times: HashSet<(SenderNo, i64, i64)> = rows.map(|row| (right.sender, row.series_id, row.time_ms)).collect();
         let is_same = |sample: &(SenderNo, i64, i64)| times.contains(sample);
-        self.sealed_to.xmin() > from || self.hot.range(from..).flat_map(|(_, rows)| rows).any(is_same)
+        let is_unseen = |(xid, _): &(&u64, _)| !observed.sees(**xid);
+        !observed.covers(&self.sealed_to)
+            || self.hot.range(observed.xmin()..).filter(is_unseen).flat_map(|(_, rows)| rows).any(is_same)
     }
 
     pub(crate) fn observe(&self, from: Option<&Position>, except: &[SenderNo], server_ms: i64) -> Observed {
@@ -300,7 +302,7 @@ impl Transaction {
         }
     }
 
-    pub(crate) fn commit(self, rows: &[Row], right: Right, is_reconciled: bool) {
+    pub(crate) fn commit(self, rows: &[Row], right: &Right, is_reconciled: bool) {
         let world = Rc::clone(&self.world);
         if let Some(key) = self.claim {
             world.database.borrow_mut().keys.insert(key);

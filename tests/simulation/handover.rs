@@ -243,8 +243,9 @@ impl Senders {
 
     /// By what right `sender`'s samples are stored that are sorted from now on.
     fn right(&self, sender: SenderNo, fence: Option<Fence>) -> Right {
-        let unseen_from = self.is_shared.then(|| self.position.borrow().as_ref().map_or(0, Position::xmin));
-        Right { sender, fence, reconciled: self.reconciled.get(), unseen_from, adapter: self.store.adapter }
+        let observed = || Rc::new(self.position.borrow().clone().unwrap_or_else(Position::none));
+        let observed = self.is_shared.then(observed);
+        Right { sender, fence, reconciled: self.reconciled.get(), observed, adapter: self.store.adapter }
     }
 
     async fn store_sorted(
@@ -266,7 +267,7 @@ impl Senders {
             if append.is_empty() {
                 break;
             }
-            match self.store.commit(key, append.clone(), right).await? {
+            match self.store.commit(key, append.clone(), right.clone()).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
                     self.observe().await?;
@@ -332,7 +333,7 @@ impl Senders {
         let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
         member.with(|state| state.on_reconciled(&[], &settled, &around, sender));
-        let right = Right { sender, fence, reconciled: 0, unseen_from: None, adapter: self.store.adapter };
+        let right = Right { sender, fence, reconciled: 0, observed: None, adapter: self.store.adapter };
         let judge = |around: &_| rows(&member.with(|state| state.missing(&missing, around, sender)));
         let done = self.store.reconcile(rows(&missing), right, is_told, window_ms, &unbounded, judge).await?;
         let Some(done) = done else { return Err(Failure::Fenced) };
@@ -399,6 +400,7 @@ impl Senders {
                     _ => member.with(|state| state.sort_buffered(&samples)),
                 };
                 let storing = member.begin_storing(self.store.world.number());
+                let right = right.clone();
                 let work = async move { self.store_sorted(member, key, sorted, right, Some(&storing)).await };
                 Box::pin(work) as Pin<Box<dyn Future<Output = _>>>
             };

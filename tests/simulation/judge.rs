@@ -109,7 +109,7 @@ impl World {
     }
 
     /// Whether the adapter that stores a sample knows how often its series is scraped.
-    fn is_sure(&self, id: i64, time_ms: i64, right: Right) -> bool {
+    fn is_sure(&self, id: i64, time_ms: i64, right: &Right) -> bool {
         let Some(adapter) = self.adapter(right.adapter) else { return false };
         adapter.senders.all().iter().any(|member| {
             member.number.get() == Some(right.sender) && member.state.borrow().interval_ms(id, time_ms) > 0
@@ -157,8 +157,8 @@ impl World {
 
     // ---- what is stored
 
-    pub(crate) fn judge_commit(&self, rows: &[Row], right: Right, is_reconciled: bool) {
-        let Right { sender, fence, .. } = right;
+    pub(crate) fn judge_commit(&self, rows: &[Row], right: &Right, is_reconciled: bool) {
+        let Right { sender, fence, .. } = *right;
         let group = self.database.borrow().group.clone();
         if let Some(fence) = fence
             && group.token != Some(fence.token)
@@ -193,7 +193,7 @@ impl World {
     }
 
     /// `id` is the series' in the database.
-    fn judge_row(&self, row: &Row, id: i64, right: Right) {
+    fn judge_row(&self, row: &Row, id: i64, right: &Right) {
         let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
         let mut stored = self.judge.stored.borrow_mut();
         stored.resize_with(self.settings.target_of.len(), BTreeMap::new);

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::fence::Fence;
+use prometheus_postgresql_adapter::storage::observe::Position;
 use prometheus_postgresql_adapter::storage::reconcile::Around;
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
@@ -25,12 +26,13 @@ const RECONCILER_IDLE_MS: Ms = 1_000;
 const LOCK_MS: Ms = 5_000;
 
 /// By what right samples are written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Right {
     pub(crate) sender: SenderNo,
     pub(crate) fence: Option<Fence>,
     pub(crate) reconciled: i64,
-    pub(crate) unseen_from: Option<u64>,
+    /// By labels what was observed.
+    pub(crate) observed: Option<Rc<Position>>,
     pub(crate) adapter: usize,
 }
 
@@ -141,10 +143,10 @@ impl World {
         end.send(Written::Ready);
         let Some(rows) = end.next_within(IDLE_MS).await else { return };
         self.work().await;
-        if self.database.borrow().has_any(&rows, right, self.server_ms()) {
+        if self.database.borrow().has_any(&rows, &right, self.server_ms()) {
             return end.send(Written::Overtaken);
         }
-        transaction.commit(&rows, right, false);
+        transaction.commit(&rows, &right, false);
         end.send(Written::Committed);
     }
 
@@ -173,7 +175,7 @@ impl World {
             group.reconciled += i64::from(is_told && group_no != 0);
             group.reconciled
         };
-        transaction.commit(&missing, right, true);
+        transaction.commit(&missing, &right, true);
         end.send(Compared::Done(if group_no == 0 { 0 } else { reconciled }));
     }
 

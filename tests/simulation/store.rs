@@ -150,7 +150,7 @@ impl Store {
         unbounded: &[i64],
         judge: impl FnOnce(&Around) -> Vec<Row>,
     ) -> Result<Option<Reconciled>, Lost> {
-        let unbounded = unbounded.to_vec();
+        let (unbounded, reconciled) = (unbounded.to_vec(), right.reconciled);
         let end: End<Vec<Row>, Compared> = self.world.connect(self.adapter, Way::Writes, move |world, end, task| {
             world.reconcile(end, task, rows, (right, is_told), window_ms, unbounded)
         });
@@ -161,7 +161,7 @@ impl Store {
             };
             let inserted = judge(&around);
             if inserted.is_empty() {
-                return Some(Some(Reconciled { inserted, around, reconciled: right.reconciled }));
+                return Some(Some(Reconciled { inserted, around, reconciled }));
             }
             end.send(inserted.clone());
             match end.next().await? {
