@@ -322,6 +322,12 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     assert_eq!(group.append([row(1, 5_000), row(1, 4_000)], shared(&with_long)).await, Stored::Overtaken);
     let after = observe().await;
     assert_eq!(group.append([row(1, 5_000)], shared(&after)).await, Stored::Committed);
+    let observed = observe().await;
+    assert_eq!(
+        group.append([row(1, 5_000)], shared(&observed)).await,
+        Stored::Committed,
+        "whoever observed it compares"
+    );
     // It may be among what is sealed by now.
     let seal = async |to: &str| group.database.run(&format!("UPDATE metrics_sealed_to SET snapshot = '{to}'")).await;
     seal(&after).await;
