@@ -44,6 +44,21 @@ impl Identities {
         }
     }
 
+    /// Of these ids the second ones are those of the series that had the first ones by `before`.
+    pub fn take_over(&self, before: &Self, ids: impl Iterator<Item = (i64, i64)>) {
+        for (id_before, id) in ids {
+            let (prefix, labels) = (before.prefix(id_before), before.labels(id_before));
+            let mut known = self.lock();
+            let (page, place) = split(id);
+            if let Some(prefix) = prefix {
+                known.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
+            }
+            if let Some(labels) = labels.filter(|_| id > known.floor) {
+                known.labels.insert(id, labels);
+            }
+        }
+    }
+
     /// No series has a larger id than `newest_id` at `now`.
     pub fn on_newest(&self, newest_id: i64, now: Instant) {
         let mut known = self.lock();
@@ -95,6 +110,20 @@ mod tests {
     fn learn(identities: &Identities, id: i64) {
         let labels = labels(id);
         identities.learn([(id, Uuid::from_bytes(labels.identity()), &labels)].into_iter());
+    }
+
+    #[test]
+    fn what_is_found_under_another_id_is_known_by_that() {
+        let [before, now]: [Identities; 2] = Default::default();
+        learn(&before, 5);
+        now.take_over(&before, [(5, 70), (6, 71)].into_iter());
+        assert_eq!((now.prefix(70), now.labels(70)), (before.prefix(5), Some(labels(5))));
+        assert_eq!((now.prefix(71), now.prefix(5)), (None, None));
+        let later = Identities::default();
+        later.on_newest(100, Instant::now());
+        later.on_newest(100, Instant::now() + KEPT);
+        later.take_over(&before, [(5, 70)].into_iter());
+        assert_eq!((later.prefix(70), later.labels(70)), (before.prefix(5), None), "it was there before");
     }
 
     #[test]

@@ -181,6 +181,8 @@ impl Store {
         let (made, _) =
             if wanted.is_empty() { Default::default() } else { self.find_series(wanted, None, epoch).await? };
         let there = known.iter().filter_map(|(id, prefix)| Some((*id, *there.get(prefix)?)));
+        // No request need name them before the server changes again.
+        self.server.during(epoch, |now| now.take_over(identities, there.clone()))?;
         let made = labelled.iter().filter_map(|(id, key, _)| Some((*id, *made.get(key)?)));
         Ok(there.chain(made).collect())
     }

@@ -1,7 +1,7 @@
 //! The server may become another one: a replica that lacks the latest of what was acknowledged is promoted. No sample is stored under
 //! another series, and what an adapter acknowledged within the last minute is stored again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use futures_util::future::join_all;
@@ -249,6 +249,13 @@ async fn series_are_found_again_by_their_keys_or_made_anew_by_their_labels() {
     assert!(store.look_at_server().await.unwrap());
     let asked = [ids.clone(), vec![4_711]].concat();
     let found = store.find_again(&asked, &identities, store.epoch()).await.unwrap();
+    // And once more, before any request has named them.
+    let again: Vec<i64> = found.values().copied().collect();
+    replace_server(&db, "a third").await;
+    let (_, identities) = store.server().identities();
+    assert!(store.look_at_server().await.unwrap());
+    let found_again = store.find_again(&again, &identities, store.epoch()).await.unwrap();
+    assert_eq!(found_again, again.iter().map(|id| (*id, *id)).collect::<HashMap<_, _>>());
     let now = resolve(&["same", "renumbered", "lost", "ended"]).await;
     let found: Vec<_> = asked.iter().map(|id| found.get(id).copied()).collect();
     let expected: HashSet<i64> = found.iter().flatten().copied().collect();
