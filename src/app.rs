@@ -162,13 +162,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         None => parts.sidecar(role_sender, lock_holder_sender, desk, election_stop.clone()),
     };
     if !config.storage.read_only {
-        let receiver = Receiver {
-            store: Arc::clone(&store),
-            senders: Arc::clone(&elected.senders),
-            leaders: elected.leaders,
-            metrics: Arc::clone(&metrics),
-            trouble: Mutex::default(),
-        };
+        let receiver = Receiver::new(&store, &elected.senders, elected.leaders, &metrics);
         let _ = service.receiver.set(Arc::new(receiver));
     }
     let senders = elected.senders;

@@ -15,6 +15,7 @@ use crate::handover::buffer::Refusal;
 use crate::handover::senders::Senders;
 use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
+use crate::receiver::replicas::Replicas;
 use crate::storage::fence::Fence;
 use crate::storage::row::Row;
 use crate::storage::server::Epoch;
@@ -23,6 +24,8 @@ use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key}
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 use crate::wire::write::Request;
+
+mod replicas;
 
 /// Takes write requests; reads the role and never asks the database for it.
 pub struct Receiver {
@@ -34,8 +37,10 @@ pub struct Receiver {
     pub leaders: Leaders,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What was said of a database that refuses.
+    /// What was said of requests that are refused.
     pub trouble: Mutex<Trouble>,
+    /// Who sends, where labels do not say who leads.
+    replicas: Mutex<Replicas>,
 }
 
 /// Where it is known which sender leads.
@@ -75,6 +80,17 @@ pub enum Refused {
     /// There are more clusters than there may be.
     #[error(transparent)]
     Clusters(#[from] TooMany),
+    /// Another replica sends the same series to this adapter.
+    #[error(
+        "the replicas {first:?} and {refused:?} send the same series to this adapter, and both would be stored: {refused:?} is refused \
+         while {first:?} sends; give each an adapter of its own in one election, or elect by labels (-metrics-high-availability)"
+    )]
+    Replica {
+        /// Which is served.
+        first: String,
+        /// Which is not.
+        refused: String,
+    },
     /// The database failed.
     #[error("storing failed: {0}")]
     Database(String),
@@ -87,7 +103,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What one sender has in a request.
 struct Part {
     sender: SourceId,
-    /// Who that is; `None` for the own Prometheus, and for one that does not say.
+    /// Who that is; `None` for one that does not say.
     source: Option<Arc<Source>>,
     handover: Arc<Handover>,
     /// The same for a retry of the same bytes.
@@ -95,6 +111,13 @@ struct Part {
 }
 
 impl Receiver {
+    /// One that has received nothing yet.
+    #[must_use]
+    pub fn new(store: &Arc<Store>, senders: &Arc<Senders>, leaders: Leaders, metrics: &Arc<Metrics>) -> Self {
+        let (store, senders, metrics) = (Arc::clone(store), Arc::clone(senders), Arc::clone(metrics));
+        Self { store, senders, leaders, metrics, trouble: Mutex::default(), replicas: Mutex::default() }
+    }
+
     /// Stores or holds `request`, decoded from `body`, which tells it from others. `line` is the connection it came by, if
     /// it matters who sends over which.
     ///
@@ -153,12 +176,36 @@ impl Receiver {
             _ => None,
         };
         let mut resolved = self.resolve(request, looked_up, fence).await?;
+        self.check_replicas(parts, &resolved.found)?;
         let epoch = resolved.epoch;
         let mut take = |(part, role)| self.take_part(part, role, epoch, resolved.take_rows(part.sender));
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         let written = request.samples.len() - resolved.rejected.samples - resolved.expired;
         Ok(Taken { written, rejected: resolved.rejected })
+    }
+
+    /// Refuses what another replica sends than the one that this adapter serves.
+    fn check_replicas(&self, parts: &[Part], found: &[(SourceId, i64)]) -> Result<(), Refused> {
+        if matches!(self.leaders, Leaders::ByLabels(_)) {
+            return Ok(());
+        }
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        for part in parts {
+            let Some(source) = &part.source else { continue };
+            replicas.sends(part.sender, found.iter().filter(|(sender, _)| *sender == part.sender).map(|(_, id)| *id));
+            let first =
+                replicas.heard(part.sender, Instant::now()).and_then(|first| self.store.sources().source(first));
+            if let Some(first) = first {
+                let refused = Refused::Replica { first: first.replica.clone(), refused: source.replica.clone() };
+                let why = refused.to_string();
+                if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&why, Instant::now()) {
+                    log::warn!("write requests are answered 503: {why}");
+                }
+                return Err(refused);
+            }
+        }
+        Ok(())
     }
 
     /// The role for what `part` has, once it is one that can answer, or what it is when patience ends.

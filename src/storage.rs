@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::labels::Labels;
-use crate::model::source::{Source, SourceLabels, Unnamed};
+use crate::model::source::{NAME_BYTES_MAX, Source, SourceLabels, Unnamed};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled, within};
@@ -32,7 +32,7 @@ use crate::storage::server::{Epoch, Server, read_state};
 use crate::storage::server_clock::ServerClock;
 use crate::storage::sources::{SourceId, Sources};
 use crate::telemetry::metrics::Metrics;
-use crate::wire::write::{Request, Series, label_pairs};
+use crate::wire::write::{Pair, Request, Series, label_pairs};
 
 pub mod chunk;
 pub mod fence;
@@ -144,6 +144,8 @@ pub struct Resolved {
     pub duplicates: usize,
     /// Samples left out because they are older than the retention.
     pub expired: usize,
+    /// Series that were not in the cache, and who sends them.
+    pub found: Vec<(SourceId, i64)>,
 }
 
 /// What one source sent in a request.
@@ -339,6 +341,7 @@ impl Store {
                 }
             }
             let found = places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?)));
+            resolved.found = found.clone().map(|(_, known)| (known.source, known.id)).collect();
             self.server.during(epoch, |_| self.cache.insert_all(found))?;
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
@@ -383,19 +386,24 @@ impl Store {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
                 label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-            let source = self.config.sources.as_ref().map(|config| {
-                match config.labels.source(&pairs, self.encoding.as_deref()) {
-                    Err(Unnamed::Missing(_)) if config.stores_unlabelled => Ok(None),
-                    source => source.map(Some).map_err(|unnamed| unnamed.to_string()),
-                }
-            });
+            let source = match &self.config.sources {
+                None => replica(&pairs, &self.config.replica_labels),
+                Some(config) => match config.labels.source(&pairs, self.encoding.as_deref()) {
+                    Err(Unnamed::Missing(_)) if config.stores_unlabelled => None,
+                    source => Some(source.map_err(|unnamed| unnamed.to_string())?),
+                },
+            };
             let labels = Labels::new(pairs, &self.config.replica_labels).map_err(|error| error.to_string())?;
-            Ok((source.transpose()?.flatten(), labels))
+            Ok((source, labels))
         };
         let (source, labels) = match read() {
             Ok(read) => read,
             Err(why) => return Ok(Err(why)),
         };
+        if self.config.sources.is_none() {
+            let number = source.and_then(|source| self.sources.number(source)).unwrap_or(SourceId::NONE);
+            return Ok(Ok((number, labels)));
+        }
         let number = source.map_or(Some(SourceId::NONE), |source| self.sources.number(source));
         let too_many = || Error::Unfit("there are too many clusters and replicas to tell apart".into());
         number.map(|number| Ok((number, labels))).ok_or_else(too_many)
@@ -783,6 +791,14 @@ pub fn part_key(key: Uuid, Source { cluster, replica }: &Source) -> Uuid {
         part.extend_from_slice(label.as_bytes());
     }
     request_key(&part)
+}
+
+/// Which replica sends a series, where labels do not say who leads; `None` if it does not say, in words of a usual length.
+fn replica(pairs: &[Pair<'_>], labels: &[String]) -> Option<Source> {
+    let value = |label: &String| pairs.iter().find(|(name, _)| *name == label.as_bytes()).map(|(_, value)| *value);
+    let replica = std::str::from_utf8(labels.iter().find_map(value)?).ok()?;
+    let is_usual = (1..=NAME_BYTES_MAX).contains(&replica.len());
+    is_usual.then(|| Source { cluster: String::new(), replica: replica.to_owned() })
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -285,3 +285,34 @@ async fn an_answer_of_400_says_how_much_was_written_on_leader_and_standby() {
     send(&standby, "standby").await;
     assert_eq!(database.one::<i64>("SELECT count(DISTINCT (name, time)) FROM metrics").await, 3);
 }
+
+/// Twenty series of a replica.
+fn twenty(replica: &str, metric: &str, time_ms: i64) -> Vec<u8> {
+    let series = |body: Body, n: usize| {
+        let labels = [("__name__", metric), ("__replica__", replica), ("n", &n.to_string())];
+        body.series(&labels, &[at(time_ms, 1.0)])
+    };
+    (0..20).fold(Body::new(), series).compressed()
+}
+
+#[tokio::test]
+async fn of_two_replicas_that_send_to_one_adapter_one_is_refused() {
+    let database = Database::new().await;
+    let alone = database.leader().await;
+    let elected = candidate(&database.server.uri(&database.name), "elected").start().await;
+    for (adapter, metric) in [(alone, "alone"), (elected, "elected")] {
+        let now = now_ms();
+        let is_taken = async || (adapter.write(twenty("a", metric, now)).await.status == 204).then_some(());
+        adapter.process().wait_until("it leads", SOON, is_taken).await;
+        for _ in 0..2 {
+            let refused = adapter.write(twenty("b", metric, now + 300)).await;
+            assert_eq!(refused.status, 503);
+            let text = refused.text();
+            assert!(text.contains(r#"replicas "a" and "b""#) && text.contains(r#""b" is refused"#), "{text}");
+        }
+        assert_eq!(adapter.write(twenty("a", metric, now + 1_000)).await.status, 204);
+        assert_eq!(adapter.write(twenty("c", &format!("{metric}_others"), now)).await.status, 204, "other series");
+        adapter.process().wait_for_log("write requests are answered 503: the replicas", SOON).await;
+    }
+    assert_eq!(database.samples().await, 2 * 3 * 20);
+}
