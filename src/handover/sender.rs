@@ -172,6 +172,7 @@ impl Sender {
     /// What it has sent, in the order of series and time, with what is known of each sample's coming.
     pub fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
         let (mut in_step, mut out_of_step, mut set_ms) = (0_usize, 0_usize, i64::MIN);
+        let mut unsure = Vec::new();
         let samples = rows.iter().map(|row| {
             let Row { series_id, time_ms, .. } = *row;
             let is_stamped = match self.series.sent(series_id, time_ms) {
@@ -179,8 +180,12 @@ impl Sender {
                     (out_of_step, set_ms) = (out_of_step + 1, set_ms.max(time_ms));
                     false
                 }
-                Sent::Newer { is_in_step } => {
-                    in_step += usize::from(is_in_step.is_some());
+                Sent::Newer { is_in_step: Some(true) } => {
+                    in_step += 1;
+                    false
+                }
+                Sent::Newer { is_in_step: None } => {
+                    unsure.push(*row);
                     false
                 }
                 // What lies between scrapes was not scraped, however the clock was set: an exporter has stamped it.
@@ -197,14 +202,15 @@ impl Sender {
         if out_of_step > in_step {
             self.set_ms = self.set_ms.max(set_ms);
         }
-        self.learn_from_others(rows);
+        self.learn_from_others(&unsure, rows);
         samples
     }
 
-    /// What has the same time was scraped together: a series that has sent once is taken to have the interval of those.
-    fn learn_from_others(&mut self, rows: &[Row]) {
+    /// What has the same time was scraped together: those of `unsure` whose series have sent once are taken to have the interval of the
+    /// others of `rows`.
+    fn learn_from_others(&mut self, unsure: &[Row], rows: &[Row]) {
         let known = |row: &Row| self.series.get(row.series_id, row.time_ms);
-        let new: Vec<Row> = rows.iter().filter(|row| known(row).guess_ms == 0).copied().collect();
+        let new: Vec<Row> = unsure.iter().filter(|row| known(row).guess_ms == 0).copied().collect();
         if new.is_empty() {
             return;
         }
@@ -553,10 +559,14 @@ impl Sender {
             return interval_ms;
         }
         // Those of one sender are an interval apart, or several where scrapes were missed, or came by way of other adapters.
-        let (known, sealed) = steps_ms(stored);
+        let (known, mut sealed) = steps_ms(stored);
         let own = steps(samples.iter().map(|sample| sample.row.time_ms));
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
         let least_ms = known.iter().copied().chain(own).chain(guess).min();
+        if least_ms.is_none() && sealed.is_empty() {
+            // From one sender's to another's: that says little, and nothing says more.
+            sealed = steps(stored.iter().filter(|stored| !stored.is_marker).map(|stored| stored.time_ms)).collect();
+        }
         let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
         // Where nothing is known, no sample stands for another.
         let Some(found_ms) = least_ms.into_iter().chain(median(&sealed)).min() else { return 0 };
@@ -576,20 +586,17 @@ fn is_own(stored: &StoredTime, own: SenderNo) -> bool {
 }
 
 /// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever
-/// sent them; of neither, if there are none, from any to the next.
+/// sent them.
 fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
     let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
     let (mut known, mut sealed) = (Vec::new(), Vec::new());
     let times = stored.iter().filter(|stored| !stored.is_marker);
-    for StoredTime { time_ms, sender, .. } in times.clone() {
+    for StoredTime { time_ms, sender, .. } in times {
         if let Some(last_ms) = last.insert(*sender, *time_ms)
             && time_ms - last_ms <= STEP_MAX_MS.into()
         {
             if sender.is_some() { &mut known } else { &mut sealed }.push(time_ms - last_ms);
         }
-    }
-    if known.is_empty() && sealed.is_empty() {
-        sealed = steps(times.map(|stored| stored.time_ms)).collect();
     }
     (known, sealed)
 }
@@ -941,6 +948,9 @@ mod tests {
         assert_eq!(interval_ms(&[0, 60_000], &[60_000], &sealed), 20_000, "it missed two");
         let mixed: Vec<_> = (0..5).flat_map(|n| [(n * 20_000, Some(OTHER)), (n * 20_000 + 300, Some(OWN))]).collect();
         assert_eq!(interval_ms(&[], &[0], &mixed), 20_000, "from one of a sender to its next");
+        let two = [(0, Some(OWN)), (5_600, Some(OTHER))];
+        assert_eq!(interval_ms(&[0, 10_000], &[10_000], &two), 10_000, "how far two senders are apart is no step");
+        assert_eq!(interval_ms(&[], &[10_000], &two), 5_600, "but all there is");
         let sealed: Vec<_> = (0..9).map(|n| (n * 5_000, None)).collect();
         assert_eq!(interval_ms(&[40_000, 58_000], &[40_400], &sealed), 5_000, "its only step was none");
         // One step that is known of where other scrapes may have come by another adapter.
