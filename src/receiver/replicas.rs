@@ -22,17 +22,28 @@ pub(super) struct Replicas {
 /// Of so many series one is remembered: replicas share all of them.
 const ONE_OF: i64 = 16;
 
+/// So many are remembered at most; all are asked for anew within the hour.
+const SERIES_MAX: usize = 100_000;
+
 /// A replica that was silent for so long gives way to another: its name was changed, or it is gone.
 const SILENT_AFTER: Duration = Duration::from_secs(60);
 
 impl Replicas {
-    /// `replica` sends these series, which it was not known to send.
+    /// `replica` sends these series, which it was not known to send. It counts as one of another if most of them are that one's: a single
+    /// series may be anybody's.
     pub(super) fn sends(&mut self, replica: SourceId, series: impl Iterator<Item = i64>) {
+        if self.first.len() > SERIES_MAX {
+            self.first.clear();
+        }
+        let (mut count, mut same) = (0, HashMap::new());
         for series_id in series.filter(|series_id| series_id % ONE_OF == 0) {
             let first = *self.first.entry(series_id).or_insert(replica);
-            if first != replica {
-                self.same.insert(replica, first);
-            }
+            count += 1;
+            *same.entry(first).or_insert(0) += 1;
+        }
+        same.remove(&replica);
+        if let Some((first, _)) = same.into_iter().find(|(_, same)| 2 * same > count) {
+            self.same.insert(replica, first);
         }
     }
 
@@ -80,5 +91,12 @@ mod tests {
         replicas.sends(a, 0..1_000);
         assert_eq!(replicas.heard(a, at(121)), Some(b));
         assert_eq!(replicas.heard(other, at(121)), None);
+        // Who sends one series of another makes nobody an intruder but itself.
+        let (stranger, late) = (replica("stranger"), replica("late"));
+        replicas.sends(stranger, 16..17);
+        replicas.sends(stranger, 2_000..2_001);
+        assert_eq!(replicas.heard(stranger, at(122)), Some(b));
+        replicas.sends(late, 2_000..3_000);
+        assert_eq!(replicas.heard(late, at(122)), None);
     }
 }
