@@ -198,10 +198,7 @@ impl Receiver {
                 replicas.heard(part.sender, Instant::now()).and_then(|first| self.store.sources().source(first));
             if let Some(first) = first {
                 let refused = Refused::Replica { first: first.replica.clone(), refused: source.replica.clone() };
-                let why = refused.to_string();
-                if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&why, Instant::now()) {
-                    log::warn!("write requests are answered 503: {why}");
-                }
+                self.warn(&refused.to_string());
                 return Err(refused);
             }
         }
@@ -287,11 +284,16 @@ impl Receiver {
         }
         let why = error.to_string();
         // The election tells of a term that is over.
-        let is_news = error.class() != Class::Fenced
-            && self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&why, Instant::now());
-        if is_news {
-            log::warn!("write requests are answered 503: {why}");
+        if error.class() != Class::Fenced {
+            self.warn(&why);
         }
         Refused::Database(why)
+    }
+
+    /// Says why requests are refused, unless that was said lately.
+    fn warn(&self, why: &str) {
+        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(why, Instant::now()) {
+            log::warn!("write requests are answered 503: {why}");
+        }
     }
 }

@@ -52,7 +52,7 @@ struct Members {
 /// Where the last observation ended.
 #[derive(Default)]
 struct Observed {
-    position: Option<Position>,
+    position: Option<Arc<Position>>,
     /// The number of that observation.
     completed: u64,
     /// Groups by the numbers of their senders, as far as they are known.
@@ -314,7 +314,7 @@ impl Senders {
         let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
         let observed = self
             .store
-            .observe(last.position.as_ref(), &names, except, |sender, time_ms, series| {
+            .observe(last.position.as_deref(), &names, except, |sender, time_ms, series| {
                 let series = series.iter().map(i64::from_be_bytes);
                 match last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
                     Some((group, handovers)) if self.own.is_some() => {
@@ -357,13 +357,14 @@ impl Senders {
                 handover.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
             }
         }
+        let position = Arc::new(observed.position);
         // Last of all: who knows of a counter knows of what was stored before it.
         for group in observed.groups {
             if let Some((known, _)) = members.get(&group.group_name) {
-                known.on_read(&group, &observed.position);
+                known.on_read(&group, &position);
             }
         }
-        last.position = Some(observed.position);
+        last.position = Some(position);
         last.completed = number;
         Ok(())
     }
@@ -438,9 +439,9 @@ impl Group {
         *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn on_read(&self, read: &GroupState, position: &Position) {
+    fn on_read(&self, read: &GroupState, position: &Arc<Position>) {
         self.reconciled.store(read.reconciled, Ordering::Release);
-        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(position.clone());
+        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(position);
         let leading = read.token.map(|token| Leading {
             fence: Fence { group_no: read.group_no, term: read.term, token },
             sender: read.sender_no,

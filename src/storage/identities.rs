@@ -31,30 +31,30 @@ const PAGE: usize = 256;
 /// Labels are kept for so long: twice as long as samples that may have to be stored again.
 const KEPT: Duration = Duration::from_secs(120);
 
+impl Known {
+    fn learn(&mut self, id: i64, prefix: u64, labels: Option<&Labels>) {
+        let (page, place) = split(id);
+        self.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
+        if let Some(labels) = labels.filter(|_| id > self.floor) {
+            self.labels.insert(id, labels.clone());
+        }
+    }
+}
+
 impl Identities {
     /// These are the ids of series, given with their keys and labels.
     pub fn learn<'a>(&self, series: impl Iterator<Item = (i64, Uuid, &'a Labels)>) {
         let mut known = self.lock();
         for (id, key, labels) in series {
-            let (page, place) = split(id);
-            known.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = key.as_u64_pair().0;
-            if id > known.floor {
-                known.labels.insert(id, labels.clone());
-            }
+            known.learn(id, key.as_u64_pair().0, Some(labels));
         }
     }
 
     /// Of these ids the second ones are those of the series that had the first ones by `before`.
     pub fn take_over(&self, before: &Self, ids: impl Iterator<Item = (i64, i64)>) {
         for (id_before, id) in ids {
-            let (prefix, labels) = (before.prefix(id_before), before.labels(id_before));
-            let mut known = self.lock();
-            let (page, place) = split(id);
-            if let Some(prefix) = prefix {
-                known.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
-            }
-            if let Some(labels) = labels.filter(|_| id > known.floor) {
-                known.labels.insert(id, labels);
+            if let Some(prefix) = before.prefix(id_before) {
+                self.lock().learn(id, prefix, before.labels(id_before).as_ref());
             }
         }
     }
