@@ -29,6 +29,7 @@ pub(crate) async fn pair(mut stage: Stage<'_>) -> Outcome {
 
 /// Leaders are told: while the other leads, once it has died, and both at once.
 pub(crate) async fn rest(mut stage: Stage<'_>) -> Outcome {
+    stage.known().await;
     for _ in 0..3 {
         sleep(1.5).await;
         let leader = stage.healthy().await;

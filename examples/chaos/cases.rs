@@ -289,17 +289,11 @@ pub(crate) async fn calm(stage: Stage<'_>) -> Outcome {
     outcome
 }
 
-/// From so many scrapes on is it known how often a series is scraped; before, two sides' scrapes in one interval may both be stored.
-const SCRAPES_UNTIL_KNOWN: f64 = 5.0;
-
 async fn crash(context: &Context<'_>, setup: Setup, times: usize) -> Outcome {
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
-    let interval = setup.shape.interval_ms as f64 / 1_000.0;
     let mut stage = context.set(setup).await;
-    // Nobody knows before how often a series is scraped.
-    sleep(SCRAPES_UNTIL_KNOWN * interval).await;
+    stage.known().await;
     for _ in 0..times {
-        let pause = stage.random.seconds(0.2, interval + 0.5);
+        let pause = stage.random.seconds(0.2, stage.interval() + 0.5);
         sleep(pause).await;
         crash_once(&mut stage).await;
     }
@@ -635,8 +629,7 @@ async fn pg_promoted(context: &Context<'_>) -> Outcome {
 pub(crate) const LEARNING: f64 = 17.0;
 
 async fn prometheus_killed(mut stage: Stage<'_>) -> Outcome {
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
-    let interval = stage.setup.shape.interval_ms as f64 / 1_000.0;
+    let interval = stage.interval();
     // Its usual pace is less than an interval, for shards and rules send in between; and then it is waited for a second.
     stage.record().takeover_wanted = 3.0 * interval;
     // Until then the pace is not relied on.

@@ -25,6 +25,9 @@ use crate::witness;
 /// A wait that takes longer has failed, and the case with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
+/// From so many scrapes on is it known how often a series is scraped.
+const SCRAPES_UNTIL_KNOWN: f64 = 5.0;
+
 /// Two intervals and so long after it was acknowledged a sample is covered: 5 s are the adapter's, the rest is for a busy machine.
 const COVERED_WITHIN: Duration = Duration::from_secs(25);
 
@@ -522,6 +525,17 @@ impl<'a> Stage<'a> {
             }
             sleep(0.02).await;
         }
+    }
+
+    /// Waits until it is known how often each series is scraped; before, two sides' scrapes in one interval may both be stored.
+    pub(crate) async fn known(&self) {
+        sleep(SCRAPES_UNTIL_KNOWN * self.interval()).await;
+    }
+
+    /// Seconds from one scrape to the next.
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of an interval")]
+    pub(crate) fn interval(&self) -> f64 {
+        self.setup.shape.interval_ms as f64 / 1_000.0
     }
 
     /// Waits until something is sealed: a round of sealing that fails is tried again 10 s later only.
