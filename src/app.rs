@@ -327,8 +327,7 @@ impl Parts<'_> {
             lock_holder,
             metrics: Arc::clone(self.metrics),
         });
-        let (metrics, read_only, store) =
-            (Arc::clone(self.metrics), self.config.storage.read_only, Arc::clone(self.store));
+        let (metrics, read_only) = (Arc::clone(self.metrics), self.config.storage.read_only);
         async move {
             match election.zip(desk) {
                 Some((election, desk)) => election.run(stop, desk).await,
@@ -339,34 +338,12 @@ impl Parts<'_> {
                         );
                         role.send_replace(Role::Leader { fence: None, until: None });
                         metrics.set_role(role.borrow().word());
-                        let _ = stop.run_until_cancelled(tell_of_elections(&store)).await;
                     }
                     stop.cancelled().await;
                     role.send_replace(Role::Unknown);
                 }
             }
         }
-    }
-}
-
-/// Says which adapters elect a leader over the same tables, whenever these are others than before. Never ends.
-async fn tell_of_elections(store: &Store) {
-    let mut told = Vec::new();
-    loop {
-        match store.elections().await {
-            Ok(elections) => {
-                if !elections.is_empty() && elections != told {
-                    log::warn!(
-                        "this adapter takes part in no election, and others do, over the same tables: {}. If its Prometheus scrapes \
-                         what theirs do, all is stored twice: start it with their -leader-election-pg-advisory-lock-id",
-                        elections.join(", ")
-                    );
-                }
-                told = elections;
-            }
-            Err(error) => log::debug!("it is not known who elects a leader: {error}"),
-        }
-        tokio::time::sleep(UPKEEP_INTERVAL).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! What passes from one leader to the next: nothing that was acknowledged is let go of before it was observed stored.
 //!
 //! Pure parts: [`slots`], the rule of what is missing; [`series`], what is known of each series; [`buffer`], what was
-//! acknowledged for a sender that does not lead; [`sender`], which ties them together. Here is what ties one sender to the store, and
+//! acknowledged for a sender that does not lead; [`sender`], which ties them together; [`replicas`], who else has a sender's series. Here is what ties one sender to the store, and
 //! in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,7 @@ use crate::telemetry::metrics::Metrics;
 pub mod buffer;
 pub mod clocks;
 pub mod moved;
+pub mod replicas;
 pub mod ring;
 pub mod sender;
 pub mod senders;

@@ -12,10 +12,10 @@ use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
 use crate::election::role::Role;
 use crate::handover::Handover;
 use crate::handover::buffer::Refusal;
+use crate::handover::replicas::Owner;
 use crate::handover::senders::Senders;
 use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
-use crate::receiver::replicas::Replicas;
 use crate::storage::fence::Fence;
 use crate::storage::row::Row;
 use crate::storage::server::Epoch;
@@ -24,8 +24,6 @@ use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key}
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 use crate::wire::write::Request;
-
-mod replicas;
 
 /// Takes write requests; reads the role and never asks the database for it.
 pub struct Receiver {
@@ -39,8 +37,6 @@ pub struct Receiver {
     pub metrics: Arc<Metrics>,
     /// What was said of requests that are refused.
     pub trouble: Mutex<Trouble>,
-    /// Who sends, where labels do not say who leads.
-    replicas: Mutex<Replicas>,
 }
 
 /// Where it is known which sender leads.
@@ -91,6 +87,12 @@ pub enum Refused {
         /// Which is not.
         refused: String,
     },
+    /// A group stores the same series, by way of adapters that elect a leader.
+    #[error(
+        "adapters that elect a leader ({0}) store the same series in the same tables, and this one takes part in no election, so both would \
+         be stored: it stores nothing while they do; start it with their -leader-election-pg-advisory-lock-id, or give it a -pg-table of its own"
+    )]
+    Group(Arc<str>),
     /// The database failed.
     #[error("storing failed: {0}")]
     Database(String),
@@ -115,7 +117,7 @@ impl Receiver {
     #[must_use]
     pub fn new(store: &Arc<Store>, senders: &Arc<Senders>, leaders: Leaders, metrics: &Arc<Metrics>) -> Self {
         let (store, senders, metrics) = (Arc::clone(store), Arc::clone(senders), Arc::clone(metrics));
-        Self { store, senders, leaders, metrics, trouble: Mutex::default(), replicas: Mutex::default() }
+        Self { store, senders, leaders, metrics, trouble: Mutex::default() }
     }
 
     /// Stores or holds `request`, decoded from `body`, which tells it from others. `line` is the connection it came by, if
@@ -185,22 +187,21 @@ impl Receiver {
         Ok(Taken { written, rejected: resolved.rejected })
     }
 
-    /// Refuses what another replica sends than the one that this adapter serves.
+    /// Refuses what somebody else sends too, or stores, if both would be stored.
     fn check_replicas(&self, parts: &[Part], found: &[(SourceId, i64)]) -> Result<(), Refused> {
-        if matches!(self.leaders, Leaders::ByLabels(_)) {
-            return Ok(());
-        }
-        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         for part in parts {
-            let Some(source) = &part.source else { continue };
-            replicas.sends(part.sender, found.iter().filter(|(sender, _)| *sender == part.sender).map(|(_, id)| *id));
-            let first =
-                replicas.heard(part.sender, Instant::now()).and_then(|first| self.store.sources().source(first));
-            if let Some(first) = first {
-                let refused = Refused::Replica { first: first.replica.clone(), refused: source.replica.clone() };
-                self.warn(&refused.to_string());
-                return Err(refused);
-            }
+            let series = found.iter().filter(|(sender, _)| *sender == part.sender).map(|(_, id)| *id);
+            let name = |source: Option<&Source>| source.map(|source| source.replica.clone()).unwrap_or_default();
+            let refused = match self.senders.on_request(part.sender, series) {
+                None => continue,
+                Some(Owner::Group(group)) => Refused::Group(group),
+                Some(Owner::Replica(first)) => Refused::Replica {
+                    first: name(self.store.sources().source(first).as_deref()),
+                    refused: name(part.source.as_deref()),
+                },
+            };
+            self.warn(&refused.to_string());
+            return Err(refused);
         }
         Ok(())
     }

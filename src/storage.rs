@@ -407,26 +407,6 @@ impl Store {
         number.map(|number| Ok((number, labels))).ok_or_else(too_many)
     }
 
-    /// The groups in which adapters beside one Prometheus each elect a leader, that have one.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn elections(&self) -> Result<Vec<String>, Error> {
-        let statement = self.names.fill(&format!(
-            "SELECT group_name FROM {{leader}} WHERE heartbeat > clock_timestamp() - interval '1 minute' \
-             AND group_name <> '' AND NOT starts_with(group_name, '{}') ORDER BY 1",
-            upkeep::CLUSTER_GROUPS
-        ));
-        self.counted(within(self.config.send_timeout, async {
-            let client = Pooled::take(&self.pool).await?;
-            let rows = client.query_typed(&statement, &[]).await?;
-            client.give_back();
-            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
-        }))
-        .await
-    }
-
     /// Those who send series.
     #[must_use]
     pub fn sources(&self) -> &Sources {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
+use crate::handover::replicas::{Owner, Replicas};
 use crate::handover::sender::Sender;
 use crate::handover::{Config, Handover, Memory, Requests, State};
 use crate::model::sender::SenderNo;
@@ -19,6 +20,7 @@ use crate::storage::Store;
 use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
 use crate::storage::server::Epoch;
+use crate::storage::sources::SourceId;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trouble::Trouble;
 
@@ -41,6 +43,8 @@ pub struct Senders {
     /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
     /// samples come by way of several adapters, nobody knows.
     clock_offset_ms: Mutex<Option<i64>>,
+    /// Who has the series that the own Prometheus sends.
+    replicas: Mutex<Replicas>,
 }
 
 /// A group, and its senders on this adapter by their names.
@@ -131,6 +135,7 @@ impl Senders {
             numbering: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
             clock_offset_ms: Mutex::default(),
+            replicas: Mutex::default(),
         })
     }
 
@@ -177,6 +182,20 @@ impl Senders {
             taking_out: tokio::sync::Mutex::default(),
         };
         Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// A request of `replica` has come, with these series, which it was not known to send. Returns whose they are, if both would be stored:
+    /// then it is to be refused.
+    pub fn on_request(&self, replica: SourceId, series: impl Iterator<Item = i64>) -> Option<Owner> {
+        // By labels all that senders have in common is compared.
+        self.own.as_ref()?;
+        let mut replicas = self.replicas();
+        replicas.sends(replica, series);
+        replicas.on_request(replica, Instant::now())
+    }
+
+    fn replicas(&self) -> MutexGuard<'_, Replicas> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Finds the numbers of all senders that have none in `epoch`.
@@ -282,6 +301,7 @@ impl Senders {
                          where it is missing"
                     );
                     *last = Observed::default();
+                    *self.replicas() = Replicas::default();
                     let (epoch, identities) = self.store.server().identities();
                     for (group, handovers) in self.members().into_values() {
                         group.moved();
@@ -298,6 +318,10 @@ impl Senders {
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
+        // Without an election an adapter is to see which series groups store that elect, but from its second look on: they may have
+        // ended before.
+        let is_alone = self.own.as_ref().is_some_and(|(group, _)| group == NO_GROUP);
+        let groups = if is_alone && last.position.is_some() { None } else { Some(names.as_slice()) };
         // Its own are not to be taken for another one's.
         self.find_numbers(self.store.epoch()).await?;
         // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
@@ -314,21 +338,25 @@ impl Senders {
         let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
         let observed = self
             .store
-            .observe(last.position.as_deref(), &names, except, |sender, time_ms, series| {
+            .observe(last.position.as_deref(), groups, except, |sender, time_ms, series| {
                 let series = series.iter().map(i64::from_be_bytes);
-                match last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
-                    Some((group, handovers)) if self.own.is_some() => {
+                let group = last.groups.get(&sender.split().0).filter(|_| self.own.is_some());
+                match group.map(|group| (group, members.get(group))) {
+                    Some((_, Some((group, handovers)))) => {
                         let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
                         on_stored(handovers, (sender, leads), time_ms, series, now);
                     }
-                    _ => later.push((time_ms, sender, series.collect())),
+                    Some((group, None)) => self.replicas().stores(group, series, now),
+                    None => later.push((time_ms, sender, series.collect())),
                 }
             })
             .await?;
         if self.own.is_some() && observed.round_trip_ms <= ROUND_TRIP_MAX_MS {
             *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(observed.clock_offset_ms);
             for handover in members.values().flat_map(|(_, handovers)| handovers) {
-                let others = observed.senders.iter().filter(|sender| Some(sender.sender) != handover.number_if_known());
+                let others = observed.senders.iter().filter(|sender| {
+                    members.contains_key(&sender.group_name) && Some(sender.sender) != handover.number_if_known()
+                });
                 let others = others.map(|sender| (sender.sender, sender.clock_offset_ms));
                 handover.with(|state| state.on_clocks(now_ms(), observed.clock_offset_ms, others, Instant::now()));
             }
@@ -343,8 +371,12 @@ impl Senders {
         }
         let leading: HashSet<SenderNo> = observed.groups.iter().filter_map(|read| read.sender_no).collect();
         for (time_ms, sender, series) in later {
-            if let Some((_, handovers)) = last.groups.get(&sender.split().0).and_then(|group| members.get(group)) {
-                on_stored(handovers, (sender, leading.contains(&sender)), time_ms, series.into_iter(), now);
+            let Some(group) = last.groups.get(&sender.split().0) else { continue };
+            match members.get(group) {
+                Some((_, handovers)) => {
+                    on_stored(handovers, (sender, leading.contains(&sender)), time_ms, series.into_iter(), now);
+                }
+                None => self.replicas().stores(group, series.into_iter(), now),
             }
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {

@@ -71,8 +71,8 @@ pub struct SenderState {
 }
 
 impl Store {
-    /// Reads, in one snapshot, what was committed since `from` by the senders of the groups called `groups`, but for those of `except`; with
-    /// no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
+    /// Reads, in one snapshot, what was committed since `from` by the senders of the groups called `groups`, or of all, but for those of
+    /// `except`; with no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
     /// order; rows of the same transaction come together, none twice.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Store {
     pub async fn observe(
         &self,
         from: Option<&Position>,
-        groups: &[String],
+        groups: Option<&[String]>,
         except: &[SenderNo],
         each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
@@ -99,7 +99,7 @@ impl Store {
         &self,
         client: &Client,
         from: Option<&Position>,
-        groups: &[String],
+        groups: Option<&[String]>,
         except: &[SenderNo],
         mut each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
@@ -116,10 +116,11 @@ impl Store {
              (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), {check}",
         ));
         let states = self.names.fill(
-            "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE group_name = ANY ($1)",
+            "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE ($1 IS NULL OR group_name = ANY ($1))",
         );
-        let of_groups =
-            self.names.fill("SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE group_name = ANY ($1)");
+        let of_groups = self.names.fill(
+            "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE ($1 IS NULL OR group_name = ANY ($1))",
+        );
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
         let except: Vec<i32> = except.iter().map(|sender| sender.0).collect();
         let by_sender: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&except, Type::INT4_ARRAY)];
@@ -176,7 +177,7 @@ fn new_rows(names: &Names, from: Option<&Position>) -> String {
     let select = names.fill(
         "SELECT sender, \"time\", series FROM {hot} \
          WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} \
-         WHERE group_name = ANY ($1) AND sender_no <> ALL ($2))) \
+         WHERE ($1 IS NULL OR group_name = ANY ($1)) AND sender_no <> ALL ($2))) \
          AND xid < pg_snapshot_xmax(pg_current_snapshot())",
     );
     let Some(Position { xmax, xip }) = from else { return select };

@@ -315,7 +315,36 @@ async fn of_two_replicas_that_send_to_one_adapter_one_is_refused() {
         adapter.process().wait_for_log("write requests are answered 503: the replicas", SOON).await;
     }
     assert_eq!(database.samples().await, 2 * 3 * 20);
-    // By two adapters, of which one takes part in no election.
-    let beside = database.leader().await;
-    beside.process().wait_for_log("others do, over the same tables: lock 1.", SOON).await;
+}
+
+#[tokio::test]
+async fn what_a_pair_stores_an_adapter_without_an_election_does_not_store_again() {
+    let database = Database::new().await;
+    let elected = candidate(&database.server.uri(&database.name), "elected").start().await;
+    let alone = database.leader().await;
+    let start = now_ms();
+    let is_taken = async || (elected.write(twenty("a", "shared", start)).await.status == 204).then_some(());
+    elected.process().wait_until("it leads", SOON, is_taken).await;
+    let mut scrapes = 1;
+    // What comes before it has observed the pair is stored.
+    let refused = async || {
+        scrapes += 1;
+        let now = start + scrapes * 1_000;
+        assert_eq!(elected.write(twenty("a", "shared", now)).await.status, 204);
+        let answer = alone.write(twenty("b", "shared", now + 300)).await;
+        (answer.status == 503).then(|| answer.text())
+    };
+    let text = alone.process().wait_until("it is refused", SOON, refused).await;
+    assert!(text.contains("(lock 1)") && text.contains("-leader-election-pg-advisory-lock-id"), "{text}");
+    alone.process().wait_for_log("write requests are answered 503: adapters that elect a leader (lock 1)", SOON).await;
+    let before = database.samples().await;
+    for n in 1..20 {
+        let now = start + (scrapes + n) * 1_000;
+        assert_eq!(elected.write(twenty("a", "shared", now)).await.status, 204);
+        assert_eq!(alone.write(twenty("b", "shared", now + 300)).await.status, 503);
+    }
+    assert_eq!(database.samples().await, before + 19 * 20);
+    assert_eq!(alone.write(twenty("b", "shared", start)).await.status, 503);
+    // Most of what it sends is its own.
+    assert_eq!(alone.write(twenty("b", "more", start)).await.status, 204);
 }
