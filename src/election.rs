@@ -131,17 +131,6 @@ impl Config {
     }
 }
 
-/// How far a leader has got, as far as one adapter knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// The newest sample stored, ms since 1970.
-    pub newest_ms: Option<i64>,
-    /// The largest lag seen lately.
-    pub lag_ms: i64,
-    /// The earliest sample of a request that is not stored.
-    pub pending_ms: Option<i64>,
-}
-
 /// When a leader whose own Prometheus sends nothing gives the lead up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrometheusTimeout {

@@ -13,6 +13,7 @@ use crate::storage::fence::Fence;
 
 mod driver;
 mod server;
+mod steps;
 mod world;
 
 #[derive(Clone, Copy, Debug)]
