@@ -66,7 +66,7 @@ async fn tell(stage: &mut Stage<'_>, host: usize) {
 pub(crate) async fn labels(mut stage: Stage<'_>) -> Outcome {
     // An adapter carries an order out in its next round.
     stage.record().takeover_wanted = 2.5;
-    sleep(3.0).await;
+    stage.known().await;
     for (number, verb) in ["resign", "hand-over", "hold", "hand-over", "hold", "resign"].into_iter().enumerate() {
         stage.settled().await;
         labels_once(&mut stage, verb, number % 2, number % 3).await;

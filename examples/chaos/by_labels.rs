@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rig::postgres::Stop;
 
 use crate::balancer::Policy;
-use crate::cases::{Context, calm, pg_restart, pg_restart_once};
+use crate::cases::{Context, calm, pg_promoted, pg_restart, pg_restart_once, with_replica};
 use crate::host::Shape;
 use crate::mode::{ByLabels, Mode};
 use crate::stage::{Outcome, PATIENCE, Setup, Stage, sleep};
@@ -35,6 +35,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "labels-reshuffle" => reshuffle(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
         "labels-rolling" => rolling(set(context, TWO).await).await,
         "labels-pg-restarted" => pg_restart(set(context, TWO).await, Stop::Immediate).await,
+        "labels-pg-promoted" => pg_promoted(set_up(context, with_replica(setup(TWO))).await).await,
         "labels-by-hand" => by_hand::labels(set(context, THREE).await).await,
         "labels-adapter-cut" => adapter_cut(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
         "labels-union" => unequal::labels_union(set(context, TWO).await).await,
@@ -49,14 +50,22 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
 }
 
 async fn set<'a>(context: &'a Context<'_>, by_labels: ByLabels) -> Stage<'a> {
+    set_up(context, setup(by_labels)).await
+}
+
+async fn set_up<'a>(context: &'a Context<'_>, setup: Setup) -> Stage<'a> {
+    let mut stage = context.set(setup).await;
+    stage.record().takeover_wanted = TIMEOUT + 0.5;
+    stage
+}
+
+fn setup(by_labels: ByLabels) -> Setup {
     let usual = Setup::default();
     // The balancer gives up after 5 s, as behind an adapter that is cut off.
     let timeout = Duration::from_secs(5);
     let shape = Shape { series: 400, rules: 10, batch: 100, timeout, ..usual.shape };
     let arguments = vec![format!("-metrics-high-availability-timeout={TIMEOUT}s")];
-    let mut stage = context.set(Setup { mode: Mode::ByLabels(by_labels), shape, arguments, ..usual }).await;
-    stage.record().takeover_wanted = TIMEOUT + 0.5;
-    stage
+    Setup { mode: Mode::ByLabels(by_labels), shape, arguments, ..usual }
 }
 
 fn below(stage: &mut Stage<'_>, bound: usize) -> usize {
@@ -80,7 +89,7 @@ async fn pause(stage: &mut Stage<'_>, from: f64, to: f64) {
 }
 
 async fn replica_killed(mut stage: Stage<'_>, times: usize) -> Outcome {
-    sleep(3.0).await;
+    stage.known().await;
     for number in 0..times {
         replica_killed_once(&mut stage, number % 2, AWAY).await;
         pause(&mut stage, 1.0, 3.0).await;
@@ -113,7 +122,7 @@ pub(crate) async fn revive(stage: &mut Stage<'_>, cluster: usize, replica: usize
 
 /// Frozen, it closes no connection: only its silence tells. Its last request has just been answered.
 async fn replica_silent(mut stage: Stage<'_>) -> Outcome {
-    sleep(3.0).await;
+    stage.known().await;
     for number in 0..4 {
         replica_silent_once(&mut stage, number % 2).await;
         pause(&mut stage, 1.0, 2.0).await;
@@ -193,7 +202,7 @@ async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Po
 
 /// An adapter that is told to end stays until nothing is held that is not stored.
 async fn rolling(mut stage: Stage<'_>) -> Outcome {
-    sleep(3.0).await;
+    stage.known().await;
     for (adapter, is_told_first) in [(0, true), (1, false)] {
         replace(&mut stage, adapter, is_told_first).await;
         replica_killed_once(&mut stage, adapter, 3.0).await;
@@ -219,7 +228,7 @@ async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
 }
 
 async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
-    sleep(3.0).await;
+    stage.known().await;
     adapter_cut_once(&mut stage, 0, 8.0).await;
     sleep(RECOVERED).await;
     // Others wait for it until it counts as dead.
@@ -230,7 +239,7 @@ async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
     sleep(1.0).await;
     let deed = kill(&mut stage, 0, leader);
     stage.succession(0, term, deed).await;
-    sleep(3.0).await;
+    stage.known().await;
     stage.event("heal");
     stage.cut(1, false);
     revive(&mut stage, 0, leader).await;
@@ -250,7 +259,7 @@ async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
 
 async fn mixture(context: &Context<'_>) -> Outcome {
     let mut stage = set(context, THREE).await;
-    sleep(2.0).await;
+    stage.known().await;
     let began = Instant::now();
     let mut played = 0;
     while began.elapsed() < context.mixture {

@@ -75,7 +75,12 @@ pub(crate) const CASES: &[Case] = &[
     case("pg-frozen", false, Needs::Nothing, "PostgreSQL frozen for 8 s"),
     case("pg-full", false, Needs::Disk, "PostgreSQL's disk full for 5 s"),
     case("pg-read-only", false, Needs::Nothing, "PostgreSQL read-only for 5 s"),
-    case("pg-promoted", false, Needs::Nothing, "primary crashed, asynchronous replica promoted"),
+    case(
+        "pg-promoted",
+        false,
+        Needs::Nothing,
+        "primary crashes at 20,000 samples/s, its replica is promoted 10 s behind, leader crashes",
+    ),
     case("prometheus-killed", true, Needs::Nothing, "leader's Prometheus killed for 8 s"),
     case("prometheus-restarted", false, Needs::Nothing, "leader's Prometheus killed and back within 1.5 s"),
     case("prometheus-silent", false, Needs::Nothing, "leader's Prometheus frozen, prometheus-timeout 2 s"),
@@ -135,6 +140,12 @@ pub(crate) const CASES: &[Case] = &[
         "by labels: resign, hand-over and hold by hand, to and from each replica",
     ),
     case("labels-pg-restarted", false, Needs::Nothing, "by labels: PostgreSQL crashed"),
+    case(
+        "labels-pg-promoted",
+        false,
+        Needs::Nothing,
+        "by labels: primary crashes at 20,000 samples/s, its replica is promoted 10 s behind, a replica killed",
+    ),
     case(
         "labels-union",
         false,
@@ -234,7 +245,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "pg-frozen" => pg_frozen(context.set(usual).await).await,
         "pg-full" => pg_full(context).await,
         "pg-read-only" => pg_read_only(context.set(usual).await).await,
-        "pg-promoted" => pg_promoted(context).await,
+        "pg-promoted" => pg_promoted(context.set(with_replica(usual)).await).await,
         "prometheus-killed" => prometheus_killed(context.set(usual).await).await,
         "prometheus-restarted" => prometheus_restarted(context.set(usual).await).await,
         "prometheus-silent" => {
@@ -608,20 +619,33 @@ async fn pg_read_only(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-async fn pg_promoted(context: &Context<'_>) -> Outcome {
+/// With a replica, and 20,000 samples a second from each side.
+pub(crate) fn with_replica(setup: Setup) -> Setup {
     let uri = "postgres://postgres@HOST:PORT,HOST:SECOND/postgres?sslmode=disable&target_session_attrs=read-write";
-    let mut stage = context.set(Setup { uri: uri.to_owned(), replica: true, ..Setup::default() }).await;
+    let series = 20_000 / setup.mode.clusters().len();
+    let shape = Shape { series, shards: 4, batch: 2_000, ..setup.shape };
+    Setup { uri: uri.to_owned(), replica: true, shape, lease_seconds: 10.0, ..setup }
+}
+
+/// The replica that is promoted lacks the last ten seconds.
+pub(crate) async fn pg_promoted(mut stage: Stage<'_>) -> Outcome {
+    stage.known().await;
     stage.sealed().await;
+    let replica = stage.replica.take().expect("this case has a replica");
+    replica.stop_following(&stage.postgres).await;
+    stage.event("replica cut off");
+    sleep(10.0).await;
     stage.event("primary crashes");
     stage.postgres.stop(Stop::Immediate).await;
-    let replica = stage.replica.take().expect("this case has a replica");
-    sleep(1.0).await;
     stage.event("replica promoted");
-    let client = replica.connect("postgres").await;
-    client.batch_execute("SELECT pg_promote()").await.expect("cannot promote");
+    replica.promote().await;
     stage.postgres = replica;
-    stage.healthy().await;
-    stage.record().notes.push("asynchronous: up to the replica's lag may be lost with the primary".to_owned());
+    stage.settled().await;
+    sleep(2.0).await;
+    match stage.setup.mode {
+        Mode::ByLabels(_) => by_labels::replica_killed_once(&mut stage, 0, 4.0).await,
+        _ => crash_once(&mut stage).await,
+    }
     stage.finish().await.0
 }
 
@@ -811,6 +835,7 @@ async fn mixture(context: &Context<'_>) -> Outcome {
     let unequal = |stage: &Stage<'_>, percent| {
         stage.hosts.iter().for_each(|host| host.fault(|faults| (faults.missed, faults.late) = (percent, percent)));
     };
+    stage.known().await;
     unequal(&stage, 3);
     let began = Instant::now();
     let mut played = 0;

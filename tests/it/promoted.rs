@@ -76,21 +76,10 @@ impl Scene {
         join_all(sent).await;
     }
 
-    /// The replica has what the primary has, and gets no more.
-    async fn cut_off(&self) -> Client {
-        let (primary, replica) = (self.primary.connect("postgres").await, self.replica.connect("postgres").await);
-        let behind: String = one(&primary, "SELECT pg_current_wal_lsn()::text").await;
-        wait(&replica, &format!("SELECT pg_last_wal_replay_lsn() >= '{behind}'")).await;
-        replica.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await.expect("a superuser's setting");
-        replica.batch_execute("SELECT pg_reload_conf()").await.expect("a superuser may");
-        wait(&replica, "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)").await;
-        replica
-    }
-
     /// The primary is lost, and the replica takes its place.
-    async fn promote(&mut self, replica: &Client) {
+    async fn promote(&mut self) {
         self.primary.stop(Stop::Immediate).await;
-        replica.batch_execute("SELECT pg_promote()").await.expect("a replica can be promoted");
+        self.replica.promote().await;
     }
 }
 
@@ -136,12 +125,13 @@ async fn check_promoted(mut scene: Scene) {
     for number in 0..6 {
         scene.scrape(&known, number).await;
     }
-    let replica = scene.cut_off().await;
+    scene.replica.stop_following(&scene.primary).await;
     let both = [known.clone(), lost.clone()].concat();
     for number in 6..12 {
         scene.scrape(&both, number).await;
     }
-    scene.promote(&replica).await;
+    scene.promote().await;
+    let replica = scene.replica.connect("postgres").await;
     for number in 12..15 {
         // These get the ids that the lost ones had.
         scene.scrape(&new, number).await;

@@ -4,7 +4,7 @@ use std::os::unix::fs::chown;
 
 use crate::guard::Directory;
 use crate::port;
-use crate::postgres::{Postgres, text};
+use crate::postgres::{Postgres, START_DEADLINE, text};
 
 impl Postgres {
     /// Starts a hot standby that follows this server, asynchronously, with the same settings.
@@ -31,5 +31,35 @@ impl Postgres {
         std::fs::write(&settings, own).expect("cannot write the copy's settings");
         replica.start_again().await;
         replica
+    }
+
+    /// As a replica: waits until it has what `primary` has, and gets no more of it.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than a minute.
+    pub async fn stop_following(&self, primary: &Self) {
+        let (primary, replica) = (primary.connect("postgres").await, self.connect("postgres").await);
+        let has_all = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        let now = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("a primary has a position");
+        let now: String = now.get(0);
+        let poll = async || replica.query_one(has_all, &[&now]).await.ok()?.get::<_, bool>(0).then_some(());
+        self.process().wait_until("the replica has all", START_DEADLINE, poll).await;
+        for statement in ["ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"] {
+            replica.batch_execute(statement).await.expect("a superuser may");
+        }
+        let is_cut_off = "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)";
+        let poll = async || replica.query_one(is_cut_off, &[]).await.ok()?.get::<_, bool>(0).then_some(());
+        self.process().wait_until("the replica receives nothing", START_DEADLINE, poll).await;
+    }
+
+    /// As a replica: becomes a primary.
+    ///
+    /// # Panics
+    ///
+    /// When it is none.
+    pub async fn promote(&self) {
+        let client = self.connect("postgres").await;
+        client.batch_execute("SELECT pg_promote()").await.expect("a replica can be promoted");
     }
 }
