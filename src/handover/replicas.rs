@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::storage::sources::SourceId;
 
 /// Who has series.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// A replica that sends them to this adapter.
     Replica(SourceId),
@@ -61,11 +61,17 @@ impl Replicas {
     }
 
     /// A request of `replica` has come. Returns whose series these are, if that one is active still: then it is to be refused. They count
-    /// as another's if that one had most of them before: a single series may be anybody's.
+    /// as another's if that one had most of them before: a single series may be anybody's. One that does not say who it is may be any of
+    /// the others.
     pub fn on_request(&mut self, replica: SourceId, now: Instant) -> Option<Owner> {
         let replica = Owner::Replica(replica);
         self.heard.retain(|_, heard| now.saturating_duration_since(*heard) < SILENT_AFTER);
-        let other = self.heard.keys().find(|other| self.counts.is_mostly(&replica, other)).cloned();
+        let may_be_same = |other: &Owner| {
+            let unnamed = Owner::Replica(SourceId::NONE);
+            matches!(other, Owner::Replica(_)) && [&replica, other].contains(&&unnamed)
+        };
+        let others = self.heard.keys().filter(|other| !may_be_same(other));
+        let other = others.filter(|other| self.counts.is_mostly(&replica, other)).min().cloned();
         if other.is_none() {
             self.heard.insert(replica, now);
         }
@@ -176,6 +182,19 @@ mod tests {
         assert_eq!(replicas.on_request(alone, start + SILENT_AFTER), None);
         replicas.stores("lock 1", 0..1, start + SILENT_AFTER);
         assert_eq!(replicas.on_request(alone, start + SILENT_AFTER), Some(Owner::Group("lock 1".into())));
+    }
+
+    #[test]
+    fn one_that_does_not_say_who_it_is_may_be_any() {
+        let [a] = sources(["a"]);
+        let now = Instant::now();
+        let mut replicas = Replicas::default();
+        for replica in [a, SourceId::NONE, a] {
+            replicas.sends(replica, 0..10);
+            assert_eq!(replicas.on_request(replica, now), None);
+        }
+        replicas.stores("lock 1", 0..10, now);
+        assert_eq!(replicas.on_request(SourceId::NONE, now), Some(Owner::Group("lock 1".into())));
     }
 
     #[test]

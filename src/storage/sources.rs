@@ -9,7 +9,7 @@ use crate::model::source::Source;
 const SOURCES_MAX: usize = 65_536;
 
 /// The number of a source in this process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(u32);
 
 impl SourceId {
