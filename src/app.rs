@@ -23,10 +23,10 @@ use crate::election::role::{LockHolder, Role};
 use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::senders::{NO_GROUP, Senders};
 use crate::http::{self, Service};
+use crate::postgres::error::Class;
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Leaders, Receiver};
-use crate::storage::Store;
-use crate::storage::position::Position;
+use crate::storage::{Seen, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Why the program cannot go on.
@@ -383,7 +383,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
     let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
     // What was committed at each of the last looks.
-    let mut looks: VecDeque<(Instant, Position)> = VecDeque::new();
+    let mut looks: VecDeque<(Instant, Seen)> = VecDeque::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -398,7 +398,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         let looked_at = Instant::now();
         let hot = store.hot().await;
         if let Ok(hot) = hot {
-            looks.push_back((looked_at, hot.position));
+            looks.push_back((looked_at, hot.seen));
             // Who has not sealed yet goes by the oldest sample's age.
             let since = *sealed_at.get_or_insert(looked_at.checked_sub(hot.age).unwrap_or(looked_at));
             if !store.is_seal_due(hot.samples, since.elapsed()) {
@@ -409,18 +409,20 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A look that failed is no reason to leave hot what may be more than can be counted in time.
         pause = SEAL_INTERVAL;
-        let is_old = |(at, _): &(Instant, Position)| at.elapsed() >= OBSERVED_WITHIN;
+        let is_old = |(at, _): &(Instant, Seen)| at.elapsed() >= OBSERVED_WITHIN;
         match looks.iter().rposition(is_old) {
             Some(old) => drop(looks.drain(..old)),
             None if looks.is_empty() => {}
             None => continue,
         }
-        match store.seal(looks.front().map(|(_, position)| position), false).await {
+        match store.seal(looks.front().map(|(_, seen)| seen), false).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
                 log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
             }
             Ok(None) => {}
+            // Transactions of this one were not seen yet.
+            Err(error) if error.class() == Class::Moved => looks.clear(),
             Err(error) => {
                 log::warn!("sealing failed, to be tried again in {SEAL_RETRY:?}: {error}");
                 pause = SEAL_RETRY;

@@ -165,7 +165,16 @@ pub struct Hot {
     /// How long ago the earliest of their times was.
     pub age: Duration,
     /// What this look saw; for [`Store::seal`], once whoever observes has had the time to see it too.
+    pub seen: Seen,
+}
+
+/// What a look saw. On another server the same position is of other transactions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which transactions.
     pub position: Position,
+    /// On which server.
+    pub epoch: Epoch,
 }
 
 /// The part of a request that can never be stored.
@@ -495,10 +504,12 @@ impl Store {
     ///
     /// What the server said.
     pub async fn hot(&self) -> Result<Hot, Error> {
-        let statement = self.names.fill(
-            "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
-             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text FROM {hot}",
-        );
+        let epoch = self.epoch();
+        let check = self.server.check(&self.names, epoch)?;
+        let statement = self.names.fill(&format!(
+            "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({{hot:literal}}::regclass), \
+             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text, {check} FROM {{hot}}",
+        ));
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
@@ -521,7 +532,8 @@ impl Store {
             self.metrics.hot_oldest_seconds.set(oldest);
             // A sample may be of an hour to come.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
-            Ok(Hot { samples: samples.unsigned_abs(), age, position: position::read(row.try_get(3)?)? })
+            let seen = Seen { position: position::read(row.try_get(3)?)?, epoch };
+            Ok(Hot { samples: samples.unsigned_abs(), age, seen })
         }))
         .await
     }
@@ -548,8 +560,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What the server said; what is sealed already stays so, and the next round goes on from there.
-    pub async fn seal(&self, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
+    /// What the server said, or that it is another one than `up_to` is of; what is sealed already stays so, and the next round goes on
+    /// from there.
+    pub async fn seal(&self, up_to: Option<&Seen>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
@@ -562,13 +575,13 @@ impl Store {
             .await;
         match &sealed {
             Ok(Some(_)) => self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64()),
-            Ok(None) => {}
+            Ok(None) | Err(Error::Moved) => {}
             Err(_) => self.metrics.seal_failures_total.inc(),
         }
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, up_to: Option<&Position>, shrink: bool) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(&self, client: &Client, up_to: Option<&Seen>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(now_us) = now.try_get(0)?;
         let now_ms = row::from_postgres_us(now_us);
@@ -579,7 +592,8 @@ impl Store {
             interval: self.config.chunk_interval,
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept))),
-            up_to,
+            up_to: up_to.map(|seen| &seen.position),
+            check: up_to.map_or(Ok("true".to_owned()), |seen| self.server.check(&self.names, seen.epoch))?,
         };
         let mut total = Outcome::default();
         let last = sealer.last().await?;

@@ -98,6 +98,8 @@ pub struct Sealer<'a> {
     pub expired_ms: Option<i64>,
     /// Hot rows that this does not see stay hot, for others have yet to observe them; `None` seals all.
     pub up_to: Option<&'a Position>,
+    /// An SQL expression that fails on another server than `up_to` is of.
+    pub check: String,
 }
 
 /// How a transaction ended.
@@ -232,7 +234,10 @@ impl Sealer<'_> {
             IDLE_TIMEOUT.as_millis()
         );
         self.client.batch_execute(&begin).await?;
-        let lock = self.names.fill("SELECT pg_try_advisory_xact_lock({hot:literal}::regclass::oid::integer, 0)");
+        let lock = self.names.fill(&format!(
+            "SELECT pg_try_advisory_xact_lock({{hot:literal}}::regclass::oid::integer, 0), {}",
+            self.check
+        ));
         let ended = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
             true => match work.await {
                 // Another adapter committed between this transaction's first look and its lock.

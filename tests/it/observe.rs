@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
-use prometheus_postgresql_adapter::storage::Store;
 use prometheus_postgresql_adapter::storage::observe::Observed;
 use prometheus_postgresql_adapter::storage::position::Position;
+use prometheus_postgresql_adapter::storage::seal::Outcome;
+use prometheus_postgresql_adapter::storage::{Seen, Store};
 use rig::postgres::Postgres;
 use tokio_postgres::Client;
 
@@ -47,6 +48,12 @@ fn row(time_ms: i64, sender: SenderNo) -> String {
          VALUES (to_timestamp({time_ms} / 1000.0), ARRAY[1, 2], ARRAY[0.5, 0.5], {})",
         sender.0
     )
+}
+
+/// Seals what was seen at a position.
+async fn seal(store: &Store, position: &Option<Position>) -> Outcome {
+    let seen = position.clone().map(|position| Seen { position, epoch: store.epoch() });
+    store.seal(seen.as_ref(), false).await.unwrap().expect("nobody else seals")
 }
 
 async fn begin(database: &Database, time_ms: i64, sender: SenderNo) -> Client {
@@ -129,7 +136,7 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
                         assert!(one.look(&store, &senders[..1]).await.is_complete);
                         if below(2) == 0 {
                             // What both have seen may go.
-                            store.seal(all.position.as_ref(), false).await.unwrap().expect("nobody else seals");
+                            seal(&store, &all.position).await;
                         }
                     }
                 }
@@ -159,7 +166,7 @@ async fn who_missed_rows_that_were_sealed_is_told() {
     database.run(&row(1_000, sender)).await;
     assert!(observer.look(&store, &[]).await.is_complete);
     database.run(&row(2_000, sender)).await;
-    let sealed = store.seal(observer.position.as_ref(), false).await.unwrap().expect("nobody else seals");
+    let sealed = seal(&store, &observer.position).await;
     assert_eq!(sealed.samples, 2, "the row that is not seen stays hot");
     assert!(observer.look(&store, &[]).await.is_complete);
     assert_eq!(observer.times(), [1_000, 2_000]);
@@ -169,7 +176,7 @@ async fn who_missed_rows_that_were_sealed_is_told() {
     let before = late.position.clone();
     database.run(&row(3_000, sender)).await;
     store.seal(None, false).await.unwrap().expect("nobody else seals");
-    store.seal(before.as_ref(), false).await.unwrap().expect("nobody else seals");
+    seal(&store, &before).await;
     assert!(!late.look(&store, &[]).await.is_complete);
     assert!(late.look(&store, &[]).await.is_complete);
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
@@ -191,7 +198,7 @@ async fn another_servers_rows_are_sealed_and_its_positions_are_none() {
     database.run("UPDATE metrics_sealed_to SET snapshot = '9000000000:9000000000:'").await;
     assert!(observer.look(&store, &[]).await.is_complete);
     assert!(observer.seen.is_empty());
-    let sealed = store.seal(observer.position.as_ref(), false).await.unwrap().expect("nobody else seals");
+    let sealed = seal(&store, &observer.position).await;
     assert_eq!(sealed.samples, 2);
     let sealed_to: String = database.one("SELECT snapshot::text FROM metrics_sealed_to").await;
     assert_eq!(sealed_to.parse().ok(), observer.position);
