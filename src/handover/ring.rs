@@ -89,7 +89,9 @@ mod tests {
             let second = 20 * second;
             ring.add(kept(second..second + 2, start), start + Duration::from_secs(second.unsigned_abs()));
         }
+        let all = ring.bytes();
         ring.trim(usize::MAX, start + Duration::from_secs(79));
+        assert_eq!(ring.bytes(), all / 4 * 3);
         assert_eq!(left(&mut ring), [20, 21, 40, 41, 60, 61]);
     }
 

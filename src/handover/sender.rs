@@ -614,12 +614,10 @@ fn median(steps: &[i64]) -> Option<i64> {
     Some(*steps.select_nth_unstable(middle).1)
 }
 
-/// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time. Returns how many it took out.
-pub fn sort_and_dedup(samples: &mut Vec<Buffered>) -> usize {
-    let before = samples.len();
+/// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time.
+pub fn sort_and_dedup(samples: &mut Vec<Buffered>) {
     samples.sort_by_key(|sample| (sample.row.series_id, sample.row.time_ms, sample.arrived));
     samples.dedup_by_key(|sample| (sample.row.series_id, sample.row.time_ms));
-    before - samples.len()
 }
 
 #[cfg(test)]
@@ -1033,13 +1031,17 @@ mod tests {
             let rows: Vec<Row> = times.iter().map(|time_ms| row(*time_ms)).collect();
             told(&sender.sort(&rows, Instant::now()))
         };
+        let before = Instant::now();
         assert_eq!(sort(&[10_000, 20_000]), (vec![10_000, 20_000], vec![], 0));
         assert_eq!(sort(&[20_000, 30_000]), (vec![30_000], vec![20_000], 0), "a late one");
         assert_eq!(sort(&[20_000, 30_000, 40_000]), (vec![], vec![20_000, 30_000, 40_000], 0), "sent again");
         assert_eq!(sort(&[50_000]), (vec![], vec![50_000], 0), "perhaps stored by another adapter a moment ago");
-        sender.on_observed(Instant::now());
+        sender.on_observed(before);
         let rows = [row(60_000)];
-        assert_eq!(told(&sender.sort(&rows, Instant::now())), (vec![60_000], vec![], 0));
+        assert_eq!(told(&sender.sort(&rows, Instant::now())), (vec![], vec![60_000], 0), "it is not observed yet");
+        sender.on_observed(Instant::now());
+        let rows = [row(70_000)];
+        assert_eq!(told(&sender.sort(&rows, Instant::now())), (vec![70_000], vec![], 0));
     }
 
     #[test]
@@ -1062,5 +1064,58 @@ mod tests {
         found.last_ms.insert(1, stored_time(45_000, Some(OTHER)));
         scene.sender.on_reconciled(&[row(10_000)], &[1], &found, OWN);
         assert_eq!(scene.sort(&[40_000, 51_000]), (vec![51_000], vec![], 1));
+    }
+
+    #[test]
+    fn each_series_is_compared_with_what_is_stored_of_it() {
+        let scene = Scene::new();
+        let mut samples = late(&[0, 0, 0], false);
+        for (sample, series_id) in samples.iter_mut().zip(1..) {
+            sample.row.series_id = series_id;
+        }
+        let around = Around { times: HashMap::from([(2, vec![stored_time(0, Some(OTHER))])]), ..Around::default() };
+        let missing = scene.sender.missing(&samples, &around, OWN);
+        assert_eq!(missing.iter().map(|sample| sample.row.series_id).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn stored_samples_are_looked_for_as_far_around_as_two_intervals() {
+        assert_eq!(Scene::new().sender.window_ms(&late(&[0], false)), 120_000);
+        let scene = Scene::scraping();
+        assert_eq!((scene.sender.interval_ms(1, 0), scene.sender.window_ms(&late(&[0], false))), (10_000, 20_000));
+    }
+
+    #[test]
+    fn steps_that_differ_a_little_are_of_one_interval() {
+        let sender = Sender::shared(usize::MAX, false);
+        let stored = around(&[0, 10_000, 20_100, 30_000, 40_050].map(|time_ms| (time_ms, Some(OTHER))));
+        assert!(sender.missing(&late(&[44_000], false), &stored, OWN).is_empty());
+        assert_eq!(times(&sender.missing(&late(&[46_000], false), &stored, OWN)), [46_000]);
+    }
+
+    #[test]
+    fn what_is_kept_goes_where_there_is_no_room() {
+        let mut scene = Scene::new();
+        scene.sender.keep(Kept::new(&late(&[0], false)), scene.now);
+        assert!(scene.sender.kept().bytes() > 0);
+        scene.sender.trim(0, scene.now);
+        assert_eq!(scene.sender.kept().bytes(), 0);
+    }
+
+    #[test]
+    fn a_leader_that_stores_something_late_is_not_catching_up() {
+        let mut scene = Scene::standing_by(&[0, 10_000, 25_000], &[0, 10_000, 60_000]);
+        scene.after(24).stored(&[5_000]);
+        assert_eq!(scene.after(1).look(9), (2, vec![25_000]));
+    }
+
+    #[test]
+    fn where_only_a_guess_of_the_interval_is_known_that_is_waited_for_twice() {
+        let mut scene = Scene::new();
+        for time_ms in [0, 10_000] {
+            scene.sender.buffer(&[row(time_ms)], Uuid::nil(), scene.now).unwrap();
+        }
+        assert_eq!(scene.after(24).look(9), (0, vec![]));
+        assert_eq!(scene.after(3).look(9), (0, vec![0, 10_000]));
     }
 }

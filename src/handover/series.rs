@@ -572,6 +572,76 @@ mod tests {
     }
 
     #[test]
+    fn two_samples_alone_may_be_anything() {
+        let mut series = SeriesTimes::new(false);
+        series.sent(1, 0);
+        series.sent(1, 700);
+        assert_eq!((known(&series, 0), series.shortest_ms()), ((0, 700), 0));
+        series.sent(1, 1_400);
+        assert_eq!(series.shortest_ms(), 700);
+    }
+
+    #[test]
+    fn an_interval_that_was_given_is_as_good_as_several_steps_until_its_own_are_seen() {
+        let mut series = SeriesTimes::new(false);
+        series.scraped_with(1, 0, 10_000);
+        assert_eq!((known(&series, 0), series.get(1, 0).is_repeated), ((0, 10_000), true));
+        series.sent(1, 0);
+        series.sent(1, 7_000);
+        assert_eq!((known(&series, 0), series.get(1, 0).is_repeated), ((0, 7_000), false));
+        let mut led = SeriesTimes::new(true);
+        led.led(LEADER, 0);
+        for (n, is_repeated) in [(0, false), (1, false), (2, true), (3, true)] {
+            led.observed(1, slot(n * 10_000), true);
+            assert_eq!(led.get(1, 0).is_repeated, is_repeated, "{n}");
+        }
+    }
+
+    #[test]
+    fn the_latest_steps_tell_the_interval_to_the_millisecond() {
+        let mut entry = Entry::UNKNOWN;
+        (0..4).for_each(|_| entry.step(10_000));
+        (0..3).for_each(|_| entry.step(10_100));
+        assert_eq!(entry.interval_ms, 10_000);
+        entry.step(10_100);
+        assert_eq!(entry.interval_ms, 10_100);
+        assert!(are_several(50_000, 10_000) && !are_several(60_000, 10_000) && !are_several(25_000, 10_000));
+    }
+
+    #[test]
+    fn the_shortest_interval_counts_until_only_longer_ones_are_seen() {
+        let mut shortest = Shortest::default();
+        for (interval_ms, expected) in [(15_000, 15_000), (60_000, 15_000), (14_000, 14_000), (17_000, 14_000)] {
+            shortest.saw(interval_ms);
+            assert_eq!(shortest.interval_ms, expected);
+        }
+        (0..SHORTEST_STEPS).for_each(|_| shortest.saw(60_000));
+        assert_eq!(shortest.interval_ms, 14_000);
+        shortest.saw(60_000);
+        assert_eq!(shortest.interval_ms, 60_000);
+    }
+
+    #[test]
+    fn most_of_the_latest_steps_win_a_vote() {
+        let (mut interval_ms, mut votes) = (0, 0);
+        for (step_ms, expected) in [(10, 10), (10, 10), (10, 10), (30, 10), (30, 10), (30, 10), (30, 30)] {
+            vote(&mut interval_ms, &mut votes, USUAL_VOTES_MAX, step_ms);
+            assert_eq!(interval_ms, expected);
+        }
+    }
+
+    #[test]
+    fn a_bound_is_later_than_all_that_was_missed() {
+        let mut series = SeriesTimes::new(false);
+        for (series_id, time_ms) in [(1, 10), (2, 11)] {
+            series.stored(series_id, slot(time_ms));
+            series.bounded(series_id);
+        }
+        series.missed(10, 9);
+        assert_eq!([1, 2, 9, 10].map(|series_id| series.get(series_id, 0).is_bounded), [false, true, false, true]);
+    }
+
+    #[test]
     fn history_teaches_scrapes_nothing() {
         let mut series = SeriesTimes::new(false);
         let week_ms = 7 * 86_400_000;

@@ -180,6 +180,15 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_between_two_neighbours_of_which_one_is_anothers_is_covered() {
+        check(&[(&[10], By::Own), (&[24], OTHER)], &[17], false, &[]);
+        check(&[(&[10], OTHER), (&[24], By::Own)], &[17], false, &[]);
+        check(&[(&[10, 24], By::Own)], &[17], false, &[17]);
+        // What was found missing is a neighbour only as long as none that is stored is nearer.
+        check(&[(&[10, 24], OTHER)], &[2, 17], false, &[2]);
+    }
+
+    #[test]
     fn for_what_an_exporter_has_stamped_no_other_sample_stands() {
         check(&[(&[0, 10, 20, 30], OTHER)], &[13, 17, 20], true, &[13, 17]);
     }

@@ -121,6 +121,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_removed_is_missed_by_whoever_had_not_seen_it() {
+        let position = |text: &str| text.parse::<Position>().unwrap();
+        let is_followed = |now: &str, removed: &str| position("8:10:8").is_followed(&position(now), &position(removed));
+        assert_eq!((position("8:10:8").xmin(), position("10:10:").xmin()), (8, 10));
+        assert!(is_followed("20:20:", "8:10:8") && is_followed("20:20:", "5:5:"));
+        assert!(!is_followed("20:20:", "9:9:") && !is_followed("20:20:", "15:15:") && !is_followed("20:20:", "20:20:"));
+        assert!(is_followed("20:20:", "21:21:"), "that is out of another server's dump");
+        assert!(!is_followed("9:9:", "5:5:"), "it is not the server that was seen");
+    }
+
     /// Transactions that begin and end in some order; a snapshot after each step.
     fn history(steps: &[bool], ends: &[prop::sample::Index]) -> Vec<(Position, BTreeSet<u64>)> {
         let (mut next, mut running, mut ended) = (3, BTreeSet::new(), BTreeSet::new());
