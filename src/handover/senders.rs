@@ -225,14 +225,14 @@ impl Senders {
     /// comes, all that is buffered is reconciled; ends when nothing is left.
     pub async fn run(&self, stop: CancellationToken) {
         let mut trouble = Trouble::default();
-        let mut told_offset_ms = None;
+        let mut told_offset = None;
         loop {
             let is_last = stop.is_cancelled();
             if is_last && self.is_drained() {
                 return;
             }
             let round = tokio::select! {
-                round = self.round(&mut told_offset_ms, is_last) => round,
+                round = self.round(&mut told_offset, is_last) => round,
                 // What was taken out of a buffer is put back.
                 () = stop.cancelled(), if !is_last => continue,
             };
@@ -254,7 +254,7 @@ impl Senders {
         }
     }
 
-    async fn round(&self, told_offset_ms: &mut Option<i64>, is_last: bool) -> Result<(), Error> {
+    async fn round(&self, told_offset: &mut Option<(Epoch, i64)>, is_last: bool) -> Result<(), Error> {
         self.observe().await?;
         for (_, (group, handovers)) in self.members() {
             for handover in handovers {
@@ -262,12 +262,15 @@ impl Senders {
                 let epoch = self.store.epoch();
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
+                // A server that takes another one's place may lack it.
                 let is_news = |offset_ms: i64| {
-                    told_offset_ms.is_none_or(|told_ms| told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs())
+                    told_offset.is_none_or(|(told_in, told_ms)| {
+                        told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
+                    })
                 };
                 if let Some(offset_ms) = offset_ms.filter(|offset_ms| is_news(*offset_ms)) {
                     self.store.set_clock_offset(number, offset_ms, epoch).await?;
-                    *told_offset_ms = Some(offset_ms);
+                    *told_offset = Some((epoch, offset_ms));
                 }
                 // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
                 match handover.look(group.leading().map(|leading| leading.fence), is_last).await {

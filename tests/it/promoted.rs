@@ -256,6 +256,20 @@ async fn series_are_found_again_by_their_keys_or_made_anew_by_their_labels() {
     assert!(db.one::<bool>("SELECT bool_and(ended_at IS NULL) FROM metrics_series").await);
 }
 
+#[tokio::test]
+async fn another_server_is_told_anew_how_far_a_clock_is_off() {
+    let db = Database::new().await;
+    let adapter = db.leader().await;
+    assert_eq!(adapter.write(Body::new().sample("up", now_ms(), 1.0).compressed()).await.status, 204);
+    db.wait("SELECT count(*) = 1 FROM metrics_senders").await;
+    for epoch in 0..2 {
+        // What the adapter finds of itself is next to nothing here.
+        db.run("UPDATE metrics_senders SET clock_offset_ms = 4711").await;
+        replace_server(&db, &format!("server {epoch}")).await;
+        db.wait("SELECT clock_offset_ms < 1000 FROM metrics_senders").await;
+    }
+}
+
 /// Copies the data of a server that is stopped.
 async fn copy(from: &Path, to: &Path) {
     let mut command = std::process::Command::new("cp");
