@@ -270,3 +270,35 @@ fn one_that_is_to_yield_does_though_it_sends() {
     assert_eq!(next(&mut cluster, named("d"), &[]), None, "it is not sent here");
     assert_eq!(next(&mut cluster, Some(Next::AnyOther), &["b", "c"]), None, "nobody may");
 }
+
+#[test]
+fn who_leads_is_known_as_long_as_its_row_is_read() {
+    let (cluster, end) = settled(Instant::now());
+    let read_at = end - Duration::from_secs(1);
+    let before = read_at + STALE - Duration::from_millis(1);
+    assert!(cluster.leads("a", before) && !cluster.leads("b", before));
+    assert!(!cluster.leads("a", read_at + STALE));
+    assert!(!Cluster::new(PrometheusTimeout::Never).leads("a", end));
+}
+
+#[test]
+fn an_adapter_is_ready_under_one_token() {
+    let mut cluster = Cluster::new(PrometheusTimeout::Never);
+    let [one, other] = [1, 2].map(Uuid::from_u128);
+    assert!(!cluster.is_ready(one));
+    cluster.on_ready(one);
+    assert!(cluster.is_ready(one) && !cluster.is_ready(other));
+}
+
+#[test]
+fn a_replica_that_was_not_heard_for_an_hour_is_forgotten() {
+    let start = Instant::now();
+    let mut cluster = Cluster::new(PrometheusTimeout::Never);
+    send(&mut cluster, "a", start);
+    let later = start + FORGOTTEN;
+    send(&mut cluster, "b", later);
+    assert_eq!(cluster.forget(later), Vec::<String>::new());
+    assert_eq!(cluster.replicas(later).collect::<Vec<_>>(), [("a", Some(FORGOTTEN)), ("b", Some(Duration::ZERO))]);
+    assert_eq!(cluster.forget(later + Duration::from_millis(1)), ["a"]);
+    assert_eq!(cluster.replicas(later).collect::<Vec<_>>(), [("b", Some(Duration::ZERO))]);
+}
