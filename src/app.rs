@@ -397,6 +397,11 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         let looked_at = Instant::now();
         let hot = store.hot().await;
+        if matches!(&hot, Err(error) if error.class() == Class::Moved) {
+            // What was seen on another server says nothing of this one.
+            looks.clear();
+            continue;
+        }
         if let Ok(hot) = hot {
             looks.push_back((looked_at, hot.seen));
             // Who has not sealed yet goes by the oldest sample's age.
@@ -421,7 +426,6 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
                 log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
             }
             Ok(None) => {}
-            // Transactions of this one were not seen yet.
             Err(error) if error.class() == Class::Moved => looks.clear(),
             Err(error) => {
                 log::warn!("sealing failed, to be tried again in {SEAL_RETRY:?}: {error}");

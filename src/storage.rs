@@ -575,7 +575,8 @@ impl Store {
             .await;
         match &sealed {
             Ok(Some(_)) => self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64()),
-            Ok(None) | Err(Error::Moved) => {}
+            Ok(None) => {}
+            Err(error) if error.class() == Class::Moved => {}
             Err(_) => self.metrics.seal_failures_total.inc(),
         }
         sealed
