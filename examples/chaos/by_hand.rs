@@ -29,7 +29,6 @@ pub(crate) async fn pair(mut stage: Stage<'_>) -> Outcome {
 
 /// Leaders are told: while the other leads, once it has died, and both at once.
 pub(crate) async fn rest(mut stage: Stage<'_>) -> Outcome {
-    stage.known().await;
     for _ in 0..3 {
         sleep(1.5).await;
         let leader = stage.healthy().await;
@@ -66,7 +65,6 @@ async fn tell(stage: &mut Stage<'_>, host: usize) {
 pub(crate) async fn labels(mut stage: Stage<'_>) -> Outcome {
     // An adapter carries an order out in its next round.
     stage.record().takeover_wanted = 2.5;
-    stage.known().await;
     for (number, verb) in ["resign", "hand-over", "hold", "hand-over", "hold", "resign"].into_iter().enumerate() {
         stage.settled().await;
         labels_once(&mut stage, verb, number % 2, number % 3).await;

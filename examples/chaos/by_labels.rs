@@ -89,7 +89,6 @@ async fn pause(stage: &mut Stage<'_>, from: f64, to: f64) {
 }
 
 async fn replica_killed(mut stage: Stage<'_>, times: usize) -> Outcome {
-    stage.known().await;
     for number in 0..times {
         replica_killed_once(&mut stage, number % 2, AWAY).await;
         pause(&mut stage, 1.0, 3.0).await;
@@ -122,7 +121,6 @@ pub(crate) async fn revive(stage: &mut Stage<'_>, cluster: usize, replica: usize
 
 /// Frozen, it closes no connection: only its silence tells. Its last request has just been answered.
 async fn replica_silent(mut stage: Stage<'_>) -> Outcome {
-    stage.known().await;
     for number in 0..4 {
         replica_silent_once(&mut stage, number % 2).await;
         pause(&mut stage, 1.0, 2.0).await;
@@ -202,7 +200,6 @@ async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Po
 
 /// An adapter that is told to end stays until nothing is held that is not stored.
 async fn rolling(mut stage: Stage<'_>) -> Outcome {
-    stage.known().await;
     for (adapter, is_told_first) in [(0, true), (1, false)] {
         replace(&mut stage, adapter, is_told_first).await;
         replica_killed_once(&mut stage, adapter, 3.0).await;
@@ -228,7 +225,6 @@ async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
 }
 
 async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
-    stage.known().await;
     adapter_cut_once(&mut stage, 0, 8.0).await;
     sleep(RECOVERED).await;
     // Others wait for it until it counts as dead.
@@ -239,7 +235,6 @@ async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
     sleep(1.0).await;
     let deed = kill(&mut stage, 0, leader);
     stage.succession(0, term, deed).await;
-    stage.known().await;
     stage.event("heal");
     stage.cut(1, false);
     revive(&mut stage, 0, leader).await;
@@ -259,7 +254,6 @@ async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
 
 async fn mixture(context: &Context<'_>) -> Outcome {
     let mut stage = set(context, THREE).await;
-    stage.known().await;
     let began = Instant::now();
     let mut played = 0;
     while began.elapsed() < context.mixture {

@@ -302,7 +302,6 @@ pub(crate) async fn calm(stage: Stage<'_>) -> Outcome {
 
 async fn crash(context: &Context<'_>, setup: Setup, times: usize) -> Outcome {
     let mut stage = context.set(setup).await;
-    stage.known().await;
     for _ in 0..times {
         let pause = stage.random.seconds(0.2, stage.interval() + 0.5);
         sleep(pause).await;
@@ -629,7 +628,6 @@ pub(crate) fn with_replica(setup: Setup) -> Setup {
 
 /// The replica that is promoted lacks the last ten seconds.
 pub(crate) async fn pg_promoted(mut stage: Stage<'_>) -> Outcome {
-    stage.known().await;
     stage.sealed().await;
     let replica = stage.replica.take().expect("this case has a replica");
     replica.stop_following(&stage.postgres).await;
@@ -835,7 +833,6 @@ async fn mixture(context: &Context<'_>) -> Outcome {
     let unequal = |stage: &Stage<'_>, percent| {
         stage.hosts.iter().for_each(|host| host.fault(|faults| (faults.missed, faults.late) = (percent, percent)));
     };
-    stage.known().await;
     unequal(&stage, 3);
     let began = Instant::now();
     let mut played = 0;

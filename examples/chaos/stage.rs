@@ -168,7 +168,7 @@ pub(crate) struct Band {
 }
 
 impl<'a> Stage<'a> {
-    /// Sets everything up and waits until it is settled who leads.
+    /// Sets everything up and waits until it is settled who leads, and known how often each series is scraped.
     pub(crate) async fn set(network: Option<&'a Network>, binary: &Path, setup: Setup, random: Random) -> Self {
         let options = setup.postgres.clone().with("listen_addresses", "*").with("track_commit_timestamp", "on");
         let postgres = Postgres::start(options.with("wal_level", "replica")).await;
@@ -268,6 +268,8 @@ impl<'a> Stage<'a> {
             }
             stage.began = Instant::now();
             stage.settled().await;
+            // Before, two sides' scrapes in one interval may both be stored.
+            sleep(SCRAPES_UNTIL_KNOWN * stage.interval()).await;
         }
         stage.began = Instant::now();
         stage
@@ -525,11 +527,6 @@ impl<'a> Stage<'a> {
             }
             sleep(0.02).await;
         }
-    }
-
-    /// Waits until it is known how often each series is scraped; before, two sides' scrapes in one interval may both be stored.
-    pub(crate) async fn known(&self) {
-        sleep(SCRAPES_UNTIL_KNOWN * self.interval()).await;
     }
 
     /// Seconds from one scrape to the next.
