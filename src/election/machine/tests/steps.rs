@@ -201,6 +201,8 @@ fn one_that_is_held_is_out_of_elections_until_released() {
     machine.on_liveness(None, start);
     machine.on_connected(start);
     assert_eq!((machine.is_held(), machine.next(start)), (true, Action::Observe));
+    machine.on_observed(None, start);
+    assert_eq!(machine.reason(start), Reason::NobodyLeads, "whoever leads, it is not for this one to try");
     machine.on_order(Order::Release, start, start + seconds(8));
     assert_eq!((machine.outcome(start), machine.is_held()), (Some(Ok(())), false));
     leads(&mut machine, 1, start);
