@@ -264,7 +264,9 @@ impl<'a> Stage<'a> {
                 host.start();
             }
             if stage.setup.mode == Mode::Rest {
-                stage.order(0, &["lead"]).await;
+                // Refused until its adapter has reached the database.
+                let leads = async || stage.try_order(0, &["lead"]).await.ok();
+                stage.adapter(0).process().wait_until("it is told to lead", PATIENCE, leads).await;
             }
             stage.began = Instant::now();
             stage.settled().await;
@@ -355,6 +357,15 @@ impl<'a> Stage<'a> {
 
     /// Has an operator on a host order something of its adapter, and returns what that says.
     pub(crate) async fn order(&mut self, host: usize, words: &[&str]) -> String {
+        self.try_order(host, words).await.unwrap_or_else(|said| {
+            println!("election {}: {}", words.join(" "), said.trim());
+            self.record.broken.push(format!("election {}: {}", words.join(" "), said.trim()));
+            said
+        })
+    }
+
+    /// The same; an error is what was said of an order that was refused.
+    async fn try_order(&self, host: usize, words: &[&str]) -> Result<String, String> {
         let mut command = match self.network {
             Some(network) => {
                 let mut command = Command::new("ip");
@@ -369,11 +380,7 @@ impl<'a> Stage<'a> {
         let ended = tokio::time::timeout(PATIENCE, ended).await.expect("an order takes for ever");
         let ended = ended.expect("the program that gives it is seen to end");
         let said = [&ended.stdout[..], &ended.stderr].map(String::from_utf8_lossy).concat();
-        if !ended.status.success() {
-            println!("election {}: {}", words.join(" "), said.trim());
-            self.record.broken.push(format!("election {}: {}", words.join(" "), said.trim()));
-        }
-        said
+        if ended.status.success() { Ok(said) } else { Err(said) }
     }
 
     /// Asks the adapter of a host to end.
