@@ -1,8 +1,8 @@
 //! What passes from one leader to the next: nothing that was acknowledged is let go of before it was observed stored.
 //!
 //! Pure parts: [`slots`], the rule of what is missing; [`series`], what is known of each series; [`buffer`], what was
-//! acknowledged for a sender that does not lead; [`sender`], which ties them together; [`replicas`], who else has a sender's series. Here is what ties one sender to the store, and
-//! in [`senders`] what all senders of an adapter share: what was observed, and who leads.
+//! acknowledged for a sender that does not lead; [`sender`], which ties them together; [`replicas`], who else has a sender's series.
+//! Here is what ties one sender to the store, and in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -235,6 +235,7 @@ async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
     sleep(1.0).await;
     let deed = kill(&mut stage, 0, leader);
     stage.succession(0, term, deed).await;
+    sleep(3.0).await;
     stage.event("heal");
     stage.cut(1, false);
     revive(&mut stage, 0, leader).await;

@@ -149,8 +149,7 @@ impl Buffer {
                     if kept.is_empty() {
                         return false;
                     }
-                    let looked_at = block.looked_at;
-                    *block = Block { looked_at, ..Block::new(&kept.iter().collect::<Vec<_>>()) };
+                    *block = Block { looked_at: now, ..Block::new(&kept.iter().collect::<Vec<_>>()) };
                 }
             }
             bytes += block.bytes();

@@ -72,8 +72,8 @@ pub struct SenderState {
 
 impl Store {
     /// Reads, in one snapshot, what was committed since `from` by the senders of the groups called `groups`, or of all, but for those of
-    /// `except`; with no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each row, in no
-    /// order; rows of the same transaction come together, none twice.
+    /// `except`; with no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each
+    /// row, in no order; rows of the same transaction come together, none twice.
     ///
     /// # Errors
     ///
