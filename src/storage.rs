@@ -597,12 +597,8 @@ impl Store {
             check: up_to.map_or(Ok("true".to_owned()), |seen| self.server.check(&self.names, seen.epoch))?,
         };
         let mut total = Outcome::default();
-        let last = sealer.last().await?;
-        while let Some(last) = last {
-            let Some(outcome) = sealer.seal(last).await? else { return Ok(None) };
-            if outcome.samples == 0 {
-                break;
-            }
+        for part in sealer.parts().await? {
+            let Some(outcome) = sealer.seal(part).await? else { return Ok(None) };
             self.metrics.sealed_samples_total.inc_by(outcome.samples as u64);
             self.metrics.samples_duplicate_total.with_label_values(&["sealed"]).inc_by(outcome.dropped as u64);
             total += outcome;

@@ -81,7 +81,7 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
     }
 }
 
-/// Moves the hot rows of which the condition `taken` holds into the hypertable, in the transaction that is open, which sees
+/// Copies the hot rows of which the condition `taken` holds into the hypertable, in the transaction that is open, which sees
 /// one state of them.
 ///
 /// # Errors
@@ -99,7 +99,6 @@ pub async fn seal(client: &Client, names: &Names, taken: &str, expired_ms: Optio
     ));
     let since = Timestamp(to_postgres_us(expired_ms.unwrap_or(TIME_MIN_MS)));
     let inserted = client.execute_typed(&insert, &[(&since, Type::TIMESTAMPTZ)]).await?;
-    client.execute_typed(&names.fill(&format!("DELETE FROM {{hot}} WHERE {taken}")), &[]).await?;
     let samples = usize::try_from(count.try_get::<_, i64>(0)?).unwrap_or_default();
     let dropped = samples.saturating_sub(usize::try_from(inserted).unwrap_or_default());
     Ok(Outcome { samples, dropped, ..Outcome::default() })

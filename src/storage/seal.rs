@@ -111,11 +111,13 @@ enum Ended {
     Again,
 }
 
-impl Ended {
-    /// What sealing hot rows came to.
-    fn of(outcome: Outcome) -> Self {
-        if outcome.samples == 0 { Self::Again } else { Self::Done(outcome) }
-    }
+/// Hot rows that one transaction seals.
+#[derive(Debug)]
+pub struct Part {
+    /// The number of the last of them.
+    last: i64,
+    /// Their times, in ms since 1970, each once.
+    times_ms: Vec<i64>,
 }
 
 /// The hot rows of one transaction.
@@ -138,14 +140,23 @@ struct Head {
 }
 
 impl Sealer<'_> {
-    /// The number of the row stored last.
+    /// Divides the hot rows that are to be sealed, in the order of storing, into parts of about [`SAMPLES_MAX`] samples each. What a
+    /// series has in the next part is later, so no chunk is made twice.
     ///
     /// # Errors
     ///
     /// What the server said.
-    pub async fn last(&self) -> Result<Option<i64>, Error> {
-        let statement = format!("SELECT max(no) FROM {{hot}} WHERE {}", self.taken(i64::MAX));
-        Ok(self.client.query_typed_one(&self.names.fill(&statement), &[]).await?.try_get(0)?)
+    pub async fn parts(&self) -> Result<Vec<Part>, Error> {
+        // OFFSET keeps the arrays out of what is sorted.
+        let statement = self.names.fill(&format!(
+            "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples \
+             FROM (SELECT no, \"time\", cardinality(series) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
+             GROUP BY (greatest(samples, 1) - 1) / $1 ORDER BY 1",
+            self.taken(i64::MAX)
+        ));
+        let records = self.client.query_typed(&statement, &[(&SAMPLES_MAX, Type::INT8)]).await?;
+        let part = |record: &Record| Ok(Part { last: record.try_get(0)?, times_ms: times_ms(record.try_get(1)?) });
+        records.iter().map(part).collect()
     }
 
     /// The condition on the hot rows to be sealed, those up to the one numbered `last`. Rows of transactions that are yet to come
@@ -153,42 +164,27 @@ impl Sealer<'_> {
     fn taken(&self, last: i64) -> String {
         let observed = self.up_to.map_or_else(String::new, |up_to| {
             format!(
-                " AND (pg_visible_in_snapshot(xid, '{up_to}') OR NOT pg_visible_in_snapshot(xid, pg_current_snapshot()))"
+                " AND (xid < '{}' OR pg_visible_in_snapshot(xid, '{up_to}') \
+                 OR xid >= (SELECT pg_snapshot_xmax(pg_current_snapshot())))",
+                up_to.xmin()
             )
         });
         format!("no <= {last}{observed}")
     }
 
-    /// Seals the hot rows stored first, none behind the row numbered `last`, and says whether there were any. In the order
-    /// of storing, so that what a series has in the next transaction is later, and no chunk is made twice. `None`: another
-    /// adapter is at it.
+    /// Seals a part, once those before it are sealed, and says whether anything was left of it. `None`: another adapter is at it.
     ///
     /// # Errors
     ///
     /// What the server said; nothing has changed then.
-    pub async fn seal(&self, last: i64) -> Result<Option<Outcome>, Error> {
-        let first = self.names.fill(&format!(
-            "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", \
-             sum(cardinality(series)) OVER (ORDER BY no) AS samples FROM {{hot}} WHERE {}) h WHERE samples <= $1",
-            self.taken(last)
-        ));
+    pub async fn seal(&self, part: Part) -> Result<Option<Outcome>, Error> {
+        let Part { last, mut times_ms } = part;
         for _ in 0..ATTEMPTS {
-            let record = self.client.query_typed_one(&first, &[(&SAMPLES_MAX, Type::INT8)]).await?;
-            let Some(last) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
             let ended = match self.layout {
-                Layout::Hypertable => {
-                    let sealed = async {
-                        let taken = self.taken(last);
-                        self.publish(&taken).await?;
-                        let outcome = hypertable::seal(self.client, self.names, &taken, self.expired_ms).await?;
-                        Ok(Ended::of(outcome))
-                    };
-                    self.transaction(sealed).await?
-                }
+                Layout::Hypertable => self.transaction(self.seal_into_hypertable(last)).await?,
                 Layout::Chunks => {
-                    let times: Vec<Timestamp> = record.try_get(1)?;
-                    let times = times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us));
-                    let times: BTreeSet<i64> = times.filter(|time_ms| !self.is_expired(*time_ms)).collect();
+                    let times: BTreeSet<i64> =
+                        times_ms.iter().copied().filter(|time_ms| !self.is_expired(*time_ms)).collect();
                     // Before the transaction, which would not see them.
                     let spans = segments::ensure(self.client, self.names, &times, self.now_ms, self.interval).await?;
                     self.transaction(self.seal_locked(last, &spans)).await?
@@ -199,6 +195,10 @@ impl Sealer<'_> {
                 Ended::Busy => return Ok(None),
                 Ended::Again => {}
             }
+            let again = format!("SELECT array_agg(DISTINCT \"time\") FROM {{hot}} WHERE {}", self.taken(last));
+            let record = self.client.query_typed_one(&self.names.fill(&again), &[]).await?;
+            let Some(times) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
+            times_ms = self::times_ms(times);
         }
         Err(Error::Unfit("others seal, or samples of ever more segments come in, faster than these are sealed".into()))
     }
@@ -280,30 +280,39 @@ impl Sealer<'_> {
         drop(hot);
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
-        let sealed = self.taken(last);
-        self.publish(&sealed).await?;
-        let delete = self.names.fill(&format!("DELETE FROM {{hot}} WHERE {sealed}"));
-        let deleted = self.client.execute_typed(&delete, &[]).await?;
+        let deleted = self.delete(last).await?;
         if deleted != taken {
             return Err(Error::Unfit(format!("{deleted} hot rows deleted of {taken} that were sealed")));
         }
         Ok(Ended::Done(outcome))
     }
 
-    /// Tells those who observe which hot rows may be gone, once those `taken` are: of which transactions at most, and how new.
-    async fn publish(&self, taken: &str) -> Result<(), Error> {
-        let read = self.names.fill("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
-        let row = self.client.query_typed_one(&read, &[]).await?;
-        let (published, now) = (position::read(row.try_get(0)?)?, position::read(row.try_get(1)?)?);
+    async fn seal_into_hypertable(&self, last: i64) -> Result<Ended, Error> {
+        let outcome = hypertable::seal(self.client, self.names, &self.taken(last), self.expired_ms).await?;
+        Ok(if self.delete(last).await? == 0 { Ended::Again } else { Ended::Done(outcome) })
+    }
+
+    /// Deletes the hot rows that are sealed, and tells those who observe which may be gone: of which transactions at most, and how new.
+    /// Returns how many it were.
+    async fn delete(&self, last: i64) -> Result<u64, Error> {
+        let delete = self.names.fill(&format!(
+            "WITH gone AS (DELETE FROM {{hot}} WHERE {} RETURNING \"time\") \
+             SELECT (SELECT count(*) FROM gone), (SELECT max(\"time\") FROM gone), snapshot::text, pg_current_snapshot()::text \
+             FROM {{sealed_to}}",
+            self.taken(last)
+        ));
+        let row = self.client.query_typed_one(&delete, &[]).await?;
+        let (count, newest): (i64, Option<Timestamp>) = (row.try_get(0)?, row.try_get(1)?);
+        let (published, now) = (position::read(row.try_get(2)?)?, position::read(row.try_get(3)?)?);
         let removed = self.up_to.unwrap_or(&now);
         // What is ahead of the server is out of another one's dump.
         let snapshot = if published.covers(removed) && now.covers(&published) { &published } else { removed };
-        let write = self.names.fill(&format!(
-            "UPDATE {{sealed_to}} SET snapshot = $1::pg_snapshot, \
-             newest = greatest(newest, (SELECT max(\"time\") FROM {{hot}} WHERE {taken}))"
-        ));
-        self.client.execute_typed(&write, &[(&snapshot.to_string(), Type::TEXT)]).await?;
-        Ok(())
+        let publish =
+            self.names.fill("UPDATE {sealed_to} SET snapshot = $1::text::pg_snapshot, newest = greatest(newest, $2)");
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&snapshot.to_string(), Type::TEXT), (&newest, Type::TIMESTAMPTZ)];
+        self.client.execute_typed(&publish, &parameters).await?;
+        Ok(count.unsigned_abs())
     }
 
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
@@ -588,6 +597,10 @@ impl Head {
 pub const CHUNK_COLUMNS: &str = "c.bucket, c.first, c.last, c.places, c.length, c.times, c.data, c.floats";
 
 const CHUNK_COLUMNS_BARE: &str = "bucket, first, last, places, length, times, data, floats";
+
+fn times_ms(times: Vec<Timestamp>) -> Vec<i64> {
+    times.into_iter().map(|Timestamp(time_us)| from_postgres_us(time_us)).collect()
+}
 
 /// A chunk as it is stored.
 ///
