@@ -148,13 +148,14 @@ impl Handover {
         let sender = self.number_in(epoch).await?;
         // Read before the samples are sorted: what others store from here on is told by another one.
         let right = self.right(sender, fence, epoch);
-        let (samples, sorted, in_flight) = self.in_epoch(epoch, |state| {
-            let samples = state.sender.came(&rows, Uuid::nil(), Instant::now());
-            let sorted = state.sender.sort_sent(&samples);
-            (samples, sorted, self.requests.begin())
+        let (came, sorted, in_flight) = self.in_epoch(epoch, |state| {
+            let came = state.sender.came(&rows, Uuid::nil(), Instant::now());
+            let sorted = state.sender.sort_sent(&came);
+            (came, sorted, self.requests.begin())
         })?;
-        let kept = Kept::new(&samples);
-        drop((rows, samples));
+        let kept = Kept::new(came.samples());
+        drop(came);
+        drop(rows);
         self.covered("leader", sorted.covered);
         self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
         self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
@@ -186,17 +187,18 @@ impl Handover {
             if append.is_empty() {
                 break;
             }
-            match self.store.commit(key, append.clone(), right.clone()).await? {
+            let rows = Arc::new(append);
+            match self.store.commit(key, Arc::clone(&rows), right.clone()).await? {
                 Stored::Committed => break,
                 Stored::AlreadyThere => {
-                    self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(append.len() as u64);
+                    self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(rows.len() as u64);
                     break;
                 }
                 Stored::Fenced => return Err(Error::Fenced),
                 Stored::Overtaken => {
                     self.observe().await?;
                     right = self.right(right.sender, right.fence, right.epoch);
-                    (append, late) = self.sort_again(append, &right, attempt).await?;
+                    (append, late) = self.sort_again(Arc::unwrap_or_clone(rows), &right, attempt).await?;
                 }
             }
         }
@@ -510,7 +512,7 @@ impl TakenOut<'_> {
             if !Arc::ptr_eq(&state.identities, &self.identities) {
                 return Err(Error::Moved);
             }
-            state.sender.keep(Kept::new(&self.samples), Instant::now());
+            state.sender.keep(Kept::new(self.samples.iter().copied()), Instant::now());
             self.samples.clear();
             Ok(())
         })

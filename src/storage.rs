@@ -485,8 +485,8 @@ impl Store {
     /// # Errors
     ///
     /// What the server said. Whether it was stored may be unknown then: try again with the same key.
-    pub async fn commit(&self, key: Uuid, rows: Vec<Row>, right: Right) -> Result<Stored, Arc<Error>> {
-        self.ingest.store(Batch { key, rows, right }).await
+    pub async fn commit(&self, key: Uuid, rows: impl Into<Arc<Vec<Row>>>, right: Right) -> Result<Stored, Arc<Error>> {
+        self.ingest.store(Batch { key, rows: rows.into(), right }).await
     }
 
     /// Begins a read of one consistent state.

@@ -44,6 +44,29 @@ pub struct Buffered {
     pub key: Uuid,
 }
 
+/// What came in one request.
+#[derive(Debug)]
+pub struct Came<'a> {
+    /// In the order of series and time.
+    pub rows: &'a [Row],
+    /// Of each, as [`Buffered::is_stamped`].
+    pub are_stamped: Vec<bool>,
+    /// When it came.
+    pub arrived: Instant,
+    /// The key of the request.
+    pub key: Uuid,
+}
+
+impl Came<'_> {
+    /// Its samples.
+    pub fn samples(&self) -> impl Iterator<Item = Buffered> + Clone {
+        let Self { arrived, key, .. } = *self;
+        let sample =
+            move |(row, is_stamped): (&Row, &bool)| Buffered { row: *row, is_stamped: *is_stamped, arrived, key };
+        self.rows.iter().zip(&self.are_stamped).map(sample)
+    }
+}
+
 /// What becomes of a buffered sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -55,7 +78,7 @@ pub enum Fate {
     Due,
 }
 
-/// Samples that came together, by time: 20 bytes each.
+/// Samples that came together: 20 bytes each.
 #[derive(Debug)]
 pub(super) struct Block {
     arrived: Instant,
@@ -63,14 +86,18 @@ pub(super) struct Block {
     /// When its samples were last looked at.
     looked_at: Instant,
     base_ms: i64,
-    series: Box<[i64]>,
-    /// Milliseconds after `base_ms`, and [`STAMPED`].
-    after_base_ms: Box<[u32]>,
-    values: Box<[f64]>,
+    samples: Box<[Packed]>,
 }
 
-/// Bytes a sample takes: series id, time within its block, value.
-const SAMPLE_BYTES: usize = 8 + 4 + 8;
+/// A sample of a block.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed(4))]
+struct Packed {
+    series_id: i64,
+    value: f64,
+    /// Milliseconds after [`Block::base_ms`], and [`STAMPED`].
+    after_base_ms: u32,
+}
 
 /// The bit that says that a sample was stamped by an exporter.
 const STAMPED: u32 = 1 << 31;
@@ -90,7 +117,7 @@ impl Buffer {
     /// # Errors
     ///
     /// [`Refusal::Full`]; none of them is buffered then.
-    pub fn add(&mut self, samples: &[Buffered]) -> Result<(), Refusal> {
+    pub fn add(&mut self, samples: impl Iterator<Item = Buffered> + Clone) -> Result<(), Refusal> {
         let blocks = blocks(samples);
         let bytes: usize = blocks.iter().map(Block::bytes).sum();
         if self.bytes + bytes > self.bytes_max {
@@ -102,13 +129,13 @@ impl Buffer {
 
     /// Takes back samples that were taken out and have not become stored, whatever the bound.
     pub fn put_back(&mut self, samples: &[Buffered]) {
-        self.extend(blocks(samples));
+        self.extend(blocks(samples.iter().copied()));
     }
 
     pub(super) fn extend(&mut self, blocks: Vec<Block>) {
         for block in blocks {
             self.bytes += block.bytes();
-            self.samples += block.values.len();
+            self.samples += block.samples.len();
             self.blocks.push_back(block);
         }
     }
@@ -127,15 +154,15 @@ impl Buffer {
         self.blocks.retain_mut(|block| {
             if now.saturating_duration_since(block.looked_at) >= every && due.len() < due_max {
                 block.looked_at = now;
-                let before = block.values.len();
+                let before = block.samples.len();
                 let taken = due.len();
                 let mut kept: Vec<Buffered> = Vec::new();
                 let mut keeps_all = true;
-                for (place, sample) in block.samples().enumerate() {
+                for (place, sample) in block.iter().enumerate() {
                     let fate = fate(&sample);
                     if fate != Fate::Keep && keeps_all {
                         keeps_all = false;
-                        kept.extend(block.samples().take(place));
+                        kept.extend(block.iter().take(place));
                     }
                     match fate {
                         Fate::Keep if keeps_all => {}
@@ -149,11 +176,11 @@ impl Buffer {
                     if kept.is_empty() {
                         return false;
                     }
-                    *block = Block { looked_at: now, ..Block::new(&kept.iter().collect::<Vec<_>>()) };
+                    *block = Block { looked_at: now, ..Block::new(kept.iter().copied()) };
                 }
             }
             bytes += block.bytes();
-            samples += block.values.len();
+            samples += block.samples.len();
             true
         });
         (self.bytes, self.samples) = (bytes, samples);
@@ -170,8 +197,8 @@ impl Buffer {
         {
             request = Some(next);
             self.bytes -= block.bytes();
-            self.samples -= block.values.len();
-            taken.extend(block.samples());
+            self.samples -= block.samples.len();
+            taken.extend(block.iter());
         }
         taken
     }
@@ -203,58 +230,57 @@ impl Buffer {
 }
 
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
-pub(super) fn blocks(samples: &[Buffered]) -> Vec<Block> {
-    let mut samples: Vec<&Buffered> = samples.iter().collect();
-    samples.sort_by_key(|sample| (sample.arrived, sample.key, sample.row.time_ms));
+pub(super) fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Block> {
+    let Some(first) = samples.clone().next() else { return Vec::new() };
+    let came_with = |sample: &Buffered| (sample.arrived, sample.key);
+    let (mut from_ms, mut to_ms, mut is_one) = (i64::MAX, i64::MIN, true);
+    for sample in samples.clone() {
+        (from_ms, to_ms) = (sample.row.time_ms.min(from_ms), sample.row.time_ms.max(to_ms));
+        is_one &= came_with(&sample) == came_with(&first);
+    }
+    let fits = |from_ms: i64, to_ms: i64| to_ms.saturating_sub(from_ms) <= i64::from(BLOCK_SPAN_MS);
+    if is_one && fits(from_ms, to_ms) {
+        return vec![Block::new(samples)];
+    }
+    let mut samples: Vec<Buffered> = samples.collect();
+    samples.sort_by_key(|sample| (came_with(sample), sample.row.time_ms));
     let mut blocks = Vec::new();
     let mut rest = samples.as_slice();
     while let Some(first) = rest.first() {
-        let belongs = |sample: &&Buffered| {
-            (sample.arrived, sample.key) == (first.arrived, first.key)
-                && sample.row.time_ms.saturating_sub(first.row.time_ms) <= i64::from(BLOCK_SPAN_MS)
-        };
+        let belongs =
+            |sample: &Buffered| came_with(sample) == came_with(first) && fits(first.row.time_ms, sample.row.time_ms);
         let (block, later) = rest.split_at(rest.partition_point(belongs));
-        blocks.push(Block::new(block));
+        blocks.push(Block::new(block.iter().copied()));
         rest = later;
     }
     blocks
 }
 
 impl Block {
-    /// `samples` are sorted by time, not empty, came at one time, and span at most [`BLOCK_SPAN_MS`].
-    fn new(samples: &[&Buffered]) -> Self {
-        let Buffered { row: Row { time_ms: base_ms, .. }, arrived, key, .. } = *samples[0];
-        let after_base = |sample: &&Buffered| {
-            let after_ms = u32::try_from(sample.row.time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
-            if sample.is_stamped { after_ms | STAMPED } else { after_ms }
+    /// `samples` are some, came at one time, and span at most [`BLOCK_SPAN_MS`].
+    fn new(samples: impl Iterator<Item = Buffered> + Clone) -> Self {
+        let first = samples.clone().next();
+        let (arrived, key) = first.map_or_else(|| (Instant::now(), Uuid::nil()), |first| (first.arrived, first.key));
+        let base_ms = samples.clone().map(|sample| sample.row.time_ms).min().unwrap_or_default();
+        let pack = |Buffered { row: Row { series_id, time_ms, value }, is_stamped, .. }: Buffered| {
+            let after_ms = u32::try_from(time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
+            Packed { series_id, value, after_base_ms: if is_stamped { after_ms | STAMPED } else { after_ms } }
         };
-        Self {
-            arrived,
-            key,
-            looked_at: arrived,
-            base_ms,
-            series: samples.iter().map(|sample| sample.row.series_id).collect(),
-            after_base_ms: samples.iter().map(after_base).collect(),
-            values: samples.iter().map(|sample| sample.row.value).collect(),
-        }
+        Self { arrived, key, looked_at: arrived, base_ms, samples: samples.map(pack).collect() }
     }
 
-    pub(super) fn samples(&self) -> impl Iterator<Item = Buffered> {
-        let parts = self.series.iter().zip(&self.after_base_ms).zip(&self.values);
-        parts.map(|((series_id, after_ms), value)| Buffered {
-            row: Row {
-                series_id: *series_id,
-                time_ms: self.base_ms + i64::from(after_ms & BLOCK_SPAN_MS),
-                value: *value,
-            },
-            is_stamped: after_ms & STAMPED != 0,
+    pub(super) fn iter(&self) -> impl Iterator<Item = Buffered> {
+        let unpack = |Packed { series_id, value, after_base_ms }: Packed| Buffered {
+            row: Row { series_id, time_ms: self.base_ms + i64::from(after_base_ms & BLOCK_SPAN_MS), value },
+            is_stamped: after_base_ms & STAMPED != 0,
             arrived: self.arrived,
             key: self.key,
-        })
+        };
+        self.samples.iter().copied().map(unpack)
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.values.len() * SAMPLE_BYTES
+        size_of::<Self>() + size_of_val(&*self.samples)
     }
 }
 
@@ -278,8 +304,8 @@ mod tests {
     fn a_request_is_taken_out_whole() {
         let (now, day_ms) = (Instant::now(), 86_400_000);
         let mut buffer = Buffer::new(usize::MAX);
-        buffer.add(&[sample(1, 0, now), sample(1, 40 * day_ms, now)]).unwrap();
-        buffer.add(&[sample(1, 1, now + Duration::from_secs(1))]).unwrap();
+        buffer.add([sample(1, 0, now), sample(1, 40 * day_ms, now)].into_iter()).unwrap();
+        buffer.add([sample(1, 1, now + Duration::from_secs(1))].into_iter()).unwrap();
         assert_eq!(buffer.oldest(), Some(now));
         assert_eq!(times(&buffer.take(1)), [0, 40 * day_ms], "what is stored under its key is all of it");
         assert_eq!(buffer.oldest(), Some(now + Duration::from_secs(1)));
@@ -290,9 +316,9 @@ mod tests {
     #[test]
     fn a_full_buffer_says_so_and_keeps_what_it_has() {
         let now = Instant::now();
-        let mut buffer = Buffer::new(size_of::<Block>() + 2 * SAMPLE_BYTES);
-        assert_eq!(buffer.add(&[sample(1, 1, now), sample(1, 2, now)]), Ok(()));
-        assert_eq!(buffer.add(&[sample(1, 3, now)]), Err(Refusal::Full));
+        let mut buffer = Buffer::new(size_of::<Block>() + 2 * size_of::<Packed>());
+        assert_eq!(buffer.add([sample(1, 1, now), sample(1, 2, now)].into_iter()), Ok(()));
+        assert_eq!(buffer.add([sample(1, 3, now)].into_iter()), Err(Refusal::Full));
         let taken = buffer.take(1);
         assert_eq!(times(&taken), [1, 2]);
         assert_eq!((buffer.samples(), buffer.bytes()), (0, 0));
@@ -306,7 +332,7 @@ mod tests {
         let now = Instant::now();
         let samples: Vec<Buffered> = (0..2_000).map(|n| sample(2 * n, n, now)).collect();
         let mut buffer = Buffer::new(usize::MAX);
-        buffer.add(&samples).unwrap();
+        buffer.add(samples.iter().copied()).unwrap();
         assert!((20 * samples.len()..21 * samples.len()).contains(&buffer.bytes()), "{} bytes", buffer.bytes());
     }
 
@@ -315,7 +341,7 @@ mod tests {
         let start = Instant::now();
         let second = Duration::from_secs(1);
         let mut buffer = Buffer::new(usize::MAX);
-        buffer.add(&[sample(2, 1, start), sample(2, 2, start), sample(2, 3, start)]).unwrap();
+        buffer.add([sample(2, 1, start), sample(2, 2, start), sample(2, 3, start)].into_iter()).unwrap();
         assert_eq!(buffer.look(start, second, 9, |_| Fate::Covered).0, 0);
         let fate = |sample: &Buffered| [Fate::Keep, Fate::Covered, Fate::Keep, Fate::Due][sample.row.time_ms as usize];
         let (covered, due) = buffer.look(start + second, second, 9, fate);
@@ -330,7 +356,7 @@ mod tests {
         let start = Instant::now();
         let mut buffer = Buffer::new(usize::MAX);
         for n in 0..9 {
-            buffer.add(&[sample(2, n, start), sample(4, n, start)]).unwrap();
+            buffer.add([sample(2, n, start), sample(4, n, start)].into_iter()).unwrap();
         }
         let later = start + Duration::from_secs(9);
         let mut due = || times(&buffer.look(later, Duration::from_secs(1), 5, |_| Fate::Due).1);
@@ -344,7 +370,7 @@ mod tests {
         let far = [-210_866_803_200_000, 0, 1, 9_000_000_000_000];
         let samples = far.map(|time_ms| sample(2, time_ms, now));
         let mut buffer = Buffer::new(usize::MAX);
-        buffer.add(&samples).unwrap();
+        buffer.add(samples.iter().copied()).unwrap();
         let taken = buffer.take(9);
         assert_eq!(times(&taken), far);
         assert!(taken.iter().zip(&samples).all(|(one, other)| one.is_stamped == other.is_stamped));
@@ -362,7 +388,7 @@ mod tests {
             for (n, request) in (0..).zip(&requests) {
                 let samples: Vec<Buffered> =
                     request.iter().map(|(series, time)| sample(*series, *time, start + Duration::from_secs(n))).collect();
-                buffer.add(&samples).unwrap();
+                buffer.add(samples.iter().copied()).unwrap();
                 expected.extend(request);
             }
             for (rest, seconds) in looks {

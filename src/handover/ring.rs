@@ -23,7 +23,7 @@ const KEPT: Duration = Duration::from_secs(60);
 impl Kept {
     /// Of these.
     #[must_use]
-    pub fn new(samples: &[Buffered]) -> Self {
+    pub fn new(samples: impl Iterator<Item = Buffered> + Clone) -> Self {
         Self(blocks(samples))
     }
 }
@@ -72,13 +72,13 @@ mod tests {
             arrived,
             key: uuid::Uuid::nil(),
         };
-        Kept::new(&numbers.map(sample).collect::<Vec<_>>())
+        Kept::new(numbers.map(sample))
     }
 
     fn left(ring: &mut Ring) -> Vec<i64> {
         let left = ring.take();
         assert_eq!(ring.bytes(), 0);
-        left.iter().flat_map(|block| block.samples().map(|sample| sample.row.time_ms).collect::<Vec<_>>()).collect()
+        left.iter().flat_map(|block| block.iter().map(|sample| sample.row.time_ms).collect::<Vec<_>>()).collect()
     }
 
     #[test]

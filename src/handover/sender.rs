@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::handover::buffer::{Buffer, Buffered, Fate, Refusal};
+use crate::handover::buffer::{Buffer, Buffered, Came, Fate, Refusal};
 use crate::handover::clocks::Clocks;
 use crate::handover::ring::{Kept, Ring};
 use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, Sent, SeriesTimes};
@@ -50,14 +50,14 @@ pub struct Sorted {
 
 impl Sorted {
     /// The same of `samples`, which were sorted, with all that is not covered to be compared.
-    fn all_late(self, samples: &[Buffered]) -> Self {
+    fn all_late(self, samples: impl Iterator<Item = Buffered>) -> Self {
         let key = |row: &Row| (row.series_id, row.time_ms);
-        let is_left = |sample: &&Buffered| {
+        let is_left = |sample: &Buffered| {
             let of_sample = key(&sample.row);
             self.append.binary_search_by_key(&of_sample, key).is_ok()
                 || self.late.binary_search_by_key(&of_sample, |late| key(&late.row)).is_ok()
         };
-        let late = samples.iter().filter(is_left).copied().collect();
+        let late = samples.filter(is_left).collect();
         Self { append: Vec::new(), late, covered: self.covered }
     }
 }
@@ -138,20 +138,20 @@ impl Sender {
     /// on.
     #[must_use]
     pub fn sort(&mut self, rows: &[Row], now: Instant) -> Sorted {
-        let samples = self.came(rows, Uuid::nil(), now);
-        self.sort_sent(&samples)
+        let came = self.came(rows, Uuid::nil(), now);
+        self.sort_sent(&came)
     }
 
     /// The same of one request's samples, with what is known of their coming.
     #[must_use]
-    pub fn sort_sent(&mut self, samples: &[Buffered]) -> Sorted {
-        let sorted = self.sort_buffered(samples);
+    pub fn sort_sent(&mut self, came: &Came<'_>) -> Sorted {
+        let sorted = self.sort_each(came.samples());
         // Of what is sent again nearly all is late; where few are, an exporter was.
-        if 2 * sorted.late.len() > samples.len() {
-            self.sent_again = samples.first().map(|sample| sample.arrived);
+        if 2 * sorted.late.len() > came.rows.len() {
+            self.sent_again = Some(came.arrived);
         }
         // The newest samples of what is sent again may have been stored by other adapters, too, and not be observed yet.
-        if self.series.is_shared() && self.sent_again.is_some() { sorted.all_late(samples) } else { sorted }
+        if self.series.is_shared() && self.sent_again.is_some() { sorted.all_late(came.samples()) } else { sorted }
     }
 
     /// These are stored, or were found to be, at `now`.
@@ -171,12 +171,12 @@ impl Sender {
     }
 
     /// What it has sent, in the order of series and time, with what is known of each sample's coming.
-    pub fn came(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Vec<Buffered> {
+    pub fn came<'a>(&mut self, rows: &'a [Row], key: Uuid, now: Instant) -> Came<'a> {
         let (mut in_step, mut out_of_step, mut set_ms) = (0_usize, 0_usize, i64::MIN);
         let mut unsure = Vec::new();
-        let samples = rows.iter().map(|row| {
+        let is_stamped = |row: &Row| {
             let Row { series_id, time_ms, .. } = *row;
-            let is_stamped = match self.series.sent(series_id, time_ms) {
+            match self.series.sent(series_id, time_ms) {
                 Sent::Newer { is_in_step: Some(false) } => {
                     (out_of_step, set_ms) = (out_of_step + 1, set_ms.max(time_ms));
                     false
@@ -196,15 +196,14 @@ impl Sender {
                     };
                     time_ms >= self.set_ms && self.clocks.own_shifts_ms().all(is_between)
                 }
-            };
-            Buffered { row: *row, is_stamped, arrived: now, key }
-        });
-        let samples = samples.collect();
+            }
+        };
+        let are_stamped = rows.iter().map(is_stamped).collect();
         if out_of_step > in_step {
             self.set_ms = self.set_ms.max(set_ms);
         }
         self.learn_from_others(&unsure, rows);
-        samples
+        Came { rows, are_stamped, arrived: now, key }
     }
 
     /// What has the same time was scraped together: those of `unsure` whose series have sent once are taken to have the interval of the
@@ -233,14 +232,23 @@ impl Sender {
     /// The same of samples that were buffered.
     #[must_use]
     pub fn sort_buffered(&mut self, samples: &[Buffered]) -> Sorted {
-        let mut sorted = Sorted { append: Vec::with_capacity(samples.len()), ..Sorted::default() };
+        self.sort_each(samples.iter().copied())
+    }
+
+    fn sort_each(&mut self, samples: impl Iterator<Item = Buffered>) -> Sorted {
+        let mut sorted = Sorted { append: Vec::with_capacity(samples.size_hint().0), ..Sorted::default() };
         for sample in samples {
-            match self.place(sample) {
+            // Most are; what is said of the others says the same of these.
+            if self.series.append(sample.row.series_id, sample.row.time_ms) {
+                sorted.append.push(sample.row);
+                continue;
+            }
+            match self.place(&sample) {
                 Place::Append => {
                     self.series.bounded(sample.row.series_id);
                     sorted.append.push(sample.row);
                 }
-                Place::Late => sorted.late.push(*sample),
+                Place::Late => sorted.late.push(sample),
                 Place::Covered => {
                     sorted.covered += 1;
                     continue;
@@ -300,8 +308,8 @@ impl Sender {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
-        let samples = self.came(rows, key, now);
-        self.buffer.add(&samples)
+        let came = self.came(rows, key, now);
+        self.buffer.add(came.samples())
     }
 
     /// `leader` is observed to lead when it is `server_ms` by the server's clock, in ms since 1970. Said before what it stored.
@@ -371,7 +379,7 @@ impl Sender {
                 gone.push(*sample);
                 // Few at a time, for they take less where they are kept.
                 if gone.len() >= KEPT_AT_ONCE {
-                    recent.add(Kept::new(&gone), now);
+                    recent.add(Kept::new(gone.iter().copied()), now);
                     gone.clear();
                 }
                 return Fate::Covered;
@@ -379,7 +387,7 @@ impl Sender {
             if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }
         };
         let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
-        recent.add(Kept::new(&gone), now);
+        recent.add(Kept::new(gone.iter().copied()), now);
         (self.buffer, self.recent) = (buffer, recent);
         Looked { covered, due }
     }
@@ -1010,8 +1018,8 @@ mod tests {
                 .into_iter()
                 .flat_map(|series_id| times.iter().map(move |time_ms| Row { series_id, ..row(*time_ms) }))
                 .collect();
-            let samples = sender.came(&rows, Uuid::nil(), Instant::now());
-            samples.iter().filter(|sample| sample.is_stamped).count()
+            let came = sender.came(&rows, Uuid::nil(), Instant::now());
+            came.are_stamped.iter().filter(|is_stamped| **is_stamped).count()
         };
         for n in 0..9 {
             assert_eq!(sent(&[n * 10_000]), 0);
@@ -1096,7 +1104,7 @@ mod tests {
     #[test]
     fn what_is_kept_goes_where_there_is_no_room() {
         let mut scene = Scene::new();
-        scene.sender.keep(Kept::new(&late(&[0], false)), scene.now);
+        scene.sender.keep(Kept::new(late(&[0], false).into_iter()), scene.now);
         assert!(scene.sender.kept().bytes() > 0);
         scene.sender.trim(0, scene.now);
         assert_eq!(scene.sender.kept().bytes(), 0);

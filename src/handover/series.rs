@@ -13,16 +13,12 @@ use crate::model::sender::SenderNo;
 /// See the module. 48 bytes a series, for ids are given in order.
 #[derive(Debug)]
 pub struct SeriesTimes {
-    /// By id / [`PAGE`].
-    pages: HashMap<i64, Box<[Entry; PAGE]>, BuildHasherDefault<IdHasher>>,
+    pages: Pages,
     /// Series with larger ids were made after the first observation: of those that have no entry nothing is stored.
     floor: i64,
     /// Of what others stored nothing later was missed, ms since 1970.
     missed_ms: i64,
-    /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
-    usual_ms: u32,
-    usual_votes: u8,
-    shortest: Shortest,
+    intervals: Intervals,
     /// The sender that leads, as last observed.
     leader: Option<SenderNo>,
     /// Of what it stored of earlier times, ms since 1970, steps teach nothing: that was buffered, and each adapter stores its part of it
@@ -30,6 +26,19 @@ pub struct SeriesTimes {
     led_from_ms: i64,
     /// Intervals are learned from what is sent; else from what is observed, where only a part of what is sent comes by this adapter.
     learns_from_sent: bool,
+}
+
+/// By id / [`PAGE`].
+#[derive(Debug, Default)]
+struct Pages(HashMap<i64, Box<[Entry; PAGE]>, BuildHasherDefault<IdHasher>>);
+
+/// What the steps of all series tell.
+#[derive(Debug, Default)]
+struct Intervals {
+    /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
+    usual_ms: u32,
+    usual_votes: u8,
+    shortest: Shortest,
 }
 
 /// Series in a page.
@@ -73,6 +82,9 @@ const KNOWN: usize = 3;
 /// `before` of a time that is not known.
 const NONE_BEFORE: u32 = u32::MAX;
 
+/// Flags: the n-th newest time is of this sender.
+const OWN: u8 = (1 << KNOWN) - 1;
+
 /// Flag: nothing later is stored than the newest time known.
 const BOUNDED: u8 = 1 << 7;
 
@@ -97,7 +109,7 @@ struct Entry {
     votes: u8,
     /// For exactly that interval.
     exact: u8,
-    /// [`BOUNDED`], [`GIVEN`]; bit n: whether the n-th newest time is of this sender.
+    /// [`BOUNDED`], [`GIVEN`], [`OWN`].
     flags: u8,
     /// The lowest bits of the number of the sender that `led_ms` is of.
     led_by: u8,
@@ -188,6 +200,29 @@ impl Shortest {
     }
 }
 
+impl Intervals {
+    /// One sender's samples of a series and these times came one right after the other.
+    fn step(&mut self, entry: &mut Entry, before_ms: i64, time_ms: i64) {
+        if before_ms == i64::MIN {
+            return;
+        }
+        let step_ms = u32::try_from(time_ms.saturating_sub(before_ms)).ok().filter(|ms| *ms <= STEP_MAX_MS);
+        // What is known of scrapes is known no better by history, which is sent at other intervals.
+        let Some(step_ms) = step_ms.filter(|_| time_ms.saturating_add(GAP_MS) >= entry.learned_ms) else { return };
+        if time_ms.saturating_sub(entry.learned_ms) > GAP_MS {
+            entry.votes = 0;
+        }
+        entry.learned_ms = entry.learned_ms.max(time_ms);
+        entry.step(step_ms);
+        let (interval_ms, votes) = (entry.interval_ms, entry.votes);
+        // Two samples alone may be anything.
+        if votes > VOTES {
+            self.shortest.saw(interval_ms);
+        }
+        vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
+    }
+}
+
 fn low_bits(sender: SenderNo) -> u8 {
     sender.0.to_le_bytes()[0]
 }
@@ -265,8 +300,24 @@ impl Entry {
         (self.before_ms[n] != NONE_BEFORE).then(|| i64::from(self.before_ms[n]))
     }
 
+    /// Whether no stored time is known that is another sender's.
+    fn are_all_own(&self) -> bool {
+        self.stored().all(|slot| slot.is_own)
+    }
+
     /// Notes that a sample is stored.
     fn add(&mut self, new: Slot) {
+        if let Some(after_ms) = new.time_ms.checked_sub(self.last_ms).and_then(|ms| u32::try_from(ms).ok())
+            && (1..NONE_BEFORE).contains(&after_ms)
+        {
+            // Most are the newest.
+            let [before_ms, _] = self.before_ms;
+            self.before_ms = [after_ms, before_ms.saturating_add(after_ms)];
+            let own = (self.flags << 1 | u8::from(new.is_own)) & OWN;
+            self.flags = self.flags & (BOUNDED | GIVEN) | own;
+            self.last_ms = new.time_ms;
+            return;
+        }
         let mut slots = [Slot { time_ms: i64::MIN, is_own: false }; KNOWN];
         let mut count = 0;
         let mut rest = self.stored().peekable();
@@ -310,18 +361,16 @@ impl SeriesTimes {
             learns_from_sent: !is_shared,
             leader: None,
             led_from_ms: i64::MIN,
-            pages: HashMap::default(),
+            pages: Pages::default(),
             floor: i64::MAX,
             missed_ms: i64::MIN,
-            usual_ms: 0,
-            usual_votes: 0,
-            shortest: Shortest::default(),
+            intervals: Intervals::default(),
         }
     }
 
     /// Forgets every series, not how often most are scraped: their ids are another server's.
     pub fn forget(&mut self) {
-        self.pages.clear();
+        self.pages = Pages::default();
         (self.floor, self.missed_ms) = (i64::MAX, i64::MIN);
         (self.leader, self.led_from_ms) = (None, i64::MIN);
     }
@@ -337,7 +386,7 @@ impl SeriesTimes {
 
     /// This sender sent a sample.
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Sent {
-        let entry = self.entry(series_id);
+        let entry = self.pages.entry(series_id);
         if time_ms <= entry.sent_ms {
             return Sent::Again { newest_ms: entry.sent_ms };
         }
@@ -345,19 +394,31 @@ impl SeriesTimes {
         let is_in_step = if before_ms == i64::MIN { None } else { entry.is_in_step(time_ms, before_ms) };
         let is_led = entry.led_ms != i64::MIN;
         if self.learns_from_sent || !is_led {
-            self.step(series_id, before_ms, time_ms);
+            self.intervals.step(entry, before_ms, time_ms);
         }
         if !self.learns_from_sent && !is_led {
             // What comes by other adapters is not seen, and perhaps never stored by one that leads.
-            let entry = self.entry(series_id);
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
         Sent::Newer { is_in_step }
     }
 
+    /// Whether a sample of this sender is later than anything that is stored in its series, none of which is known to be another's; it
+    /// counts as stored then.
+    pub fn append(&mut self, series_id: i64, time_ms: i64) -> bool {
+        let entry = self.pages.entry(series_id);
+        let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
+        let is_later = is_bounded && time_ms > entry.last_ms && entry.are_all_own();
+        if is_later {
+            entry.flags |= BOUNDED;
+            entry.add(Slot { time_ms, is_own: true });
+        }
+        is_later
+    }
+
     /// A series of which no step is known was scraped together with others that have this interval.
     pub fn scraped_with(&mut self, series_id: i64, time_ms: i64, interval_ms: i64) {
-        let entry = self.entry(series_id);
+        let entry = self.pages.entry(series_id);
         (entry.interval_ms, entry.votes, entry.exact) = (u32::try_from(interval_ms).unwrap_or(0), 1, 0);
         entry.flags |= GIVEN;
         entry.learned_ms = entry.learned_ms.max(time_ms);
@@ -366,10 +427,10 @@ impl SeriesTimes {
     /// A sample was observed to be stored. Of the sender that leads (`leads`) all are, in the order of their times, but for those that
     /// another's stand for.
     pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
-        self.entry(series_id).add(slot);
+        let entry = self.pages.entry(series_id);
+        entry.add(slot);
         let Some(leader) = self.leader.filter(|_| leads) else { return };
         let (led_by, led_from_ms) = (low_bits(leader), self.led_from_ms);
-        let entry = self.entry(series_id);
         if entry.led_by != led_by {
             (entry.led_by, entry.led_ms) = (led_by, i64::MIN);
         }
@@ -380,48 +441,26 @@ impl SeriesTimes {
                 other.time_ms > before_ms && (other.time_ms < slot.time_ms || other.is_own != slot.is_own)
             };
             if before_ms >= led_from_ms && !entry.stored().any(is_between) {
-                self.step(series_id, before_ms, slot.time_ms);
+                self.intervals.step(entry, before_ms, slot.time_ms);
             }
         }
     }
 
-    /// One sender's samples of these times came one right after the other.
-    fn step(&mut self, series_id: i64, before_ms: i64, time_ms: i64) {
-        if before_ms == i64::MIN {
-            return;
-        }
-        let entry = self.entry(series_id);
-        let step_ms = u32::try_from(time_ms.saturating_sub(before_ms)).ok().filter(|ms| *ms <= STEP_MAX_MS);
-        // What is known of scrapes is known no better by history, which is sent at other intervals.
-        let Some(step_ms) = step_ms.filter(|_| time_ms.saturating_add(GAP_MS) >= entry.learned_ms) else { return };
-        if time_ms.saturating_sub(entry.learned_ms) > GAP_MS {
-            entry.votes = 0;
-        }
-        entry.learned_ms = entry.learned_ms.max(time_ms);
-        entry.step(step_ms);
-        let (interval_ms, votes) = (entry.interval_ms, entry.votes);
-        // Two samples alone may be anything.
-        if votes > VOTES {
-            self.shortest.saw(interval_ms);
-        }
-        vote(&mut self.usual_ms, &mut self.usual_votes, USUAL_VOTES_MAX, step_ms);
-    }
-
     /// A sample is stored, or is about to be.
     pub fn stored(&mut self, series_id: i64, slot: Slot) {
-        self.entry(series_id).add(slot);
+        self.pages.entry(series_id).add(slot);
     }
 
     /// Nothing later is stored in this series than what is known of it.
     pub fn bounded(&mut self, series_id: i64) {
-        self.entry(series_id).flags |= BOUNDED;
+        self.pages.entry(series_id).flags |= BOUNDED;
     }
 
     /// Some of what others stored may not have been seen; nothing of it is later than `newest_ms`, and series with ids above
     /// `floor` were made since. So a newest time that is later is a bound, and no other is.
     pub fn missed(&mut self, newest_ms: i64, floor: i64) {
         (self.floor, self.missed_ms) = (floor, self.missed_ms.max(newest_ms));
-        for entry in self.pages.values_mut().flat_map(|page| page.iter_mut()) {
+        for entry in self.pages.0.values_mut().flat_map(|page| page.iter_mut()) {
             if entry.last_ms > newest_ms { entry.flags |= BOUNDED } else { entry.flags &= !BOUNDED }
         }
     }
@@ -429,7 +468,7 @@ impl SeriesTimes {
     /// What is known of a series around a time.
     #[must_use]
     pub fn get(&self, series_id: i64, time_ms: i64) -> Known {
-        let Some(entry) = self.find(series_id) else {
+        let Some(entry) = self.pages.find(series_id) else {
             let is_bounded = series_id > self.floor;
             return Known { last: None, is_bounded, interval_ms: 0, guess_ms: 0, is_repeated: false, is_led: false };
         };
@@ -454,12 +493,12 @@ impl SeriesTimes {
     /// Whether one who scrapes a series at `one_ms` scrapes it at `other_ms`, too; `None` if that is not known.
     #[must_use]
     pub fn is_in_step(&self, series_id: i64, one_ms: i64, other_ms: i64) -> Option<bool> {
-        self.find(series_id)?.is_in_step(one_ms, other_ms)
+        self.pages.find(series_id)?.is_in_step(one_ms, other_ms)
     }
 
     /// The newest stored times known of a series, newest first.
     pub fn times(&self, series_id: i64) -> impl Iterator<Item = Slot> + Clone + use<> {
-        self.find(series_id).unwrap_or(&Entry::UNKNOWN).stored()
+        self.pages.find(series_id).unwrap_or(&Entry::UNKNOWN).stored()
     }
 
     /// No sample of another sender is known to be stored that is later; `None` is that none is known at all.
@@ -475,7 +514,7 @@ impl SeriesTimes {
     /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
     #[must_use]
     pub fn usual_ms(&self) -> i64 {
-        i64::from(self.usual_ms)
+        i64::from(self.intervals.usual_ms)
     }
 
     /// Whether a sample at this time may be among what others stored and was missed, though its series is bounded: by itself, for it is
@@ -494,17 +533,19 @@ impl SeriesTimes {
     /// The shortest interval that any series of this sender had twice, ms; 0 if that is known of none.
     #[must_use]
     pub fn shortest_ms(&self) -> i64 {
-        i64::from(self.shortest.interval_ms)
+        i64::from(self.intervals.shortest.interval_ms)
     }
+}
 
+impl Pages {
     fn find(&self, series_id: i64) -> Option<&Entry> {
         let (page, place) = split(series_id);
-        self.pages.get(&page).map(|page| &page[place])
+        self.0.get(&page).map(|page| &page[place])
     }
 
     fn entry(&mut self, series_id: i64) -> &mut Entry {
         let (page, place) = split(series_id);
-        &mut self.pages.entry(page).or_insert_with(|| Box::new([Entry::UNKNOWN; PAGE]))[place]
+        &mut self.0.entry(page).or_insert_with(|| Box::new([Entry::UNKNOWN; PAGE]))[place]
     }
 }
 

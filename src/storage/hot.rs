@@ -35,25 +35,31 @@ pub struct Gathered {
     pub samples: Vec<(i64, u64)>,
 }
 
-/// Gathers samples by sender and time, stale markers apart. `expected` is how many there are; were it wrong, it would only be slower.
+/// Gathers samples by sender and time, stale markers apart.
 #[must_use]
-pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usize) -> Vec<Gathered> {
+pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Vec<Gathered> {
     // Rows come by series, so neighbours differ in time; few times occur, and mostly one.
     let mut places: HashMap<(SenderNo, i64), usize> = HashMap::new();
-    let mut gathered: Vec<Gathered> = Vec::new();
+    let mut counts: Vec<((SenderNo, i64), usize)> = Vec::new();
     let mut last: Option<((SenderNo, i64), usize)> = None;
-    for (sender, row) in rows {
+    let place = |(sender, row): (SenderNo, &Row)| {
         let sender = if row.is_marker() { sender.of_markers() } else { sender };
         let key = (sender, row.time_ms);
         let place = match last {
             Some((last, place)) if last == key => place,
             _ => *places.entry(key).or_insert_with(|| {
-                let room = if gathered.is_empty() { expected } else { 0 };
-                gathered.push(Gathered { sender, time_ms: row.time_ms, samples: Vec::with_capacity(room) });
-                gathered.len() - 1
+                counts.push((key, 0));
+                counts.len() - 1
             }),
         };
         last = Some((key, place));
+        counts[place].1 += 1;
+        place
+    };
+    let places_of_rows: Vec<usize> = rows.clone().map(place).collect();
+    let empty = |((sender, time_ms), count)| Gathered { sender, time_ms, samples: Vec::with_capacity(count) };
+    let mut gathered: Vec<Gathered> = counts.into_iter().map(empty).collect();
+    for ((_, row), place) in rows.zip(places_of_rows) {
         gathered[place].samples.push((row.series_id, row.value.to_bits()));
     }
     for Gathered { samples, .. } in &mut gathered {
@@ -66,10 +72,10 @@ pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usi
 }
 
 /// The body of `COPY … ("time", series, value, sender) FROM STDIN BINARY`: the samples of one transaction, the series of each
-/// sender ascending, gathered by sender and time. `expected` is how many there are, as in [`gather`].
+/// sender ascending, gathered by sender and time.
 #[must_use]
-pub fn encode_copy<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)>, expected: usize) -> Bytes {
-    let gathered = gather(rows, expected);
+pub fn encode_copy<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Bytes {
+    let gathered = gather(rows);
     let samples = gathered.iter().map(|gathered| gathered.samples.len()).sum::<usize>();
     let count = gathered.iter().map(|gathered| gathered.samples.len().div_ceil(ROW_SAMPLES_MAX)).sum::<usize>();
     let mut out = BytesMut::with_capacity(HEADER.len() + count * ROW_BYTES + samples * 2 * ELEMENT_BYTES + 2);
@@ -147,14 +153,14 @@ mod tests {
         Row { series_id, time_ms, value: f64::from_bits(0x7ff0_0000_0000_0004) }
     }
 
-    fn of(sender: i32, rows: &[Row]) -> impl Iterator<Item = (SenderNo, &Row)> {
+    fn of(sender: i32, rows: &[Row]) -> impl Iterator<Item = (SenderNo, &Row)> + Clone {
         rows.iter().map(move |row| (SenderNo(sender), row))
     }
 
     #[test]
     fn rows_are_gathered_by_time() {
         let rows = [row(1, 10), row(1, 20), row(2, 10), row(3, 10)];
-        let bytes = encode_copy(of(7, &rows), rows.len());
+        let bytes = encode_copy(of(7, &rows));
         assert_eq!(bytes.len(), HEADER.len() + 2 * ROW_BYTES + 4 * 2 * ELEMENT_BYTES + 2);
         let first = &bytes[HEADER.len()..];
         assert_eq!(first[..6], [0, 4, 0, 0, 0, 8]);
@@ -174,7 +180,7 @@ mod tests {
     #[test]
     fn senders_have_rows_of_their_own() {
         let (one, other) = ([row(1, 10), row(2, 10), row(2, 20)], [row(1, 10), row(3, 10)]);
-        let gathered = gather(of(1, &one).chain(of(2, &other)).chain(of(1, &[row(3, 10)])), 6);
+        let gathered = gather(of(1, &one).chain(of(2, &other)).chain(of(1, &[row(3, 10)])));
         let found = |gathered: &Gathered| {
             let ids: Vec<i64> = gathered.samples.iter().map(|(series_id, _)| *series_id).collect();
             (gathered.sender.0, gathered.time_ms, ids)
@@ -186,14 +192,14 @@ mod tests {
     #[test]
     fn stale_markers_have_rows_of_their_own() {
         let marker = Row { value: f64::from_bits(crate::model::sample::STALE_NAN_BITS), ..row(2, 10) };
-        let gathered = gather(of(7, &[row(1, 10), marker, row(3, 10)]), 3);
+        let gathered = gather(of(7, &[row(1, 10), marker, row(3, 10)]));
         let found: Vec<_> = gathered.iter().map(|gathered| (gathered.sender.split(), gathered.samples.len())).collect();
         assert_eq!(found, [((SenderNo(7), false), 2), ((SenderNo(7), true), 1)]);
     }
 
     #[test]
     fn series_ascend_in_a_row_whatever_request_they_are_from() {
-        let bytes = encode_copy(of(0, &[row(5, 1), row(7, 1), row(1, 1), row(6, 1)]), 4);
+        let bytes = encode_copy(of(0, &[row(5, 1), row(7, 1), row(1, 1), row(6, 1)]));
         let at = |n: usize| i64::from_be_bytes(bytes[HEADER.len() + 14 + 28 + n * 12..][..8].try_into().unwrap());
         assert_eq!([at(0), at(1), at(2), at(3)], [1, 5, 6, 7]);
     }
@@ -201,7 +207,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let rows: Vec<Row> = (0..3).map(|n| row(n, 1)).collect();
-        let bytes = encode_copy(of(0, &rows), rows.len());
+        let bytes = encode_copy(of(0, &rows));
         let array = &bytes[HEADER.len() + 18..][..56];
         let read = |raw: &[u8]| -> Option<Vec<i64>> {
             Some(Elements::from_sql(&Type::INT8_ARRAY, raw).ok()?.iter().map(i64::from_be_bytes).collect())
@@ -215,7 +221,7 @@ mod tests {
     #[test]
     fn long_rows_are_cut() {
         let rows: Vec<Row> = (0..500).map(|series_id| row(series_id, 1)).collect();
-        let bytes = encode_copy(of(0, &rows), rows.len());
+        let bytes = encode_copy(of(0, &rows));
         assert_eq!(bytes.len(), HEADER.len() + 3 * ROW_BYTES + 500 * 2 * ELEMENT_BYTES + 2);
     }
 }

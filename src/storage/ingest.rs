@@ -41,14 +41,14 @@ pub struct Batch {
     /// The same for a retry of the same bytes, by whichever adapter it comes.
     pub key: Uuid,
     /// In the order of series and time, none twice.
-    pub rows: Vec<Row>,
+    pub rows: Arc<Vec<Row>>,
     /// By what right.
     pub right: Right,
 }
 
 impl Batch {
     /// Its samples, with who sent them.
-    fn samples(&self) -> impl Iterator<Item = (SenderNo, &Row)> {
+    fn samples(&self) -> impl Iterator<Item = (SenderNo, &Row)> + Clone {
         self.rows.iter().map(|row| (self.right.sender, row))
     }
 }
@@ -268,7 +268,7 @@ impl Writer {
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
         let copy = match rows {
             0 => None,
-            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| batch.samples()), rows).await?),
+            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| batch.samples())).await?),
         };
         // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
         drop(prepared);
@@ -390,14 +390,13 @@ pub(super) fn copy_statement(names: &Names) -> String {
     names.fill("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
 }
 
-/// Begins [`copy_statement`] and sends it `rows`, of which there are `count`; it is yet to be finished.
+/// Begins [`copy_statement`] and sends it `rows`; it is yet to be finished.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,
-    rows: impl Iterator<Item = (SenderNo, &'a Row)>,
-    count: usize,
+    rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone,
 ) -> Result<Pin<Box<CopyInSink<Bytes>>>, Error> {
     let mut sink = Box::pin(client.copy_in(statement).await?);
-    sink.send(encode_copy(rows, count)).await?;
+    sink.send(encode_copy(rows)).await?;
     Ok(sink)
 }

@@ -191,7 +191,7 @@ impl Store {
         let (mut row_nos, mut senders, mut times, mut ids, mut values) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut row_no = 0_i32;
-        for Gathered { sender, time_ms, samples } in gather(rows.iter().map(|row| (sender, row)), rows.len()) {
+        for Gathered { sender, time_ms, samples } in gather(rows.iter().map(|row| (sender, row))) {
             for samples in samples.chunks(ROW_SAMPLES_MAX) {
                 row_no += 1;
                 row_nos.extend(samples.iter().map(|_| row_no));
