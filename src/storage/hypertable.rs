@@ -81,14 +81,20 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
     }
 }
 
-/// Copies the hot rows of which the condition `taken` holds into the hypertable, in the transaction that is open, which sees
-/// one state of them.
+/// Moves the hot rows of which the condition `taken` holds into the hypertable, in the transaction that is open, which sees
+/// one state of them. Returns the latest time of them, too; `None` where there are none.
 ///
 /// # Errors
 ///
 /// What the server said.
-pub async fn seal(client: &Client, names: &Names, taken: &str, expired_ms: Option<i64>) -> Result<Outcome, Error> {
-    let count = format!("SELECT coalesce(sum(cardinality(series)), 0)::bigint FROM {{hot}} WHERE {taken}");
+pub async fn seal(
+    client: &Client,
+    names: &Names,
+    taken: &str,
+    expired_ms: Option<i64>,
+) -> Result<(Outcome, Option<Timestamp>), Error> {
+    let count =
+        format!("SELECT coalesce(sum(cardinality(series)), 0)::bigint, max(\"time\") FROM {{hot}} WHERE {taken}");
     let count = client.query_typed_one(&names.fill(&count), &[]).await?;
     // Of several in one transaction of a writer, the order within the row is that of storing.
     let insert = names.fill(&format!(
@@ -99,9 +105,10 @@ pub async fn seal(client: &Client, names: &Names, taken: &str, expired_ms: Optio
     ));
     let since = Timestamp(to_postgres_us(expired_ms.unwrap_or(TIME_MIN_MS)));
     let inserted = client.execute_typed(&insert, &[(&since, Type::TIMESTAMPTZ)]).await?;
+    client.execute_typed(&names.fill(&format!("DELETE FROM {{hot}} WHERE {taken}")), &[]).await?;
     let samples = usize::try_from(count.try_get::<_, i64>(0)?).unwrap_or_default();
     let dropped = samples.saturating_sub(usize::try_from(inserted).unwrap_or_default());
-    Ok(Outcome { samples, dropped, ..Outcome::default() })
+    Ok((Outcome { samples, dropped, ..Outcome::default() }, count.try_get(1)?))
 }
 
 /// Drops the segments that end before `now - retention`; their names.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio_postgres::binary_copy::{BinaryCopyInWriter, BinaryCopyOutStream};
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as Record};
@@ -123,8 +123,8 @@ pub struct Part {
 /// The hot rows of one transaction.
 #[derive(Default)]
 struct Taken {
-    /// How many rows there are.
-    rows: u64,
+    /// The time of the latest, in ms since 1970; `None` where there are none.
+    newest_ms: Option<i64>,
     /// Samples in those that are older than the retention.
     expired: usize,
     /// The others.
@@ -251,8 +251,9 @@ impl Sealer<'_> {
     }
 
     async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<Ended, Error> {
-        let Taken { rows: taken, expired, hot } = self.read(last).await?;
-        if taken == 0 || hot.times_ms().any(|time_ms| segments::find(spans, time_ms).is_none()) {
+        let Taken { newest_ms, expired, hot } = self.take_hot(last).await?;
+        let Some(newest_ms) = newest_ms else { return Ok(Ended::Again) };
+        if hot.times_ms().any(|time_ms| segments::find(spans, time_ms).is_none()) {
             return Ok(Ended::Again);
         }
         let heads = self.reached(&hot, spans).await?;
@@ -280,39 +281,32 @@ impl Sealer<'_> {
         drop(hot);
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
-        let deleted = self.delete(last).await?;
-        if deleted != taken {
-            return Err(Error::Unfit(format!("{deleted} hot rows deleted of {taken} that were sealed")));
-        }
+        self.publish(newest_ms).await?;
         Ok(Ended::Done(outcome))
     }
 
     async fn seal_into_hypertable(&self, last: i64) -> Result<Ended, Error> {
-        let outcome = hypertable::seal(self.client, self.names, &self.taken(last), self.expired_ms).await?;
-        Ok(if self.delete(last).await? == 0 { Ended::Again } else { Ended::Done(outcome) })
+        let taken = self.taken(last);
+        let (outcome, newest) = hypertable::seal(self.client, self.names, &taken, self.expired_ms).await?;
+        let Some(Timestamp(newest_us)) = newest else { return Ok(Ended::Again) };
+        self.publish(from_postgres_us(newest_us)).await?;
+        Ok(Ended::Done(outcome))
     }
 
-    /// Deletes the hot rows that are sealed, and tells those who observe which may be gone: of which transactions at most, and how new.
-    /// Returns how many it were.
-    async fn delete(&self, last: i64) -> Result<u64, Error> {
-        let delete = self.names.fill(&format!(
-            "WITH gone AS (DELETE FROM {{hot}} WHERE {} RETURNING \"time\") \
-             SELECT (SELECT count(*) FROM gone), (SELECT max(\"time\") FROM gone), snapshot::text, pg_current_snapshot()::text \
-             FROM {{sealed_to}}",
-            self.taken(last)
-        ));
-        let row = self.client.query_typed_one(&delete, &[]).await?;
-        let (count, newest): (i64, Option<Timestamp>) = (row.try_get(0)?, row.try_get(1)?);
-        let (published, now) = (position::read(row.try_get(2)?)?, position::read(row.try_get(3)?)?);
+    /// Tells those who observe which hot rows may be gone: of which transactions at most, and that none is later than `newest_ms`.
+    async fn publish(&self, newest_ms: i64) -> Result<(), Error> {
+        let read = self.names.fill("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
+        let row = self.client.query_typed_one(&read, &[]).await?;
+        let (published, now) = (position::read(row.try_get(0)?)?, position::read(row.try_get(1)?)?);
         let removed = self.up_to.unwrap_or(&now);
         // What is ahead of the server is out of another one's dump.
         let snapshot = if published.covers(removed) && now.covers(&published) { &published } else { removed };
-        let publish =
+        let write =
             self.names.fill("UPDATE {sealed_to} SET snapshot = $1::text::pg_snapshot, newest = greatest(newest, $2)");
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&snapshot.to_string(), Type::TEXT), (&newest, Type::TIMESTAMPTZ)];
-        self.client.execute_typed(&publish, &parameters).await?;
-        Ok(count.unsigned_abs())
+            [(&snapshot.to_string(), Type::TEXT), (&Timestamp(to_postgres_us(newest_ms)), Type::TIMESTAMPTZ)];
+        self.client.execute_typed(&write, &parameters).await?;
+        Ok(())
     }
 
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
@@ -358,22 +352,19 @@ impl Sealer<'_> {
         self.expired_ms.is_some_and(|expired_ms| time_ms < expired_ms)
     }
 
-    async fn read(&self, last: i64) -> Result<Taken, Error> {
-        let copy = format!(
-            "COPY (SELECT \"time\", series, value, no FROM {{hot}} WHERE {}) TO STDOUT BINARY",
-            self.taken(last)
-        );
-        let stream = self.client.copy_out(&self.names.fill(&copy)).await?;
-        let types = [Type::TIMESTAMPTZ, Type::INT8_ARRAY, Type::FLOAT8_ARRAY, Type::INT8];
-        let stream = BinaryCopyOutStream::new(stream, &types);
-        tokio::pin!(stream);
+    /// Deletes the hot rows up to the one numbered `last`, and returns what they had.
+    async fn take_hot(&self, last: i64) -> Result<Taken, Error> {
+        let delete = format!("DELETE FROM {{hot}} WHERE {} RETURNING \"time\", series, value, no", self.taken(last));
+        let no_parameters: [(i32, Type); 0] = [];
+        let rows = self.client.query_typed_raw(&self.names.fill(&delete), no_parameters).await?;
+        tokio::pin!(rows);
         let mut taken = Taken::default();
-        while let Some(row) = stream.next().await {
+        while let Some(row) = rows.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(0)?;
-            let (series, values): (Elements<'_>, Elements<'_>) = (row.try_get(1)?, row.try_get(2)?);
-            taken.rows += 1;
             let time_ms = from_postgres_us(time_us);
+            taken.newest_ms = taken.newest_ms.max(Some(time_ms));
+            let (series, values): (Elements<'_>, Elements<'_>) = (row.try_get(1)?, row.try_get(2)?);
             if self.is_expired(time_ms) {
                 taken.expired += values.iter().len();
                 continue;
