@@ -127,13 +127,14 @@ impl Handover {
     /// # Errors
     ///
     /// When no more can be buffered, or a take-over has begun, or that epoch is over.
-    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: &[Row]) -> Result<(), Refusal> {
+    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>) -> Result<(), Refusal> {
+        let count = rows.len() as u64;
         self.with_state(|state| match self.memory.is_full() {
             _ if state.epoch != epoch => Err(Refusal::Moved),
             true => Err(Refusal::Full),
             false => state.sender.buffer(rows, key, Instant::now()),
         })?;
-        self.metrics.samples_standby_total.inc_by(rows.len() as u64);
+        self.metrics.samples_standby_total.inc_by(count);
         Ok(())
     }
 
@@ -144,18 +145,17 @@ impl Handover {
     ///
     /// What the server said, or that a newer term has begun, or that this epoch is over; some of it may be stored, and is found stored
     /// by the next attempt.
-    pub async fn store(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
+    pub async fn store(&self, key: Uuid, epoch: Epoch, mut rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
         let sender = self.number_in(epoch).await?;
         // Read before the samples are sorted: what others store from here on is told by another one.
         let right = self.right(sender, fence, epoch);
-        let (came, sorted, in_flight) = self.in_epoch(epoch, |state| {
-            let came = state.sender.came(&rows, Uuid::nil(), Instant::now());
+        // They are kept for a while.
+        rows.shrink_to_fit();
+        let (kept, sorted, in_flight) = self.in_epoch(epoch, |state| {
+            let came = state.sender.came(rows, Uuid::nil(), Instant::now());
             let sorted = state.sender.sort_sent(&came);
-            (came, sorted, self.requests.begin())
+            (Kept::came(&came), sorted, self.requests.begin())
         })?;
-        let kept = Kept::new(came.samples());
-        drop(came);
-        drop(rows);
         self.covered("leader", sorted.covered);
         self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
         self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
@@ -187,18 +187,17 @@ impl Handover {
             if append.is_empty() {
                 break;
             }
-            let rows = Arc::new(append);
-            match self.store.commit(key, Arc::clone(&rows), right.clone()).await? {
+            match self.store.commit(key, Arc::clone(&append), right.clone()).await? {
                 Stored::Committed => break,
                 Stored::AlreadyThere => {
-                    self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(rows.len() as u64);
+                    self.metrics.samples_duplicate_total.with_label_values(&["retry"]).inc_by(append.len() as u64);
                     break;
                 }
                 Stored::Fenced => return Err(Error::Fenced),
                 Stored::Overtaken => {
                     self.observe().await?;
                     right = self.right(right.sender, right.fence, right.epoch);
-                    (append, late) = self.sort_again(Arc::unwrap_or_clone(rows), &right, attempt).await?;
+                    (append, late) = self.sort_again(Arc::unwrap_or_clone(append), &right, attempt).await?;
                 }
             }
         }
@@ -212,7 +211,7 @@ impl Handover {
         append: Vec<Row>,
         &Right { sender, epoch, .. }: &Right,
         attempt: usize,
-    ) -> Result<(Vec<Row>, Vec<Buffered>), Error> {
+    ) -> Result<(Arc<Vec<Row>>, Vec<Buffered>), Error> {
         let sorted = self.in_epoch(epoch, |state| state.sender.sort_again(append, Instant::now()))?;
         let Sorted { append, mut late, .. } = sorted;
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
@@ -221,15 +220,15 @@ impl Handover {
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
         let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-        late.extend(append.into_iter().map(again));
+        late.extend(append.iter().copied().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
-            return Ok((Vec::new(), late));
+            return Ok((Arc::default(), late));
         }
         let (window_ms, unbounded) =
             self.in_epoch(epoch, |state| (state.sender.window_ms(&late), state.sender.unbounded(&late)))?;
         let around = self.store.around(&rows(&late), window_ms, &unbounded, epoch).await?;
-        Ok((rows(&self.with(|state| state.missing(&late, &around, sender))), Vec::new()))
+        Ok((Arc::new(rows(&self.with(|state| state.missing(&late, &around, sender)))), Vec::new()))
     }
 
     /// Compares samples, in the order of series and time, with what is stored around them, and stores what is missing. `is_told`: the

@@ -237,7 +237,7 @@ impl Receiver {
                 }
                 stored.map_err(|error| self.refused(&error, *fence))
             }
-            _ => Ok(part.handover.buffer(part.key, epoch, &rows)?),
+            _ => Ok(part.handover.buffer(part.key, epoch, rows)?),
         }
     }
 

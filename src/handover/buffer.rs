@@ -1,6 +1,7 @@
 //! What an adapter has acknowledged for a sender that does not lead. Pure.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -46,9 +47,9 @@ pub struct Buffered {
 
 /// What came in one request.
 #[derive(Debug)]
-pub struct Came<'a> {
+pub struct Came {
     /// In the order of series and time.
-    pub rows: &'a [Row],
+    pub rows: Arc<Vec<Row>>,
     /// Of each, as [`Buffered::is_stamped`].
     pub are_stamped: Vec<bool>,
     /// When it came.
@@ -57,9 +58,9 @@ pub struct Came<'a> {
     pub key: Uuid,
 }
 
-impl Came<'_> {
+impl Came {
     /// Its samples.
-    pub fn samples(&self) -> impl Iterator<Item = Buffered> + Clone {
+    pub fn samples(&self) -> impl ExactSizeIterator<Item = Buffered> + Clone {
         let Self { arrived, key, .. } = *self;
         let sample =
             move |(row, is_stamped): (&Row, &bool)| Buffered { row: *row, is_stamped: *is_stamped, arrived, key };

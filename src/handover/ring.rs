@@ -1,21 +1,38 @@
 //! What became stored lately: the server may be replaced by one that lacks it. Pure.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::handover::buffer::{Block, Buffered, blocks};
+use uuid::Uuid;
 
-/// Samples that were stored within the last minute, or observed covered, as far as there is room. 20 bytes each.
+use crate::handover::buffer::{Block, Buffered, Came, blocks};
+use crate::storage::row::Row;
+
+/// Samples that were stored within the last minute, or observed covered, as far as there is room.
 #[derive(Debug, Default)]
 pub struct Ring {
     bytes: usize,
     /// In the order of being stored, and when that was.
-    blocks: VecDeque<(Instant, Block)>,
+    kept: VecDeque<(Instant, Kept)>,
 }
 
 /// Samples as a ring keeps them.
 #[derive(Debug)]
-pub struct Kept(Vec<Block>);
+pub struct Kept(Form);
+
+#[derive(Debug)]
+enum Form {
+    /// What came at once, and is shared with whoever stores it: 24 bytes each.
+    Shared {
+        /// In any order.
+        rows: Arc<Vec<Row>>,
+        /// When it came.
+        arrived: Instant,
+    },
+    /// 20 bytes each.
+    Copied(Vec<Block>),
+}
 
 /// Samples are kept for so long: an asynchronous replica that lags by more is not one to be promoted.
 const KEPT: Duration = Duration::from_secs(60);
@@ -24,33 +41,57 @@ impl Kept {
     /// Of these.
     #[must_use]
     pub fn new(samples: impl Iterator<Item = Buffered> + Clone) -> Self {
-        Self(blocks(samples))
+        Self(Form::Copied(blocks(samples)))
+    }
+
+    /// What came in one request.
+    #[must_use]
+    pub fn came(came: &Came) -> Self {
+        match came.are_stamped.contains(&true) {
+            true => Self::new(came.samples()),
+            false => Self(Form::Shared { rows: Arc::clone(&came.rows), arrived: came.arrived }),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.0 {
+            Form::Shared { rows, .. } => size_of::<Self>() + rows.capacity() * size_of::<Row>(),
+            Form::Copied(blocks) => blocks.iter().map(Block::bytes).sum(),
+        }
+    }
+
+    fn into_blocks(self) -> Vec<Block> {
+        match self.0 {
+            Form::Shared { rows, arrived } => {
+                let sample = |row: &Row| Buffered { row: *row, is_stamped: false, arrived, key: Uuid::nil() };
+                blocks(rows.iter().map(sample))
+            }
+            Form::Copied(blocks) => blocks,
+        }
     }
 }
 
 impl Ring {
     /// Keeps samples that are stored `now`, or seen to be.
-    pub fn add(&mut self, Kept(blocks): Kept, now: Instant) {
-        for block in blocks {
-            self.bytes += block.bytes();
-            self.blocks.push_back((now, block));
-        }
+    pub fn add(&mut self, kept: Kept, now: Instant) {
+        self.bytes += kept.bytes();
+        self.kept.push_back((now, kept));
     }
 
     /// Lets go of what was stored longer ago than it is kept, and of the oldest of what takes more than `bytes_max`.
     pub fn trim(&mut self, bytes_max: usize, now: Instant) {
-        while let Some((stored, oldest)) = self.blocks.front()
+        while let Some((stored, oldest)) = self.kept.front()
             && (self.bytes > bytes_max || now.saturating_duration_since(*stored) >= KEPT)
         {
             self.bytes -= oldest.bytes();
-            self.blocks.pop_front();
+            self.kept.pop_front();
         }
     }
 
     /// Takes out everything.
     pub(super) fn take(&mut self) -> Vec<Block> {
         self.bytes = 0;
-        self.blocks.drain(..).map(|(_, block)| block).collect()
+        self.kept.drain(..).flat_map(|(_, kept)| kept.into_blocks()).collect()
     }
 
     /// How many bytes it takes.
@@ -63,14 +104,13 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::row::Row;
 
     fn kept(numbers: std::ops::Range<i64>, arrived: Instant) -> Kept {
         let sample = |time_ms| Buffered {
             row: Row { series_id: 1, time_ms, value: 0.5 },
             is_stamped: false,
             arrived,
-            key: uuid::Uuid::nil(),
+            key: Uuid::nil(),
         };
         Kept::new(numbers.map(sample))
     }

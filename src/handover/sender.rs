@@ -4,6 +4,7 @@
 //! The simulation under `tests/` drives the same code.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -41,7 +42,7 @@ pub struct Sender {
 #[derive(Debug, Default)]
 pub struct Sorted {
     /// Newer than anything that may be stored in their series: to be appended.
-    pub append: Vec<Row>,
+    pub append: Arc<Vec<Row>>,
     /// To be compared with what is stored around them.
     pub late: Vec<Buffered>,
     /// How many were observed stored, by another sender.
@@ -58,7 +59,7 @@ impl Sorted {
                 || self.late.binary_search_by_key(&of_sample, |late| key(&late.row)).is_ok()
         };
         let late = samples.filter(is_left).collect();
-        Self { append: Vec::new(), late, covered: self.covered }
+        Self { append: Arc::default(), late, covered: self.covered }
     }
 }
 
@@ -138,14 +139,14 @@ impl Sender {
     /// on.
     #[must_use]
     pub fn sort(&mut self, rows: &[Row], now: Instant) -> Sorted {
-        let came = self.came(rows, Uuid::nil(), now);
+        let came = self.came(rows.to_vec(), Uuid::nil(), now);
         self.sort_sent(&came)
     }
 
     /// The same of one request's samples, with what is known of their coming.
     #[must_use]
-    pub fn sort_sent(&mut self, came: &Came<'_>) -> Sorted {
-        let sorted = self.sort_each(came.samples());
+    pub fn sort_sent(&mut self, came: &Came) -> Sorted {
+        let sorted = self.sort_each(came.samples(), Some(&came.rows));
         // Of what is sent again nearly all is late; where few are, an exporter was.
         if 2 * sorted.late.len() > came.rows.len() {
             self.sent_again = Some(came.arrived);
@@ -171,7 +172,7 @@ impl Sender {
     }
 
     /// What it has sent, in the order of series and time, with what is known of each sample's coming.
-    pub fn came<'a>(&mut self, rows: &'a [Row], key: Uuid, now: Instant) -> Came<'a> {
+    pub fn came(&mut self, rows: Vec<Row>, key: Uuid, now: Instant) -> Came {
         let (mut in_step, mut out_of_step, mut set_ms) = (0_usize, 0_usize, i64::MIN);
         let mut unsure = Vec::new();
         let is_stamped = |row: &Row| {
@@ -202,8 +203,8 @@ impl Sender {
         if out_of_step > in_step {
             self.set_ms = self.set_ms.max(set_ms);
         }
-        self.learn_from_others(&unsure, rows);
-        Came { rows, are_stamped, arrived: now, key }
+        self.learn_from_others(&unsure, &rows);
+        Came { rows: Arc::new(rows), are_stamped, arrived: now, key }
     }
 
     /// What has the same time was scraped together: those of `unsure` whose series have sent once are taken to have the interval of the
@@ -232,21 +233,33 @@ impl Sender {
     /// The same of samples that were buffered.
     #[must_use]
     pub fn sort_buffered(&mut self, samples: &[Buffered]) -> Sorted {
-        self.sort_each(samples.iter().copied())
+        self.sort_each(samples.iter().copied(), None)
     }
 
-    fn sort_each(&mut self, samples: impl Iterator<Item = Buffered>) -> Sorted {
-        let mut sorted = Sorted { append: Vec::with_capacity(samples.size_hint().0), ..Sorted::default() };
-        for sample in samples {
-            // Most are; what is said of the others says the same of these.
+    /// `rows`: the samples', if they are together somewhere.
+    fn sort_each(
+        &mut self,
+        samples: impl ExactSizeIterator<Item = Buffered> + Clone,
+        rows: Option<&Arc<Vec<Row>>>,
+    ) -> Sorted {
+        // As a rule all are the next of their series; what is said of the others says the same of these.
+        let is_next = |sample: &Buffered| self.series.append(sample.row.series_id, sample.row.time_ms);
+        let next = samples.clone().take_while(is_next).count();
+        if let Some(rows) = rows.filter(|rows| rows.len() == next) {
+            return Sorted { append: Arc::clone(rows), ..Sorted::default() };
+        }
+        let mut append = Vec::with_capacity(samples.len());
+        append.extend(samples.clone().take(next).map(|sample| sample.row));
+        let mut sorted = Sorted::default();
+        for sample in samples.skip(next) {
             if self.series.append(sample.row.series_id, sample.row.time_ms) {
-                sorted.append.push(sample.row);
+                append.push(sample.row);
                 continue;
             }
             match self.place(&sample) {
                 Place::Append => {
                     self.series.bounded(sample.row.series_id);
-                    sorted.append.push(sample.row);
+                    append.push(sample.row);
                 }
                 Place::Late => sorted.late.push(sample),
                 Place::Covered => {
@@ -257,7 +270,7 @@ impl Sender {
             // What is late is not to be appended either when it comes a second time before it is compared.
             self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
         }
-        sorted
+        Sorted { append: Arc::new(append), ..sorted }
     }
 
     fn place(&self, sample: &Buffered) -> Place {
@@ -285,7 +298,7 @@ impl Sender {
     /// which are to be appended still.
     #[must_use]
     pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
-        let mut sorted = Sorted::default();
+        let (mut append, mut sorted) = (Vec::new(), Sorted::default());
         for row in rows {
             let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
             let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id, row.time_ms);
@@ -294,9 +307,9 @@ impl Sender {
             };
             let is_newest = !self.series.may_be_missed(row.time_ms)
                 && self.series.newest_of_others(row.series_id).is_none_or(is_newer);
-            if is_bounded && is_newest { sorted.append.push(row) } else { sorted.late.push(sample) }
+            if is_bounded && is_newest { append.push(row) } else { sorted.late.push(sample) }
         }
-        sorted
+        Sorted { append: Arc::new(append), ..sorted }
     }
 
     /// Buffers samples of the request `key` while it does not lead, in the order of series and time.
@@ -304,7 +317,7 @@ impl Sender {
     /// # Errors
     ///
     /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
-    pub fn buffer(&mut self, rows: &[Row], key: Uuid, now: Instant) -> Result<(), Refusal> {
+    pub fn buffer(&mut self, rows: Vec<Row>, key: Uuid, now: Instant) -> Result<(), Refusal> {
         if !self.is_open {
             return Err(Refusal::Closed);
         }
@@ -674,7 +687,7 @@ mod tests {
         fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
             let mut scene = Self::scraping();
             for time_ms in buffered {
-                scene.sender.buffer(&[row(*time_ms)], Uuid::nil(), scene.now).unwrap();
+                scene.sender.buffer(vec![row(*time_ms)], Uuid::nil(), scene.now).unwrap();
             }
             scene.stored(stored);
             scene
@@ -775,7 +788,7 @@ mod tests {
         let mut scene = Scene::leading(&[10_000, 20_000, 30_000]);
         assert_eq!(scene.sort(&[30_000]), (vec![], vec![30_000], 0));
         scene.sender.open();
-        scene.sender.buffer(&[row(30_000)], Uuid::nil(), scene.now).unwrap();
+        scene.sender.buffer(vec![row(30_000)], Uuid::nil(), scene.now).unwrap();
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![30_000]));
     }
@@ -848,12 +861,12 @@ mod tests {
             (vec![], vec![6_000, 26_000, 36_000], 1),
             "perhaps stored"
         );
-        assert_eq!(scene.sender.buffer(&[row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
+        assert_eq!(scene.sender.buffer(vec![row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(vec![row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
         scene.sender.open();
-        assert_eq!(scene.sender.buffer(&[row(56_000)], Uuid::nil(), scene.now), Ok(()));
+        assert_eq!(scene.sender.buffer(vec![row(56_000)], Uuid::nil(), scene.now), Ok(()));
     }
 
     #[test]
@@ -994,18 +1007,20 @@ mod tests {
                 let own = n * 10_000 + 400;
                 sender.on_stored(n * 10_000, false, true, [2, 3].into_iter(), now);
                 let rows = [2, 3].map(|series_id| Row { series_id, ..row(own) });
-                sender.buffer(&rows, Uuid::nil(), now).unwrap();
+                sender.buffer(rows.to_vec(), Uuid::nil(), now).unwrap();
             }
             sender.on_stored(90_000, false, true, [1, 2, 3].into_iter(), now);
             let stored = around(&[(90_000, Some(OTHER))]);
             let judged = |sender: &Sender| sender.missing(&late(&[90_400], false), &stored, OWN).len();
             assert_eq!(judged(&sender), 1, "nothing is known of it");
-            sender.buffer(&[1, 2, 3].map(|series_id| Row { series_id, ..row(90_400) }), Uuid::nil(), now).unwrap();
+            sender
+                .buffer([1, 2, 3].map(|series_id| Row { series_id, ..row(90_400) }).to_vec(), Uuid::nil(), now)
+                .unwrap();
             assert_eq!(judged(&sender), 0);
             assert_eq!(sender.series.get(1, 90_400).guess_ms, 10_000);
             // A step of its own counts as soon as it is shorter; where it comes by several adapters, the leader's.
             sender.on_stored(92_000, false, true, [1].into_iter(), now);
-            sender.buffer(&[row(92_400)], Uuid::nil(), now).unwrap();
+            sender.buffer(vec![row(92_400)], Uuid::nil(), now).unwrap();
             assert_eq!(sender.series.get(1, 92_400).guess_ms, 2_000);
         }
     }
@@ -1018,7 +1033,7 @@ mod tests {
                 .into_iter()
                 .flat_map(|series_id| times.iter().map(move |time_ms| Row { series_id, ..row(*time_ms) }))
                 .collect();
-            let came = sender.came(&rows, Uuid::nil(), Instant::now());
+            let came = sender.came(rows, Uuid::nil(), Instant::now());
             came.are_stamped.iter().filter(|is_stamped| **is_stamped).count()
         };
         for n in 0..9 {
@@ -1056,7 +1071,7 @@ mod tests {
     fn history_does_not_wait_for_hours() {
         let mut scene = Scene::new();
         for hour in 0..9 {
-            scene.sender.buffer(&[row(hour * 3_600_000)], Uuid::nil(), scene.now).unwrap();
+            scene.sender.buffer(vec![row(hour * 3_600_000)], Uuid::nil(), scene.now).unwrap();
         }
         assert_eq!(scene.after(124).look(99).1.len(), 0);
         assert_eq!(scene.after(20).look(99).1.len(), 9);
@@ -1121,7 +1136,7 @@ mod tests {
     fn where_only_a_guess_of_the_interval_is_known_that_is_waited_for_twice() {
         let mut scene = Scene::new();
         for time_ms in [0, 10_000] {
-            scene.sender.buffer(&[row(time_ms)], Uuid::nil(), scene.now).unwrap();
+            scene.sender.buffer(vec![row(time_ms)], Uuid::nil(), scene.now).unwrap();
         }
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![0, 10_000]));

@@ -28,9 +28,14 @@ pub struct SeriesTimes {
     learns_from_sent: bool,
 }
 
-/// By id / [`PAGE`].
-#[derive(Debug, Default)]
-struct Pages(HashMap<i64, Box<[Entry; PAGE]>, BuildHasherDefault<IdHasher>>);
+#[derive(Debug)]
+struct Pages {
+    all: Vec<Box<[Entry; PAGE]>>,
+    /// Where each is there, by id / [`PAGE`].
+    places: HashMap<i64, usize, BuildHasherDefault<IdHasher>>,
+    /// That of the last entry, for most ids come in their order: its number, and where it is.
+    last: (i64, usize),
+}
 
 /// What the steps of all series tell.
 #[derive(Debug, Default)]
@@ -460,7 +465,7 @@ impl SeriesTimes {
     /// `floor` were made since. So a newest time that is later is a bound, and no other is.
     pub fn missed(&mut self, newest_ms: i64, floor: i64) {
         (self.floor, self.missed_ms) = (floor, self.missed_ms.max(newest_ms));
-        for entry in self.pages.0.values_mut().flat_map(|page| page.iter_mut()) {
+        for entry in self.pages.all.iter_mut().flat_map(|page| page.iter_mut()) {
             if entry.last_ms > newest_ms { entry.flags |= BOUNDED } else { entry.flags &= !BOUNDED }
         }
     }
@@ -537,15 +542,30 @@ impl SeriesTimes {
     }
 }
 
+impl Default for Pages {
+    fn default() -> Self {
+        // No page has this number.
+        Self { all: Vec::new(), places: HashMap::default(), last: (i64::MAX, 0) }
+    }
+}
+
 impl Pages {
     fn find(&self, series_id: i64) -> Option<&Entry> {
         let (page, place) = split(series_id);
-        self.0.get(&page).map(|page| &page[place])
+        self.places.get(&page).map(|page| &self.all[*page][place])
     }
 
     fn entry(&mut self, series_id: i64) -> &mut Entry {
         let (page, place) = split(series_id);
-        &mut self.0.entry(page).or_insert_with(|| Box::new([Entry::UNKNOWN; PAGE]))[place]
+        if self.last.0 != page {
+            let all = &mut self.all;
+            let new = || {
+                all.push(Box::new([Entry::UNKNOWN; PAGE]));
+                all.len() - 1
+            };
+            self.last = (page, *self.places.entry(page).or_insert_with(new));
+        }
+        &mut self.all[self.last.1][place]
     }
 }
 

@@ -1,6 +1,6 @@
 //! The writers: requests that arrive together are stored together, each transaction behind the fence.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use futures_util::SinkExt;
 use futures_util::future::{join, try_join};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, CopyInSink, Statement};
+use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, SimpleQueryRow, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -85,6 +85,14 @@ pub enum Stored {
 
 /// What became of a right to write when it was shown: in force until the end of the transaction, or why not.
 type Standing = Result<(), Stored>;
+
+/// A transaction that was opened for batches.
+struct Begun {
+    /// By what right each may be stored.
+    standing: Vec<Standing>,
+    /// The keys of those of them that are not stored yet.
+    claimed: HashSet<Uuid>,
+}
 
 /// Hands batches to the writers.
 #[derive(Clone)]
@@ -237,22 +245,12 @@ impl Writer {
     async fn transaction(&self, session: &Session, batches: &[&Batch], epoch: Epoch) -> Result<Vec<Stored>, Error> {
         let started = Instant::now();
         let client = session.client();
-        let claim = self
-            .names
-            .fill("INSERT INTO {requests} (key) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING key");
         let statement = copy_statement(&self.names);
-        let Some(standing) = self.begin(client, batches, epoch).await? else {
+        // Sent without waiting for what begins the transaction: if that fails, nothing has been done by it.
+        let (begun, prepared) = join(self.begin(client, batches, epoch), client.prepare(&statement)).await;
+        let Some(Begun { standing, claimed }) = begun? else {
             return Ok(vec![Stored::Overtaken; batches.len()]);
         };
-        let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
-        // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
-        let mut keys: Vec<Uuid> = in_force.map(|(batch, _)| batch.key).collect();
-        keys.sort_unstable();
-        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&keys, Type::UUID_ARRAY)];
-        // Sent in this order without waiting between.
-        let (claimed, prepared) = join(client.query_typed(&claim, &parameters), client.prepare(&statement)).await;
-        let claimed: HashSet<Uuid> =
-            claimed?.iter().map(|row| row.try_get(0)).collect::<Result<_, tokio_postgres::Error>>()?;
         let prepared = prepared?;
         let mut seen = HashSet::with_capacity(batches.len());
         let outcomes: Vec<Stored> = batches
@@ -302,9 +300,9 @@ impl Writer {
 }
 
 impl Writer {
-    /// Opens a transaction that shows the rights of `batches`; returns what became of each. Where all are of one term, it is an
-    /// error that this is over. `None`, with no transaction open: all are overtaken.
-    async fn begin(&self, client: &Client, batches: &[&Batch], epoch: Epoch) -> Result<Option<Vec<Standing>>, Error> {
+    /// Opens a transaction that shows the rights of `batches`, and claims the keys of those in force. Where all are of one term, it is
+    /// an error that this is over. `None`, with no transaction open: all are overtaken.
+    async fn begin(&self, client: &Client, batches: &[&Batch], epoch: Epoch) -> Result<Option<Begun>, Error> {
         let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
         let (fence, reconciled) = rights[0];
         let is_one = rights.iter().all(|right| *right == rights[0]);
@@ -314,10 +312,25 @@ impl Writer {
             // Waits for the group's lock as long as it may, where the others' writes do not wait for it.
             begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
         }
-        // Waited for by itself: whatever comes after a BEGIN that failed would be a transaction of its own.
-        match client.batch_execute(&begin).await.map_err(Error::from) {
-            Ok(()) if is_one => Ok(Some(vec![Ok(()); batches.len()])),
-            Ok(()) => standing(client, &self.names, &rights).await.map(Some),
+        if is_one {
+            begin = format!("{begin}; {}", self.claim(batches.iter().map(|batch| batch.key)));
+        }
+        // One message, of which nothing is done after a failure; waited for by itself, for whatever comes after a BEGIN that failed
+        // would be a transaction of its own.
+        match client.simple_query(&begin).await.map_err(Error::from) {
+            Ok(answer) if is_one => {
+                Ok(Some(Begun { standing: vec![Ok(()); batches.len()], claimed: claimed(&answer)? }))
+            }
+            Ok(_) => {
+                let standing = standing(client, &self.names, &rights).await?;
+                let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
+                let keys: Vec<Uuid> = in_force.map(|(batch, _)| batch.key).collect();
+                let claimed = match keys.is_empty() {
+                    true => HashSet::new(),
+                    false => claimed(&client.simple_query(&self.claim(keys.into_iter())).await?)?,
+                };
+                Ok(Some(Begun { standing, claimed }))
+            }
             Err(error) if error.sqlstate() == Some(OVERTAKEN) => {
                 client.batch_execute("ROLLBACK").await?;
                 Ok(None)
@@ -325,6 +338,23 @@ impl Writer {
             Err(error) => Err(error),
         }
     }
+
+    /// The statement that claims the keys of requests, and returns those that no committed request has; there is one at least.
+    fn claim(&self, keys: impl Iterator<Item = Uuid>) -> String {
+        // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
+        let keys: BTreeSet<Uuid> = keys.collect();
+        let values = keys.iter().map(|key| format!("('{key}')")).collect::<Vec<_>>().join(", ");
+        self.names.fill(&format!("INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key"))
+    }
+}
+
+/// The keys in the last answer of several.
+fn claimed(answer: &[SimpleQueryMessage]) -> Result<HashSet<Uuid>, Error> {
+    let ended = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::CommandComplete(_));
+    let of_last = answer.iter().rev().skip(1).take_while(|message| !ended(message));
+    let rows = of_last.filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
+    let unfit = |row: &SimpleQueryRow| Error::Unfit(format!("the key of a request is {:?}", row.get(0)));
+    rows.map(|row| row.get(0).and_then(|key| Uuid::parse_str(key).ok()).ok_or_else(|| unfit(row))).collect()
 }
 
 impl Writer {

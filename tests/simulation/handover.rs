@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use prometheus_postgresql_adapter::handover::buffer::{Buffered, Refusal};
 use prometheus_postgresql_adapter::handover::sender::{Sender, Sorted, sort_and_dedup};
@@ -209,7 +210,7 @@ impl Senders {
 
     pub(crate) fn buffer(&self, member: &Member, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
         let now = self.instant();
-        member.with(|sender| sender.buffer(rows, key, now))
+        member.with(|sender| sender.buffer(rows.to_vec(), key, now))
     }
 
     pub(crate) async fn store(
@@ -267,14 +268,14 @@ impl Senders {
             if append.is_empty() {
                 break;
             }
-            match self.store.commit(key, append.clone(), right.clone()).await? {
+            match self.store.commit(key, append.to_vec(), right.clone()).await? {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
                     self.observe().await?;
                     // What is observed from here on is not what the rows are sorted by.
                     right = self.right(right.sender, right.fence);
                     if self.bug() != Some(Bug::SortAgainAll) {
-                        (append, late) = self.sort_again(member, append, right.sender, attempt).await?;
+                        (append, late) = self.sort_again(member, append.to_vec(), right.sender, attempt).await?;
                     }
                 }
                 _ => break,
@@ -289,21 +290,21 @@ impl Senders {
         append: Vec<Row>,
         sender: SenderNo,
         attempt: usize,
-    ) -> Result<(Vec<Row>, Vec<Buffered>), Failure> {
+    ) -> Result<(Arc<Vec<Row>>, Vec<Buffered>), Failure> {
         let now = self.instant();
         let Sorted { append, mut late, .. } = member.with(|state| state.sort_again(append, now));
         if !self.is_shared && attempt < APPEND_ATTEMPTS {
             return Ok((append, late));
         }
         let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-        late.extend(append.into_iter().map(again));
+        late.extend(append.iter().copied().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
-            return Ok((Vec::new(), late));
+            return Ok((Arc::default(), late));
         }
         let (window_ms, unbounded) = member.with(|state| (state.window_ms(&late), state.unbounded(&late)));
         let around = self.store.around(&rows(&late), window_ms, &unbounded).await?;
-        Ok((rows(&member.with(|state| state.missing(&late, &around, sender))), Vec::new()))
+        Ok((Arc::new(rows(&member.with(|state| state.missing(&late, &around, sender)))), Vec::new()))
     }
 
     async fn reconcile(
@@ -396,7 +397,7 @@ impl Senders {
             let store = |((_, key), mut samples): (_, Vec<Buffered>)| {
                 sort_and_dedup(&mut samples);
                 let sorted = match self.bug() {
-                    Some(Bug::DrainUncompared) => Sorted { append: rows(&samples), ..Sorted::default() },
+                    Some(Bug::DrainUncompared) => Sorted { append: Arc::new(rows(&samples)), ..Sorted::default() },
                     _ => member.with(|state| state.sort_buffered(&samples)),
                 };
                 let storing = member.begin_storing(self.store.world.number());
