@@ -15,7 +15,6 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, Refusal};
 use crate::handover::moved::Stranded;
-use crate::handover::ring::Kept;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::handover::senders::{Group, NO_GROUP, Senders};
 use crate::model::sender::SenderNo;
@@ -145,20 +144,18 @@ impl Handover {
     ///
     /// What the server said, or that a newer term has begun, or that this epoch is over; some of it may be stored, and is found stored
     /// by the next attempt.
-    pub async fn store(&self, key: Uuid, epoch: Epoch, mut rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
+    pub async fn store(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
         let sender = self.number_in(epoch).await?;
         // Read before the samples are sorted: what others store from here on is told by another one.
         let right = self.right(sender, fence, epoch);
-        // They are kept for a while.
-        rows.shrink_to_fit();
-        let (kept, sorted, in_flight) = self.in_epoch(epoch, |state| {
+        let (came, sorted, in_flight) = self.in_epoch(epoch, |state| {
             let came = state.sender.came(rows, Uuid::nil(), Instant::now());
             let sorted = state.sender.sort_sent(&came);
-            (Kept::came(&came), sorted, self.requests.begin())
+            (came, sorted, self.requests.begin())
         })?;
         self.covered("leader", sorted.covered);
         self.store_sorted(key, sorted, right, Some(&in_flight)).await?;
-        self.in_epoch(epoch, |state| state.sender.keep(kept, Instant::now()))
+        self.in_epoch(epoch, |state| state.sender.keep(came.samples(), Instant::now()))
     }
 
     /// By what right samples are stored that are sorted from now on.
@@ -511,7 +508,7 @@ impl TakenOut<'_> {
             if !Arc::ptr_eq(&state.identities, &self.identities) {
                 return Err(Error::Moved);
             }
-            state.sender.keep(Kept::new(self.samples.iter().copied()), Instant::now());
+            state.sender.keep(self.samples.iter().copied(), Instant::now());
             self.samples.clear();
             Ok(())
         })

@@ -93,7 +93,7 @@ pub(super) struct Block {
 /// A sample of a block.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed(4))]
-struct Packed {
+pub(super) struct Packed {
     series_id: i64,
     value: f64,
     /// Milliseconds after [`Block::base_ms`], and [`STAMPED`].
@@ -257,17 +257,35 @@ pub(super) fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Blo
     blocks
 }
 
+impl Packed {
+    /// A time that is as far from a sample's as those before and after it may be.
+    pub(super) fn base_ms(sample: &Buffered) -> i64 {
+        sample.row.time_ms.saturating_sub(i64::from(BLOCK_SPAN_MS / 2))
+    }
+
+    /// `None`: its time is not within [`BLOCK_SPAN_MS`] after `base_ms`.
+    pub(super) fn new(sample: &Buffered, base_ms: i64) -> Option<Self> {
+        let Row { series_id, time_ms, value } = sample.row;
+        let after_ms = u32::try_from(time_ms.checked_sub(base_ms)?).ok().filter(|ms| *ms <= BLOCK_SPAN_MS)?;
+        let after_base_ms = if sample.is_stamped { after_ms | STAMPED } else { after_ms };
+        Some(Self { series_id, value, after_base_ms })
+    }
+}
+
 impl Block {
+    /// `samples` came at one time.
+    pub(super) fn packed(arrived: Instant, key: Uuid, base_ms: i64, samples: Box<[Packed]>) -> Self {
+        Self { arrived, key, looked_at: arrived, base_ms, samples }
+    }
+
     /// `samples` are some, came at one time, and span at most [`BLOCK_SPAN_MS`].
     fn new(samples: impl Iterator<Item = Buffered> + Clone) -> Self {
         let first = samples.clone().next();
         let (arrived, key) = first.map_or_else(|| (Instant::now(), Uuid::nil()), |first| (first.arrived, first.key));
         let base_ms = samples.clone().map(|sample| sample.row.time_ms).min().unwrap_or_default();
-        let pack = |Buffered { row: Row { series_id, time_ms, value }, is_stamped, .. }: Buffered| {
-            let after_ms = u32::try_from(time_ms - base_ms).unwrap_or(BLOCK_SPAN_MS);
-            Packed { series_id, value, after_base_ms: if is_stamped { after_ms | STAMPED } else { after_ms } }
-        };
-        Self { arrived, key, looked_at: arrived, base_ms, samples: samples.map(pack).collect() }
+        let mut packed = Vec::with_capacity(samples.size_hint().0);
+        packed.extend(samples.filter_map(|sample| Packed::new(&sample, base_ms)));
+        Self::packed(arrived, key, base_ms, packed.into())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Buffered> {

@@ -1,97 +1,82 @@
 //! What became stored lately: the server may be replaced by one that lacks it. Pure.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::handover::buffer::{Block, Buffered, Came, blocks};
-use crate::storage::row::Row;
+use crate::handover::buffer::{Block, Buffered, Packed};
 
-/// Samples that were stored within the last minute, or observed covered, as far as there is room.
+/// Samples that were stored within the last minute, or observed covered, as far as there is room. 20 bytes each.
 #[derive(Debug, Default)]
 pub struct Ring {
     bytes: usize,
-    /// In the order of being stored, and when that was.
-    kept: VecDeque<(Instant, Kept)>,
+    /// In the order of being stored.
+    slabs: VecDeque<Slab>,
 }
 
-/// Samples as a ring keeps them.
+/// What was stored within some seconds, in one allocation: many small ones that stay for a minute, in between those of requests, keep an
+/// allocator busy.
 #[derive(Debug)]
-pub struct Kept(Form);
+struct Slab {
+    /// When the first and the last of its samples were stored.
+    first: Instant,
+    last: Instant,
+    parts: Vec<Part>,
+    /// Never more than there is room for at first.
+    samples: Vec<Packed>,
+}
 
+/// Samples of a slab that came together.
 #[derive(Debug)]
-enum Form {
-    /// What came at once, and is shared with whoever stores it: 24 bytes each.
-    Shared {
-        /// In any order.
-        rows: Arc<Vec<Row>>,
-        /// When it came.
-        arrived: Instant,
-    },
-    /// 20 bytes each.
-    Copied(Vec<Block>),
+struct Part {
+    arrived: Instant,
+    key: Uuid,
+    base_ms: i64,
+    /// Where they end among the slab's.
+    end: usize,
 }
 
 /// Samples are kept for so long: an asynchronous replica that lags by more is not one to be promoted.
 const KEPT: Duration = Duration::from_secs(60);
 
-impl Kept {
-    /// Of these.
-    #[must_use]
-    pub fn new(samples: impl Iterator<Item = Buffered> + Clone) -> Self {
-        Self(Form::Copied(blocks(samples)))
-    }
+/// A slab has room for twice as many samples as the one before, within these bounds.
+const SLAB_SAMPLES_MIN: usize = 64;
+const SLAB_SAMPLES_MAX: usize = 32_768;
 
-    /// What came in one request.
-    #[must_use]
-    pub fn came(came: &Came) -> Self {
-        match came.are_stamped.contains(&true) {
-            true => Self::new(came.samples()),
-            false => Self(Form::Shared { rows: Arc::clone(&came.rows), arrived: came.arrived }),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match &self.0 {
-            Form::Shared { rows, .. } => size_of::<Self>() + rows.capacity() * size_of::<Row>(),
-            Form::Copied(blocks) => blocks.iter().map(Block::bytes).sum(),
-        }
-    }
-
-    fn into_blocks(self) -> Vec<Block> {
-        match self.0 {
-            Form::Shared { rows, arrived } => {
-                let sample = |row: &Row| Buffered { row: *row, is_stamped: false, arrived, key: Uuid::nil() };
-                blocks(rows.iter().map(sample))
-            }
-            Form::Copied(blocks) => blocks,
-        }
-    }
-}
+/// And has what was stored within so long.
+const SLAB_SPAN: Duration = Duration::from_secs(10);
 
 impl Ring {
     /// Keeps samples that are stored `now`, or seen to be.
-    pub fn add(&mut self, kept: Kept, now: Instant) {
-        self.bytes += kept.bytes();
-        self.kept.push_back((now, kept));
+    pub fn add(&mut self, samples: impl Iterator<Item = Buffered>, now: Instant) {
+        for sample in samples {
+            if self.slabs.back().is_none_or(|last| last.is_full(now)) {
+                let before = self.slabs.back().map_or(0, |last| last.samples.len());
+                let slab = Slab::new((2 * before).clamp(SLAB_SAMPLES_MIN, SLAB_SAMPLES_MAX), now);
+                self.bytes += slab.bytes();
+                self.slabs.push_back(slab);
+            }
+            if let Some(last) = self.slabs.back_mut() {
+                self.bytes += last.push(&sample, now);
+            }
+        }
     }
 
     /// Lets go of what was stored longer ago than it is kept, and of the oldest of what takes more than `bytes_max`.
     pub fn trim(&mut self, bytes_max: usize, now: Instant) {
-        while let Some((stored, oldest)) = self.kept.front()
-            && (self.bytes > bytes_max || now.saturating_duration_since(*stored) >= KEPT)
+        while let Some(oldest) = self.slabs.front()
+            && (self.bytes > bytes_max || now.saturating_duration_since(oldest.last) >= KEPT)
         {
             self.bytes -= oldest.bytes();
-            self.kept.pop_front();
+            self.slabs.pop_front();
         }
     }
 
     /// Takes out everything.
     pub(super) fn take(&mut self) -> Vec<Block> {
         self.bytes = 0;
-        self.kept.drain(..).flat_map(|(_, kept)| kept.into_blocks()).collect()
+        self.slabs.drain(..).flat_map(Slab::into_blocks).collect()
     }
 
     /// How many bytes it takes.
@@ -101,50 +86,110 @@ impl Ring {
     }
 }
 
+impl Slab {
+    fn new(room: usize, now: Instant) -> Self {
+        Self { first: now, last: now, parts: Vec::new(), samples: Vec::with_capacity(room) }
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.samples.len() == self.samples.capacity() || now.saturating_duration_since(self.first) >= SLAB_SPAN
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of::<Packed>() * self.samples.capacity() + size_of::<Part>() * self.parts.len()
+    }
+
+    /// Returns how many bytes more it takes.
+    fn push(&mut self, sample: &Buffered, now: Instant) -> usize {
+        self.last = now;
+        if let Some(Part { arrived, key, base_ms, end }) = self.parts.last_mut()
+            && (*arrived, *key) == (sample.arrived, sample.key)
+            && let Some(packed) = Packed::new(sample, *base_ms)
+        {
+            self.samples.push(packed);
+            *end = self.samples.len();
+            return 0;
+        }
+        let base_ms = Packed::base_ms(sample);
+        self.samples.extend(Packed::new(sample, base_ms));
+        self.parts.push(Part { arrived: sample.arrived, key: sample.key, base_ms, end: self.samples.len() });
+        size_of::<Part>()
+    }
+
+    fn into_blocks(self) -> impl Iterator<Item = Block> {
+        let mut start = 0;
+        self.parts.into_iter().map(move |Part { arrived, key, base_ms, end }| {
+            let samples = self.samples[start..end].into();
+            start = end;
+            Block::packed(arrived, key, base_ms, samples)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::row::Row;
 
-    fn kept(numbers: std::ops::Range<i64>, arrived: Instant) -> Kept {
+    fn samples(times: impl IntoIterator<Item = i64>, arrived: Instant) -> Vec<Buffered> {
         let sample = |time_ms| Buffered {
             row: Row { series_id: 1, time_ms, value: 0.5 },
-            is_stamped: false,
+            is_stamped: time_ms % 3 == 0,
             arrived,
             key: Uuid::nil(),
         };
-        Kept::new(numbers.map(sample))
+        times.into_iter().map(sample).collect()
     }
 
-    fn left(ring: &mut Ring) -> Vec<i64> {
+    fn times(samples: &[Buffered]) -> Vec<i64> {
+        samples.iter().map(|sample| sample.row.time_ms).collect()
+    }
+
+    fn left(ring: &mut Ring) -> Vec<Buffered> {
         let left = ring.take();
         assert_eq!(ring.bytes(), 0);
-        left.iter().flat_map(|block| block.iter().map(|sample| sample.row.time_ms).collect::<Vec<_>>()).collect()
+        left.iter().flat_map(Block::iter).collect()
     }
 
     #[test]
     fn samples_are_kept_for_a_minute_after_they_were_stored() {
         let start = Instant::now();
         let mut ring = Ring::default();
-        for second in 0..4 {
-            let second = 20 * second;
-            ring.add(kept(second..second + 2, start), start + Duration::from_secs(second.unsigned_abs()));
+        for second in [0_i64, 20, 40, 60] {
+            let stored = start + Duration::from_secs(second.unsigned_abs());
+            ring.add(samples(second..second + 2, start).into_iter(), stored);
         }
         let all = ring.bytes();
         ring.trim(usize::MAX, start + Duration::from_secs(79));
         assert_eq!(ring.bytes(), all / 4 * 3);
-        assert_eq!(left(&mut ring), [20, 21, 40, 41, 60, 61]);
+        assert_eq!(times(&left(&mut ring)), [20, 21, 40, 41, 60, 61]);
     }
 
     #[test]
     fn the_oldest_go_where_there_is_no_room() {
         let now = Instant::now();
         let mut ring = Ring::default();
-        ring.add(kept(0..100, now), now);
+        let count = 9 * SLAB_SAMPLES_MAX as i64;
+        ring.add(samples(0..count, now).into_iter(), now);
+        assert!(ring.bytes() > 9 * 20 * SLAB_SAMPLES_MAX);
+        ring.trim(4 * 20 * SLAB_SAMPLES_MAX, now);
         let bytes = ring.bytes();
-        ring.add(kept(100..200, now), now);
-        ring.trim(2 * bytes, now);
-        assert_eq!(ring.bytes(), 2 * bytes);
-        ring.trim(2 * bytes - 1, now);
-        assert_eq!(left(&mut ring), (100..200).collect::<Vec<_>>());
+        assert!((3 * 20 * SLAB_SAMPLES_MAX..4 * 20 * SLAB_SAMPLES_MAX).contains(&bytes), "{bytes}");
+        let left = times(&left(&mut ring));
+        assert!(left.len() > 2 * SLAB_SAMPLES_MAX);
+        assert_eq!(left, (count - left.len() as i64..count).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_a_ring_keeps_comes_out_as_it_was() {
+        let (now, far_ms) = (Instant::now(), 40 * 86_400_000);
+        let mut ring = Ring::default();
+        let mut kept = samples([5, 3, far_ms, 4, -far_ms, i64::MIN, i64::MAX], now);
+        kept.extend(samples([6, 7], now + Duration::from_secs(1)));
+        ring.add(kept.iter().copied(), now);
+        let seen = |samples: &[Buffered]| -> Vec<_> {
+            samples.iter().map(|one| (one.row.time_ms, one.row.series_id, one.is_stamped, one.arrived)).collect()
+        };
+        assert_eq!(seen(&left(&mut ring)), seen(&kept));
     }
 }

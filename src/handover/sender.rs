@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Came, Fate, Refusal};
 use crate::handover::clocks::Clocks;
-use crate::handover::ring::{Kept, Ring};
+use crate::handover::ring::Ring;
 use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, Sent, SeriesTimes};
 use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
@@ -93,8 +93,6 @@ const LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// So many steps of stored times are not taken for gaps.
 const STEPS_SURE: usize = 4;
-/// Samples that pass from the buffer to what is kept beside it at once, at most.
-const KEPT_AT_ONCE: usize = 10_000;
 
 /// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
 /// be one and a half apart.
@@ -156,7 +154,7 @@ impl Sender {
     }
 
     /// These are stored, or were found to be, at `now`.
-    pub fn keep(&mut self, samples: Kept, now: Instant) {
+    pub fn keep(&mut self, samples: impl Iterator<Item = Buffered>, now: Instant) {
         self.recent.add(samples, now);
     }
 
@@ -386,21 +384,14 @@ impl Sender {
         let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
         let may_be_due = count > 0;
         let mut recent = std::mem::take(&mut self.recent);
-        let mut gone = Vec::new();
         let fate = |sample: &Buffered| {
             if self.is_covered(sample) {
-                gone.push(*sample);
-                // Few at a time, for they take less where they are kept.
-                if gone.len() >= KEPT_AT_ONCE {
-                    recent.add(Kept::new(gone.iter().copied()), now);
-                    gone.clear();
-                }
+                recent.add(std::iter::once(*sample), now);
                 return Fate::Covered;
             }
             if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }
         };
         let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
-        recent.add(Kept::new(gone.iter().copied()), now);
         (self.buffer, self.recent) = (buffer, recent);
         Looked { covered, due }
     }
@@ -1119,7 +1110,7 @@ mod tests {
     #[test]
     fn what_is_kept_goes_where_there_is_no_room() {
         let mut scene = Scene::new();
-        scene.sender.keep(Kept::new(late(&[0], false).into_iter()), scene.now);
+        scene.sender.keep(late(&[0], false).into_iter(), scene.now);
         assert!(scene.sender.kept().bytes() > 0);
         scene.sender.trim(0, scene.now);
         assert_eq!(scene.sender.kept().bytes(), 0);

@@ -36,7 +36,7 @@ DECLARE
     state text := concat_ws(' ', {series:literal}::regclass::oid, extract(epoch FROM pg_catalog.pg_postmaster_start_time()));
 BEGIN
     BEGIN
-        state := concat_ws(' ', state, (SELECT system_identifier FROM pg_catalog.pg_control_system()));
+        state := concat_ws(' ', state, (pg_catalog.pg_control_system()).system_identifier);
         state := concat_ws(' ', state, pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8));
     EXCEPTION WHEN OTHERS THEN
         NULL;
