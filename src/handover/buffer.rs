@@ -177,7 +177,8 @@ impl Buffer {
                     if kept.is_empty() {
                         return false;
                     }
-                    *block = Block { looked_at: now, ..Block::new(kept.iter().copied()) };
+                    let kept = Block::new(block.arrived, block.key, block.base_ms, kept.into_iter());
+                    *block = Block { looked_at: now, ..kept };
                 }
             }
             bytes += block.bytes();
@@ -231,7 +232,7 @@ impl Buffer {
 }
 
 /// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
-pub(super) fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Block> {
+fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Block> {
     let Some(first) = samples.clone().next() else { return Vec::new() };
     let came_with = |sample: &Buffered| (sample.arrived, sample.key);
     let (mut from_ms, mut to_ms, mut is_one) = (i64::MAX, i64::MIN, true);
@@ -241,7 +242,7 @@ pub(super) fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Blo
     }
     let fits = |from_ms: i64, to_ms: i64| to_ms.saturating_sub(from_ms) <= i64::from(BLOCK_SPAN_MS);
     if is_one && fits(from_ms, to_ms) {
-        return vec![Block::new(samples)];
+        return vec![Block::new(first.arrived, first.key, from_ms, samples)];
     }
     let mut samples: Vec<Buffered> = samples.collect();
     samples.sort_by_key(|sample| (came_with(sample), sample.row.time_ms));
@@ -251,7 +252,7 @@ pub(super) fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Blo
         let belongs =
             |sample: &Buffered| came_with(sample) == came_with(first) && fits(first.row.time_ms, sample.row.time_ms);
         let (block, later) = rest.split_at(rest.partition_point(belongs));
-        blocks.push(Block::new(block.iter().copied()));
+        blocks.push(Block::new(first.arrived, first.key, first.row.time_ms, block.iter().copied()));
         rest = later;
     }
     blocks
@@ -273,19 +274,16 @@ impl Packed {
 }
 
 impl Block {
-    /// `samples` came at one time.
-    pub(super) fn packed(arrived: Instant, key: Uuid, base_ms: i64, samples: Box<[Packed]>) -> Self {
-        Self { arrived, key, looked_at: arrived, base_ms, samples }
-    }
-
-    /// `samples` are some, came at one time, and span at most [`BLOCK_SPAN_MS`].
-    fn new(samples: impl Iterator<Item = Buffered> + Clone) -> Self {
-        let first = samples.clone().next();
-        let (arrived, key) = first.map_or_else(|| (Instant::now(), Uuid::nil()), |first| (first.arrived, first.key));
-        let base_ms = samples.clone().map(|sample| sample.row.time_ms).min().unwrap_or_default();
+    /// `samples` came at one time, and are within [`BLOCK_SPAN_MS`] after `base_ms`.
+    fn new(arrived: Instant, key: Uuid, base_ms: i64, samples: impl Iterator<Item = Buffered>) -> Self {
         let mut packed = Vec::with_capacity(samples.size_hint().0);
         packed.extend(samples.filter_map(|sample| Packed::new(&sample, base_ms)));
         Self::packed(arrived, key, base_ms, packed.into())
+    }
+
+    /// The same of samples that are packed.
+    pub(super) fn packed(arrived: Instant, key: Uuid, base_ms: i64, samples: Box<[Packed]>) -> Self {
+        Self { arrived, key, looked_at: arrived, base_ms, samples }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Buffered> {

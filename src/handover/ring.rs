@@ -16,7 +16,7 @@ pub struct Ring {
 }
 
 /// What was stored within some seconds, in one allocation: many small ones that stay for a minute, in between those of requests, keep an
-/// allocator busy.
+/// allocator busy. A slab is let go of as a whole.
 #[derive(Debug)]
 struct Slab {
     /// When the first and the last of its samples were stored.
@@ -40,11 +40,11 @@ struct Part {
 /// Samples are kept for so long: an asynchronous replica that lags by more is not one to be promoted.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// A slab has room for twice as many samples as the one before, within these bounds.
+/// A slab has room for an eighth more samples than the one before had, within these bounds.
 const SLAB_SAMPLES_MIN: usize = 64;
-const SLAB_SAMPLES_MAX: usize = 32_768;
+const SLAB_SAMPLES_MAX: usize = 8_192;
 
-/// And has what was stored within so long.
+/// A slab ends so long after it was begun, whether or not it is full.
 const SLAB_SPAN: Duration = Duration::from_secs(10);
 
 impl Ring {
@@ -53,7 +53,7 @@ impl Ring {
         for sample in samples {
             if self.slabs.back().is_none_or(|last| last.is_full(now)) {
                 let before = self.slabs.back().map_or(0, |last| last.samples.len());
-                let slab = Slab::new((2 * before).clamp(SLAB_SAMPLES_MIN, SLAB_SAMPLES_MAX), now);
+                let slab = Slab::new((before + before / 8).clamp(SLAB_SAMPLES_MIN, SLAB_SAMPLES_MAX), now);
                 self.bytes += slab.bytes();
                 self.slabs.push_back(slab);
             }
@@ -96,7 +96,7 @@ impl Slab {
     }
 
     fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of::<Packed>() * self.samples.capacity() + size_of::<Part>() * self.parts.len()
+        size_of::<Self>() + size_of::<Packed>() * self.samples.len() + size_of::<Part>() * self.parts.len()
     }
 
     /// Returns how many bytes more it takes.
@@ -108,12 +108,12 @@ impl Slab {
         {
             self.samples.push(packed);
             *end = self.samples.len();
-            return 0;
+            return size_of::<Packed>();
         }
         let base_ms = Packed::base_ms(sample);
         self.samples.extend(Packed::new(sample, base_ms));
         self.parts.push(Part { arrived: sample.arrived, key: sample.key, base_ms, end: self.samples.len() });
-        size_of::<Part>()
+        size_of::<Packed>() + size_of::<Part>()
     }
 
     fn into_blocks(self) -> impl Iterator<Item = Block> {
@@ -169,9 +169,9 @@ mod tests {
     fn the_oldest_go_where_there_is_no_room() {
         let now = Instant::now();
         let mut ring = Ring::default();
-        let count = 9 * SLAB_SAMPLES_MAX as i64;
+        let count = 40 * SLAB_SAMPLES_MAX as i64;
         ring.add(samples(0..count, now).into_iter(), now);
-        assert!(ring.bytes() > 9 * 20 * SLAB_SAMPLES_MAX);
+        assert!((40 * 20 * SLAB_SAMPLES_MAX..41 * 20 * SLAB_SAMPLES_MAX).contains(&ring.bytes()));
         ring.trim(4 * 20 * SLAB_SAMPLES_MAX, now);
         let bytes = ring.bytes();
         assert!((3 * 20 * SLAB_SAMPLES_MAX..4 * 20 * SLAB_SAMPLES_MAX).contains(&bytes), "{bytes}");

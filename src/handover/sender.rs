@@ -240,7 +240,7 @@ impl Sender {
         samples: impl ExactSizeIterator<Item = Buffered> + Clone,
         rows: Option<&Arc<Vec<Row>>>,
     ) -> Sorted {
-        // As a rule all are the next of their series; what is said of the others says the same of these.
+        // As a rule all are. `append` decides as `place` does, by one look.
         let is_next = |sample: &Buffered| self.series.append(sample.row.series_id, sample.row.time_ms);
         let next = samples.clone().take_while(is_next).count();
         if let Some(rows) = rows.filter(|rows| rows.len() == next) {
@@ -635,6 +635,8 @@ pub fn sort_and_dedup(samples: &mut Vec<Buffered>) {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::storage::reconcile::StoredTime;
@@ -1131,5 +1133,41 @@ mod tests {
         }
         assert_eq!(scene.after(24).look(9), (0, vec![]));
         assert_eq!(scene.after(3).look(9), (0, vec![0, 10_000]));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_appended_by_one_look_is_placed_so(
+            stored in prop::collection::vec((0_i64..12, any::<bool>()), 0..6),
+            newest_missed in prop::option::of(-1_i64..12),
+            is_bounded in any::<bool>(),
+            time in 0_i64..16,
+        ) {
+            let seen = || {
+                let mut scene = Scene::scraping();
+                for (time, is_own) in &stored {
+                    let slot = Slot { time_ms: time * 5_000, is_own: *is_own };
+                    scene.sender.series.stored(1, slot);
+                }
+                if is_bounded {
+                    scene.sender.series.bounded(1);
+                }
+                if let Some(newest) = newest_missed {
+                    scene.sender.on_missed(newest * 5_000, 9);
+                }
+                scene.sender
+            };
+            let (mut one, mut other) = (seen(), seen());
+            let sample = late(&[time * 5_000], false)[0];
+            let place = one.place(&sample);
+            let are_own = one.series.times(1).all(|slot| slot.is_own);
+            prop_assert_eq!(other.series.append(1, time * 5_000), place == Place::Append && are_own);
+            if place == Place::Append && are_own {
+                one.series.bounded(1);
+                one.series.stored(1, Slot { time_ms: time * 5_000, is_own: true });
+            }
+            prop_assert_eq!(one.series.get(1, time * 5_000), other.series.get(1, time * 5_000));
+            prop_assert!(one.series.times(1).eq(other.series.times(1)));
+        }
     }
 }

@@ -323,6 +323,11 @@ impl Entry {
             self.last_ms = new.time_ms;
             return;
         }
+        self.merge(new);
+    }
+
+    /// The same of one that may be of any time.
+    fn merge(&mut self, new: Slot) {
         let mut slots = [Slot { time_ms: i64::MIN, is_own: false }; KNOWN];
         let mut count = 0;
         let mut rest = self.stored().peekable();
@@ -579,6 +584,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::storage::row::{TIME_MAX_MS, TIME_MIN_MS};
 
     fn slot(time_ms: i64) -> Slot {
         Slot { time_ms, is_own: time_ms % 2 == 1 }
@@ -838,6 +844,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_newer_time_is_noted_as_any_other(
+            slots in prop::collection::vec((prop_oneof![-9_i64..9, TIME_MIN_MS..TIME_MAX_MS, 0..2 * i64::from(u32::MAX)], any::<bool>()), 1..9),
+            flags in 0_u8..4,
+        ) {
+            let mut entry = Entry { flags: flags * GIVEN, ..Entry::UNKNOWN };
+            for (time_ms, is_own) in slots {
+                let mut merged = entry;
+                merged.merge(Slot { time_ms, is_own });
+                entry.add(Slot { time_ms, is_own });
+                prop_assert!(entry.stored().eq(merged.stored()), "{:?} {:?}", entry, merged);
+                prop_assert_eq!(entry.flags & (BOUNDED | GIVEN), flags * GIVEN);
+                entry = merged;
+            }
+        }
+
         #[test]
         fn the_newest_times_are_known(times in prop::collection::vec(-5_000_000_000_i64..5_000_000_000, 1..12)) {
             let mut series = SeriesTimes::new(false);

@@ -48,11 +48,12 @@ impl Limits {
 }
 
 /// Opens a transaction that may write, bounded. Everything is set for the transaction alone, so that it holds behind a pooler
-/// too. `check` is an expression that fails where nothing is to be written.
+/// too. `check` is an expression that fails where nothing is to be written. BEGIN itself never fails, so whatever is sent behind is within
+/// the transaction, be it one that has failed.
 #[must_use]
 pub fn begin(limits: Limits, check: &str) -> String {
     format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '{}', true), \
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET TRANSACTION READ WRITE; SELECT set_config('statement_timeout', '{}', true), \
          set_config('lock_timeout', '{}', true), set_config('idle_in_transaction_session_timeout', '{}', true), \
          set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), true), {check}",
         limits.statement.as_millis(),

@@ -246,7 +246,7 @@ impl Writer {
         let started = Instant::now();
         let client = session.client();
         let statement = copy_statement(&self.names);
-        // Sent without waiting for what begins the transaction: if that fails, nothing has been done by it.
+        // Sent without waiting for what begins the transaction: it stores nothing, and fails where that has failed.
         let (begun, prepared) = join(self.begin(client, batches, epoch), client.prepare(&statement)).await;
         let Some(Begun { standing, claimed }) = begun? else {
             return Ok(vec![Stored::Overtaken; batches.len()]);
@@ -315,8 +315,7 @@ impl Writer {
         if is_one {
             begin = format!("{begin}; {}", self.claim(batches.iter().map(|batch| batch.key)));
         }
-        // One message, of which nothing is done after a failure; waited for by itself, for whatever comes after a BEGIN that failed
-        // would be a transaction of its own.
+        // One message, of which nothing is done after a failure. Nothing that stores is sent before it is answered.
         match client.simple_query(&begin).await.map_err(Error::from) {
             Ok(answer) if is_one => {
                 Ok(Some(Begun { standing: vec![Ok(()); batches.len()], claimed: claimed(&answer)? }))

@@ -1,7 +1,7 @@
 //! Sealing: hot samples become chunks.
 //!
-//! One transaction takes the hot rows stored first, and whatever chunks their samples reach into, stores new chunks in
-//! their stead, and deletes the rows. Every reader sees one or the other, at any isolation level; writers only ever add
+//! One transaction takes out the hot rows stored first, and whatever chunks their samples reach into, and stores new chunks in
+//! their stead. Every reader sees one or the other, at any isolation level; writers only ever add
 //! hot rows, and wait for nothing. A crash at any point leaves what was there before.
 //!
 //! Late samples of any age, doubles (the first that was stored counts) and chunks that turned out small are all the
@@ -33,6 +33,9 @@ mod hot_rows;
 
 /// Samples that one transaction takes, of some ten bytes each in memory.
 const SAMPLES_MAX: i64 = 2_000_000;
+
+/// What the server may take for the rows of one transaction, which it gathers before it sends the first: else they go by way of a file.
+const PART_MEMORY: &str = "64MB";
 
 /// Times in a chunk at most: a query for a moment decodes so many.
 const LENGTH_MAX: usize = 1024;
@@ -151,7 +154,7 @@ impl Sealer<'_> {
         let statement = self.names.fill(&format!(
             "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples \
              FROM (SELECT no, \"time\", cardinality(series) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
-             GROUP BY (greatest(samples, 1) - 1) / $1 ORDER BY 1",
+             GROUP BY (samples - 1) / $1 ORDER BY 1",
             self.taken(i64::MAX)
         ));
         let records = self.client.query_typed(&statement, &[(&SAMPLES_MAX, Type::INT8)]).await?;
@@ -163,6 +166,7 @@ impl Sealer<'_> {
     /// are out of another server's dump, and nobody observes them.
     fn taken(&self, last: i64) -> String {
         let observed = self.up_to.map_or_else(String::new, |up_to| {
+            // Most are older than any transaction that was in progress, which is quickly seen.
             format!(
                 " AND (xid < '{}' OR pg_visible_in_snapshot(xid, '{up_to}') \
                  OR xid >= (SELECT pg_snapshot_xmax(pg_current_snapshot())))",
@@ -228,8 +232,8 @@ impl Sealer<'_> {
             Layout::Hypertable => self.names.fill("LOCK TABLE {samples} IN ROW EXCLUSIVE MODE; "),
         };
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; {WITHOUT_JIT}; SET LOCAL statement_timeout = {}; \
-             {lock}SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; {WITHOUT_JIT}; SET LOCAL work_mem = '{PART_MEMORY}'; \
+             SET LOCAL statement_timeout = {}; {lock}SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = {}",
             STATEMENT_TIMEOUT.as_millis(),
             IDLE_TIMEOUT.as_millis()
         );
@@ -352,7 +356,7 @@ impl Sealer<'_> {
         self.expired_ms.is_some_and(|expired_ms| time_ms < expired_ms)
     }
 
-    /// Deletes the hot rows up to the one numbered `last`, and returns what they had.
+    /// Deletes the hot rows of a part, of which the one numbered `last` is the last, and returns what they had.
     async fn take_hot(&self, last: i64) -> Result<Taken, Error> {
         let delete = format!("DELETE FROM {{hot}} WHERE {} RETURNING \"time\", series, value, no", self.taken(last));
         let no_parameters: [(i32, Type); 0] = [];
