@@ -143,7 +143,7 @@ struct Head {
 }
 
 impl Sealer<'_> {
-    /// Divides the hot rows that are to be sealed, in the order of storing, into parts of about [`SAMPLES_MAX`] samples each. What a
+    /// Divides the hot rows that are to be sealed, in the order of storing, into parts of about two million samples each. What a
     /// series has in the next part is later, so no chunk is made twice.
     ///
     /// # Errors
