@@ -7,11 +7,11 @@ use rig::network::Network;
 use rig::postgres::Stop;
 use rig::process::Signal;
 
-use crate::host::Shape;
+use crate::host::{BACKOFF, Shape};
 use crate::mode::Mode;
 use crate::pooler::Pooler;
 use crate::random::Random;
-use crate::stage::{Outcome, PATIENCE, Setup, Stage, median, sleep};
+use crate::stage::{Outcome, PATIENCE, Setup, Stage, sleep};
 use crate::{by_hand, by_labels, disk, judge, real, unequal};
 
 /// A case.
@@ -222,7 +222,7 @@ pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
         "crash-load" => {
             let batches = Shape { series: 20_000, interval_ms: 5_000, shards: 4, batch: 2_000, ..usual.shape };
             let mut outcome = crash(context, Setup { shape: batches, lease_seconds: 10.0, ..usual }, 12).await;
-            let median = median(&outcome.record.takeovers);
+            let median = outcome.record.median();
             if median >= 0.3 {
                 outcome.record.broken.push(format!("take-over p50 {median:.2} s, wanted 0.3 s"));
             }
@@ -425,7 +425,7 @@ async fn lock_killed_once(stage: &mut Stage<'_>) {
         _ = led(0) => {}
         _ = led(1) => {}
     }
-    stage.record().takeovers.push(deed.elapsed().as_secs_f64());
+    stage.record().taken_over(deed, 0.0);
     stage.healthy().await;
 }
 
@@ -664,8 +664,10 @@ pub(crate) async fn prometheus_killed_once(stage: &mut Stage<'_>) {
     let leader = stage.healthy().await;
     let (mark, deed) = (stage.mark(1 - leader), Instant::now());
     stage.event(format!("Prometheus {} killed", ["a", "b"][leader]));
+    // One that was refused may pause so long before it sends again: its silence tells nothing until then.
+    let later = if stage.hosts[leader].counts().is_refused { BACKOFF[1].as_secs_f64() } else { 0.0 };
     stage.hosts[leader].kill();
-    stage.takeover(1 - leader, mark, deed).await;
+    stage.later_takeover(1 - leader, mark, deed, later).await;
     sleep(5.0).await;
     stage.event("it is back");
     stage.hosts[leader].start();

@@ -18,7 +18,7 @@ use crate::mode::REPLICAS;
 use crate::random::Random;
 
 /// Prometheus' `min_backoff` and `max_backoff`.
-const BACKOFF: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(5)];
+pub(crate) const BACKOFF: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(5)];
 
 /// What a Prometheus scrapes and how it sends.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +99,8 @@ pub(crate) struct Counts {
     pub(crate) poisoned: usize,
     /// Samples sent again.
     pub(crate) retried: usize,
+    /// Whether the answer that came last, to whichever shard, was a refusal by 5xx.
+    pub(crate) is_refused: bool,
 }
 
 /// Who a Prometheus is, and where it sends.
@@ -591,6 +593,7 @@ async fn send(state: Arc<State>, shard: usize) {
             attempt += 1;
             state.thaw().await;
             let status = answer.as_ref().map_or(0, |answer| answer.status);
+            lock(&state.counts).is_refused = status >= 500;
             match status {
                 200..=299 => {
                     lock(&state.counts).acknowledged += samples;

@@ -70,7 +70,7 @@ pub(crate) async fn play(context: &Context<'_>) -> Outcome {
         }
         let other = adapters[1 - leader].as_ref().expect("only one is gone");
         other.wait_role("leader", PATIENCE).await;
-        record.takeovers.push(deed.elapsed().as_secs_f64());
+        record.taken_over(deed, 0.0);
         adapters[leader] = Some(options[leader].start().await);
     }
     healthy(&adapters).await;

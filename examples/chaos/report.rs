@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::cases::Case;
-use crate::stage::{Outcome, median, problems};
+use crate::stage::{Outcome, problems};
 
 /// A case and how it ended; in words if it has no outcome.
 pub(crate) struct Row<'a> {
@@ -100,13 +100,12 @@ pub(crate) fn table(rows: &[Row<'_>], seed: u64, took: Duration) -> String {
 }
 
 fn takeovers(outcome: &Outcome) -> String {
-    let mut seconds = outcome.record.takeovers.clone();
-    seconds.sort_by(f64::total_cmp);
+    let seconds = outcome.record.seconds();
     match seconds.as_slice() {
         [] => String::new(),
         [one] => format!("{one:.2} s"),
         // The 99th of a hundred is the slowest of fewer.
-        [.., slowest] => format!("p50 {:.2} s, p99 {slowest:.2} s, of {}", median(&seconds), seconds.len()),
+        [.., slowest] => format!("p50 {:.2} s, p99 {slowest:.2} s, of {}", outcome.record.median(), seconds.len()),
     }
 }
 
