@@ -1,39 +1,12 @@
 //! What an operator may ask of a running adapter, and who counts as one.
 
-use std::fmt;
-
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, HeaderMap, ORIGIN};
+use hyper::header::{HeaderMap, ORIGIN};
 use hyper::{Method, Request, StatusCode};
-use sha2::{Digest, Sha256};
 
-use crate::http::{Answer, Service, election, method_not_allowed, text, unavailable, with_type};
-
-/// What an operator shows. Never shown itself: only its digest is kept.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AdminToken([u8; 32]);
-
-impl AdminToken {
-    /// The token that an operator chose.
-    #[must_use]
-    pub fn new(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
-    }
-
-    fn is_shown(&self, headers: &HeaderMap) -> bool {
-        let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token =
-            shown.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        // Of digests: how long a comparison takes tells nothing.
-        token.is_some_and(|(_, token)| Self::new(token.trim()) == *self)
-    }
-}
-
-impl fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
+use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_type};
+use crate::http::election;
+use crate::http::service::Service;
 
 /// Everything under `/admin/`.
 pub(super) async fn answer(service: &Service, request: Request<Incoming>, is_local: bool) -> Answer {

@@ -10,7 +10,7 @@ use hyper::header::{CONTENT_ENCODING, HeaderValue};
 use hyper::{HeaderMap, Request, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::http::{Answer, text, unavailable};
+use crate::http::answer::{Answer, text, unavailable};
 use crate::wire::snappy;
 
 /// The limit of Prometheus' own receiver, for a body as received and as declared when decompressed.

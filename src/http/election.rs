@@ -12,7 +12,8 @@ use crate::election::by_labels::clusters::Clusters;
 use crate::election::desk::Orders;
 use crate::election::orders::{Order, Refusal};
 use crate::election::role::Role;
-use crate::http::{Answer, Service, method_not_allowed, text, unavailable, with_type};
+use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_type};
+use crate::http::service::Service;
 use crate::model::source::Source;
 
 /// A digit, and whatever a client may put around it.

@@ -12,8 +12,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_type};
 use crate::http::body::{check_encoding, discard, receive};
-use crate::http::{Answer, Service, method_not_allowed, text, unavailable, with_type};
+use crate::http::service::Service;
 use crate::model::labels::Labels;
 use crate::model::matcher::Matcher;
 use crate::model::sample::Sample;

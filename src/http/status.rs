@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::election::by_labels::clusters::{Clusters, Shown};
 use crate::election::role::Role;
-use crate::http::Service;
+use crate::http::service::Service;
 
 /// Why no write can be taken; `None` when it can, as leader or as standby. With `-pg-read-only`: reads.
 pub(super) fn not_ready(service: &Service) -> Option<String> {

@@ -7,8 +7,9 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
 use crate::election::liveness::InFlight;
+use crate::http::answer::{Answer, empty, method_not_allowed, text, unavailable};
 use crate::http::body::{Received, check_encoding, discard, quoted, receive};
-use crate::http::{Answer, Line, Service, empty, method_not_allowed, text, unavailable};
+use crate::http::service::{Line, Service};
 use crate::receiver::{Receiver, Taken};
 use crate::wire::write::v1;
 
