@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::election::advisory_lock::Election;
 use crate::election::by_labels::clusters::Clusters;
-use crate::election::by_labels::rounds::Rounds;
-use crate::election::desk::{self, Desk};
-use crate::election::liveness::Heard;
+use crate::election::by_labels::coordinator::Coordinator;
+use crate::election::commands::{self, CommandQueue};
+use crate::election::driver::Election;
+use crate::election::liveness::LivenessMonitor;
 use crate::election::role::{LockHolder, Role};
 use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::senders::{NO_GROUP, Senders};
@@ -103,10 +103,10 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     let connections = TaskTracker::new();
     let connector = Connector::new(config.postgres.clone(), connections.clone())?;
     let timeout = config.election.as_ref().map_or(PrometheusTimeout::Never, |election| election.prometheus_timeout);
-    let heard = Arc::new(Heard::new(timeout));
+    let heard = Arc::new(LivenessMonitor::new(timeout));
     let (role_sender, role) = watch::channel(Role::Unknown);
     let (lock_holder_sender, lock_holder) = watch::channel(None);
-    let (orders, desk) = config.election.as_ref().map(desk::open).unzip();
+    let (orders, commands) = config.election.as_ref().map(commands::open).unzip();
     let stopping = CancellationToken::new();
     let requests = TaskTracker::new();
     let service = Arc::new(Service {
@@ -159,7 +159,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     };
     let elected = match &service.clusters {
         Some(clusters) => parts.by_labels(clusters, role_sender, election_stop.clone()),
-        None => parts.sidecar(role_sender, lock_holder_sender, desk, election_stop.clone()),
+        None => parts.sidecar(role_sender, lock_holder_sender, commands, election_stop.clone()),
     };
     if !config.storage.read_only {
         let receiver = Receiver::new(&store, &elected.senders, elected.leaders, &metrics);
@@ -256,7 +256,7 @@ struct Parts<'a> {
     connector: &'a Connector,
     store: &'a Arc<Store>,
     metrics: &'a Arc<Metrics>,
-    heard: &'a Arc<Heard>,
+    heard: &'a Arc<LivenessMonitor>,
     connections: &'a TaskTracker,
 }
 
@@ -271,7 +271,7 @@ impl Parts<'_> {
     /// For each cluster one of its replicas leads, until `stop`.
     fn by_labels(&self, clusters: &Arc<Clusters>, role: watch::Sender<Role>, stop: CancellationToken) -> Elected {
         let senders = Senders::by_labels(self.config.handover, Arc::clone(self.store), Arc::clone(self.metrics));
-        let rounds = Rounds {
+        let rounds = Coordinator {
             clusters: Arc::clone(clusters),
             pool: self.store.pool().clone(),
             names: self.store.names().clone(),
@@ -289,7 +289,7 @@ impl Parts<'_> {
         &self,
         role: watch::Sender<Role>,
         lock_holder: watch::Sender<Option<LockHolder>>,
-        desk: Option<Desk>,
+        commands: Option<CommandQueue>,
         stop: CancellationToken,
     ) -> Elected {
         let group = self.config.election.as_ref().map_or(NO_GROUP.to_owned(), election::Config::group);
@@ -299,7 +299,7 @@ impl Parts<'_> {
         let write_path = Arc::new(WritePath::default());
         let leaders =
             Leaders::Own { role: role.subscribe(), write_path: Arc::clone(&write_path), fenced: Arc::clone(&fenced) };
-        let electing = self.elect(Arc::clone(&senders), write_path, fenced, (role, lock_holder), desk, stop);
+        let electing = self.elect(Arc::clone(&senders), write_path, fenced, (role, lock_holder), commands, stop);
         Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
@@ -310,7 +310,7 @@ impl Parts<'_> {
         write_path: Arc<WritePath>,
         fenced: Arc<Notify>,
         (role, lock_holder): (watch::Sender<Role>, watch::Sender<Option<LockHolder>>),
-        desk: Option<Desk>,
+        commands: Option<CommandQueue>,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let election = self.config.election.clone().map(|config| Election {
@@ -329,8 +329,8 @@ impl Parts<'_> {
         });
         let (metrics, read_only) = (Arc::clone(self.metrics), self.config.storage.read_only);
         async move {
-            match election.zip(desk) {
-                Some((election, desk)) => election.run(stop, desk).await,
+            match election.zip(commands) {
+                Some((election, commands)) => election.run(stop, commands).await,
                 None => {
                     if !read_only {
                         log::info!(

@@ -10,7 +10,7 @@ use std::fmt;
 
 use self::flags::{Flag, Flags};
 use crate::command::Command;
-use crate::election::{By, PrometheusTimeout, by_labels};
+use crate::election::{Method, PrometheusTimeout, by_labels};
 use crate::model::source::SourceLabels;
 use crate::{election, handover, http, postgres, storage, telemetry};
 
@@ -237,9 +237,9 @@ impl Given {
             !by_rest && lock_id == 0 && flags.leader_election_hold,
             "-leader-election-hold has no effect without -leader-election-pg-advisory-lock-id or -leader-election-rest",
         );
-        let by = match by_rest {
-            true => By::Rest(flags.leader_election_rest_group.clone()),
-            false if lock_id != 0 => By::Lock(lock_id),
+        let method = match by_rest {
+            true => Method::External(flags.leader_election_rest_group.clone()),
+            false if lock_id != 0 => Method::AdvisoryLock(lock_id),
             false => return None,
         };
         if read_only {
@@ -250,11 +250,11 @@ impl Given {
         }
         Some(election::Config {
             // Whether a Prometheus sends is for the outside party to judge.
-            prometheus_timeout: match by {
-                By::Lock(_) => flags.leader_election_pg_advisory_lock_prometheus_timeout,
-                By::Rest(_) => PrometheusTimeout::Never,
+            prometheus_timeout: match method {
+                Method::AdvisoryLock(_) => flags.leader_election_pg_advisory_lock_prometheus_timeout,
+                Method::External(_) => PrometheusTimeout::Never,
             },
-            by,
+            method,
             is_held: flags.leader_election_hold,
             liveness_interval: flags.leader_election_liveness_interval,
             election_interval: flags.scheduled_election_interval,

@@ -2,7 +2,7 @@
 //!
 //! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`orders`] what it was ordered, [`role`] is what
 //! the rest of the program sees; [`advisory_lock`] carries the machine's decisions out, on a [`lock_session`], and takes
-//! orders at a [`desk`].
+//! orders at a [`commands`].
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::storage::fence::Fence;
 
 pub use self::write_path::{Failing, WritePath};
 
-pub mod advisory_lock;
 pub mod by_labels;
-pub mod desk;
+pub mod commands;
+pub mod driver;
 pub mod liveness;
 pub mod lock_session;
 pub mod machine;
@@ -58,7 +58,7 @@ pub trait Succession: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// What makes an adapter the leader.
-    pub by: By,
+    pub method: Method,
     /// `-leader-election-hold`: out of elections from the start, until released.
     pub is_held: bool,
     /// `-leader-election-pg-advisory-lock-prometheus-timeout`.
@@ -73,27 +73,27 @@ pub struct Config {
 
 /// What makes an adapter the leader of its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum Method {
     /// `-leader-election-pg-advisory-lock-id`: that it holds this advisory lock. Never 0, which is no election.
-    Lock(i64),
+    AdvisoryLock(i64),
     /// `-leader-election-rest`: that an outside party tells it to lead this group.
-    Rest(String),
+    External(String),
 }
 
 impl Config {
     /// What the group is called in the leader table, log and status.
     #[must_use]
     pub fn group(&self) -> String {
-        match &self.by {
-            By::Lock(id) => format!("lock {id}"),
-            By::Rest(group) => format!("rest {group}"),
+        match &self.method {
+            Method::AdvisoryLock(id) => format!("lock {id}"),
+            Method::External(group) => format!("rest {group}"),
         }
     }
 
     /// How long one that gave the lead up stands back for another, and another for the one it named: several times as long
     /// as whoever is there takes to notice.
     #[must_use]
-    pub fn standing_back(&self) -> Duration {
+    pub fn cooldown(&self) -> Duration {
         self.lease / 2
     }
 

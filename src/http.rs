@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::election::by_labels::clusters::Clusters;
 use crate::http::answer::{Answer, method_not_allowed, text, with_type};
-use crate::http::service::Line;
+use crate::http::service::Connection;
 use crate::telemetry::metrics;
 
 pub use self::admin_token::AdminToken;
@@ -55,8 +55,10 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
         let is_local = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
         let service = Arc::clone(&service);
         let tracker = service.tracker.clone();
-        let line =
-            Arc::new(Line { any: service.heard.line(), by_labels: service.clusters.as_ref().map(Clusters::line) });
+        let line = Arc::new(Connection {
+            any: service.heard.line(),
+            by_labels: service.clusters.as_ref().map(Clusters::line),
+        });
         let handler = service_fn(move |request| {
             let (service, line) = (Arc::clone(&service), Arc::clone(&line));
             async move { Ok::<_, Infallible>(answer(service, request, line, is_local).await) }
@@ -102,7 +104,7 @@ async fn accept(
 }
 
 /// Answers a request by its path.
-async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Line>, is_local: bool) -> Answer {
+async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Connection>, is_local: bool) -> Answer {
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/write" | "/api/v1/write" => {

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::election::WritePath;
-use crate::election::by_labels::clusters::{Clusters, InFlight, Line, TooMany};
+use crate::election::by_labels::clusters::{ClusterConnection, Clusters, InFlight, TooMany};
 use crate::election::role::Role;
 use crate::handover::Handover;
 use crate::handover::buffer::Refusal;
@@ -21,8 +21,8 @@ use crate::storage::row::Row;
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
 use crate::storage::{LookedUp, Rejected, Resolved, Store, part_key, request_key};
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trouble::Trouble;
 use crate::wire::write::Request;
 
 /// Takes write requests; reads the role and never asks the database for it.
@@ -36,7 +36,7 @@ pub struct Receiver {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What was said of requests that are refused.
-    pub trouble: Mutex<Trouble>,
+    pub trouble: Mutex<LogThrottle>,
 }
 
 /// Where it is known which sender leads.
@@ -126,7 +126,12 @@ impl Receiver {
     /// # Errors
     ///
     /// [`Refused`]: nothing of it is promised, some of it may be stored; the retry is told apart by its bytes.
-    pub async fn receive(&self, request: &Request<'_>, body: &[u8], line: Option<&Line>) -> Result<Taken, Refused> {
+    pub async fn receive(
+        &self,
+        request: &Request<'_>,
+        body: &[u8],
+        line: Option<&ClusterConnection>,
+    ) -> Result<Taken, Refused> {
         let count = request.samples.len() as u64;
         self.metrics.samples_received_total.inc_by(count);
         self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
@@ -155,7 +160,7 @@ impl Receiver {
     }
 
     /// Where labels say who sends: it is heard.
-    fn heard(&self, parts: &[Part], line: Option<&Line>) -> Result<Vec<InFlight>, Refused> {
+    fn heard(&self, parts: &[Part], line: Option<&ClusterConnection>) -> Result<Vec<InFlight>, Refused> {
         let Leaders::ByLabels(clusters) = &self.leaders else { return Ok(Vec::new()) };
         let sources = || parts.iter().filter_map(|part| part.source.as_ref());
         let in_flight = sources().map(|source| clusters.begin(source)).collect::<Result<_, _>>()?;
@@ -293,7 +298,7 @@ impl Receiver {
 
     /// Says why requests are refused, unless that was said lately.
     fn warn(&self, why: &str) {
-        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(why, Instant::now()) {
+        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).should_log(why, Instant::now()) {
             log::warn!("write requests are answered 503: {why}");
         }
     }

@@ -96,7 +96,7 @@ fn defaults_are_those_of_0_6_0() {
 fn the_two_command_lines_of_the_old_users() {
     let rest = ["-leader-election.pg-advisory-lock-id=1", "-leader-election.pg-advisory-lock.prometheus-timeout=6s"];
     let election = election::Config {
-        by: By::Lock(1),
+        method: Method::AdvisoryLock(1),
         is_held: false,
         prometheus_timeout: PrometheusTimeout::After(Duration::from_secs(6)),
         liveness_interval: Duration::from_secs(10),
@@ -280,7 +280,7 @@ fn check_timeout(value: &str, expected: PrometheusTimeout) {
     let args =
         ["-leader-election-pg-advisory-lock-id=-7", "-leader-election-pg-advisory-lock-prometheus-timeout", value];
     let election = run(&args).election.unwrap();
-    assert_eq!((election.by, election.prometheus_timeout), (By::Lock(-7), expected));
+    assert_eq!((election.method, election.prometheus_timeout), (Method::AdvisoryLock(-7), expected));
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn flags_without_meaning_are_accepted_with_a_warning() {
 #[test]
 fn who_leads_may_be_told_by_rest() {
     let election = run(&["-leader-election.rest", "-leader-election-hold"]).election.unwrap();
-    assert_eq!((&election.by, election.is_held), (&By::Rest("1".to_owned()), true));
+    assert_eq!((&election.method, election.is_held), (&Method::External("1".to_owned()), true));
     assert_eq!(election.prometheus_timeout, PrometheusTimeout::Never, "that is for others to judge");
     let election = run(&["-leader-election-rest", "-leader-election-rest-group=eu"]).election.unwrap();
     assert_eq!(election.group(), "rest eu");

@@ -1,16 +1,18 @@
 //! Election by labels: for each cluster one of its replicas leads, whichever adapters its samples come by.
 //!
-//! [`cluster`] decides, [`board`] has what adapters tell each other in the database, [`clusters`] is what the write path reads, [`rounds`] carries the decisions out, [`by_hand`] is for whoever knows better. No
-//! adapter leads by holding a lock, or has to know another.
+//! [`cluster`] decides, [`cluster_table`] has what adapters tell each other in the database, [`clusters`] is what the write path
+//! reads, [`coordinator`] carries the decisions out, [`by_hand`] carries [`orders`] of an operator out. No adapter leads by holding
+//! a lock, or has to know another.
 
 use crate::election::PrometheusTimeout;
 use crate::storage::upkeep::CLUSTER_GROUPS;
 
-pub mod board;
 pub mod by_hand;
 pub mod cluster;
+pub mod cluster_table;
 pub mod clusters;
-pub mod rounds;
+pub mod coordinator;
+pub mod orders;
 
 /// How leaders are found by labels.
 #[derive(Clone, Debug, PartialEq, Eq)]

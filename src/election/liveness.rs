@@ -37,7 +37,7 @@ pub struct Liveness {
     /// The last sign of life, a request that began or ended.
     last: Option<Instant>,
     /// Silence before this is our own doing.
-    excused_until: Option<Instant>,
+    paused_until: Option<Instant>,
     /// The first request.
     first: Option<Instant>,
     /// The longest gap seen lately; as time passes it shrinks, by a sixteenth in the time of its own length, however many
@@ -62,7 +62,7 @@ impl Liveness {
         Self {
             timeout,
             last: None,
-            excused_until: None,
+            paused_until: None,
             first: None,
             gap: None,
             outage: None,
@@ -76,7 +76,7 @@ impl Liveness {
     /// A write request arrived.
     pub fn begin(&mut self, now: Instant) {
         self.in_flight += 1;
-        if let (Some(last), true) = (self.last, self.excused_until.is_none_or(|until| until <= now)) {
+        if let (Some(last), true) = (self.last, self.paused_until.is_none_or(|until| until <= now)) {
             self.learn(now.saturating_duration_since(last), now);
         }
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
@@ -89,7 +89,7 @@ impl Liveness {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
         // One that was accepted ends the pause, whatever was refused before.
-        self.excused_until = refused.then(|| now + BACKOFF_MAX);
+        self.paused_until = refused.then(|| now + BACKOFF_MAX);
     }
 
     /// A connection has carried its first write request.
@@ -131,7 +131,7 @@ impl Liveness {
     /// But one that sends often would be back soon, so it shortens the wait to the longest gap lately, once that is known.
     #[must_use]
     pub fn overdue_at(&self, last: Instant, closed_at: Option<Instant>) -> Option<Instant> {
-        let last = last.max(self.excused_until.unwrap_or(last));
+        let last = last.max(self.paused_until.unwrap_or(last));
         let by_timeout = last + self.timeout()?;
         let by_gap =
             closed_at.zip(self.known_gap()).map(|(closed_at, gap)| closed_at.max(last + gap + LATE.max(gap / 4)));
@@ -140,9 +140,9 @@ impl Liveness {
 
     /// This process itself did not run from `since` until `now`: nobody can have been heard. One that was silent before
     /// is so still.
-    pub fn excuse(&mut self, since: Instant, now: Instant) {
+    pub fn discount_pause(&mut self, since: Instant, now: Instant) {
         if self.silent_at(since).is_some_and(|at| at > since) {
-            self.excused_until = Some(self.excused_until.map_or(now, |until| until.max(now)));
+            self.paused_until = Some(self.paused_until.map_or(now, |until| until.max(now)));
         }
     }
 
@@ -197,7 +197,7 @@ impl Liveness {
 
 /// A [`Liveness`] that the write path feeds and the election reads.
 #[derive(Debug)]
-pub struct Heard {
+pub struct LivenessMonitor {
     liveness: Mutex<Liveness>,
     begun: Notify,
     closed: Notify,
@@ -206,19 +206,19 @@ pub struct Heard {
 
 /// A connection that may carry write requests.
 #[derive(Debug)]
-pub struct Line {
-    heard: Arc<Heard>,
+pub struct ConnectionTracker {
+    heard: Arc<LivenessMonitor>,
     requests: AtomicUsize,
 }
 
 /// A request under way; tells when it is over, also when it is dropped.
 #[derive(Debug)]
 pub struct InFlight {
-    heard: Arc<Heard>,
+    heard: Arc<LivenessMonitor>,
     refused: bool,
 }
 
-impl Heard {
+impl LivenessMonitor {
     /// Before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
@@ -244,12 +244,12 @@ impl Heard {
         *self.why_unsupported() = Some(why);
     }
 
-    /// A request could be read. Returns whether the one before was [`Heard::unsupported`].
+    /// A request could be read. Returns whether the one before was [`LivenessMonitor::unsupported`].
     pub fn supported(&self) -> bool {
         self.why_unsupported().take().is_some()
     }
 
-    /// Why the latest request was [`Heard::unsupported`]; `None` if one could be read since.
+    /// Why the latest request was [`LivenessMonitor::unsupported`]; `None` if one could be read since.
     #[must_use]
     pub fn only_unsupported(&self) -> Option<String> {
         self.why_unsupported().clone()
@@ -262,8 +262,8 @@ impl Heard {
 
     /// A connection is open; dropped when it is closed.
     #[must_use]
-    pub fn line(self: &Arc<Self>) -> Line {
-        Line { heard: Arc::clone(self), requests: AtomicUsize::new(0) }
+    pub fn line(self: &Arc<Self>) -> ConnectionTracker {
+        ConnectionTracker { heard: Arc::clone(self), requests: AtomicUsize::new(0) }
     }
 
     /// Waits for the last connection to be closed, one that was since the last wait included.
@@ -271,9 +271,9 @@ impl Heard {
         self.closed.notified().await;
     }
 
-    /// See [`Liveness::excuse`].
-    pub fn excuse(&self, since: Instant, now: Instant) {
-        self.with(|liveness| liveness.excuse(since, now));
+    /// See [`Liveness::discount_pause`].
+    pub fn discount_pause(&self, since: Instant, now: Instant) {
+        self.with(|liveness| liveness.discount_pause(since, now));
     }
 
     /// A copy to decide by.
@@ -291,7 +291,7 @@ impl Heard {
     }
 }
 
-impl Line {
+impl ConnectionTracker {
     /// It has carried a write request.
     pub fn wrote(&self) {
         if self.requests.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -300,7 +300,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for ConnectionTracker {
     fn drop(&mut self) {
         let requests = *self.requests.get_mut();
         if requests > 0 && self.heard.with(|liveness| liveness.closed(requests > 1, Instant::now())) {
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_vanishes_is_not_excused() {
-        let heard = Arc::new(Heard::new(PrometheusTimeout::After(Duration::from_secs(3))));
+        let heard = Arc::new(LivenessMonitor::new(PrometheusTimeout::After(Duration::from_secs(3))));
         let silent_in = || heard.read().silent_at(Instant::now()).unwrap().saturating_duration_since(Instant::now());
         drop(heard.begin());
         assert!(silent_in() <= Duration::from_secs(3));
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn lines_count_the_connections_that_are_open() {
-        let heard = Arc::new(Heard::new(PrometheusTimeout::After(Duration::from_secs(60))));
+        let heard = Arc::new(LivenessMonitor::new(PrometheusTimeout::After(Duration::from_secs(60))));
         let is_closed = || heard.read().closed_at().is_some();
         let (first, second) = (heard.line(), heard.line());
         for line in [&first, &first, &second] {
@@ -457,9 +457,9 @@ mod tests {
         let mut liveness = Liveness::new(PrometheusTimeout::After(Duration::from_secs(3)));
         liveness.begin(start);
         liveness.end(start, false);
-        liveness.excuse(at(start, 1_000), at(start, 10_000));
+        liveness.discount_pause(at(start, 1_000), at(start, 10_000));
         assert_eq!(liveness.silent_at(at(start, 10_000)), Some(at(start, 13_000)));
-        liveness.excuse(at(start, 14_000), at(start, 20_000));
+        liveness.discount_pause(at(start, 14_000), at(start, 20_000));
         assert_eq!(liveness.silent_at(at(start, 20_000)), Some(at(start, 13_000)), "silent before, silent after");
     }
 

@@ -37,7 +37,7 @@ pub(super) enum Claim {
     /// The lock is held: unless another adapter is named to lead next.
     Lock,
     /// It was told to lead, just now.
-    Told,
+    Appointed,
     /// It was told once, and nobody later: this token is in force.
     Follows(Uuid),
 }
@@ -154,7 +154,7 @@ impl LockSession {
         ));
         let client = self.session.client();
         let (is_told, follows) = match claim {
-            Claim::Told => (true, None),
+            Claim::Appointed => (true, None),
             Claim::Follows(token) => (false, Some(token)),
             Claim::Lock => (false, None),
         };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::election::orders::{Order, Pending, Refusal, StandingOrders};
 use crate::election::role::{Leader, Role};
-use crate::election::{By, Config, Failing};
+use crate::election::{Config, Failing, Method};
 use crate::storage::fence::Fence;
 use uuid::Uuid;
 
@@ -173,13 +173,13 @@ impl Machine {
         if let Some(reason) = self.reason_to_close(now) {
             if reason == Reason::WritesFailing {
                 // Another adapter may do better.
-                self.orders.stand_back(self.fence().map(|fence| fence.term), now + self.config.standing_back());
+                self.orders.stand_back(self.fence().map(|fence| fence.term), now + self.config.cooldown());
             }
             self.last_reason = reason;
             self.state = State::Closing { reason };
         }
-        if let (State::Following { .. }, By::Rest(_)) = (&self.state, &self.config.by)
-            && self.orders.may_try(&self.config.by, now)
+        if let (State::Following { .. }, Method::External(_)) = (&self.state, &self.config.method)
+            && self.orders.may_try(&self.config.method, now)
         {
             self.state = State::Locked;
         }
@@ -201,14 +201,14 @@ impl Machine {
             State::Following { .. } => Action::Observe,
             State::Locked => Action::RaiseTerm,
             State::Preparing(_) | State::Leading(_) if self.successor().is_some() => Action::HandOver,
-            State::Preparing(_) | State::Leading(_) if self.orders.is_told_now() => Action::Heartbeat,
+            State::Preparing(_) | State::Leading(_) if self.orders.is_newly_appointed() => Action::Heartbeat,
             State::Preparing(tenure) | State::Leading(tenure) => {
                 let heartbeat_at = tenure.renewed_at + self.config.heartbeat_interval();
                 if now >= heartbeat_at {
                     return Action::Heartbeat;
                 }
-                let looks_at = heartbeat_at.min(now + self.config.liveness_interval);
-                Action::Wait(self.silent_at.map_or(looks_at, |silent_at| silent_at.min(looks_at)))
+                let next_check_at = heartbeat_at.min(now + self.config.liveness_interval);
+                Action::Wait(self.silent_at.map_or(next_check_at, |silent_at| silent_at.min(next_check_at)))
             }
         }
     }
@@ -282,12 +282,12 @@ impl Machine {
 
     /// The term was not raised: another adapter is named to lead next, or was told to lead later than this one.
     pub fn on_refused(&mut self, now: Instant) {
-        match self.config.by {
-            By::Lock(_) => {
-                self.orders.on_observed(None, Some(now + self.config.standing_back()));
+        match self.config.method {
+            Method::AdvisoryLock(_) => {
+                self.orders.on_observed(None, Some(now + self.config.cooldown()));
                 self.on_lost(Reason::Requested, now);
             }
-            By::Rest(_) => self.on_lost(Reason::Fenced, now),
+            Method::External(_) => self.on_lost(Reason::Fenced, now),
         }
     }
 
@@ -313,7 +313,7 @@ impl Machine {
         if let Some(Pending { is_named, .. }) = &mut self.orders.pending {
             *is_named = true;
         }
-        self.orders.stand_back(Some(fence.term), now + self.config.standing_back());
+        self.orders.stand_back(Some(fence.term), now + self.config.cooldown());
         self.on_lost(Reason::Requested, now);
     }
 
@@ -327,7 +327,7 @@ impl Machine {
     /// Somebody orders something, and waits until `until` for [`Machine::outcome`]. One order at a time.
     pub fn on_order(&mut self, order: Order, now: Instant, until: Instant) {
         let term = self.fence().map(|fence| fence.term);
-        let given = self.orders.give(order.clone(), &self.config.by, term, now + self.config.standing_back());
+        let given = self.orders.give(order.clone(), &self.config.method, term, now + self.config.cooldown());
         match given {
             Ok(()) => {
                 self.orders.pending = Some(Pending { order, since: now, until, is_named: false });
@@ -347,7 +347,7 @@ impl Machine {
         let Pending { order, since, until, is_named } = self.orders.pending.as_ref()?;
         let has_lead = !matches!(self.state, State::Disconnected { .. } | State::Following { .. } | State::Stopped);
         let outcome = match order {
-            Order::Lead if matches!(self.state, State::Leading(_)) && !self.orders.is_told_now() => Ok(()),
+            Order::Lead if matches!(self.state, State::Leading(_)) && !self.orders.is_newly_appointed() => Ok(()),
             Order::Release => Ok(()),
             Order::HandOver { .. } if !has_lead && !is_named => Err(Refusal::Lost(self.last_reason.label())),
             Order::Resign | Order::Hold | Order::HandOver { .. } if !has_lead => Ok(()),
@@ -487,14 +487,14 @@ impl Machine {
 
     /// Whether it may try to take the lead.
     fn may_try(&self, now: Instant) -> bool {
-        !self.is_silent(now) && self.orders.may_try(&self.config.by, now)
+        !self.is_silent(now) && self.orders.may_try(&self.config.method, now)
     }
 
     /// Whether the writes of this term have failed for longer than the lease. Where leaders are told, that is for whoever
     /// tells to see.
     fn has_failed(&self, tenure: &Tenure) -> bool {
         let has_failed = |failing: Failing| failing.last >= failing.since.max(tenure.began_at) + self.config.lease;
-        matches!(self.config.by, By::Lock(_)) && self.failing.is_some_and(has_failed)
+        matches!(self.config.method, Method::AdvisoryLock(_)) && self.failing.is_some_and(has_failed)
     }
 
     /// Why the session must go, if it must and is not on its way already.
@@ -507,7 +507,9 @@ impl Machine {
             {
                 Some(Reason::HeartbeatOverdue)
             }
-            State::Locked | State::Preparing(_) | State::Leading(_) if !self.orders.may_lead(&self.config.by, now) => {
+            State::Locked | State::Preparing(_) | State::Leading(_)
+                if !self.orders.may_lead(&self.config.method, now) =>
+            {
                 Some(Reason::Requested)
             }
             State::Preparing(_) | State::Leading(_) if self.is_silent(now) => Some(Reason::PrometheusTimeout),

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::election::By;
+use crate::election::Method;
 
 /// An order, to one adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Lead: only where leaders are told.
+    /// Lead: only where leaders are appointed.
     Lead,
     /// Give the lead up, and let another have it.
     Resign,
@@ -35,13 +35,13 @@ pub enum Refusal {
     Held,
     /// It is not for anybody to tell.
     #[error(
-        "this group's leader is not told: it is who holds an advisory lock; ask the leader to resign or to hand over, or \
+        "this group's leader is not appointed: it is who holds an advisory lock; ask the leader to resign or to hand over, or \
          start both adapters with -leader-election-rest"
     )]
-    NotTold,
+    NotAppointable,
     /// It is for an outside party to tell.
     #[error("this group's leader is told (-leader-election-rest): tell the other one to lead, and this one ends")]
-    Told,
+    Appointed,
     /// Nobody by that name takes part.
     #[error("no other adapter of this group is called {to:?}; those connected are: {}", names(connected))]
     NoSuchPeer {
@@ -80,7 +80,7 @@ pub(super) struct StandingOrders {
     /// What became of one that needed no doing.
     pub(super) refused: Option<Refusal>,
     pub(super) is_held: bool,
-    told: Option<Told>,
+    appointed: Option<Appointed>,
     out: Option<Out>,
     /// Another adapter is named to lead next.
     yields_until: Option<Instant>,
@@ -97,11 +97,11 @@ pub(super) struct Pending {
 
 /// Told to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum Appointed {
     /// And not done yet: whoever leads.
-    Now,
+    Pending,
     /// Done by the term of this token: once another term has begun, another was told later.
-    By(Uuid),
+    InTerm(Uuid),
 }
 
 /// Gave the lead up.
@@ -114,26 +114,32 @@ struct Out {
 
 impl StandingOrders {
     pub(super) fn new(is_held: bool) -> Self {
-        Self { pending: None, refused: None, is_held, told: None, out: None, yields_until: None }
+        Self { pending: None, refused: None, is_held, appointed: None, out: None, yields_until: None }
     }
 
     /// Notes an order of an adapter that leads `term`, or does not lead.
-    pub(super) fn give(&mut self, order: Order, by: &By, term: Option<i64>, out_until: Instant) -> Result<(), Refusal> {
+    pub(super) fn give(
+        &mut self,
+        order: Order,
+        method: &Method,
+        term: Option<i64>,
+        out_until: Instant,
+    ) -> Result<(), Refusal> {
         match &order {
-            Order::Lead if matches!(by, By::Lock(_)) => return Err(Refusal::NotTold),
+            Order::Lead if matches!(method, Method::AdvisoryLock(_)) => return Err(Refusal::NotAppointable),
             Order::Lead if self.is_held => return Err(Refusal::Held),
             Order::Lead => {
-                self.told = Some(Told::Now);
+                self.appointed = Some(Appointed::Pending);
                 self.out = None;
             }
-            Order::Resign if term.is_none() && self.told.is_none() => return Err(Refusal::NotLeader),
+            Order::Resign if term.is_none() && self.appointed.is_none() => return Err(Refusal::NotLeader),
             Order::Resign => self.stand_back(term, out_until),
-            Order::HandOver { .. } if matches!(by, By::Rest(_)) => return Err(Refusal::Told),
+            Order::HandOver { .. } if matches!(method, Method::External(_)) => return Err(Refusal::Appointed),
             Order::HandOver { .. } if term.is_none() => return Err(Refusal::NotLeader),
             Order::HandOver { .. } => {}
             Order::Hold => {
                 self.is_held = true;
-                self.told = None;
+                self.appointed = None;
             }
             Order::Release => {
                 self.is_held = false;
@@ -145,45 +151,45 @@ impl StandingOrders {
 
     /// Lets others have the lead of after `term`, for a while.
     pub(super) fn stand_back(&mut self, term: Option<i64>, until: Instant) {
-        self.told = None;
+        self.appointed = None;
         self.out = term.map(|term| Out { until, term });
     }
 
     /// Whether this adapter may take the lead, or keep it.
-    pub(super) fn may_lead(&self, by: &By, now: Instant) -> bool {
+    pub(super) fn may_lead(&self, method: &Method, now: Instant) -> bool {
         let is_out = self.out.is_some_and(|out| now < out.until);
-        !self.is_held && !is_out && (matches!(by, By::Lock(_)) || self.told.is_some())
+        !self.is_held && !is_out && (matches!(method, Method::AdvisoryLock(_)) || self.appointed.is_some())
     }
 
     /// Whether this adapter may take the lead now. One that is told to need not wait for whoever is named.
-    pub(super) fn may_try(&self, by: &By, now: Instant) -> bool {
-        let yields = matches!(by, By::Lock(_)) && self.yields_until.is_some_and(|until| now < until);
-        self.may_lead(by, now) && !yields
+    pub(super) fn may_try(&self, method: &Method, now: Instant) -> bool {
+        let yields = matches!(method, Method::AdvisoryLock(_)) && self.yields_until.is_some_and(|until| now < until);
+        self.may_lead(method, now) && !yields
     }
 
     /// Whether it is in doubt that the term in force is the one it was told to begin.
-    pub(super) fn is_told_now(&self) -> bool {
-        self.told == Some(Told::Now)
+    pub(super) fn is_newly_appointed(&self) -> bool {
+        self.appointed == Some(Appointed::Pending)
     }
 
     /// The term that must be in force for this adapter to begin the next, if it is not free to.
     pub(super) fn follows(&self) -> Option<Uuid> {
-        match self.told {
-            Some(Told::By(token)) => Some(token),
+        match self.appointed {
+            Some(Appointed::InTerm(token)) => Some(token),
             _ => None,
         }
     }
 
     /// The own term is in force.
     pub(super) fn on_proven(&mut self, token: Uuid) {
-        if let Some(told) = &mut self.told {
-            *told = Told::By(token);
+        if let Some(appointed) = &mut self.appointed {
+            *appointed = Appointed::InTerm(token);
         }
     }
 
     /// Another term has begun than the own one.
     pub(super) fn on_fenced(&mut self) {
-        self.told = self.told.filter(|told| *told == Told::Now);
+        self.appointed = self.appointed.filter(|appointed| *appointed == Appointed::Pending);
     }
 
     /// The group's row was read.
@@ -194,8 +200,8 @@ impl StandingOrders {
 
     /// Nobody waits any more for the order to lead.
     pub(super) fn withdraw(&mut self) {
-        if self.is_told_now() {
-            self.told = None;
+        if self.is_newly_appointed() {
+            self.appointed = None;
         }
     }
 }

@@ -21,8 +21,8 @@ use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trouble::Trouble;
 
 /// See the module.
 pub struct Senders {
@@ -224,7 +224,7 @@ impl Senders {
     /// Observes, and reconciles what has stayed uncovered, about once a second. Once `stop` is cancelled, from when on nothing more
     /// comes, all that is buffered is reconciled; ends when nothing is left.
     pub async fn run(&self, stop: CancellationToken) {
-        let mut trouble = Trouble::default();
+        let mut trouble = LogThrottle::default();
         let mut told_offset = None;
         loop {
             let is_last = stop.is_cancelled();
@@ -241,7 +241,7 @@ impl Senders {
                 Ok(()) => {}
                 Err(error) => {
                     self.metrics.postgres_error(error.sqlstate());
-                    if trouble.is_news(&error.to_string(), Instant::now()) {
+                    if trouble.should_log(&error.to_string(), Instant::now()) {
                         log::warn!("what is stored could not be observed, so nothing is let go of: {error}");
                     }
                 }
@@ -263,12 +263,12 @@ impl Senders {
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
                 // A server that takes another one's place may lack it.
-                let is_news = |offset_ms: i64| {
+                let should_log = |offset_ms: i64| {
                     told_offset.is_none_or(|(told_in, told_ms)| {
                         told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
                     })
                 };
-                if let Some(offset_ms) = offset_ms.filter(|offset_ms| is_news(*offset_ms)) {
+                if let Some(offset_ms) = offset_ms.filter(|offset_ms| should_log(*offset_ms)) {
                     self.store.set_clock_offset(number, offset_ms, epoch).await?;
                     *told_offset = Some((epoch, offset_ms));
                 }

@@ -1,4 +1,4 @@
-//! Orders to the election: by an outside party as 0.6.0 took them, and by hand.
+//! CommandHandle to the election: by an outside party as 0.6.0 took them, and by hand.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use crate::election::by_labels::by_hand;
 use crate::election::by_labels::clusters::Clusters;
-use crate::election::desk::Orders;
+use crate::election::by_labels::orders::{ClusterOrder, ClusterRefusal};
+use crate::election::commands::CommandHandle;
 use crate::election::orders::{Order, Refusal};
 use crate::election::role::Role;
 use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_type};
@@ -40,12 +40,12 @@ pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Ans
                 _ => return text(StatusCode::BAD_REQUEST, "1 or 0 expected in request body"),
             };
             match orders(service) {
-                Ok(orders) if orders.by_rest() => match orders.give(order).await {
+                Ok(orders) if orders.is_external() => match orders.give(order).await {
                     // To one that does not lead, resigning was no failure.
                     Ok(()) | Err(Refusal::NotLeader) => word(true),
                     Err(refusal) => refused(&refusal),
                 },
-                Ok(_) => refused(&Refusal::NotTold),
+                Ok(_) => refused(&Refusal::NotAppointable),
                 Err(answer) => *answer,
             }
         }
@@ -105,26 +105,27 @@ async fn by_labels(clusters: &Arc<Clusters>, request: &Request<Incoming>, order:
     };
     let replica = parameter(request, "replica");
     let (order, done) = match (order, replica) {
-        (Order::Resign, _) => (by_hand::Order::Resign, "another replica leads".to_owned()),
-        (Order::HandOver { to }, _) => (by_hand::Order::HandOver { to: to.clone() }, format!("handed over to {to}")),
+        (Order::Resign, _) => (ClusterOrder::Resign, "another replica leads".to_owned()),
+        (Order::HandOver { to }, _) => (ClusterOrder::HandOver { to: to.clone() }, format!("handed over to {to}")),
         (Order::Hold, Some(replica)) => {
             let done = format!("{replica} is held out of elections until released");
-            (by_hand::Order::Hold { replica }, done)
+            (ClusterOrder::Hold { replica }, done)
         }
         (Order::Release, Some(replica)) => {
             let done = format!("{replica} takes part in elections");
-            (by_hand::Order::Release { replica }, done)
+            (ClusterOrder::Release { replica }, done)
         }
         _ => return say(&format!("{path}?cluster={cluster}&replica=NAME")),
     };
     match clusters.give(&cluster, order).await {
         Ok(()) => text(StatusCode::OK, done),
         Err(refusal) => {
-            use by_hand::Refusal;
             let status = match &refusal {
-                Refusal::NoSuchCluster { .. } | Refusal::NoSuchReplica { .. } => StatusCode::NOT_FOUND,
-                Refusal::HeldOut { .. } | Refusal::Overtaken { .. } => StatusCode::CONFLICT,
-                Refusal::NobodyLeads { .. } | Refusal::Overdue { .. } => return unavailable(refusal.to_string()),
+                ClusterRefusal::NoSuchCluster { .. } | ClusterRefusal::NoSuchReplica { .. } => StatusCode::NOT_FOUND,
+                ClusterRefusal::HeldOut { .. } | ClusterRefusal::Overtaken { .. } => StatusCode::CONFLICT,
+                ClusterRefusal::NobodyLeads { .. } | ClusterRefusal::Overdue { .. } => {
+                    return unavailable(refusal.to_string());
+                }
             };
             text(status, refusal.to_string())
         }
@@ -137,9 +138,9 @@ fn say(what: &str) -> Answer {
 }
 
 /// Where orders are given.
-fn orders(service: &Service) -> Result<&Orders, Box<Answer>> {
+fn orders(service: &Service) -> Result<&CommandHandle, Box<Answer>> {
     match &service.orders {
-        _ if service.clusters.is_some() => Err(Box::new(refused(&Refusal::NotTold))),
+        _ if service.clusters.is_some() => Err(Box::new(refused(&Refusal::NotAppointable))),
         None => Err(Box::new(text(StatusCode::CONFLICT, "there is no election: this adapter takes part in none"))),
         Some(_) if service.store.get().is_none() => Err(Box::new(unavailable("the database has not been reached yet"))),
         Some(orders) => Ok(orders),
@@ -149,7 +150,7 @@ fn orders(service: &Service) -> Result<&Orders, Box<Answer>> {
 fn refused(refusal: &Refusal) -> Answer {
     match refusal {
         Refusal::NoSuchPeer { .. } => text(StatusCode::NOT_FOUND, refusal.to_string()),
-        Refusal::NotLeader | Refusal::Held | Refusal::NotTold | Refusal::Told => {
+        Refusal::NotLeader | Refusal::Held | Refusal::NotAppointable | Refusal::Appointed => {
             text(StatusCode::CONFLICT, refusal.to_string())
         }
         Refusal::Lost(_) | Refusal::Overdue { .. } | Refusal::Stopping => unavailable(refusal.to_string()),

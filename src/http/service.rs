@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::election::by_labels::clusters::{self, Clusters};
-use crate::election::desk::Orders;
-use crate::election::liveness::{self, Heard};
+use crate::election::commands::CommandHandle;
+use crate::election::liveness::{self, LivenessMonitor};
 use crate::election::role::{LockHolder, Role};
 use crate::http::admin_token::AdminToken;
 use crate::http::body::Bodies;
 use crate::receiver::Receiver;
 use crate::storage::Store;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trouble::Trouble;
 
 /// Where and how the adapter listens.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,9 +43,9 @@ pub struct Service {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Told of each write request.
-    pub heard: Arc<Heard>,
+    pub heard: Arc<LivenessMonitor>,
     /// What was said of requests that are refused for their message or encoding.
-    pub unsupported: Mutex<Trouble>,
+    pub unsupported: Mutex<LogThrottle>,
     /// Who leads, where that is found by labels.
     pub clusters: Option<Arc<Clusters>>,
     /// Who we are at the moment.
@@ -57,7 +57,7 @@ pub struct Service {
     /// What the group is called; `None` without an election.
     pub group: Option<String>,
     /// Where the election is given orders; `None` without one, and where leaders are found by labels.
-    pub orders: Option<Orders>,
+    pub orders: Option<CommandHandle>,
     /// Takes write requests, once the store is open; never with `-pg-read-only`.
     pub receiver: OnceLock<Arc<Receiver>>,
     /// Answers reads, once it is open.
@@ -75,20 +75,20 @@ pub struct Service {
 }
 
 /// A connection, as the election knows it: who sends may be told by its being closed.
-pub(super) struct Line {
-    pub(super) any: liveness::Line,
-    pub(super) by_labels: Option<clusters::Line>,
+pub(super) struct Connection {
+    pub(super) any: liveness::ConnectionTracker,
+    pub(super) by_labels: Option<clusters::ClusterConnection>,
 }
 
 impl Service {
     /// Whether it is held out of elections.
     pub(super) fn is_held(&self) -> bool {
-        self.orders.as_ref().is_some_and(Orders::is_held)
+        self.orders.as_ref().is_some_and(CommandHandle::is_held)
     }
 
     /// Whether `text`, of requests that are refused for their message or encoding, is worth a line in the log.
-    pub(super) fn is_news(&self, text: &str) -> bool {
-        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner).is_news(text, Instant::now())
+    pub(super) fn should_log(&self, text: &str) -> bool {
+        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner).should_log(text, Instant::now())
     }
 
     /// The role at this moment.

@@ -9,7 +9,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode};
 use crate::election::liveness::InFlight;
 use crate::http::answer::{Answer, empty, method_not_allowed, text, unavailable};
 use crate::http::body::{Received, check_encoding, discard, quoted, receive};
-use crate::http::service::{Line, Service};
+use crate::http::service::{Connection, Service};
 use crate::receiver::{Receiver, Taken};
 use crate::wire::write::v1;
 
@@ -33,7 +33,7 @@ const SAMPLES_WRITTEN: &str = "x-prometheus-remote-write-samples-written";
 const HISTOGRAMS_WRITTEN: &str = "x-prometheus-remote-write-histograms-written";
 const EXEMPLARS_WRITTEN: &str = "x-prometheus-remote-write-exemplars-written";
 
-pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Line>) -> Answer {
+pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Connection>) -> Answer {
     if request.method() != Method::POST {
         discard(request).await;
         return method_not_allowed("POST");
@@ -79,7 +79,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
 /// everywhere.
 fn unsupported(service: &Service, why: String) -> Answer {
     service.metrics.write_requests_unsupported_total.inc();
-    if service.is_news(&why) {
+    if service.should_log(&why) {
         log::warn!("write requests are answered 415, and their senders drop what they carry: {why}");
     }
     let answer = text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why.as_str());
@@ -92,7 +92,7 @@ async fn take(
     receiver: Arc<Receiver>,
     message: Message,
     received: Received,
-    line: Arc<Line>,
+    line: Arc<Connection>,
     in_flight: InFlight,
 ) -> Answer {
     let decoded = match message {
@@ -108,7 +108,7 @@ async fn take(
     if request.series.is_empty() && request.metadata == 0 && v1::is_version_2(&received.plain) {
         return unsupported(&service, V2_UNSUPPORTED.to_owned());
     }
-    if service.heard.supported() && service.is_news(SUPPORTED_AGAIN) {
+    if service.heard.supported() && service.should_log(SUPPORTED_AGAIN) {
         log::info!("{SUPPORTED_AGAIN}");
     }
     match receiver.receive(&request, &received.compressed, line.by_labels.as_ref()).await {

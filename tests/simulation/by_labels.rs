@@ -71,8 +71,9 @@ impl Adapter {
                     break;
                 }
             }
-            let looks_at = self.cluster.borrow().looks_at(kernel.instant()).map_or(Ms::MAX, |at| kernel.time_of(at));
-            let next = (began + pause_ms).min(looks_at).max(self.world.now());
+            let next_check_at =
+                self.cluster.borrow().next_check_at(kernel.instant()).map_or(Ms::MAX, |at| kernel.time_of(at));
+            let next = (began + pause_ms).min(next_check_at).max(self.world.now());
             kernel.within(next - self.world.now(), self.woken.changed_since(seen)).await;
             kernel.sleep_until((began + ROUNDS_APART_MS).max(self.world.now() + 1)).await;
         }

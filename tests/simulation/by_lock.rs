@@ -6,7 +6,7 @@ use std::future::pending;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use prometheus_postgresql_adapter::election::By;
+use prometheus_postgresql_adapter::election::Method;
 use prometheus_postgresql_adapter::election::machine::{Action, Machine, Observed, Reason};
 use prometheus_postgresql_adapter::election::orders::Order;
 use prometheus_postgresql_adapter::election::role::Leader;
@@ -41,7 +41,7 @@ impl Adapter {
             }
             let now = self.now();
             if now.saturating_duration_since(awake_at) > config.heartbeat_interval() * 3 {
-                self.liveness.borrow_mut().excuse(awake_at, now);
+                self.liveness.borrow_mut().discount_pause(awake_at, now);
             }
             awake_at = now;
             self.tell(&mut machine);
@@ -230,10 +230,10 @@ impl Adapter {
         let lease = self.world.settings.election.lease;
         let Told::Drained = self.answer(opened, Ask::Drain, lease).await? else { return Err(Lost) };
         let proven_at = self.now();
-        let claim = match (&self.world.settings.election.by, machine.follows()) {
-            (By::Lock(_), _) => Claim::Lock,
-            (By::Rest(_), Some(token)) => Claim::Follows(token),
-            (By::Rest(_), None) => Claim::Told,
+        let claim = match (&self.world.settings.election.method, machine.follows()) {
+            (Method::AdvisoryLock(_), _) => Claim::Lock,
+            (Method::External(_), Some(token)) => Claim::Follows(token),
+            (Method::External(_), None) => Claim::Appointed,
         };
         match self.answer(opened, Ask::Raise { sender, claim }, lease).await? {
             Told::Raised(fence) => Ok(Some((fence, proven_at))),

@@ -425,9 +425,9 @@ impl Senders {
         for member in self.all() {
             let number = self.number(&member).await?;
             let told_ms = *told_offset_ms;
-            let is_news =
+            let should_log =
                 |offset_ms: &i64| told_ms.is_none_or(|told_ms: i64| told_ms.abs_diff(*offset_ms) > OFFSET_NEWS_MS);
-            if let Some(offset_ms) = self.store.clock_offset_ms().filter(is_news) {
+            if let Some(offset_ms) = self.store.clock_offset_ms().filter(should_log) {
                 self.store.set_clock_offset(number, offset_ms).await?;
                 *told_offset_ms = Some(offset_ms);
             }

@@ -60,7 +60,7 @@ pub(crate) enum Compared {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Claim {
     Lock,
-    Told,
+    Appointed,
     Follows(Uuid),
 }
 
@@ -209,7 +209,7 @@ impl World {
                     let may = {
                         let group = &self.database.borrow().group;
                         match claim {
-                            Claim::Told => true,
+                            Claim::Appointed => true,
                             Claim::Follows(token) => group.token == Some(token),
                             Claim::Lock => {
                                 let is_meant = |(to, until)| to == Some(adapter) || !yields(until, server_ms);
@@ -234,7 +234,7 @@ impl World {
                     end.send(Told::Beat(is_ours));
                 }
                 Ask::HandOver { token, to } => {
-                    let until = self.server_ms() + ms(self.settings.election.standing_back());
+                    let until = self.server_ms() + ms(self.settings.election.cooldown());
                     let group = &mut self.database.borrow_mut().group;
                     let is_ours = group.token == Some(token);
                     if is_ours {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus_postgresql_adapter::election::{By, Config, PrometheusTimeout};
+use prometheus_postgresql_adapter::election::{Config, Method, PrometheusTimeout};
 
 use crate::kernel::Ms;
 use crate::random::Random;
@@ -370,7 +370,7 @@ fn draw_election(random: &mut Random, mode: Mode, pace_ms: Ms) -> Config {
         _ => PrometheusTimeout::After(Duration::from_secs([6, 10, 30][random.below(3)].max(least_s.unsigned_abs()))),
     };
     Config {
-        by: if mode == Mode::Rest { By::Rest("1".to_owned()) } else { By::Lock(1) },
+        method: if mode == Mode::Rest { Method::External("1".to_owned()) } else { Method::AdvisoryLock(1) },
         is_held: false,
         prometheus_timeout: timeout,
         liveness_interval: Duration::from_secs(10),

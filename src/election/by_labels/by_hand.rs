@@ -1,119 +1,10 @@
 //! Orders to a cluster's election: written down in its row, where every adapter reads them.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::election::by_labels::cluster::Seen;
 use crate::election::by_labels::clusters::Clusters;
-use crate::storage::fence::Fence;
-
-/// An order lasts so long: by then some adapter has carried it out, or none can.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What an operator orders of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Another replica is to lead.
-    Resign,
-    /// This one is.
-    HandOver {
-        /// Its name.
-        to: String,
-    },
-    /// A replica is to give the lead up and stay out of elections until released.
-    Hold {
-        /// Its name.
-        replica: String,
-    },
-    /// It is to take part again.
-    Release {
-        /// Its name.
-        replica: String,
-    },
-}
-
-/// Why an order is not carried out.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Nothing has been sent of it.
-    #[error("no samples of a cluster {cluster:?} are sent to this adapter; /status.json names those that are")]
-    NoSuchCluster {
-        /// The name given.
-        cluster: String,
-    },
-    /// Nothing has been sent of it.
-    #[error(
-        "no samples of a replica {replica:?} of cluster {cluster:?} are sent to this adapter; those of {} are", known.join(", ")
-    )]
-    NoSuchReplica {
-        /// The cluster.
-        cluster: String,
-        /// The name given.
-        replica: String,
-        /// Names that would do.
-        known: Vec<String>,
-    },
-    /// Its first leader is not known yet.
-    #[error("nobody leads cluster {cluster:?} yet, as far as this adapter knows: try again")]
-    NobodyLeads {
-        /// The cluster.
-        cluster: String,
-    },
-    /// It must not lead.
-    #[error("replica {replica:?} is held out of elections: release it first")]
-    HeldOut {
-        /// The replica.
-        replica: String,
-    },
-    /// Somebody else leads instead.
-    #[error("replica {replica:?} leads now: its lead began before this order was carried out")]
-    Overtaken {
-        /// Who leads.
-        replica: String,
-    },
-    /// No adapter did it.
-    #[error(
-        "not done within {PATIENCE:?}: {}", if *is_written { "no adapter has been sent samples of a replica that could lead \
-         instead; a hold stays in force and is carried out when one is" } else { "the database does not answer, see the log" }
-    )]
-    Overdue {
-        /// Whether it stands in the cluster's row.
-        is_written: bool,
-    },
-}
-
-/// An order on its way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
-    /// The cluster's row, and the term that the order is about.
-    pub fence: Fence,
-    /// What is ordered.
-    pub order: Order,
-    /// Then nobody waits for it any more; a hold and a release last.
-    pub until: Instant,
-}
-
-impl Order {
-    /// The replica it names.
-    fn replica(&self) -> Option<&str> {
-        match self {
-            Self::Resign => None,
-            Self::HandOver { to: replica } | Self::Hold { replica } | Self::Release { replica } => Some(replica),
-        }
-    }
-
-    /// What became of it, if it was about the term of `fence` and this is the cluster now.
-    fn outcome(&self, fence: Fence, now: &Seen) -> Option<Result<(), Refusal>> {
-        let has_changed = now.fence.token != fence.token;
-        match self {
-            Self::Resign => has_changed.then_some(Ok(())),
-            Self::HandOver { to } if *to == now.replica => Some(Ok(())),
-            Self::HandOver { .. } => has_changed.then(|| Err(Refusal::Overtaken { replica: now.replica.clone() })),
-            Self::Hold { replica } => (now.held_out.contains(replica) && now.replica != *replica).then_some(Ok(())),
-            Self::Release { replica } => (!now.held_out.contains(replica)).then_some(Ok(())),
-        }
-    }
-}
+use crate::election::by_labels::orders::{ClusterOrder, ClusterRefusal, Given, PATIENCE};
 
 impl Clusters {
     /// Gives an order, and waits until it is carried out, by whichever adapter.
@@ -121,17 +12,19 @@ impl Clusters {
     /// # Errors
     ///
     /// Why it is not.
-    pub async fn give(self: &Arc<Self>, cluster: &str, order: Order) -> Result<(), Refusal> {
+    pub async fn give(self: &Arc<Self>, cluster: &str, order: ClusterOrder) -> Result<(), ClusterRefusal> {
         let (seen, known) =
-            self.replicas_of(cluster).ok_or_else(|| Refusal::NoSuchCluster { cluster: cluster.to_owned() })?;
-        let seen = seen.ok_or_else(|| Refusal::NobodyLeads { cluster: cluster.to_owned() })?;
+            self.replicas_of(cluster).ok_or_else(|| ClusterRefusal::NoSuchCluster { cluster: cluster.to_owned() })?;
+        let seen = seen.ok_or_else(|| ClusterRefusal::NobodyLeads { cluster: cluster.to_owned() })?;
         if let Some(replica) = order.replica() {
             if !known.iter().any(|known| known == replica) && !seen.held_out.iter().any(|known| known == replica) {
                 let (cluster, replica) = (cluster.to_owned(), replica.to_owned());
-                return Err(Refusal::NoSuchReplica { cluster, replica, known });
+                return Err(ClusterRefusal::NoSuchReplica { cluster, replica, known });
             }
-            if matches!(order, Order::HandOver { .. }) && seen.held_out.iter().any(|held_out| held_out == replica) {
-                return Err(Refusal::HeldOut { replica: replica.to_owned() });
+            if matches!(order, ClusterOrder::HandOver { .. })
+                && seen.held_out.iter().any(|held_out| held_out == replica)
+            {
+                return Err(ClusterRefusal::HeldOut { replica: replica.to_owned() });
             }
         }
         if let Some(outcome) = order.outcome(seen.fence, &seen) {
@@ -156,7 +49,7 @@ impl Clusters {
             }
         };
         let outcome = tokio::time::timeout_at(until.into(), carried_out).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Overdue { is_written: way.is_written() }));
+        let outcome = outcome.unwrap_or_else(|_| Err(ClusterRefusal::Overdue { is_written: way.is_written() }));
         if let Err(refusal) = &outcome {
             log::info!("not carried out: {refusal}");
         }
@@ -183,13 +76,6 @@ impl Clusters {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.unwritten.retain(|(unwritten, _)| *unwritten != no);
     }
-}
-
-/// Orders that no row has yet.
-#[derive(Debug, Default)]
-pub(super) struct Orders {
-    next_no: u64,
-    unwritten: Vec<(u64, Given)>,
 }
 
 /// An order's: dropped once nobody waits for it.

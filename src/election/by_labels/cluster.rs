@@ -268,7 +268,7 @@ impl Cluster {
 
     /// When [`Cluster::succession`] may have another answer without anything being read or heard before.
     #[must_use]
-    pub fn looks_at(&self, now: Instant) -> Option<Instant> {
+    pub fn next_check_at(&self, now: Instant) -> Option<Instant> {
         self.deadline().filter(|deadline| *deadline > now)
     }
 

@@ -8,9 +8,9 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::election::Term;
-use crate::election::by_labels::by_hand::Orders;
 use crate::election::by_labels::cluster::{Cluster, Seen, Succession};
-use crate::election::by_labels::{Config, board};
+use crate::election::by_labels::orders::UnwrittenOrders;
+use crate::election::by_labels::{Config, cluster_table};
 use crate::election::liveness::Liveness;
 use crate::election::role::Role;
 use crate::model::source::Source;
@@ -18,15 +18,15 @@ use crate::model::source::Source;
 /// See the module.
 pub struct Clusters {
     config: Config,
-    known: Mutex<HashMap<String, Known>>,
+    known: Mutex<HashMap<String, ClusterEntry>>,
     /// Counts what may have changed a role.
     changes: watch::Sender<u64>,
     /// Wakes the rounds before their time.
     pub(super) wake: Notify,
-    pub(super) orders: Mutex<Orders>,
+    pub(super) orders: Mutex<UnwrittenOrders>,
 }
 
-struct Known {
+struct ClusterEntry {
     cluster: Cluster,
     /// Its number in the leader table, once it has a row.
     group_no: Option<i32>,
@@ -68,7 +68,7 @@ pub struct InFlight {
 }
 
 /// A connection.
-pub struct Line {
+pub struct ClusterConnection {
     clusters: Arc<Clusters>,
     carried: Mutex<Carried>,
 }
@@ -117,9 +117,9 @@ impl Clusters {
                 return Err(TooMany(known.len()));
             }
             let cluster = Cluster::new(self.config.timeout);
-            known.insert(source.cluster.clone(), Known { cluster, group_no: None, beginning: None });
+            known.insert(source.cluster.clone(), ClusterEntry { cluster, group_no: None, beginning: None });
         }
-        if let Some(Known { cluster, .. }) = known.get_mut(&source.cluster) {
+        if let Some(ClusterEntry { cluster, .. }) = known.get_mut(&source.cluster) {
             cluster.on_request(&source.replica, now);
             if matches!(cluster.role(&source.replica, now), Role::Unknown | Role::TakingOver) {
                 self.wake.notify_one();
@@ -130,8 +130,8 @@ impl Clusters {
 
     /// A connection is open; dropped when it is closed.
     #[must_use]
-    pub fn line(self: &Arc<Self>) -> Line {
-        Line { clusters: Arc::clone(self), carried: Mutex::new(Carried::Nothing) }
+    pub fn line(self: &Arc<Self>) -> ClusterConnection {
+        ClusterConnection { clusters: Arc::clone(self), carried: Mutex::new(Carried::Nothing) }
     }
 
     /// A write found that the term of `fence` is over, or that another is being begun.
@@ -175,7 +175,7 @@ impl Clusters {
     #[must_use]
     pub fn shown(&self) -> Vec<Shown> {
         let now = Instant::now();
-        let show = |(name, known): (&String, &Known)| Shown {
+        let show = |(name, known): (&String, &ClusterEntry)| Shown {
             cluster: name.clone(),
             leader: known.cluster.seen().map(|seen| Leading {
                 replica: seen.replica.clone(),
@@ -222,10 +222,10 @@ impl Clusters {
     }
 
     /// What is to be told of each leading replica.
-    pub(super) fn reports(&self, now: Instant) -> Vec<board::Report> {
-        let report = |Known { cluster, .. }: &Known| {
+    pub(super) fn reports(&self, now: Instant) -> Vec<cluster_table::Report> {
+        let report = |ClusterEntry { cluster, .. }: &ClusterEntry| {
             let token = cluster.seen()?.fence.token;
-            Some(board::Report {
+            Some(cluster_table::Report {
                 token,
                 has_begun: cluster.is_ready(token),
                 heard_ago: cluster.heard_ago(now),
@@ -236,8 +236,9 @@ impl Clusters {
     }
 
     /// The rows of these clusters were read by a statement sent at `asked`; some may have none.
-    pub(super) fn on_read(&self, names: &[String], rows: Vec<board::Read>, asked: Instant, now: Instant) {
-        let mut rows: HashMap<String, board::Read> = rows.into_iter().map(|row| (row.cluster.clone(), row)).collect();
+    pub(super) fn on_read(&self, names: &[String], rows: Vec<cluster_table::Read>, asked: Instant, now: Instant) {
+        let mut rows: HashMap<String, cluster_table::Read> =
+            rows.into_iter().map(|row| (row.cluster.clone(), row)).collect();
         let mut known = self.known();
         for name in names {
             let Some(known) = known.get_mut(name) else { continue };
@@ -261,7 +262,7 @@ impl Clusters {
 
     /// Those in which another replica is to lead now, with the group's number; also those in which none has led yet.
     pub(super) fn successions(&self, now: Instant) -> Vec<(String, Succession)> {
-        let succession = |(name, known): (&String, &Known)| {
+        let succession = |(name, known): (&String, &ClusterEntry)| {
             let group_no = known.group_no?;
             let succession = match known.cluster.seen() {
                 Some(_) => known.cluster.succession(now)?,
@@ -275,7 +276,7 @@ impl Clusters {
     /// Terms that this adapter has to begin, each once until [`Clusters::on_begun`]: the cluster of each, and the term.
     pub(super) fn to_begin(&self) -> Vec<(String, Term)> {
         let mut known = self.known();
-        let begin = |(name, known): (&String, &mut Known)| {
+        let begin = |(name, known): (&String, &mut ClusterEntry)| {
             let seen = known.cluster.seen()?;
             let token = seen.fence.token;
             if known.cluster.is_ready(token) || known.beginning == Some(token) {
@@ -302,8 +303,8 @@ impl Clusters {
     }
 
     /// When the next leading replica may count as silent.
-    pub(super) fn looks_at(&self, now: Instant) -> Option<Instant> {
-        self.known().values().filter_map(|known| known.cluster.looks_at(now)).min()
+    pub(super) fn next_check_at(&self, now: Instant) -> Option<Instant> {
+        self.known().values().filter_map(|known| known.cluster.next_check_at(now)).min()
     }
 
     /// Roles may have changed.
@@ -316,7 +317,7 @@ impl Clusters {
         self.known().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, ClusterEntry>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -336,7 +337,7 @@ impl Drop for InFlight {
     }
 }
 
-impl Line {
+impl ClusterConnection {
     /// It has carried a request from these.
     pub fn carried<'a>(&self, mut sources: impl Iterator<Item = &'a Arc<Source>>) {
         let Some(first) = sources.next() else { return };
@@ -358,7 +359,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for ClusterConnection {
     fn drop(&mut self) {
         let carried = self.carried.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Carried::One { source, kept } = carried {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Action, Machine, Observed, Reason};
 use crate::election::orders::{Order, Refusal};
 use crate::election::role::{Leader, Role};
-use crate::election::{By, Config, Failing, PrometheusTimeout};
+use crate::election::{Config, Failing, Method, PrometheusTimeout};
 use crate::storage::fence::Fence;
 
 mod driver;
@@ -99,7 +99,7 @@ fn stories() -> impl Strategy<Value = Story> {
 
 fn config(lease: Duration, timeout: PrometheusTimeout) -> Config {
     Config {
-        by: By::Lock(1),
+        method: Method::AdvisoryLock(1),
         is_held: false,
         prometheus_timeout: timeout,
         liveness_interval: Duration::from_secs(10),
@@ -241,8 +241,9 @@ fn one_that_cannot_store_what_it_holds_lets_others_try() {
 #[test]
 fn one_that_is_told_to_lead_leads_on_though_its_writes_fail() {
     let start = Instant::now();
-    let by_rest = Config { by: By::Rest("1".into()), ..config(Duration::from_secs(3), PrometheusTimeout::Never) };
-    let mut machine = Machine::new(by_rest, start);
+    let is_external =
+        Config { method: Method::External("1".into()), ..config(Duration::from_secs(3), PrometheusTimeout::Never) };
+    let mut machine = Machine::new(is_external, start);
     machine.on_liveness(None, start);
     machine.on_connected(start);
     machine.on_order(Order::Lead, start, start + Duration::from_secs(3));

@@ -84,7 +84,7 @@ fn steady(timeout: PrometheusTimeout, interval: Duration) -> (Cluster, Instant) 
                 connections(&mut cluster, replica).connected();
             }
         }
-        // Rounds go on meanwhile.
+        // Coordinator go on meanwhile.
         for second in 0..interval.as_secs().max(1) {
             let now = now + Duration::from_secs(second);
             let seen = term(1, "a").map(|seen| Seen { heard_ago: Some(Duration::from_secs(second)), ..seen });
@@ -114,7 +114,7 @@ fn one_that_dies_is_followed_within_its_pace_and_a_second() {
             read(&mut cluster, last, at(millis));
             send(&mut cluster, "b", at(millis));
             assert_eq!(cluster.succession(at(millis)), None, "{timeout:?}, {millis} ms");
-            assert_eq!(cluster.looks_at(at(millis)), Some(at(2_000)), "{timeout:?}");
+            assert_eq!(cluster.next_check_at(at(millis)), Some(at(2_000)), "{timeout:?}");
         }
         read(&mut cluster, last, at(2_000));
         let succession = cluster.succession(at(2_000)).expect("a is silent");
@@ -183,7 +183,7 @@ fn one_that_has_gone_to_another_adapter_leads_on() {
         cluster.on_read(seen, now, now);
         send(&mut cluster, "b", now);
         assert_eq!(cluster.succession(now), None, "{second} s");
-        assert_eq!(cluster.looks_at(now), Some(now + Duration::from_millis(4_700)), "{second} s");
+        assert_eq!(cluster.next_check_at(now), Some(now + Duration::from_millis(4_700)), "{second} s");
     }
 }
 
@@ -201,7 +201,7 @@ fn how_long_a_replica_may_be_silent_is_for_those_to_say_that_hear_it() {
         cluster.on_read(read(Some((second - 1) * 1_000), None), now, now);
     }
     send(&mut cluster, "b", at(5_000));
-    assert_eq!(cluster.looks_at(at(5_000)), Some(at(151_000)), "nobody has said");
+    assert_eq!(cluster.next_check_at(at(5_000)), Some(at(151_000)), "nobody has said");
     // Its connections are closed there.
     cluster.on_read(read(Some(5_000), Some(6_000)), at(6_000), at(6_000));
     assert_eq!(cluster.succession(at(6_999)), None);

@@ -5,8 +5,8 @@ use super::*;
 const LEASE: Duration = Duration::from_secs(10);
 
 /// One that is connected, and whose Prometheus sends.
-fn connected(by: By, start: Instant) -> Machine {
-    let mut machine = Machine::new(Config { by, ..config(LEASE, PrometheusTimeout::Never) }, start);
+fn connected(method: Method, start: Instant) -> Machine {
+    let mut machine = Machine::new(Config { method, ..config(LEASE, PrometheusTimeout::Never) }, start);
     machine.on_liveness(None, start);
     assert_eq!(machine.next(start), Action::Connect);
     machine.on_connected(start);
@@ -15,7 +15,7 @@ fn connected(by: By, start: Instant) -> Machine {
 
 /// One that leads by its lock.
 fn leading(start: Instant) -> Machine {
-    let mut machine = connected(By::Lock(1), start);
+    let mut machine = connected(Method::AdvisoryLock(1), start);
     leads(&mut machine, 1, start);
     machine
 }
@@ -71,7 +71,7 @@ fn a_leader_looks_at_its_prometheus_between_heartbeats() {
 #[test]
 fn a_term_ends_seven_tenths_of_the_lease_after_its_last_heartbeat() {
     let start = Instant::now();
-    let mut machine = connected(By::Lock(1), start);
+    let mut machine = connected(Method::AdvisoryLock(1), start);
     assert_eq!(machine.deadline(), None);
     leads(&mut machine, 1, start);
     machine.on_heartbeat(start + seconds(2));
@@ -116,14 +116,14 @@ fn one_that_stops_gives_the_lead_up_and_takes_no_orders() {
 #[test]
 fn whoever_is_named_has_half_of_the_lease_to_take_the_lead() {
     let start = Instant::now();
-    let mut machine = connected(By::Lock(1), start);
+    let mut machine = connected(Method::AdvisoryLock(1), start);
     machine.on_observed(observed(3, Some(seconds(2))), start);
     let (before, then) = (start + seconds(1), start + seconds(2));
     assert_eq!((machine.next(before), machine.next(then)), (Action::Observe, Action::TryLock));
     machine.on_observed(None, before);
     assert_eq!(machine.reason(before), Reason::LeaderStale, "nobody is named any more");
     // One that got the lock first gives it back.
-    let mut machine = connected(By::Lock(1), start);
+    let mut machine = connected(Method::AdvisoryLock(1), start);
     machine.on_tried(true, None, start);
     assert_eq!(machine.next(start), Action::RaiseTerm);
     machine.on_refused(start);
@@ -174,19 +174,19 @@ fn a_lead_that_is_lost_is_not_handed_over() {
 #[test]
 fn who_does_not_lead_has_nothing_to_give_up() {
     let start = Instant::now();
-    let mut machine = connected(By::Lock(1), start);
+    let mut machine = connected(Method::AdvisoryLock(1), start);
     let until = start + seconds(8);
     for order in [Order::Resign, Order::HandOver { to: "other".into() }] {
         machine.on_order(order, start, until);
         assert_eq!(machine.outcome(start), Some(Err(Refusal::NotLeader)));
     }
     machine.on_order(Order::Lead, start, until);
-    assert_eq!(machine.outcome(start), Some(Err(Refusal::NotTold)));
-    let mut told = connected(By::Rest("1".into()), start);
+    assert_eq!(machine.outcome(start), Some(Err(Refusal::NotAppointable)));
+    let mut told = connected(Method::External("1".into()), start);
     told.on_order(Order::Resign, start, until);
     assert_eq!(told.outcome(start), Some(Err(Refusal::NotLeader)));
     told.on_order(Order::HandOver { to: "other".into() }, start, until);
-    assert_eq!(told.outcome(start), Some(Err(Refusal::Told)));
+    assert_eq!(told.outcome(start), Some(Err(Refusal::Appointed)));
     told.on_order(Order::Lead, start, until);
     told.on_order(Order::Resign, start, until);
     assert_eq!(told.outcome(start), Some(Ok(())), "it was told, and did not lead yet");
@@ -213,7 +213,7 @@ fn one_that_is_held_is_out_of_elections_until_released() {
     assert_eq!((machine.outcome(start), machine.is_held()), (Some(Ok(())), true));
     assert_eq!(machine.next(start + seconds(100)), Action::Observe);
     // What is held cannot be told to lead.
-    let mut machine = Machine::new(Config { by: By::Rest("1".into()), ..held }, start);
+    let mut machine = Machine::new(Config { method: Method::External("1".into()), ..held }, start);
     machine.on_order(Order::Lead, start, start + seconds(8));
     assert_eq!(machine.outcome(start), Some(Err(Refusal::Held)));
 }
@@ -221,7 +221,7 @@ fn one_that_is_held_is_out_of_elections_until_released() {
 #[test]
 fn an_order_that_takes_too_long_is_withdrawn() {
     let start = Instant::now();
-    let mut machine = connected(By::Rest("1".into()), start);
+    let mut machine = connected(Method::External("1".into()), start);
     let until = start + seconds(3);
     machine.on_order(Order::Lead, start, until);
     assert_eq!(machine.next(start), Action::RaiseTerm);
@@ -250,7 +250,7 @@ fn somebody_who_waits_for_an_order_is_told_in_time() {
 #[test]
 fn one_that_was_told_leads_on_unless_another_was_told_later() {
     let start = Instant::now();
-    let mut machine = connected(By::Rest("1".into()), start);
+    let mut machine = connected(Method::External("1".into()), start);
     let until = start + seconds(8);
     machine.on_order(Order::Lead, start, until);
     assert_eq!((machine.next(start), machine.follows()), (Action::RaiseTerm, None), "whoever leads");

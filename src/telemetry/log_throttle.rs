@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// What was said lately.
 #[derive(Debug, Default)]
-pub struct Trouble {
+pub struct LogThrottle {
     said: Vec<(String, Instant)>,
 }
 
@@ -14,9 +14,9 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Different things said within [`AGAIN`]: words that are never the same twice must not fill the log.
 const SAID_MAX: usize = 8;
 
-impl Trouble {
+impl LogThrottle {
     /// Whether `text` is worth a line at `now`; it then counts as said.
-    pub fn is_news(&mut self, text: &str, now: Instant) -> bool {
+    pub fn should_log(&mut self, text: &str, now: Instant) -> bool {
         self.said.retain(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
         if self.said.len() >= SAID_MAX || self.said.iter().any(|(said, _)| said == text) {
             return false;
@@ -38,8 +38,8 @@ mod tests {
     #[test]
     fn what_lasts_is_said_each_half_minute() {
         let start = Instant::now();
-        let mut trouble = Trouble::default();
-        let mut at = |text: &str, seconds| trouble.is_news(text, start + Duration::from_secs(seconds));
+        let mut trouble = LogThrottle::default();
+        let mut at = |text: &str, seconds| trouble.should_log(text, start + Duration::from_secs(seconds));
         assert_eq!(
             [at("down", 0), at("full", 1), at("down", 2), at("down", 29), at("full", 30)],
             [true, true, false, false, false]
@@ -50,18 +50,18 @@ mod tests {
     #[test]
     fn over_is_said_once() {
         let now = Instant::now();
-        let mut trouble = Trouble::default();
+        let mut trouble = LogThrottle::default();
         assert!(!trouble.over());
-        assert!(trouble.is_news("down", now) && trouble.over() && !trouble.over());
-        assert!(trouble.is_news("down", now), "it came again");
+        assert!(trouble.should_log("down", now) && trouble.over() && !trouble.over());
+        assert!(trouble.should_log("down", now), "it came again");
     }
 
     #[test]
     fn words_that_always_differ_do_not_fill_the_log() {
         let now = Instant::now();
-        let mut trouble = Trouble::default();
-        let lines = (0..1_000).filter(|pid| trouble.is_news(&format!("process {pid}"), now)).count();
+        let mut trouble = LogThrottle::default();
+        let lines = (0..1_000).filter(|pid| trouble.should_log(&format!("process {pid}"), now)).count();
         assert_eq!(lines, SAID_MAX);
-        assert!(trouble.is_news("process 0", now + AGAIN));
+        assert!(trouble.should_log("process 0", now + AGAIN));
     }
 }

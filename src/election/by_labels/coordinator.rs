@@ -10,19 +10,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::election::by_labels::board;
 use crate::election::by_labels::cluster::{self, ROUND, STALE};
+use crate::election::by_labels::cluster_table;
 use crate::election::by_labels::clusters::Clusters;
 use crate::election::role::Role;
 use crate::election::{Succession, Term};
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::names::Names;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trouble::Trouble;
 
 /// One adapter's part in the election by labels.
-pub struct Rounds<S> {
+pub struct Coordinator<S> {
     /// What is known of each cluster.
     pub clusters: Arc<Clusters>,
     /// Where connections come from.
@@ -51,12 +51,12 @@ const BEGINNINGS: usize = 16;
 /// A term that could not be begun is tried again after so long.
 const BEGIN_AGAIN: Duration = Duration::from_millis(500);
 
-impl<S: Succession> Rounds<S> {
+impl<S: Succession> Coordinator<S> {
     /// Takes part until `stop`, and then until nothing is held that is not stored, at most `grace` long.
     pub async fn run(self, stop: CancellationToken, grace: Duration) {
         let adapter = Uuid::new_v4();
         let beginnings = Arc::new(Semaphore::new(BEGINNINGS));
-        let mut trouble = Trouble::default();
+        let mut trouble = LogThrottle::default();
         let mut ends_at = None;
         loop {
             let began = Instant::now();
@@ -74,7 +74,7 @@ impl<S: Succession> Rounds<S> {
                 Err(error) => {
                     let why = error.to_string();
                     self.metrics.postgres_error(error.sqlstate());
-                    if trouble.is_news(&why, Instant::now()) {
+                    if trouble.should_log(&why, Instant::now()) {
                         log::error!("who leads in the clusters cannot be told: {why}");
                     }
                 }
@@ -87,7 +87,8 @@ impl<S: Succession> Rounds<S> {
                     return;
                 }
             }
-            let next = self.clusters.looks_at(Instant::now()).map_or(next, |looks_at| looks_at.min(next));
+            let next =
+                self.clusters.next_check_at(Instant::now()).map_or(next, |next_check_at| next_check_at.min(next));
             tokio::select! {
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = self.clusters.woken() => {}
@@ -104,7 +105,7 @@ impl<S: Succession> Rounds<S> {
         let client = Pooled::take(&self.pool).await?;
         let read = async |client: &Client, names: &[String]| {
             let asked = Instant::now();
-            let rows = board::round(client, &self.names, adapter, &clusters.reports(asked), names).await?;
+            let rows = cluster_table::round(client, &self.names, adapter, &clusters.reports(asked), names).await?;
             // First what is held, then who may be: what is told a standby can be held.
             for (cluster, seen) in rows.iter().filter_map(|row| Some((&row.cluster, row.seen.as_ref()?))) {
                 self.succession.observed(&seen.term(cluster));
@@ -116,14 +117,14 @@ impl<S: Succession> Rounds<S> {
         let unwritten = clusters.unwritten();
         if !unwritten.is_empty() {
             for (no, given) in unwritten {
-                board::order(&client, &self.names, &given).await?;
+                cluster_table::order(&client, &self.names, &given).await?;
                 clusters.on_written(no);
             }
             read(&client, &clusters.names()).await?;
         }
         let rowless = clusters.rowless();
         if !rowless.is_empty() {
-            board::add(&client, &self.names, &rowless, clusters.config().clusters_max).await?;
+            cluster_table::add(&client, &self.names, &rowless, clusters.config().clusters_max).await?;
             read(&client, &rowless).await?;
         }
         let successions = clusters.successions(Instant::now());
@@ -157,11 +158,11 @@ impl<S: Succession> Rounds<S> {
             successions.iter().map(|(_, one)| one).partition(|one| one.is_ordered);
         let mut taken = Vec::new();
         if !silent.is_empty() {
-            taken = board::take_over(client, &self.names, &silent).await?;
+            taken = cluster_table::take_over(client, &self.names, &silent).await?;
         }
         let groups: Vec<i32> = ordered.iter().map(|succession| succession.group_no).collect();
-        if !groups.is_empty() && board::drain(client, &self.names, &groups).await? {
-            taken.extend(board::take_over(client, &self.names, &ordered).await?);
+        if !groups.is_empty() && cluster_table::drain(client, &self.names, &groups).await? {
+            taken.extend(cluster_table::take_over(client, &self.names, &ordered).await?);
             client.batch_execute("COMMIT").await?;
         }
         Ok(taken)

@@ -6,23 +6,23 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::election::machine::Machine;
 use crate::election::orders::{Order, Refusal};
-use crate::election::{By, Config};
+use crate::election::{Config, Method};
 
 /// How much longer than an order may take is waited for word of it.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Gives orders.
 #[derive(Clone, Debug)]
-pub struct Orders {
+pub struct CommandHandle {
     given: mpsc::Sender<Given>,
     patience: Duration,
-    by_rest: bool,
+    is_external: bool,
     is_held: watch::Receiver<bool>,
 }
 
 /// Takes them.
 #[derive(Debug)]
-pub struct Desk {
+pub struct CommandQueue {
     given: mpsc::Receiver<Given>,
     waiting: Option<oneshot::Sender<Result<(), Refusal>>>,
     is_held: watch::Sender<bool>,
@@ -40,15 +40,15 @@ pub(super) struct Given {
 
 /// Both sides; an order may take as long as the lease.
 #[must_use]
-pub fn open(config: &Config) -> (Orders, Desk) {
+pub fn open(config: &Config) -> (CommandHandle, CommandQueue) {
     let (sender, given) = mpsc::channel(1);
     let (held_sender, held) = watch::channel(config.is_held);
-    let by_rest = matches!(config.by, By::Rest(_));
-    let orders = Orders { given: sender, patience: config.lease, by_rest, is_held: held };
-    (orders, Desk { given, waiting: None, is_held: held_sender, trouble: None })
+    let is_external = matches!(config.method, Method::External(_));
+    let orders = CommandHandle { given: sender, patience: config.lease, is_external, is_held: held };
+    (orders, CommandQueue { given, waiting: None, is_held: held_sender, trouble: None })
 }
 
-impl Orders {
+impl CommandHandle {
     /// Gives an order, and waits until it is carried out. One whose giver has gone before its turn is dropped.
     ///
     /// # Errors
@@ -69,8 +69,8 @@ impl Orders {
 
     /// Whether an outside party tells who leads.
     #[must_use]
-    pub fn by_rest(&self) -> bool {
-        self.by_rest
+    pub fn is_external(&self) -> bool {
+        self.is_external
     }
 
     /// Whether the adapter is held out of elections.
@@ -80,7 +80,7 @@ impl Orders {
     }
 }
 
-impl Desk {
+impl CommandQueue {
     /// Waits for the next order, while none is being carried out.
     pub(super) async fn next(&mut self) -> Given {
         while self.waiting.is_none()

@@ -8,18 +8,18 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::election::desk::Desk;
-use crate::election::liveness::Heard;
+use crate::election::commands::CommandQueue;
+use crate::election::liveness::LivenessMonitor;
 use crate::election::lock_session::{Claim, LockSession, Raised, prove_exclusion};
 use crate::election::machine::{Action, Machine, Observed, Reason};
 use crate::election::role::{LockHolder, Role};
-use crate::election::{By, Config, Succession, Term, WritePath};
+use crate::election::{Config, Method, Succession, Term, WritePath};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Connector, within};
 use crate::storage::fence::Fence;
 use crate::storage::names::Names;
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::trouble::Trouble;
 
 /// One adapter's part in the election.
 pub struct Election<S> {
@@ -32,7 +32,7 @@ pub struct Election<S> {
     /// How this adapter is called in the group's row.
     pub holder: String,
     /// Whether the own Prometheus sends.
-    pub heard: Arc<Heard>,
+    pub heard: Arc<LivenessMonitor>,
     /// Whether what it sends can be stored.
     pub write_path: Arc<WritePath>,
     /// The hand-over.
@@ -50,13 +50,13 @@ pub struct Election<S> {
 }
 
 impl<S: Succession> Election<S> {
-    /// Takes part until `stop`, as is ordered at `desk`; then gives the lock up, last of all, and returns.
-    pub async fn run(self, stop: CancellationToken, mut desk: Desk) {
+    /// Takes part until `stop`, as is ordered at `commands`; then gives the lock up, last of all, and returns.
+    pub async fn run(self, stop: CancellationToken, mut commands: CommandQueue) {
         let mut machine = Machine::new(self.config.clone(), Instant::now());
         let mut session: Option<LockSession> = None;
         let mut proven = false;
         let mut awake_at = Instant::now();
-        let mut trouble = Trouble::default();
+        let mut trouble = LogThrottle::default();
         let mut look_at = awake_at;
         while !machine.is_stopped() {
             if stop.is_cancelled() {
@@ -65,15 +65,17 @@ impl<S: Succession> Election<S> {
             let now = Instant::now();
             if now.saturating_duration_since(awake_at) > self.config.heartbeat_interval() * 3 {
                 // Frozen, or held up by the server: what was not heard meanwhile proves nothing.
-                self.heard.excuse(awake_at, now);
+                self.heard.discount_pause(awake_at, now);
             }
             awake_at = now;
             self.tell(&mut machine, now);
             let action = machine.next(now);
             self.publish(&machine, now);
-            desk.answer(&mut machine, now);
+            commands.answer(&mut machine, now);
             match (action, &session) {
-                (Action::Wait(until), _) => self.wait(until, session.as_ref(), &mut machine, &stop, &mut desk).await,
+                (Action::Wait(until), _) => {
+                    self.wait(until, session.as_ref(), &mut machine, &stop, &mut commands).await
+                }
                 (Action::Close(reason), _) => {
                     self.close(session.take(), reason).await;
                     machine.on_closed(Instant::now());
@@ -86,9 +88,9 @@ impl<S: Succession> Election<S> {
                             tokio::select! {
                                 connected = &mut connecting => break Some(connected),
                                 () = stop.cancelled() => break None,
-                                given = desk.next() => {
-                                    desk.take(given, &mut machine);
-                                    desk.answer(&mut machine, Instant::now());
+                                given = commands.next() => {
+                                    commands.take(given, &mut machine);
+                                    commands.answer(&mut machine, Instant::now());
                                 }
                             }
                         }
@@ -100,22 +102,22 @@ impl<S: Succession> Election<S> {
                                 log::info!("the lock session is open again");
                             }
                             session = Some(opened);
-                            desk.trouble = None;
+                            commands.trouble = None;
                             machine.on_connected(Instant::now());
                         }
                         Err(error) => {
                             let why = error.to_string();
-                            if trouble.is_news(&why, Instant::now()) {
+                            if trouble.should_log(&why, Instant::now()) {
                                 log::error!("no lock session: {why}");
                             }
-                            desk.trouble = Some(why);
+                            commands.trouble = Some(why);
                             self.count(&error);
                             machine.on_lost(Reason::SessionLost, Instant::now());
                         }
                     }
                 }
                 (Action::RaiseTerm, Some(opened)) => tokio::select! {
-                    () = self.take_over(opened, &mut machine, &mut desk) => {}
+                    () = self.take_over(opened, &mut machine, &mut commands) => {}
                     () = stop.cancelled() => {}
                 },
                 (Action::TryLock | Action::Observe | Action::Heartbeat, Some(opened)) => {
@@ -136,7 +138,7 @@ impl<S: Succession> Election<S> {
             }
         }
         self.publish(&machine, Instant::now());
-        desk.answer(&mut machine, Instant::now());
+        commands.answer(&mut machine, Instant::now());
     }
 
     /// Sleeps until `until`, or until something happens that the machine may want to know.
@@ -146,7 +148,7 @@ impl<S: Succession> Election<S> {
         session: Option<&LockSession>,
         machine: &mut Machine,
         stop: &CancellationToken,
-        desk: &mut Desk,
+        commands: &mut CommandQueue,
     ) {
         let ended = async {
             match session {
@@ -160,7 +162,7 @@ impl<S: Succession> Election<S> {
             () = ended => machine.on_lost(Reason::SessionLost, Instant::now()),
             () = self.heard.begun(), if candidate => {}
             () = self.heard.closed() => {}
-            given = desk.next() => desk.take(given, machine),
+            given = commands.next() => commands.take(given, machine),
             () = self.fenced.notified(), if machine.fence().is_some() => machine.on_lost(Reason::Fenced, Instant::now()),
             () = stop.cancelled(), if !machine.is_stopped() => machine.on_shutdown(),
         }
@@ -187,8 +189,8 @@ impl<S: Succession> Election<S> {
         let limit =
             machine.deadline().map_or(self.config.stale_after(), |until| until.saturating_duration_since(sent_at));
         let done = within(limit, async {
-            match (action, &self.config.by) {
-                (Action::TryLock, By::Lock(id)) if opened.try_lock(*id).await? => {
+            match (action, &self.config.method) {
+                (Action::TryLock, Method::AdvisoryLock(id)) if opened.try_lock(*id).await? => {
                     log::info!("lock obtained for {}", self.config.group());
                     machine.on_tried(true, None, sent_at);
                 }
@@ -215,7 +217,7 @@ impl<S: Succession> Election<S> {
 
     /// Finds out whose session holds the lock, and says so when that is news.
     async fn name_holder(&self, opened: &LockSession, machine: &mut Machine) {
-        let By::Lock(lock_id) = self.config.by else { return };
+        let Method::AdvisoryLock(lock_id) = self.config.method else { return };
         let holder = match within(self.config.stale_after(), opened.holder(lock_id)).await {
             Ok(holder) => holder,
             // The server may keep it from us; the session is as good as before.
@@ -256,7 +258,7 @@ impl<S: Succession> Election<S> {
             let peers = opened.peers().await?;
             if to == self.holder || !peers.iter().any(|peer| opened.is_peer(peer, &to)) {
                 machine.on_no_such_peer(peers);
-            } else if opened.hand_over(&self.names, fence, &to, self.config.standing_back()).await? {
+            } else if opened.hand_over(&self.names, fence, &to, self.config.cooldown()).await? {
                 machine.on_handed_over(Instant::now());
             } else {
                 machine.on_lost(Reason::Fenced, Instant::now());
@@ -271,15 +273,15 @@ impl<S: Succession> Election<S> {
 
     /// By what right the term is raised.
     fn claim(&self, machine: &Machine) -> Claim {
-        match (&self.config.by, machine.follows()) {
-            (By::Lock(_), _) => Claim::Lock,
-            (By::Rest(_), Some(token)) => Claim::Follows(token),
-            (By::Rest(_), None) => Claim::Told,
+        match (&self.config.method, machine.follows()) {
+            (Method::AdvisoryLock(_), _) => Claim::Lock,
+            (Method::External(_), Some(token)) => Claim::Follows(token),
+            (Method::External(_), None) => Claim::Appointed,
         }
     }
 
     /// Raises the term, then lets the hand-over finish while heartbeats go on.
-    async fn take_over(&self, opened: &LockSession, machine: &mut Machine, desk: &mut Desk) {
+    async fn take_over(&self, opened: &LockSession, machine: &mut Machine, commands: &mut CommandQueue) {
         let sent_at = Instant::now();
         let group = self.config.group();
         // Twice the patience with writers, and the time of the statements themselves.
@@ -312,9 +314,9 @@ impl<S: Succession> Election<S> {
                                     log::info!(
                                         "became leader of {} (term {}), {} ms after {}",
                                         group, fence.term, sent_at.elapsed().as_millis(),
-                                        match self.config.by {
-                                            By::Lock(_) => "obtaining the lock",
-                                            By::Rest(_) => "being told to",
+                                        match self.config.method {
+                                            Method::AdvisoryLock(_) => "obtaining the lock",
+                                            Method::External(_) => "being told to",
                                         }
                                     );
                                 }
@@ -324,9 +326,9 @@ impl<S: Succession> Election<S> {
                         }
                         () = opened.ended() => return machine.on_lost(Reason::SessionLost, Instant::now()),
                         () = tokio::time::sleep_until(until.into()) => {}
-                        given = desk.next() => desk.take(given, machine),
+                        given = commands.next() => commands.take(given, machine),
                     }
-                    desk.answer(machine, Instant::now());
+                    commands.answer(machine, Instant::now());
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
                 Action::HandOver => self.hand_over(opened, machine).await,
@@ -390,7 +392,7 @@ impl<S: Succession> Election<S> {
     fn publish(&self, machine: &Machine, now: Instant) {
         let role = machine.role(now);
         let before = self.role.send_replace(role.clone());
-        let is_news = before.word() != role.word();
+        let should_log = before.word() != role.word();
         if !is_held_in_silence(machine, now) {
             self.lock_holder.send_if_modified(|holder| holder.take().is_some());
         }
@@ -408,10 +410,10 @@ impl<S: Succession> Election<S> {
                     );
                 }
             }
-            Role::Unknown if is_news => {
+            Role::Unknown if should_log => {
                 log::warn!("role unknown ({}): write requests are answered 503", machine.reason(now).label());
             }
-            Role::Resigned if is_news => match self.heard.only_unsupported() {
+            Role::Resigned if should_log => match self.heard.only_unsupported() {
                 Some(why) => log::warn!(
                     "own Prometheus sends only what is refused: not a candidate until it sends something else: {why}"
                 ),
@@ -419,7 +421,7 @@ impl<S: Succession> Election<S> {
             },
             _ => {}
         }
-        if is_news {
+        if should_log {
             self.metrics.set_role(role.word());
             self.metrics.transitions_total.with_label_values(&[role.word(), machine.reason(now).label()]).inc();
         }

@@ -7,9 +7,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use crate::election::by_labels::by_hand::{Given, Order};
 use crate::election::by_labels::cluster::{Next, Seen, Succession};
 use crate::election::by_labels::group_name;
+use crate::election::by_labels::orders::{ClusterOrder, Given};
 use crate::election::lock_session::YIELDS;
 use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
@@ -152,10 +152,12 @@ pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), 
         left.as_secs_f64()
     );
     let (replica, set) = match order {
-        Order::Resign => (None, yields.as_str()),
-        Order::HandOver { to } => (Some(to), yields.as_str()),
-        Order::Hold { replica } => (Some(replica), "held_out = array_append(array_remove(held_out, $2), $2) WHERE"),
-        Order::Release { replica } => (Some(replica), "held_out = array_remove(held_out, $2) WHERE"),
+        ClusterOrder::Resign => (None, yields.as_str()),
+        ClusterOrder::HandOver { to } => (Some(to), yields.as_str()),
+        ClusterOrder::Hold { replica } => {
+            (Some(replica), "held_out = array_append(array_remove(held_out, $2), $2) WHERE")
+        }
+        ClusterOrder::Release { replica } => (Some(replica), "held_out = array_remove(held_out, $2) WHERE"),
     };
     let statement = names.fill(&format!("UPDATE {{leader}} SET {set} group_no = $1"));
     client.execute_typed(&statement, &[(group_no, Type::INT4), (&replica, Type::TEXT)]).await?;
