@@ -26,7 +26,7 @@ use crate::http::{self, Service};
 use crate::postgres::error::Class;
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Leaders, Receiver};
-use crate::storage::{Seen, Store};
+use crate::storage::{ObservedPosition, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Why the program cannot go on.
@@ -383,7 +383,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
     let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
     // What was committed at each of the last looks.
-    let mut looks: VecDeque<(Instant, Seen)> = VecDeque::new();
+    let mut looks: VecDeque<(Instant, ObservedPosition)> = VecDeque::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -414,7 +414,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A look that failed is no reason to leave hot what may be more than can be counted in time.
         pause = SEAL_INTERVAL;
-        let is_old = |(at, _): &(Instant, Seen)| at.elapsed() >= OBSERVED_WITHIN;
+        let is_old = |(at, _): &(Instant, ObservedPosition)| at.elapsed() >= OBSERVED_WITHIN;
         match looks.iter().rposition(is_old) {
             Some(old) => drop(looks.drain(..old)),
             None if looks.is_empty() => {}

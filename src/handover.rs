@@ -13,7 +13,7 @@ use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::handover::buffer::{Buffered, Refusal};
+use crate::handover::buffer::{Buffered, NotBuffered};
 use crate::handover::moved::Stranded;
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::handover::senders::{Group, NO_GROUP, Senders};
@@ -126,11 +126,11 @@ impl Handover {
     /// # Errors
     ///
     /// When no more can be buffered, or a take-over has begun, or that epoch is over.
-    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>) -> Result<(), Refusal> {
+    pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>) -> Result<(), NotBuffered> {
         let count = rows.len() as u64;
         self.with_state(|state| match self.memory.is_full() {
-            _ if state.epoch != epoch => Err(Refusal::Moved),
-            true => Err(Refusal::Full),
+            _ if state.epoch != epoch => Err(NotBuffered::Moved),
+            true => Err(NotBuffered::Full),
             false => state.sender.buffer(rows, key, Instant::now()),
         })?;
         self.metrics.samples_standby_total.inc_by(count);

@@ -11,7 +11,7 @@ use crate::election::WritePath;
 use crate::election::by_labels::clusters::{ClusterConnection, Clusters, InFlight, TooMany};
 use crate::election::role::Role;
 use crate::handover::Handover;
-use crate::handover::buffer::Refusal;
+use crate::handover::buffer::NotBuffered;
 use crate::handover::replicas::Owner;
 use crate::handover::senders::Senders;
 use crate::model::source::Source;
@@ -56,7 +56,7 @@ pub enum Leaders {
 
 /// A request was taken: every sample stored or held, but for those that never can be.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub struct Accepted {
     /// Samples stored or held, those included that were stored already; neither the rejected nor what is older than the
     /// retention.
     pub written: usize,
@@ -72,7 +72,7 @@ pub enum Refused {
     Role(&'static str),
     /// A standby can hold nothing more.
     #[error(transparent)]
-    Held(#[from] Refusal),
+    Held(#[from] NotBuffered),
     /// There are more clusters than there may be.
     #[error(transparent)]
     Clusters(#[from] TooMany),
@@ -131,7 +131,7 @@ impl Receiver {
         request: &Request<'_>,
         body: &[u8],
         line: Option<&ClusterConnection>,
-    ) -> Result<Taken, Refused> {
+    ) -> Result<Accepted, Refused> {
         let count = request.samples.len() as u64;
         self.metrics.samples_received_total.inc_by(count);
         self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
@@ -170,7 +170,7 @@ impl Receiver {
         Ok(in_flight)
     }
 
-    async fn take(&self, request: &Request<'_>, looked_up: LookedUp, parts: &[Part]) -> Result<Taken, Refused> {
+    async fn take(&self, request: &Request<'_>, looked_up: LookedUp, parts: &[Part]) -> Result<Accepted, Refused> {
         let roles = join_all(parts.iter().map(|part| self.settled_role(part))).await;
         let is_settled = |role: &&Role| matches!(role, Role::Leader { .. } | Role::Standby { .. });
         if let Some(role) = roles.iter().find(|role| !is_settled(role)) {
@@ -189,7 +189,7 @@ impl Receiver {
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         let written = request.samples.len() - resolved.rejected.samples - resolved.expired;
-        Ok(Taken { written, rejected: resolved.rejected })
+        Ok(Accepted { written, rejected: resolved.rejected })
     }
 
     /// Refuses what somebody else sends too, or stores, if both would be stored.

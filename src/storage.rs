@@ -123,7 +123,7 @@ pub struct LookedUp {
     /// In which ids were looked up.
     epoch: Epoch,
     hashes: Vec<series::WireHash>,
-    known: Vec<Option<series::Known>>,
+    known: Vec<Option<series::CachedSeries>>,
     /// What it does not know, by identity.
     wanted: HashMap<Uuid, series::Wanted>,
     /// Where in the request that is, and who sends it.
@@ -165,12 +165,12 @@ pub struct Hot {
     /// How long ago the earliest of their times was.
     pub age: Duration,
     /// What this look saw; for [`Store::seal`], once whoever observes has had the time to see it too.
-    pub seen: Seen,
+    pub seen: ObservedPosition,
 }
 
 /// What a look saw. On another server the same position is of other transactions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ObservedPosition {
     /// Which transactions.
     pub position: Position,
     /// On which server.
@@ -344,7 +344,7 @@ impl Store {
         if !wanted.is_empty() {
             let (found, refused) = self.find_series(wanted, fence, epoch).await?;
             for (place, key, source) in &places {
-                known[*place] = found.get(key).map(|id| series::Known { id: *id, source: *source });
+                known[*place] = found.get(key).map(|id| series::CachedSeries { id: *id, source: *source });
                 if let Some(why) = refused.get(key) {
                     resolved.rejected.add(request.series[*place].samples.len(), || why.clone());
                 }
@@ -359,7 +359,7 @@ impl Store {
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         let mut at = 0;
         for (series, known) in request.series.iter().zip(&known) {
-            let Some(series::Known { id, source }) = *known else { continue };
+            let Some(series::CachedSeries { id, source }) = *known else { continue };
             if resolved.shares.get(at).is_none_or(|share| share.source != source) {
                 at = resolved.share(source, request.samples.len());
             }
@@ -506,7 +506,7 @@ impl Store {
     pub async fn hot(&self) -> Result<Hot, Error> {
         let epoch = self.epoch();
         let check = self.server.check(&self.names, epoch)?;
-        let statement = self.names.fill(&format!(
+        let statement = self.names.sql(&format!(
             "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({{hot:literal}}::regclass), \
              coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text, {check} FROM {{hot}}",
         ));
@@ -532,7 +532,7 @@ impl Store {
             self.metrics.hot_oldest_seconds.set(oldest);
             // A sample may be of an hour to come.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
-            let seen = Seen { position: position::read(row.try_get(3)?)?, epoch };
+            let seen = ObservedPosition { position: position::read(row.try_get(3)?)?, epoch };
             Ok(Hot { samples: samples.unsigned_abs(), age, seen })
         }))
         .await
@@ -562,7 +562,7 @@ impl Store {
     ///
     /// What the server said, or that it is another one than `up_to` is of; what is sealed already stays so, and the next round goes on
     /// from there.
-    pub async fn seal(&self, up_to: Option<&Seen>, shrink: bool) -> Result<Option<Outcome>, Error> {
+    pub async fn seal(&self, up_to: Option<&ObservedPosition>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
@@ -582,7 +582,12 @@ impl Store {
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, up_to: Option<&Seen>, shrink: bool) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(
+        &self,
+        client: &Client,
+        up_to: Option<&ObservedPosition>,
+        shrink: bool,
+    ) -> Result<Option<Outcome>, Error> {
         let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(now_us) = now.try_get(0)?;
         let now_ms = row::from_postgres_us(now_us);
@@ -604,7 +609,7 @@ impl Store {
             total += outcome;
         }
         // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
-        let size = self.names.fill("SELECT pg_relation_size({hot:literal}::regclass)");
+        let size = self.names.sql("SELECT pg_relation_size({hot:literal}::regclass)");
         let bytes: i64 = client.query_typed_one(&size, &[]).await?.try_get(0)?;
         let samples = self.config.seal_samples.max(total.samples as u64);
         let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
@@ -614,7 +619,7 @@ impl Store {
         let vacuum = format!(
             "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}"
         );
-        client.batch_execute(&self.names.fill(&vacuum)).await?;
+        client.batch_execute(&self.names.sql(&vacuum)).await?;
         if let Some(outcome) = sealer.merge(MERGED_BUCKETS_MAX).await? {
             total += outcome;
         }

@@ -74,9 +74,9 @@ impl LockSession {
             }
             require_primary(&session).await?;
             // Two statements: one would not see the row that somebody else has just committed.
-            let insert = names.fill("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
+            let insert = names.sql("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
             session.client().execute_typed(&insert, &[(&group, Type::TEXT)]).await?;
-            let select = names.fill("SELECT group_no FROM {leader} WHERE group_name = $1");
+            let select = names.sql("SELECT group_no FROM {leader} WHERE group_name = $1");
             let row = session.client().query_typed_one(&select, &[(&group, Type::TEXT)]).await?;
             Ok(row.try_get(0)?)
         };
@@ -112,7 +112,7 @@ impl LockSession {
 
     /// The leader's row, and the right to write that is in force.
     pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Fence)>, Error> {
-        let statement = names.fill(&format!(
+        let statement = names.sql(&format!(
             "SELECT holder, term, token, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
              CASE WHEN successor <> $2 AND {YIELDS} THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
              FROM {{leader}} WHERE group_no = $1 AND heartbeat IS NOT NULL",
@@ -147,7 +147,7 @@ impl LockSession {
             self.drain(names, None).await?;
         }
         let proven_at = Instant::now();
-        let statement = names.fill(&format!(
+        let statement = names.sql(&format!(
             "SELECT new_term, new_token FROM (SELECT group_no FROM {{leader}} WHERE group_no = $1 AND CASE WHEN $3 THEN true \
              WHEN $4 IS NOT NULL THEN token = $4 \
              ELSE successor IS NULL OR successor = $2 OR NOT ({YIELDS}) END FOR UPDATE) l, {{raise}}(l.group_no, $2)",
@@ -176,7 +176,7 @@ impl LockSession {
         client
             .batch_execute(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {patience_ms}"))
             .await?;
-        let statement = names.fill("SELECT pg_advisory_xact_lock({leader:literal}::regclass::oid::integer, $1)");
+        let statement = names.sql("SELECT pg_advisory_xact_lock({leader:literal}::regclass::oid::integer, $1)");
         match client.query_typed(&statement, &[(&self.group_no, Type::INT4)]).await.map_err(Error::from) {
             Ok(_) => Ok(true),
             Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
@@ -191,7 +191,7 @@ impl LockSession {
     /// timeout of the server's. Their transactions roll back; their senders still have the data.
     async fn terminate_writers(&self, names: &Names) -> Result<(), Error> {
         let client = self.session.client();
-        let statement = names.fill(
+        let statement = names.sql(
             "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND classid = {leader:literal}::regclass::oid AND objid = $1::integer::oid",
@@ -214,7 +214,7 @@ impl LockSession {
     /// Publishes that the leader of `fence` lives. `false` if that term is over.
     pub(super) async fn heartbeat(&self, names: &Names, fence: Fence) -> Result<bool, Error> {
         let statement =
-            names.fill("UPDATE {leader} SET heartbeat = clock_timestamp() WHERE group_no = $1 AND token = $2");
+            names.sql("UPDATE {leader} SET heartbeat = clock_timestamp() WHERE group_no = $1 AND token = $2");
         let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.group_no, Type::INT4), (&fence.token, Type::UUID)];
         Ok(self.session.client().execute_typed(&statement, &parameters).await? == 1)
     }
@@ -227,7 +227,7 @@ impl LockSession {
         successor: &str,
         lasting: Duration,
     ) -> Result<bool, Error> {
-        let statement = names.fill(
+        let statement = names.sql(
             "UPDATE {leader} SET successor = $3, successor_until = clock_timestamp() + make_interval(secs => $4) \
              WHERE group_no = $1 AND token = $2",
         );

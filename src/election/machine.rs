@@ -96,7 +96,7 @@ enum State {
     },
     /// A session without the lock. `returned` until the first answer after the own Prometheus sent again.
     Following {
-        seen: Option<Seen>,
+        seen: Option<ObservedLeader>,
         next_at: Instant,
         returned: bool,
     },
@@ -113,7 +113,7 @@ enum State {
 }
 
 #[derive(Clone, Debug)]
-struct Seen {
+struct ObservedLeader {
     leader: Leader,
     fresh_until: Instant,
 }
@@ -262,7 +262,7 @@ impl Machine {
             *next_at = sent_at + interval;
             *seen = observed.and_then(|observed| {
                 let remaining = stale_after.checked_sub(observed.heartbeat_age)?;
-                Some(Seen { leader: observed.leader, fresh_until: sent_at + remaining })
+                Some(ObservedLeader { leader: observed.leader, fresh_until: sent_at + remaining })
             });
             self.last_reason = match seen {
                 Some(_) => Reason::LeaderElsewhere,

@@ -20,7 +20,7 @@ pub struct Buffer {
 
 /// Nothing more can be buffered: the sender is to keep it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum NotBuffered {
     /// The bound is reached.
     #[error("this standby can hold no more: the leader is far behind, or -standby-memory-mib is small")]
     Full,
@@ -117,12 +117,12 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Full`]; none of them is buffered then.
-    pub fn add(&mut self, samples: impl Iterator<Item = Buffered> + Clone) -> Result<(), Refusal> {
+    /// [`NotBuffered::Full`]; none of them is buffered then.
+    pub fn add(&mut self, samples: impl Iterator<Item = Buffered> + Clone) -> Result<(), NotBuffered> {
         let blocks = blocks(samples);
         let bytes: usize = blocks.iter().map(Block::bytes).sum();
         if self.bytes + bytes > self.bytes_max {
-            return Err(Refusal::Full);
+            return Err(NotBuffered::Full);
         }
         self.extend(blocks);
         Ok(())
@@ -335,7 +335,7 @@ mod tests {
         let now = Instant::now();
         let mut buffer = Buffer::new(size_of::<Block>() + 2 * size_of::<Packed>());
         assert_eq!(buffer.add([sample(1, 1, now), sample(1, 2, now)].into_iter()), Ok(()));
-        assert_eq!(buffer.add([sample(1, 3, now)].into_iter()), Err(Refusal::Full));
+        assert_eq!(buffer.add([sample(1, 3, now)].into_iter()), Err(NotBuffered::Full));
         let taken = buffer.take(1);
         assert_eq!(times(&taken), [1, 2]);
         assert_eq!((buffer.samples(), buffer.bytes()), (0, 0));

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::handover::buffer::{Buffer, Buffered, Came, Fate, Refusal};
+use crate::handover::buffer::{Buffer, Buffered, Came, Fate, NotBuffered};
 use crate::handover::clocks::Clocks;
 use crate::handover::ring::Ring;
-use crate::handover::series::{GAP_MS, Known, STEP_MAX_MS, Sent, SeriesTimes};
+use crate::handover::series::{GAP_MS, STEP_MAX_MS, Sent, SeriesHistory, SeriesTimes};
 use crate::handover::slots::{By, Candidate, Slot, Stored, follows, is_taken, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
@@ -273,7 +273,7 @@ impl Sender {
 
     fn place(&self, sample: &Buffered) -> Place {
         let Row { series_id, time_ms, .. } = sample.row;
-        let Known { last, is_bounded, interval_ms, .. } = self.series.get(series_id, time_ms);
+        let SeriesHistory { last, is_bounded, interval_ms, .. } = self.series.get(series_id, time_ms);
         if self.is_covered(sample) {
             return Place::Covered;
         }
@@ -299,7 +299,7 @@ impl Sender {
         let (mut append, mut sorted) = (Vec::new(), Sorted::default());
         for row in rows {
             let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-            let Known { is_bounded, interval_ms, .. } = self.series.get(row.series_id, row.time_ms);
+            let SeriesHistory { is_bounded, interval_ms, .. } = self.series.get(row.series_id, row.time_ms);
             let is_newer = |other_ms: i64| {
                 interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
             };
@@ -315,9 +315,9 @@ impl Sender {
     /// # Errors
     ///
     /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
-    pub fn buffer(&mut self, rows: Vec<Row>, key: Uuid, now: Instant) -> Result<(), Refusal> {
+    pub fn buffer(&mut self, rows: Vec<Row>, key: Uuid, now: Instant) -> Result<(), NotBuffered> {
         if !self.is_open {
-            return Err(Refusal::Closed);
+            return Err(NotBuffered::Closed);
         }
         let came = self.came(rows, key, now);
         self.buffer.add(came.samples())
@@ -397,7 +397,8 @@ impl Sender {
     }
 
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        let Known { interval_ms, guess_ms, is_led, .. } = self.series.get(sample.row.series_id, sample.row.time_ms);
+        let SeriesHistory { interval_ms, guess_ms, is_led, .. } =
+            self.series.get(sample.row.series_id, sample.row.time_ms);
         // Of what the leader sends, its next samples will tell; what comes by way of one of several adapters may be several intervals apart.
         let guesses_ms = if is_led { [0, 0] } else { [guess_ms, self.series.usual_ms()] };
         let guess_ms = guesses_ms.into_iter().filter(|ms| *ms > 0).min().unwrap_or(0);
@@ -566,7 +567,7 @@ impl Sender {
     /// As what is known of the series says for sure; else by the steps of `samples` and of what is stored around them; 0 where there are
     /// none.
     fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
-        let Known { interval_ms, guess_ms, is_repeated, .. } =
+        let SeriesHistory { interval_ms, guess_ms, is_repeated, .. } =
             self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
         if interval_ms > 0 {
             return interval_ms;
@@ -857,7 +858,7 @@ mod tests {
         assert_eq!(scene.sender.buffer(vec![row(46_000)], Uuid::nil(), scene.now), Ok(()), "until all is stored");
         assert_eq!(scene.sender.drain(1).map(|taken| times(&taken)), Some(vec![46_000]));
         assert!(scene.sender.drain(1).is_none());
-        assert_eq!(scene.sender.buffer(vec![row(56_000)], Uuid::nil(), scene.now), Err(Refusal::Closed));
+        assert_eq!(scene.sender.buffer(vec![row(56_000)], Uuid::nil(), scene.now), Err(NotBuffered::Closed));
         scene.sender.open();
         assert_eq!(scene.sender.buffer(vec![row(56_000)], Uuid::nil(), scene.now), Ok(()));
     }

@@ -122,7 +122,7 @@ struct Entry {
 
 /// What is known of one series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct SeriesHistory {
     /// The newest stored time.
     pub last: Option<Slot>,
     /// Whether nothing later can be stored.
@@ -477,10 +477,17 @@ impl SeriesTimes {
 
     /// What is known of a series around a time.
     #[must_use]
-    pub fn get(&self, series_id: i64, time_ms: i64) -> Known {
+    pub fn get(&self, series_id: i64, time_ms: i64) -> SeriesHistory {
         let Some(entry) = self.pages.find(series_id) else {
             let is_bounded = series_id > self.floor;
-            return Known { last: None, is_bounded, interval_ms: 0, guess_ms: 0, is_repeated: false, is_led: false };
+            return SeriesHistory {
+                last: None,
+                is_bounded,
+                interval_ms: 0,
+                guess_ms: 0,
+                is_repeated: false,
+                is_led: false,
+            };
         };
         let is_near =
             |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
@@ -489,7 +496,7 @@ impl SeriesTimes {
             true => (i64::from(entry.interval_ms), entry.votes),
             false => (0, 0),
         };
-        Known {
+        SeriesHistory {
             last: entry.stored().next(),
             // Of a series that was made later, an entry without a time says as much as no entry.
             is_bounded: entry.flags & BOUNDED != 0 || series_id > self.floor,
@@ -623,8 +630,14 @@ mod tests {
         }
         assert_eq!(known(&series, 195_000 + GAP_MS), (15_000, 15_000));
         assert_eq!(known(&series, 195_001 + GAP_MS), (0, 0), "history may have another");
-        let unknown =
-            Known { last: None, is_bounded: false, interval_ms: 0, guess_ms: 0, is_repeated: false, is_led: false };
+        let unknown = SeriesHistory {
+            last: None,
+            is_bounded: false,
+            interval_ms: 0,
+            guess_ms: 0,
+            is_repeated: false,
+            is_led: false,
+        };
         assert_eq!(series.get(2, 0), unknown);
         assert!((13_000..17_000).contains(&series.usual_ms()));
         assert_eq!(series.shortest_ms(), 15_000);

@@ -10,7 +10,7 @@ use crate::election::liveness::InFlight;
 use crate::http::answer::{Answer, empty, method_not_allowed, text, unavailable};
 use crate::http::body::{Received, check_encoding, discard, quoted, receive};
 use crate::http::service::{Connection, Service};
-use crate::receiver::{Receiver, Taken};
+use crate::receiver::{Accepted, Receiver};
 use crate::wire::write::v1;
 
 /// Versions of the message.
@@ -121,7 +121,7 @@ async fn take(
     }
 }
 
-fn answer_to(taken: &Taken) -> Answer {
+fn answer_to(taken: &Accepted) -> Answer {
     let rejected = &taken.rejected;
     if rejected.is_empty() {
         return empty(StatusCode::NO_CONTENT);

@@ -69,18 +69,18 @@ pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> Str
     let group_no = fence.map_or(NO_GROUP, |fence| fence.group_no);
     let token = fence.map_or_else(|| "NULL".to_owned(), |fence| format!("'{}'", fence.token));
     let reconciled = reconciled.map_or_else(|| "NULL".to_owned(), |reconciled| reconciled.to_string());
-    names.fill(&format!("SELECT {{fence}}({group_no}, {token}, {reconciled})"))
+    names.sql(&format!("SELECT {{fence}}({group_no}, {token}, {reconciled})"))
 }
 
 /// Shows several rights to write at once. The parameters of the statement are the numbers of the groups, the tokens and what is
 /// known of the counters; it returns for each the state that [`show`] would raise, or NULL.
 #[must_use]
 pub fn show_all(names: &Names) -> String {
-    names.fill("SELECT {fences}($1, $2, $3)")
+    names.sql("SELECT {fences}($1, $2, $3)")
 }
 
 /// Takes the lock of a group that keeps all its writers out, in a transaction that is open already.
 #[must_use]
 pub fn exclude(names: &Names, group_no: i32) -> String {
-    names.fill(&format!("SELECT pg_advisory_xact_lock({{leader:literal}}::regclass::oid::integer, {group_no})"))
+    names.sql(&format!("SELECT pg_advisory_xact_lock({{leader:literal}}::regclass::oid::integer, {group_no})"))
 }

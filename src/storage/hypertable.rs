@@ -53,7 +53,7 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
             names.qualified("_samples")
         ))
     })?;
-    let fill = |text: &str| names.fill(&text.replace("{timescaledb}", &schema));
+    let fill = |text: &str| names.sql(&text.replace("{timescaledb}", &schema));
     let statement =
         fill("SELECT {timescaledb}.set_chunk_time_interval({samples:literal}::regclass, make_interval(secs => $1))");
     client.query_typed(&statement, &[(&interval.as_secs_f64(), Type::FLOAT8)]).await?;
@@ -95,9 +95,9 @@ pub async fn seal(
 ) -> Result<(Outcome, Option<Timestamp>), Error> {
     let count =
         format!("SELECT coalesce(sum(cardinality(series)), 0)::bigint, max(\"time\") FROM {{hot}} WHERE {taken}");
-    let count = client.query_typed_one(&names.fill(&count), &[]).await?;
+    let count = client.query_typed_one(&names.sql(&count), &[]).await?;
     // Of several in one transaction of a writer, the order within the row is that of storing.
-    let insert = names.fill(&format!(
+    let insert = names.sql(&format!(
         "INSERT INTO {{samples}} (\"time\", series_id, value) \
          SELECT DISTINCT ON (id, \"time\") \"time\", id, value FROM (SELECT \"time\", unnest(series) AS id, \
          unnest(value) AS value, no, generate_subscripts(series, 1) AS place FROM {{hot}} WHERE {taken} AND \"time\" >= $1) h \
@@ -105,7 +105,7 @@ pub async fn seal(
     ));
     let since = Timestamp(to_postgres_us(expired_ms.unwrap_or(TIME_MIN_MS)));
     let inserted = client.execute_typed(&insert, &[(&since, Type::TIMESTAMPTZ)]).await?;
-    client.execute_typed(&names.fill(&format!("DELETE FROM {{hot}} WHERE {taken}")), &[]).await?;
+    client.execute_typed(&names.sql(&format!("DELETE FROM {{hot}} WHERE {taken}")), &[]).await?;
     let samples = usize::try_from(count.try_get::<_, i64>(0)?).unwrap_or_default();
     let dropped = samples.saturating_sub(usize::try_from(inserted).unwrap_or_default());
     Ok((Outcome { samples, dropped, ..Outcome::default() }, count.try_get(1)?))
@@ -117,7 +117,7 @@ pub async fn seal(
 ///
 /// What the server said; the next round goes on from there.
 pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -> Result<Vec<String>, Error> {
-    let statement = names.fill("SELECT {drop_older}(now() - make_interval(secs => $1))");
+    let statement = names.sql("SELECT {drop_older}(now() - make_interval(secs => $1))");
     let rows = client.query_typed(&statement, &[(&retention.as_secs_f64(), Type::FLOAT8)]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

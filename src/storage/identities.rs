@@ -11,10 +11,10 @@ use crate::model::labels::Labels;
 /// Of every series the first half of its key: 8 bytes, for ids are given in order. Of those made lately the labels too: a server that
 /// lags does not have them.
 #[derive(Debug, Default)]
-pub struct Identities(Mutex<Known>);
+pub struct Identities(Mutex<KnownIdentities>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownIdentities {
     /// By id / [`PAGE`]; 0 is none.
     prefixes: HashMap<i64, Box<[u64; PAGE]>>,
     /// Of ids above those that were there [`KEPT`] ago.
@@ -31,7 +31,7 @@ const PAGE: usize = 256;
 /// Labels are kept for so long: twice as long as samples that may have to be stored again.
 const KEPT: Duration = Duration::from_secs(120);
 
-impl Known {
+impl KnownIdentities {
     fn learn(&mut self, id: i64, prefix: u64, labels: Option<&Labels>) {
         let (page, place) = split(id);
         self.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
@@ -88,7 +88,7 @@ impl Identities {
         self.lock().labels.get(&id).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, KnownIdentities> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -343,7 +343,7 @@ impl Writer {
         // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
         let keys: BTreeSet<Uuid> = keys.collect();
         let values = keys.iter().map(|key| format!("('{key}')")).collect::<Vec<_>>().join(", ");
-        self.names.fill(&format!("INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key"))
+        self.names.sql(&format!("INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key"))
     }
 }
 
@@ -372,7 +372,7 @@ impl Writer {
         let raise = show(&self.names, Some(*fence), Some(-1));
         // Samples are compared only in rows of the same time. Rows are found by sender and transaction, however few the server takes
         // all of them for.
-        let exists = self.names.fill(&format!(
+        let exists = self.names.sql(&format!(
             "EXISTS (WITH own AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
              WHERE sender IN ({senders}) AND xid = pg_current_xact_id() \
              AND \"time\" < clock_timestamp() - interval '{SENT_AGAIN_MS} ms'), \
@@ -416,7 +416,7 @@ pub(super) async fn standing(
 
 /// Stores samples in the transaction that is open.
 pub(super) fn copy_statement(names: &Names) -> String {
-    names.fill("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
+    names.sql("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
 }
 
 /// Begins [`copy_statement`] and sends it `rows`; it is yet to be finished.

@@ -47,7 +47,7 @@ impl Names {
     /// `text`, with `{…}` replaced: `{schema}`, `{view}`, and `{x}` by the qualified name with the suffix `_x`;
     /// `{x:literal}` is the same as a string constant.
     #[must_use]
-    pub fn fill(&self, text: &str) -> String {
+    pub fn sql(&self, text: &str) -> String {
         let mut filled = String::with_capacity(text.len() + 256);
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
@@ -94,11 +94,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fill_quotes_what_it_puts_in() {
+    fn sql_quotes_what_it_puts_in() {
         let names = Names::new("my \"schema\"", "it's");
-        assert_eq!(names.fill("{series}"), r#""my ""schema"""."it's_series""#);
-        assert_eq!(names.fill("{leader:literal}"), r#"'"my ""schema"""."it''s_leader"'"#);
-        assert_eq!(names.fill("{view} {schema}"), r#""my ""schema"""."it's" "my ""schema""""#);
+        assert_eq!(names.sql("{series}"), r#""my ""schema"""."it's_series""#);
+        assert_eq!(names.sql("{leader:literal}"), r#"'"my ""schema"""."it''s_leader"'"#);
+        assert_eq!(names.sql("{view} {schema}"), r#""my ""schema"""."it's" "my ""schema""""#);
     }
 
     #[test]

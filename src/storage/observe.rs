@@ -111,14 +111,14 @@ impl Store {
         );
         let epoch = self.server.epoch();
         let check = self.server.check(&self.names, epoch)?;
-        let now = self.names.fill(&format!(
+        let now = self.names.sql(&format!(
             "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {{sealed_to}}), \
              (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), {check}",
         ));
-        let states = self.names.fill(
+        let states = self.names.sql(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE ($1 IS NULL OR group_name = ANY ($1))",
         );
-        let of_groups = self.names.fill(
+        let of_groups = self.names.sql(
             "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE ($1 IS NULL OR group_name = ANY ($1))",
         );
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
@@ -174,7 +174,7 @@ impl Store {
 /// the numbers of senders to be left out.
 fn new_rows(names: &Names, from: Option<&Position>) -> String {
     // None is of a transaction to come, but for rows out of another server's dump.
-    let select = names.fill(
+    let select = names.sql(
         "SELECT sender, \"time\", series FROM {hot} \
          WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} \
          WHERE ($1 IS NULL OR group_name = ANY ($1)) AND sender_no <> ALL ($2))) \

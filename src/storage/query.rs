@@ -159,11 +159,11 @@ impl Reading {
             Layout::Chunks => {
                 let sizes =
                     format!("SELECT c.bucket, sum(pg_column_size(c))::bigint {CHUNKS_IN_RANGE} GROUP BY c.bucket");
-                self.chunks_in_range(&self.names.fill(&sizes), ids, start_ms, end_ms).await?
+                self.chunks_in_range(&self.names.sql(&sizes), ids, start_ms, end_ms).await?
             }
             Layout::Hypertable => {
                 let sizes = format!("SELECT series_id, count(*) * 16 {ROWS_IN_RANGE} GROUP BY series_id");
-                self.rows_in_range(&self.names.fill(&sizes), ids, start_ms, end_ms).await?
+                self.rows_in_range(&self.names.sql(&sizes), ids, start_ms, end_ms).await?
             }
         };
         tokio::pin!(rows);
@@ -186,7 +186,7 @@ impl Reading {
 
     /// The chunks of these series in the range.
     async fn chunks(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Encoded>>, Error> {
-        let statement = self.names.fill(&format!("SELECT {CHUNK_COLUMNS} {CHUNKS_IN_RANGE}"));
+        let statement = self.names.sql(&format!("SELECT {CHUNK_COLUMNS} {CHUNKS_IN_RANGE}"));
         let rows = self.chunks_in_range(&statement, ids, start_ms, end_ms).await?;
         tokio::pin!(rows);
         let mut chunks: HashMap<i64, Vec<Encoded>> = HashMap::new();
@@ -205,7 +205,7 @@ impl Reading {
         start_ms: i64,
         end_ms: i64,
     ) -> Result<HashMap<i64, Vec<Sample>>, Error> {
-        let rows = self.rows_in_range(&self.names.fill(statement), ids, start_ms, end_ms).await?;
+        let rows = self.rows_in_range(&self.names.sql(statement), ids, start_ms, end_ms).await?;
         tokio::pin!(rows);
         let mut samples: HashMap<i64, Vec<Sample>> = HashMap::new();
         while let Some(row) = rows.next().await {
@@ -361,7 +361,7 @@ impl Drop for OnLeave {
 
 /// The statement that fetches every series that might match, and its parameters.
 fn candidates(names: &Names, matchers: &[Matcher]) -> (String, Vec<String>) {
-    let mut statement = names.fill("SELECT id, name, labels::text FROM {series}");
+    let mut statement = names.sql("SELECT id, name, labels::text FROM {series}");
     let mut parameters = Vec::new();
     // An empty value would match series without the label, which no index finds; U+0000 is none that the server takes.
     let has_index = |matcher: &&Matcher| {

@@ -167,7 +167,7 @@ impl Store {
         if group_no == NO_GROUP {
             return Ok(Some(0));
         }
-        let statement = self.names.fill("SELECT reconciled FROM {leader} WHERE group_no = $1 AND token = $2");
+        let statement = self.names.sql("SELECT reconciled FROM {leader} WHERE group_no = $1 AND token = $2");
         let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_no, Type::INT4), (&token, Type::UUID)];
         let row = client.query_typed_opt(&statement, &parameters).await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)
@@ -176,13 +176,13 @@ impl Store {
     /// Raises the group's counter.
     async fn tell(&self, client: &Client, group_no: i32) -> Result<i64, Error> {
         let statement =
-            self.names.fill("UPDATE {leader} SET reconciled = reconciled + 1 WHERE group_no = $1 RETURNING reconciled");
+            self.names.sql("UPDATE {leader} SET reconciled = reconciled + 1 WHERE group_no = $1 RETURNING reconciled");
         Ok(client.query_typed_one(&statement, &[(&group_no, Type::INT4)]).await?.try_get(0)?)
     }
 
     /// Stores samples by a single message, for the server bounds the silence between messages and not within COPY.
     async fn insert(&self, client: &Client, rows: &[Row], sender: SenderNo) -> Result<(), Error> {
-        let statement = self.names.fill(
+        let statement = self.names.sql(
             "INSERT INTO {hot} (\"time\", series, value, sender) \
              SELECT min(\"time\"), array_agg(id ORDER BY id), array_agg(value ORDER BY id), min(sender) \
              FROM unnest($1::integer[], $2::timestamptz[], $3::bigint[], $4::float8[], $5::integer[]) AS u (row_no, \"time\", id, value, sender) \
@@ -260,7 +260,7 @@ impl Store {
         let within = |n| format!("\"time\" >= ($1::timestamptz[])[{n}] AND \"time\" <= ($2::timestamptz[])[{n}]");
         let within: Vec<String> = (1..=spans.len()).map(within).collect();
         // Rows are left out by a glance, and looked into only for a few series.
-        let statement = self.names.fill(&format!(
+        let statement = self.names.sql(&format!(
             "SELECT \"time\", sender, series FROM {{hot}} WHERE ({}) AND series[1] <= $3 AND series[cardinality(series)] >= $4 \
              AND (cardinality($5::bigint[]) > 8 OR series && $5)",
             within.join(" OR ")
@@ -294,7 +294,7 @@ impl Store {
 
     /// Series and times in chunks. A chunk that cannot be read is as none. Values are read only of chunks that may have a stale marker.
     async fn chunks_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, StoredTime)>, Error> {
-        let statement = self.names.fill(
+        let statement = self.names.sql(
             "SELECT c.bucket, c.first, c.last, c.places, c.times, n.data, n.floats FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
              AS w (bucket, lower, upper) JOIN {sealed} c ON c.bucket = w.bucket AND c.last >= w.lower AND c.first <= w.upper \
              LEFT JOIN LATERAL (SELECT c.data, c.floats WHERE 'NaN' = ANY (c.floats)) n ON true \
@@ -346,7 +346,7 @@ impl Store {
 
     /// Series and times in a hypertable.
     async fn rows_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, StoredTime)>, Error> {
-        let statement = self.names.fill(
+        let statement = self.names.sql(
             "SELECT s.series_id, s.\"time\", s.value FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
              AS w (id, lower, upper) JOIN {samples} s ON s.series_id = w.id AND s.\"time\" >= w.lower AND s.\"time\" <= w.upper \
              WHERE s.\"time\" >= $4 AND s.\"time\" <= $5",
@@ -407,7 +407,7 @@ impl Store {
         };
         let parameters: [(&(dyn ToSql + Sync), Type); 3] =
             [(&ids, Type::INT8_ARRAY), (&since, Type::TIMESTAMPTZ_ARRAY), (first, Type::TIMESTAMPTZ)];
-        let rows = client.query_typed(&self.names.fill(statement), &parameters).await?;
+        let rows = client.query_typed(&self.names.sql(statement), &parameters).await?;
         let last = |row: &Record| {
             let Timestamp(time_us) = row.try_get(1)?;
             Ok((row.try_get(0)?, from_postgres_us(time_us)))

@@ -90,7 +90,7 @@ async fn migrate_locked(
         .query_typed_opt("SELECT FROM pg_namespace WHERE nspname = $1", &[(&names.schema_name(), Type::TEXT)])
         .await?;
     if exists.is_none() {
-        client.batch_execute(&names.fill("CREATE SCHEMA {schema}")).await?;
+        client.batch_execute(&names.sql("CREATE SCHEMA {schema}")).await?;
     }
     let version = version(client, names).await?.unwrap_or(0);
     if version > to {
@@ -106,22 +106,22 @@ async fn migrate_locked(
     for (chunks, hypertable) in &MIGRATIONS[steps] {
         let parts = if layout == Layout::Chunks { chunks } else { hypertable };
         for part in *parts {
-            client.batch_execute(&names.fill(&part.replace("{timescaledb}", &timescaledb))).await?;
+            client.batch_execute(&names.sql(&part.replace("{timescaledb}", &timescaledb))).await?;
         }
     }
     if version < to {
         // A function needs no page, and goes with the transaction like a row.
         let statement =
             format!("CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {to}'");
-        client.batch_execute(&names.fill(&statement)).await?;
+        client.batch_execute(&names.sql(&statement)).await?;
         let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
         log::info!("made or migrated the tables of {} to version {to}{with}", names.view());
     }
     if by_labels {
         let is_there = "SELECT to_regclass($1) IS NOT NULL";
-        let row = client.query_typed_one(is_there, &[(&names.fill("{reports}"), Type::TEXT)]).await?;
+        let row = client.query_typed_one(is_there, &[(&names.sql("{reports}"), Type::TEXT)]).await?;
         if !row.try_get::<_, bool>(0)? {
-            client.batch_execute(&names.fill(CLUSTERS)).await?;
+            client.batch_execute(&names.sql(CLUSTERS)).await?;
         }
     }
     Ok(layout)
@@ -134,12 +134,12 @@ async fn migrate_locked(
 /// What the server said.
 pub async fn version(client: &Client, names: &Names) -> Result<Option<i32>, Error> {
     let exists = client
-        .query_typed_one("SELECT to_regprocedure($1) IS NOT NULL", &[(&names.fill("{version}()"), Type::TEXT)])
+        .query_typed_one("SELECT to_regprocedure($1) IS NOT NULL", &[(&names.sql("{version}()"), Type::TEXT)])
         .await?;
     if !exists.try_get::<_, bool>(0)? {
         return Ok(None);
     }
-    let row = client.query_typed_one(&names.fill("SELECT {version}()"), &[]).await?;
+    let row = client.query_typed_one(&names.sql("SELECT {version}()"), &[]).await?;
     Ok(Some(row.try_get(0)?))
 }
 

@@ -106,7 +106,7 @@ pub struct Sealer<'a> {
 }
 
 /// How a transaction ended.
-enum Ended {
+enum TxOutcome {
     Done(Outcome),
     /// Another adapter is at it.
     Busy,
@@ -116,7 +116,7 @@ enum Ended {
 
 /// Hot rows that one transaction seals.
 #[derive(Debug)]
-pub struct Part {
+pub struct HotRange {
     /// The number of the last of them.
     last: i64,
     /// Their times, in ms since 1970, each once.
@@ -125,7 +125,7 @@ pub struct Part {
 
 /// The hot rows of one transaction.
 #[derive(Default)]
-struct Taken {
+struct HotBatch {
     /// The time of the latest, in ms since 1970; `None` where there are none.
     newest_ms: Option<i64>,
     /// Samples in those that are older than the retention.
@@ -135,7 +135,7 @@ struct Taken {
 }
 
 /// What is known of a chunk without reading it.
-struct Head {
+struct ChunkKey {
     bucket: i64,
     first_ms: i64,
     last_ms: i64,
@@ -149,16 +149,16 @@ impl Sealer<'_> {
     /// # Errors
     ///
     /// What the server said.
-    pub async fn parts(&self) -> Result<Vec<Part>, Error> {
+    pub async fn parts(&self) -> Result<Vec<HotRange>, Error> {
         // OFFSET keeps the arrays out of what is sorted.
-        let statement = self.names.fill(&format!(
+        let statement = self.names.sql(&format!(
             "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples \
              FROM (SELECT no, \"time\", cardinality(series) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
              GROUP BY (samples - 1) / $1 ORDER BY 1",
             self.taken(i64::MAX)
         ));
         let records = self.client.query_typed(&statement, &[(&SAMPLES_MAX, Type::INT8)]).await?;
-        let part = |record: &Record| Ok(Part { last: record.try_get(0)?, times_ms: times_ms(record.try_get(1)?) });
+        let part = |record: &Record| Ok(HotRange { last: record.try_get(0)?, times_ms: times_ms(record.try_get(1)?) });
         records.iter().map(part).collect()
     }
 
@@ -181,8 +181,8 @@ impl Sealer<'_> {
     /// # Errors
     ///
     /// What the server said; nothing has changed then.
-    pub async fn seal(&self, part: Part) -> Result<Option<Outcome>, Error> {
-        let Part { last, mut times_ms } = part;
+    pub async fn seal(&self, part: HotRange) -> Result<Option<Outcome>, Error> {
+        let HotRange { last, mut times_ms } = part;
         for _ in 0..ATTEMPTS {
             let ended = match self.layout {
                 Layout::Hypertable => self.transaction(self.seal_into_hypertable(last)).await?,
@@ -195,12 +195,12 @@ impl Sealer<'_> {
                 }
             };
             match ended {
-                Ended::Done(outcome) => return Ok(Some(outcome)),
-                Ended::Busy => return Ok(None),
-                Ended::Again => {}
+                TxOutcome::Done(outcome) => return Ok(Some(outcome)),
+                TxOutcome::Busy => return Ok(None),
+                TxOutcome::Again => {}
             }
             let again = format!("SELECT array_agg(DISTINCT \"time\") FROM {{hot}} WHERE {}", self.taken(last));
-            let record = self.client.query_typed_one(&self.names.fill(&again), &[]).await?;
+            let record = self.client.query_typed_one(&self.names.sql(&again), &[]).await?;
             let Some(times) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
             times_ms = self::times_ms(times);
         }
@@ -219,17 +219,17 @@ impl Sealer<'_> {
         }
         let spans = segments::list(self.client, self.names).await?;
         match self.transaction(self.merge_locked(buckets_max, &spans)).await? {
-            Ended::Done(outcome) => Ok(Some(outcome)),
-            Ended::Busy | Ended::Again => Ok(None),
+            TxOutcome::Done(outcome) => Ok(Some(outcome)),
+            TxOutcome::Busy | TxOutcome::Again => Ok(None),
         }
     }
 
-    async fn transaction(&self, work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Error> {
+    async fn transaction(&self, work: impl Future<Output = Result<TxOutcome, Error>>) -> Result<TxOutcome, Error> {
         // TimescaleDB compresses a segment by truncating it, which older snapshots see. So no snapshot is taken before it
         // has ended, however long that takes, and none begins.
         let lock = match self.layout {
             Layout::Chunks => String::new(),
-            Layout::Hypertable => self.names.fill("LOCK TABLE {samples} IN ROW EXCLUSIVE MODE; "),
+            Layout::Hypertable => self.names.sql("LOCK TABLE {samples} IN ROW EXCLUSIVE MODE; "),
         };
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; {WITHOUT_JIT}; SET LOCAL work_mem = '{PART_MEMORY}'; \
@@ -238,35 +238,35 @@ impl Sealer<'_> {
             IDLE_TIMEOUT.as_millis()
         );
         self.client.batch_execute(&begin).await?;
-        let lock = self.names.fill(&format!(
+        let lock = self.names.sql(&format!(
             "SELECT pg_try_advisory_xact_lock({{hot:literal}}::regclass::oid::integer, 0), {}",
             self.check
         ));
         let ended = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
             true => match work.await {
                 // Another adapter committed between this transaction's first look and its lock.
-                Err(error) if error.is(&SqlState::T_R_SERIALIZATION_FAILURE) => Ended::Again,
+                Err(error) if error.is(&SqlState::T_R_SERIALIZATION_FAILURE) => TxOutcome::Again,
                 ended => ended?,
             },
-            false => Ended::Busy,
+            false => TxOutcome::Busy,
         };
-        self.client.batch_execute(if matches!(ended, Ended::Done(_)) { "COMMIT" } else { "ROLLBACK" }).await?;
+        self.client.batch_execute(if matches!(ended, TxOutcome::Done(_)) { "COMMIT" } else { "ROLLBACK" }).await?;
         Ok(ended)
     }
 
-    async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<Ended, Error> {
-        let Taken { newest_ms, expired, hot } = self.take_hot(last).await?;
-        let Some(newest_ms) = newest_ms else { return Ok(Ended::Again) };
+    async fn seal_locked(&self, last: i64, spans: &[Span]) -> Result<TxOutcome, Error> {
+        let HotBatch { newest_ms, expired, hot } = self.take_hot(last).await?;
+        let Some(newest_ms) = newest_ms else { return Ok(TxOutcome::Again) };
         if hot.times_ms().any(|time_ms| segments::find(spans, time_ms).is_none()) {
-            return Ok(Ended::Again);
+            return Ok(TxOutcome::Again);
         }
         let heads = self.reached(&hot, spans).await?;
         let mut buckets: Vec<i64> = hot.buckets().collect();
         buckets.sort_unstable();
-        let mut made = Made::new(spans);
+        let mut made = ChunkBatch::new(spans);
         made.dropped = expired;
         for group in buckets.chunks(BUCKETS_AT_ONCE) {
-            let heads: Vec<&Head> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
+            let heads: Vec<&ChunkKey> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
             let mut existing = self.take(&heads, &mut made).await?;
             for bucket in group {
                 let mut rows = existing.remove(bucket).unwrap_or_default();
@@ -286,38 +286,38 @@ impl Sealer<'_> {
         let outcome = Outcome { samples, chunks: made.chunks.len(), replaced: made.replaced, dropped: made.dropped };
         self.store(made).await?;
         self.publish(newest_ms).await?;
-        Ok(Ended::Done(outcome))
+        Ok(TxOutcome::Done(outcome))
     }
 
-    async fn seal_into_hypertable(&self, last: i64) -> Result<Ended, Error> {
+    async fn seal_into_hypertable(&self, last: i64) -> Result<TxOutcome, Error> {
         let taken = self.taken(last);
         let (outcome, newest) = hypertable::seal(self.client, self.names, &taken, self.expired_ms).await?;
-        let Some(Timestamp(newest_us)) = newest else { return Ok(Ended::Again) };
+        let Some(Timestamp(newest_us)) = newest else { return Ok(TxOutcome::Again) };
         self.publish(from_postgres_us(newest_us)).await?;
-        Ok(Ended::Done(outcome))
+        Ok(TxOutcome::Done(outcome))
     }
 
     /// Tells those who observe which hot rows may be gone: of which transactions at most, and that none is later than `newest_ms`.
     async fn publish(&self, newest_ms: i64) -> Result<(), Error> {
-        let read = self.names.fill("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
+        let read = self.names.sql("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
         let row = self.client.query_typed_one(&read, &[]).await?;
         let (published, now) = (position::read(row.try_get(0)?)?, position::read(row.try_get(1)?)?);
         let removed = self.up_to.unwrap_or(&now);
         // What is ahead of the server is out of another one's dump.
         let snapshot = if published.covers(removed) && now.covers(&published) { &published } else { removed };
         let write =
-            self.names.fill("UPDATE {sealed_to} SET snapshot = $1::text::pg_snapshot, newest = greatest(newest, $2)");
+            self.names.sql("UPDATE {sealed_to} SET snapshot = $1::text::pg_snapshot, newest = greatest(newest, $2)");
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&snapshot.to_string(), Type::TEXT), (&Timestamp(to_postgres_us(newest_ms)), Type::TIMESTAMPTZ)];
         self.client.execute_typed(&write, &parameters).await?;
         Ok(())
     }
 
-    async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<Ended, Error> {
+    async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<TxOutcome, Error> {
         // Buckets with the most small chunks first, of those in which a series has many. By the index of small chunks, for a
         // segment may have gigabytes of others.
         let small = format!("length < {SMALL_LENGTH} AND first >= $1");
-        let statement = self.names.fill(&format!(
+        let statement = self.names.sql(&format!(
             "SELECT c.bucket, c.first, c.last, c.places FROM {{sealed}} c JOIN (SELECT * FROM \
              (SELECT tableoid AS segment, bucket FROM {{sealed}} WHERE {small} \
               GROUP BY 1, 2 HAVING count(*) >= $2 ORDER BY count(*) DESC) b \
@@ -332,15 +332,15 @@ impl Sealer<'_> {
         let parameters: [(&(dyn ToSql + Sync), Type); 3] =
             [(&since, Type::TIMESTAMPTZ), (&SMALL_COUNT, Type::INT8), (&limit, Type::INT8)];
         let records = self.client.query_typed(&statement, &parameters).await?;
-        let heads: Vec<Head> = records.iter().map(Head::read).collect::<Result<_, _>>()?;
-        let mut made = Made::new(spans);
-        let mut by_bucket: HashMap<i64, Vec<&Head>> = HashMap::new();
+        let heads: Vec<ChunkKey> = records.iter().map(ChunkKey::read).collect::<Result<_, _>>()?;
+        let mut made = ChunkBatch::new(spans);
+        let mut by_bucket: HashMap<i64, Vec<&ChunkKey>> = HashMap::new();
         for head in &heads {
             by_bucket.entry(head.bucket).or_default().push(head);
         }
         let buckets: Vec<i64> = by_bucket.keys().copied().collect();
         for group in buckets.chunks(BUCKETS_AT_ONCE) {
-            let heads: Vec<&Head> =
+            let heads: Vec<&ChunkKey> =
                 group.iter().filter_map(|bucket| by_bucket.get(bucket)).flatten().copied().collect();
             for (_, mut rows) in self.take(&heads, &mut made).await? {
                 rows.sort_by_key(|row| (row.series_id, row.time_ms));
@@ -349,7 +349,7 @@ impl Sealer<'_> {
         }
         let outcome = Outcome { chunks: made.chunks.len(), replaced: made.replaced, ..Outcome::default() };
         self.store(made).await?;
-        Ok(Ended::Done(outcome))
+        Ok(TxOutcome::Done(outcome))
     }
 
     fn is_expired(&self, time_ms: i64) -> bool {
@@ -357,12 +357,12 @@ impl Sealer<'_> {
     }
 
     /// Deletes the hot rows of a part, of which the one numbered `last` is the last, and returns what they had.
-    async fn take_hot(&self, last: i64) -> Result<Taken, Error> {
+    async fn take_hot(&self, last: i64) -> Result<HotBatch, Error> {
         let delete = format!("DELETE FROM {{hot}} WHERE {} RETURNING \"time\", series, value, no", self.taken(last));
         let no_parameters: [(i32, Type); 0] = [];
-        let rows = self.client.query_typed_raw(&self.names.fill(&delete), no_parameters).await?;
+        let rows = self.client.query_typed_raw(&self.names.sql(&delete), no_parameters).await?;
         tokio::pin!(rows);
-        let mut taken = Taken::default();
+        let mut taken = HotBatch::default();
         while let Some(row) = rows.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(0)?;
@@ -390,8 +390,8 @@ impl Sealer<'_> {
     }
 
     /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
-    async fn reached(&self, hot: &HotRows, spans: &[Span]) -> Result<HashMap<i64, Vec<Head>>, Error> {
-        let mut reached: HashMap<i64, Vec<Head>> = HashMap::new();
+    async fn reached(&self, hot: &HotRows, spans: &[Span]) -> Result<HashMap<i64, Vec<ChunkKey>>, Error> {
+        let mut reached: HashMap<i64, Vec<ChunkKey>> = HashMap::new();
         let (Some(earliest_ms), Some(latest_ms)) = (hot.times_ms().min(), hot.times_ms().max()) else {
             return Ok(reached);
         };
@@ -403,7 +403,7 @@ impl Sealer<'_> {
         };
         let (firsts, lasts) = (ends(|reach| reach.first_ms), ends(|reach| reach.last_ms));
         let (lower, upper) = (Timestamp(to_postgres_us(lower_ms)), Timestamp(to_postgres_us(latest_ms)));
-        let statement = self.names.fill(
+        let statement = self.names.sql(
             "SELECT c.bucket, c.first, c.last, c.places \
              FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w (bucket, first, last) \
              JOIN {sealed} c ON c.bucket = w.bucket AND c.last >= w.first AND c.first <= w.last \
@@ -417,7 +417,7 @@ impl Sealer<'_> {
             (&upper, Type::TIMESTAMPTZ),
         ];
         for record in self.client.query_typed(&statement, &parameters).await? {
-            let head = Head::read(&record)?;
+            let head = ChunkKey::read(&record)?;
             let is_reached = |reach: &Reach| reach.is_into(head.places, head.first_ms, head.last_ms);
             if reaches.get(&head.bucket).is_some_and(is_reached) {
                 reached.entry(head.bucket).or_default().push(head);
@@ -427,17 +427,17 @@ impl Sealer<'_> {
     }
 
     /// Takes chunks out, and returns their samples by bucket. One that cannot be decoded goes back as it was.
-    async fn take(&self, heads: &[&Head], made: &mut Made<'_>) -> Result<HashMap<i64, Vec<Row>>, Error> {
+    async fn take(&self, heads: &[&ChunkKey], made: &mut ChunkBatch<'_>) -> Result<HashMap<i64, Vec<Row>>, Error> {
         let mut rows: HashMap<i64, Vec<Row>> = HashMap::new();
         if heads.is_empty() {
             return Ok(rows);
         }
-        let times = |of: fn(&Head) -> i64| -> Vec<Timestamp> {
+        let times = |of: fn(&ChunkKey) -> i64| -> Vec<Timestamp> {
             heads.iter().map(|head| Timestamp(to_postgres_us(of(head)))).collect()
         };
         let (buckets, places): (Vec<i64>, Vec<i32>) = heads.iter().map(|head| (head.bucket, head.places.0)).unzip();
         let (firsts, lasts) = (times(|head| head.first_ms), times(|head| head.last_ms));
-        let statement = self.names.fill(&format!(
+        let statement = self.names.sql(&format!(
             "DELETE FROM {{sealed}} c USING \
              (SELECT DISTINCT * FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::integer[]) \
              AS u (bucket, first, last, places)) w \
@@ -479,9 +479,9 @@ impl Sealer<'_> {
         Ok(rows)
     }
 
-    async fn store(&self, mut made: Made<'_>) -> Result<(), Error> {
+    async fn store(&self, mut made: ChunkBatch<'_>) -> Result<(), Error> {
         made.fill_pages();
-        let copy = self.names.fill(&format!("COPY {{sealed}} ({CHUNK_COLUMNS_BARE}) FROM STDIN BINARY"));
+        let copy = self.names.sql(&format!("COPY {{sealed}} ({CHUNK_COLUMNS_BARE}) FROM STDIN BINARY"));
         let sink = self.client.copy_in(&copy).await?;
         let types = [
             Type::INT8,
@@ -505,7 +505,7 @@ impl Sealer<'_> {
         writer.finish().await?;
         let (uppers, counts): (Vec<Timestamp>, Vec<i64>) =
             made.counts.iter().map(|(upper_ms, count)| (Timestamp(to_postgres_us(*upper_ms)), *count)).unzip();
-        let statement = self.names.fill(
+        let statement = self.names.sql(
             "UPDATE {segments} s SET samples = s.samples + w.count \
              FROM unnest($1::timestamptz[], $2::bigint[]) AS w (upper, count) WHERE s.upper = w.upper",
         );
@@ -517,7 +517,7 @@ impl Sealer<'_> {
 }
 
 /// Chunks to be stored, and what is to be said of them.
-struct Made<'a> {
+struct ChunkBatch<'a> {
     spans: &'a [Span],
     chunks: Vec<(Encoded, i16)>,
     replaced: usize,
@@ -526,7 +526,7 @@ struct Made<'a> {
     counts: HashMap<i64, i64>,
 }
 
-impl<'a> Made<'a> {
+impl<'a> ChunkBatch<'a> {
     fn new(spans: &'a [Span]) -> Self {
         Self { spans, chunks: Vec::new(), replaced: 0, dropped: 0, counts: HashMap::new() }
     }
@@ -576,7 +576,7 @@ impl<'a> Made<'a> {
     }
 }
 
-impl Head {
+impl ChunkKey {
     fn read(record: &Record) -> Result<Self, Error> {
         let (Timestamp(first), Timestamp(last)) = (record.try_get(1)?, record.try_get(2)?);
         Ok(Self {

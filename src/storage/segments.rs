@@ -103,7 +103,7 @@ async fn ensure_locked(
     now_ms: i64,
     interval: Duration,
 ) -> Result<Vec<Span>, Error> {
-    client.batch_execute(&names.fill("LOCK TABLE {segments} IN SHARE ROW EXCLUSIVE MODE")).await?;
+    client.batch_execute(&names.sql("LOCK TABLE {segments} IN SHARE ROW EXCLUSIVE MODE")).await?;
     let mut spans = list(client, names).await?;
     for time_ms in times_ms {
         let span = ancient_for(*time_ms, now_ms, interval, &spans).or_else(|| span_for(*time_ms, interval, &spans));
@@ -127,14 +127,14 @@ async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
     let relation = names.relation(&suffix);
     let (lower, upper) = (bound(span.lower_ms), bound(span.upper_ms));
     let table = format!("{}.{}", names.schema(), identifier(&relation));
-    let statement = names.fill(&format!(
+    let statement = names.sql(&format!(
         "CREATE TABLE {table} (LIKE {{sealed}} INCLUDING STORAGE); \
          ALTER TABLE {{sealed}} ATTACH PARTITION {table} FOR VALUES FROM ({lower}) TO ({upper})"
     ));
     client.batch_execute(&statement).await?;
     let lower = if span.lower_ms == i64::MIN { "NULL".to_owned() } else { lower };
     let statement =
-        names.fill(&format!("INSERT INTO {{segments}} (relation, lower, upper) VALUES ($1, {lower}, {upper})"));
+        names.sql(&format!("INSERT INTO {{segments}} (relation, lower, upper) VALUES ($1, {lower}, {upper})"));
     client.execute_typed(&statement, &[(&relation, Type::NAME)]).await?;
     log::info!("made segment {relation}");
     Ok(())
@@ -146,7 +146,7 @@ async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
 ///
 /// What the server said.
 pub async fn list(client: &Client, names: &Names) -> Result<Vec<Span>, Error> {
-    let statement = names.fill(
+    let statement = names.sql(
         "SELECT (extract(epoch FROM lower) * 1000)::int8, (extract(epoch FROM upper) * 1000)::int8 \
          FROM {segments} ORDER BY upper",
     );

@@ -28,7 +28,7 @@ impl Store {
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;
             // In one order for all.
-            let statement = self.names.fill(&format!(
+            let statement = self.names.sql(&format!(
                 "SELECT n, {{sender}}(of_group, called), {check} FROM (SELECT * FROM unnest($1::text[], $2::text[]) \
                  WITH ORDINALITY AS s (of_group, called, n) ORDER BY of_group, called) AS asked"
             ));
@@ -53,7 +53,7 @@ impl Store {
             let check = self.server.check(&self.names, epoch)?;
             let statement = self
                 .names
-                .fill(&format!("UPDATE {{senders}} SET clock_offset_ms = $2 WHERE sender_no = $1 AND {check}"));
+                .sql(&format!("UPDATE {{senders}} SET clock_offset_ms = $2 WHERE sender_no = $1 AND {check}"));
             let client = Pooled::take(&self.pool).await?;
             let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&sender.0, Type::INT4), (&offset_ms, Type::INT8)];
             client.execute_typed(&statement, &parameters).await?;

@@ -26,7 +26,7 @@ pub const TRUSTED: Duration = Duration::from_secs(3600);
 
 /// What is known of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct CachedSeries {
     /// Its id.
     pub id: i64,
     /// Who sends it with these labels; the replica's own are not stored.
@@ -55,7 +55,7 @@ struct Generations {
 /// next one is found beside the last, without a look into the index.
 #[derive(Default)]
 struct Generation {
-    entries: Vec<(WireHash, Known)>,
+    entries: Vec<(WireHash, CachedSeries)>,
     /// Places in `entries`, by hash.
     index: HashTable<u32>,
 }
@@ -70,7 +70,7 @@ impl Generation {
     }
 
     /// Adds or replaces; says where.
-    fn insert(&mut self, hash: WireHash, series: Known) -> usize {
+    fn insert(&mut self, hash: WireHash, series: CachedSeries) -> usize {
         let Self { entries, index } = self;
         let place = entries.len();
         let new = u32::try_from(place).expect("a generation is bounded far below 4 billion");
@@ -107,7 +107,7 @@ impl Cache {
     }
 
     /// What is known of `hashes`, in their order.
-    pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<Known>> {
+    pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<CachedSeries>> {
         let mut generations = self.lock();
         let Generations { current, previous, promoted, .. } = &mut *generations;
         let (mut next, mut next_previous) = (0, 0);
@@ -133,7 +133,7 @@ impl Cache {
     }
 
     /// Remembers series.
-    pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, Known)>) {
+    pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, CachedSeries)>) {
         let mut generations = self.lock();
         for (hash, series) in entries {
             generations.current.insert(hash, series);
@@ -205,7 +205,7 @@ pub async fn resolve(
         return Ok((known, 0));
     }
     client
-        .batch_execute(&names.fill("SELECT pg_advisory_xact_lock({series:literal}::regclass::oid::integer, 0)"))
+        .batch_execute(&names.sql("SELECT pg_advisory_xact_lock({series:literal}::regclass::oid::integer, 0)"))
         .await?;
     look_up(client, names, wanted, &mut known).await?;
     let mut missing: Vec<_> = wanted.iter().filter(|(key, _)| !known.contains_key(*key)).collect();
@@ -219,7 +219,7 @@ pub async fn resolve(
     let metric_names: Vec<&str> = new.iter().map(|((_, series), _)| series.labels.metric_name()).collect();
     let labels: Vec<String> = new.iter().map(|((_, series), _)| to_json(&series.labels)).collect();
     let ids: Vec<i64> = new.iter().map(|(_, id)| *id).collect();
-    let statement = names.fill(
+    let statement = names.sql(
         "INSERT INTO {series} (id, key, name, labels) OVERRIDING SYSTEM VALUE SELECT id, key, name, labels::jsonb \
          FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) AS new (id, key, name, labels) \
          ON CONFLICT (key) DO NOTHING RETURNING key, id",
@@ -263,7 +263,7 @@ pub async fn find_by_prefix(
     let least: Vec<Uuid> = prefixes.iter().map(|prefix| Uuid::from_u64_pair(*prefix, 0)).collect();
     let most: Vec<Uuid> = prefixes.iter().map(|prefix| Uuid::from_u64_pair(*prefix, u64::MAX)).collect();
     // In one order for all.
-    let statement = names.fill(&format!(
+    let statement = names.sql(&format!(
         "WITH found AS (SELECT s.id, s.key, s.ended_at FROM (SELECT {check}) AS checked, \
          unnest($1::uuid[], $2::uuid[]) AS w (low, high) JOIN {{series}} s ON s.key BETWEEN w.low AND w.high), \
          revived AS (UPDATE {{series}} s SET ended_at = NULL FROM \
@@ -277,7 +277,7 @@ pub async fn find_by_prefix(
 
 /// The next ids of the table, ascending.
 async fn new_ids(client: &Client, names: &Names, count: usize) -> Result<Vec<i64>, Error> {
-    let statement = names.fill(
+    let statement = names.sql(
         "SELECT nextval(pg_get_serial_sequence({series:literal}, 'id')) AS id FROM generate_series(1, $1) ORDER BY id",
     );
     let count = i64::try_from(count).unwrap_or(i64::MAX);
@@ -292,7 +292,7 @@ async fn look_up(
     known: &mut HashMap<Uuid, i64>,
 ) -> Result<(), Error> {
     let keys: Vec<Uuid> = wanted.keys().filter(|key| !known.contains_key(*key)).copied().collect();
-    let statement = names.fill("SELECT key, id, ended_at IS NOT NULL FROM {series} WHERE key = ANY($1)");
+    let statement = names.sql("SELECT key, id, ended_at IS NOT NULL FROM {series} WHERE key = ANY($1)");
     let mut ended: Vec<Uuid> = Vec::new();
     for row in client.query_typed(&statement, &[(&keys, Type::UUID_ARRAY)]).await? {
         match row.try_get(2)? {
@@ -304,7 +304,7 @@ async fn look_up(
     }
     if !ended.is_empty() {
         // In one order for all. Those that are deleted at this moment are not returned, and made anew.
-        let statement = names.fill(
+        let statement = names.sql(
             "UPDATE {series} s SET ended_at = NULL FROM \
              (SELECT id FROM {series} WHERE key = ANY($1) ORDER BY key FOR UPDATE) e WHERE s.id = e.id RETURNING s.key, s.id",
         );
@@ -340,8 +340,8 @@ pub fn from_json(name: String, json: &str) -> Result<Labels, Error> {
 mod tests {
     use super::*;
 
-    fn known(id: i64) -> Known {
-        Known { id, source: SourceId::NONE }
+    fn known(id: i64) -> CachedSeries {
+        CachedSeries { id, source: SourceId::NONE }
     }
 
     #[test]

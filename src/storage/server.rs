@@ -42,7 +42,7 @@ struct Now {
 ///
 /// What the server said.
 pub async fn read_state(client: &Client, names: &Names) -> Result<String, Error> {
-    Ok(client.query_typed_one(&names.fill("SELECT {server_state}()"), &[]).await?.try_get(0)?)
+    Ok(client.query_typed_one(&names.sql("SELECT {server_state}()"), &[]).await?.try_get(0)?)
 }
 
 impl Server {

@@ -35,7 +35,7 @@ pub async fn lock(client: &Client, names: &Names) -> Result<bool, Error> {
     let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}", LOCK_TIMEOUT.as_millis());
     client.batch_execute(&begin).await?;
     // Not the key of those that make series (0), who must never wait for upkeep.
-    let lock = names.fill("SELECT pg_try_advisory_xact_lock({series:literal}::regclass::oid::integer, 1)");
+    let lock = names.sql("SELECT pg_try_advisory_xact_lock({series:literal}::regclass::oid::integer, 1)");
     let answer = client.simple_query(&lock).await?;
     Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
 }
@@ -60,7 +60,7 @@ pub async fn hold_lock(client: &Client) -> Error {
 /// What the server said.
 pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -> Result<Vec<String>, Error> {
     let seconds = retention.as_secs_f64();
-    let statement = names.fill(
+    let statement = names.sql(
         "SELECT relation, c.oid IS NOT NULL, coalesce(i.inhdetachpending, false), i.inhrelid IS NOT NULL FROM {segments} \
          LEFT JOIN pg_class c ON c.relname = relation AND c.relnamespace = $2::text::regnamespace \
          LEFT JOIN pg_inherits i ON i.inhrelid = c.oid \
@@ -75,16 +75,16 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
         let table = format!("{}.{}", names.schema(), identifier(&relation));
         if pending {
             client
-                .batch_execute(&names.fill(&format!("ALTER TABLE {{sealed}} DETACH PARTITION {table} FINALIZE")))
+                .batch_execute(&names.sql(&format!("ALTER TABLE {{sealed}} DETACH PARTITION {table} FINALIZE")))
                 .await?;
         } else if attached {
             let detach = format!("ALTER TABLE {{sealed}} DETACH PARTITION {table} CONCURRENTLY");
-            client.batch_execute(&names.fill(&detach)).await?;
+            client.batch_execute(&names.sql(&detach)).await?;
         }
         if exists {
             client.batch_execute(&format!("DROP TABLE IF EXISTS {table}")).await?;
         }
-        let forget = names.fill("DELETE FROM {segments} WHERE relation = $1");
+        let forget = names.sql("DELETE FROM {segments} WHERE relation = $1");
         client.execute_typed(&forget, &[(&relation, Type::NAME)]).await?;
         dropped.push(relation);
     }
@@ -105,13 +105,13 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
 ///
 /// What the server said.
 pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> Result<(), Error> {
-    let statement = names.fill("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
+    let statement = names.sql("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
     client.execute_typed(&statement, &[(&kept.as_secs_f64(), Type::FLOAT8)]).await?;
     // An index never shrinks by itself. Where writers are at rest, nobody waits for this.
     let is_empty = names
-        .fill("SELECT pg_indexes_size({requests:literal}::regclass) > 65536 AND NOT EXISTS (SELECT FROM {requests})");
+        .sql("SELECT pg_indexes_size({requests:literal}::regclass) > 65536 AND NOT EXISTS (SELECT FROM {requests})");
     if client.query_typed_one(&is_empty, &[]).await?.try_get(0)? {
-        let shrink = names.fill(
+        let shrink = names.sql(
             "DO $$ BEGIN LOCK TABLE {requests} IN ACCESS EXCLUSIVE MODE NOWAIT; \
              IF NOT EXISTS (SELECT FROM {requests}) THEN TRUNCATE {requests}; END IF; \
              EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN NULL; END $$",
@@ -127,7 +127,7 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
 ///
 /// What the server said.
 pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error> {
-    let statement = names.fill(&format!(
+    let statement = names.sql(&format!(
         "DELETE FROM {{reports}} WHERE reported_at < now() - interval '1 day'; \
          DELETE FROM {{leader}} l WHERE starts_with(group_name, '{CLUSTER_GROUPS}') \
          AND coalesce(heartbeat, '-infinity') < now() - interval '1 day' AND NOT EXISTS (SELECT FROM {{reports}} r, \
@@ -154,7 +154,7 @@ pub async fn mark_ended(client: &Client, names: &Names) -> Result<u64, Error> {
         "WITH stored AS MATERIALIZED ({STORED}) UPDATE {{series}} s SET ended_at = now() \
          WHERE ended_at IS NULL AND NOT EXISTS (SELECT FROM stored WHERE stored.id = s.id)"
     );
-    Ok(client.execute_typed(&names.fill(&statement), &[]).await?)
+    Ok(client.execute_typed(&names.sql(&statement), &[]).await?)
 }
 
 /// Deletes series that were marked long ago and have no samples; those that have some again lose the mark. Returns how
@@ -166,7 +166,7 @@ pub async fn mark_ended(client: &Client, names: &Names) -> Result<u64, Error> {
 pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> {
     let old = "ended_at < now() - make_interval(secs => $1)";
     let seconds: [(&(dyn ToSql + Sync), Type); 1] = [(&DELETED_AFTER.as_secs_f64(), Type::FLOAT8)];
-    let any = names.fill(&format!("SELECT EXISTS (SELECT FROM {{series}} WHERE {old})"));
+    let any = names.sql(&format!("SELECT EXISTS (SELECT FROM {{series}} WHERE {old})"));
     if !client.query_typed_one(&any, &seconds).await?.try_get(0)? {
         return Ok(0);
     }
@@ -174,8 +174,8 @@ pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> 
         "WITH stored AS MATERIALIZED ({STORED}) DELETE FROM {{series}} s \
          WHERE {old} AND NOT EXISTS (SELECT FROM stored WHERE stored.id = s.id)"
     );
-    let deleted = client.execute_typed(&names.fill(&delete), &seconds).await?;
-    let unmark = names.fill(&format!("UPDATE {{series}} SET ended_at = NULL WHERE {old}"));
+    let deleted = client.execute_typed(&names.sql(&delete), &seconds).await?;
+    let unmark = names.sql(&format!("UPDATE {{series}} SET ended_at = NULL WHERE {old}"));
     client.execute_typed(&unmark, &seconds).await?;
     Ok(deleted)
 }
@@ -187,7 +187,7 @@ pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> 
 ///
 /// What the server said; an index half built is dropped by the next call.
 pub async fn rebuild_labels_index(client: &Client, names: &Names) -> Result<bool, Error> {
-    let indexes = names.fill(
+    let indexes = names.sql(
         "SELECT indexrelid::regclass::text, indisvalid, pg_relation_size(indexrelid) > \
          greatest(pg_relation_size(indrelid), 1048576) FROM pg_index JOIN pg_class ON oid = indexrelid \
          WHERE indrelid = {series:literal}::regclass AND relam = (SELECT oid FROM pg_am WHERE amname = 'gin')",
@@ -222,7 +222,7 @@ pub struct Sizes {
 ///
 /// What the server said.
 pub async fn sizes(client: &Client, names: &Names) -> Result<Sizes, Error> {
-    let statement = names.fill("SELECT segments, samples, bytes FROM {sealed_sizes}()");
+    let statement = names.sql("SELECT segments, samples, bytes FROM {sealed_sizes}()");
     let row = client.query_typed_one(&statement, &[]).await?;
     Ok(Sizes { segments: row.try_get(0)?, samples: row.try_get(1)?, bytes: row.try_get(2)? })
 }

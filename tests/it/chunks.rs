@@ -15,7 +15,7 @@ const STALE: u64 = 0x7ff0_0000_0000_0002;
 /// A database with nothing but the functions, and settings that must not matter.
 async fn decoder() -> Database {
     let database = Database::new().await;
-    database.run(&names().fill(chunk::SQL)).await;
+    database.run(&names().sql(chunk::SQL)).await;
     database
         .run("SET TimeZone = 'Europe/Berlin'; SET extra_float_digits = 0; SET search_path = ''; SET statement_timeout = '60s'")
         .await;
@@ -28,7 +28,7 @@ fn names() -> Names {
 
 /// The samples that the server finds for a series: microseconds since 2000, and bits.
 async fn decoded(database: &Database, row: &Encoded, place: u32) -> Result<Vec<(i64, u64)>, Error> {
-    let statement = names().fill("SELECT \"time\", float8send(value) FROM {decode}($1, $2, $3, $4, $5)");
+    let statement = names().sql("SELECT \"time\", float8send(value) FROM {decode}($1, $2, $3, $4, $5)");
     let (floats, place) = ((!row.floats.is_empty()).then_some(&row.floats), place as i32);
     let rows = database.client.query(&statement, &[&row.times, &row.places.0, &row.data, &floats, &place]).await?;
     let sample = |row: &tokio_postgres::Row| {

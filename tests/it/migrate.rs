@@ -1,6 +1,6 @@
 //! A store of an earlier version goes on with what is in it.
 
-use prometheus_postgresql_adapter::storage::Seen;
+use prometheus_postgresql_adapter::storage::ObservedPosition;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::names::Names;
 use prometheus_postgresql_adapter::storage::schema::{self, VERSION};
@@ -32,7 +32,7 @@ async fn a_store_of_version_1_goes_on_with_its_rows() {
     assert!(database.one::<bool>("SELECT bool_and(reconciled = 0 AND term = 5) FROM metrics_leader").await);
     assert!(database.one::<bool>("SELECT bool_and(sender = 0) FROM metrics_hot").await, "nobody knows who sent them");
     let first = store.observe(None, Some(&[]), &[], |_, _, _| ()).await.unwrap();
-    let seen = Seen { position: first.position, epoch: store.epoch() };
+    let seen = ObservedPosition { position: first.position, epoch: store.epoch() };
     let sealed = store.seal(Some(&seen), false).await.unwrap().expect("nobody else seals");
     assert_eq!(sealed.samples, 20 * 249);
     assert_eq!(database.one::<String>(CONTENT).await, content);

@@ -6,7 +6,7 @@ use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::observe::Observed;
 use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::seal::Outcome;
-use prometheus_postgresql_adapter::storage::{Seen, Store};
+use prometheus_postgresql_adapter::storage::{ObservedPosition, Store};
 use rig::postgres::Postgres;
 use tokio_postgres::Client;
 
@@ -52,7 +52,7 @@ fn row(time_ms: i64, sender: SenderNo) -> String {
 
 /// Seals what was seen at a position.
 async fn seal(store: &Store, position: &Option<Position>) -> Outcome {
-    let seen = position.clone().map(|position| Seen { position, epoch: store.epoch() });
+    let seen = position.clone().map(|position| ObservedPosition { position, epoch: store.epoch() });
     store.seal(seen.as_ref(), false).await.unwrap().expect("nobody else seals")
 }
 

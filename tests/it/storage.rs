@@ -206,7 +206,7 @@ async fn a_store_of_version_1_is_migrated_with_what_it_has() {
         "INSERT INTO {series} (key, name, labels) VALUES (gen_random_uuid(), 'up', jsonb_build_object()); \
          INSERT INTO {hot} (\"time\", series, value) VALUES (now(), ARRAY[1], ARRAY[1])",
     ] {
-        database.run(&names.fill(part)).await;
+        database.run(&names.sql(part)).await;
     }
     let adapter = database.leader().await;
     assert_eq!(database.one::<i32>("SELECT metrics_version()").await, schema::VERSION);

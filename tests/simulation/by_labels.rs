@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use prometheus_postgresql_adapter::election::by_labels::cluster::{Next, ROUND, STALE, Seen, Succession};
+use prometheus_postgresql_adapter::election::by_labels::cluster::{ClusterRow, Next, ROUND, STALE, Succession};
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use uuid::Uuid;
@@ -177,7 +177,7 @@ impl Adapter {
 
 impl World {
     /// A round's two statements.
-    fn board(&self, of: (usize, Uuid), tells: Tells) -> Option<Seen> {
+    fn board(&self, of: (usize, Uuid), tells: Tells) -> Option<ClusterRow> {
         let server_ms = self.server_ms();
         let mut database = self.database.borrow_mut();
         let heard_ms = tells.heard_ago.map(|ago| server_ms - ms(ago));
@@ -189,7 +189,7 @@ impl World {
         let heard = told().filter(|report| report.heard_ms.is_some_and(|heard_ms| heard_ms <= server_ms));
         let heard = heard.max_by_key(|report| report.heard_ms);
         let after = |ms: Ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-        Some(Seen {
+        Some(ClusterRow {
             fence: Fence { group_no: 1, term: group.term, token },
             replica: group.holder.to_string(),
             heard_ago: heard.and_then(|report| report.heard_ms).map(|heard_ms| after(server_ms - heard_ms)),

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use prometheus_postgresql_adapter::handover::buffer::{Buffered, Refusal};
+use prometheus_postgresql_adapter::handover::buffer::{Buffered, NotBuffered};
 use prometheus_postgresql_adapter::handover::sender::{Sender, Sorted, sort_and_dedup};
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::fence::Fence;
@@ -208,7 +208,7 @@ impl Senders {
         Ok(number)
     }
 
-    pub(crate) fn buffer(&self, member: &Member, key: Uuid, rows: &[Row]) -> Result<(), Refusal> {
+    pub(crate) fn buffer(&self, member: &Member, key: Uuid, rows: &[Row]) -> Result<(), NotBuffered> {
         let now = self.instant();
         member.with(|sender| sender.buffer(rows.to_vec(), key, now))
     }

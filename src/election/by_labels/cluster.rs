@@ -30,7 +30,7 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// The cluster's row, and what all adapters have told of its leading replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ClusterRow {
     /// The right to write of whoever is sent the leading replica's samples.
     pub fence: Fence,
     /// The replica that leads.
@@ -71,7 +71,7 @@ pub struct Succession {
     pub is_ordered: bool,
 }
 
-impl Seen {
+impl ClusterRow {
     /// Whether the leading replica is to leave the lead, by order.
     #[must_use]
     pub fn is_to_yield(&self) -> bool {
@@ -104,7 +104,7 @@ impl Succession {
 #[derive(Clone, Debug)]
 pub struct Cluster {
     timeout: PrometheusTimeout,
-    seen: Option<Seen>,
+    seen: Option<ClusterRow>,
     /// When the statement that read `seen` was sent.
     read_at: Option<Instant>,
     /// Since when rounds have gone through: what was not heard before proves nothing.
@@ -162,12 +162,12 @@ impl Cluster {
     }
 
     /// The cluster's row was read by a statement sent at `asked`.
-    pub fn on_read(&mut self, seen: Option<Seen>, asked: Instant, now: Instant) {
+    pub fn on_read(&mut self, seen: Option<ClusterRow>, asked: Instant, now: Instant) {
         if self.read_at.is_none_or(|read_at| now.saturating_duration_since(read_at) > STALE) {
             self.steady_since = Some(now);
         }
         self.read_at = Some(asked);
-        let token = |seen: &Option<Seen>| seen.as_ref().map(|seen| seen.fence.token);
+        let token = |seen: &Option<ClusterRow>| seen.as_ref().map(|seen| seen.fence.token);
         if token(&self.seen) != token(&seen) {
             self.leads_since = Some(now);
             self.heard_at = None;
@@ -190,7 +190,7 @@ impl Cluster {
 
     /// What is read of the cluster.
     #[must_use]
-    pub fn seen(&self) -> Option<&Seen> {
+    pub fn seen(&self) -> Option<&ClusterRow> {
         self.seen.as_ref()
     }
 

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use crate::election::by_labels::cluster::{Next, Seen, Succession};
+use crate::election::by_labels::cluster::{ClusterRow, Next, Succession};
 use crate::election::by_labels::group_name;
 use crate::election::by_labels::orders::{ClusterOrder, Given};
 use crate::election::lock_session::YIELDS;
@@ -37,7 +37,7 @@ pub struct Read {
     /// Its number.
     pub group_no: i32,
     /// `None` before any replica has led.
-    pub seen: Option<Seen>,
+    pub seen: Option<ClusterRow>,
 }
 
 /// Writes under way end within so long, or another try is made.
@@ -63,7 +63,7 @@ pub async fn round(
     let begun: Vec<bool> = reports.iter().map(|report| report.has_begun).collect();
     let heard: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.heard_ago)).collect();
     let patience: Vec<Option<f64>> = reports.iter().map(|report| seconds(report.patience)).collect();
-    let tell = names.fill(
+    let tell = names.sql(
         "INSERT INTO {reports} (adapter, reported_at, tokens, begun, heard, patience) VALUES ($1, clock_timestamp(), $2, $3, \
          ARRAY(SELECT clock_timestamp() - make_interval(secs => ago) FROM unnest($4) WITH ORDINALITY a (ago, n) ORDER BY n), $5) \
          ON CONFLICT (adapter) DO UPDATE SET reported_at = excluded.reported_at, tokens = excluded.tokens, \
@@ -78,7 +78,7 @@ pub async fn round(
     ];
     // How long it is waited for is for the one to say that heard it last. What was heard in the future was written before the
     // server's clock was set back.
-    let read = names.fill(&format!(
+    let read = names.sql(&format!(
         "WITH told AS (SELECT u.token, max(u.heard) AS heard, \
          (array_agg(u.patience ORDER BY u.heard DESC))[1] AS patience \
          FROM {{reports}} r, unnest(r.tokens, r.heard, r.patience) AS u (token, heard, patience) \
@@ -103,7 +103,7 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
     let duration = |secs: f64| Duration::try_from_secs_f64(secs.max(0.0)).unwrap_or(Duration::MAX);
     let term = row.try_get(2)?;
     let seen = match token.zip(replica) {
-        Some((token, replica)) => Some(Seen {
+        Some((token, replica)) => Some(ClusterRow {
             fence: Fence { group_no, term, token },
             replica,
             heard_ago: heard.map(duration),
@@ -127,7 +127,7 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
 ///
 /// What the server said.
 pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_max: usize) -> Result<(), Error> {
-    let statement = names.fill(
+    let statement = names.sql(
         "INSERT INTO {leader} (group_name) SELECT name FROM unnest($1::text[]) WITH ORDINALITY AS n (name, place) \
          WHERE place + (SELECT count(*) FROM {leader} WHERE starts_with(group_name, $3)) <= $2 ON CONFLICT DO NOTHING",
     );
@@ -159,7 +159,7 @@ pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), 
         }
         ClusterOrder::Release { replica } => (Some(replica), "held_out = array_remove(held_out, $2) WHERE"),
     };
-    let statement = names.fill(&format!("UPDATE {{leader}} SET {set} group_no = $1"));
+    let statement = names.sql(&format!("UPDATE {{leader}} SET {set} group_no = $1"));
     client.execute_typed(&statement, &[(group_no, Type::INT4), (&replica, Type::TEXT)]).await?;
     Ok(())
 }
@@ -178,7 +178,7 @@ pub async fn drain(client: &Client, names: &Names, groups: &[i32]) -> Result<boo
         DRAINED_WITHIN.as_millis()
     );
     client.batch_execute(&bounds).await?;
-    let lock = names.fill(
+    let lock = names.sql(
         "SELECT pg_advisory_xact_lock({leader:literal}::regclass::oid::integer, of_group) FROM unnest($1::integer[]) \
          AS g (of_group) ORDER BY of_group",
     );
@@ -205,7 +205,7 @@ pub async fn take_over(client: &Client, names: &Names, successions: &[&Successio
     let silent: Vec<f64> = all().map(|succession| succession.silent_for.as_secs_f64()).collect();
     let told: Vec<Option<f64>> =
         all().map(|succession| succession.told_within.map(|within| within.as_secs_f64())).collect();
-    let statement = names.fill(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, {LIVES})"));
+    let statement = names.sql(&format!("SELECT {{take_over}}($1, $2, $3, $4, $5, {LIVES})"));
     let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
         (&groups, Type::INT4_ARRAY),
         (&tokens, Type::UUID_ARRAY),

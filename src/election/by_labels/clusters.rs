@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::election::Term;
-use crate::election::by_labels::cluster::{Cluster, Seen, Succession};
+use crate::election::by_labels::cluster::{Cluster, ClusterRow, Succession};
 use crate::election::by_labels::orders::UnwrittenOrders;
 use crate::election::by_labels::{Config, cluster_table};
 use crate::election::liveness::Liveness;
@@ -192,7 +192,7 @@ impl Clusters {
     }
 
     /// A cluster's row as it was read last, and the replicas heard here; `None` where nothing is sent of it.
-    pub(super) fn replicas_of(&self, cluster: &str) -> Option<(Option<Seen>, Vec<String>)> {
+    pub(super) fn replicas_of(&self, cluster: &str) -> Option<(Option<ClusterRow>, Vec<String>)> {
         let known = self.known();
         let cluster = &known.get(cluster)?.cluster;
         let replicas = cluster.replicas(Instant::now()).map(|(name, _)| name.to_owned()).collect();

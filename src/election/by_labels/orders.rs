@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::election::by_labels::cluster::Seen;
+use crate::election::by_labels::cluster::ClusterRow;
 use crate::storage::fence::Fence;
 
 /// An order lasts so long: by then some adapter has carried it out, or none can.
@@ -101,7 +101,7 @@ impl ClusterOrder {
     }
 
     /// What became of it, if it was about the term of `fence` and this is the cluster now.
-    pub(super) fn outcome(&self, fence: Fence, now: &Seen) -> Option<Result<(), ClusterRefusal>> {
+    pub(super) fn outcome(&self, fence: Fence, now: &ClusterRow) -> Option<Result<(), ClusterRefusal>> {
         let has_changed = now.fence.token != fence.token;
         match self {
             Self::Resign => has_changed.then_some(Ok(())),

@@ -1,6 +1,6 @@
 //! The values of one series in few bits: as integers on a scale, or as indices of floats kept as they are.
 //!
-//! A series is its scale (two bits and a parameter), whether some values are *odd* (one bit), the positions and the
+//! A series is its scale (two bits and a parameter), whether some values are *exceptions* (one bit), the positions and the
 //! indices of those, and a list of integers. Whatever is written was compared bit by bit with what it will be read as.
 
 use std::collections::HashMap;
@@ -88,10 +88,10 @@ fn power_of_two(power: i16) -> f64 {
 /// A series on a scale.
 struct Fit {
     scale: Scale,
-    /// One for each value. An odd one's is its neighbour's.
+    /// One for each value. That of an exception is its neighbour's.
     integers: Vec<i64>,
     /// Positions of values that the scale has no integer for.
-    odd: Vec<usize>,
+    exceptions: Vec<usize>,
 }
 
 /// Floats of a row that are kept as they are, none twice.
@@ -138,11 +138,11 @@ pub(super) fn write(values: &[f64], lists: &mut Lists, floats: &mut Floats, out:
     };
     out.put(number, SCALE_BITS);
     out.put(parameter, width);
-    out.put(u64::from(!fit.odd.is_empty()), 1);
-    if !fit.odd.is_empty() {
-        out.put_unsigned(fit.odd.len() as u32);
-        write_blocks(&distances(&fit.odd), out);
-        let indices: Vec<_> = fit.odd.iter().map(|position| floats.index(values[*position])).collect();
+    out.put(u64::from(!fit.exceptions.is_empty()), 1);
+    if !fit.exceptions.is_empty() {
+        out.put_unsigned(fit.exceptions.len() as u32);
+        write_blocks(&distances(&fit.exceptions), out);
+        let indices: Vec<_> = fit.exceptions.iter().map(|position| floats.index(values[*position])).collect();
         write_blocks(&indices, out);
     }
     match fit.scale {
@@ -170,10 +170,10 @@ pub(super) fn read(
         },
         _ => Scale::Dictionary,
     };
-    let (mut odd, mut indices) = (Vec::new(), Vec::new());
+    let (mut exceptions, mut indices) = (Vec::new(), Vec::new());
     if from.get(1)? == 1 {
-        read_positions(from, count, &mut odd)?;
-        read_blocks(from, odd.len(), &mut indices)?;
+        read_positions(from, count, &mut exceptions)?;
+        read_blocks(from, exceptions.len(), &mut indices)?;
     }
     integers::read(from, count, integers)?;
     let kept = |index: i64| {
@@ -189,7 +189,7 @@ pub(super) fn read(
             integers.iter().map(|integer| scale.float(*integer)).collect()
         }
     };
-    for (position, index) in odd.iter().zip(indices) {
+    for (position, index) in exceptions.iter().zip(indices) {
         values[position - 1] = kept(index)?;
     }
     Ok(values)
@@ -208,15 +208,15 @@ fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
         fit(values, Scale::Product, 1, EXPONENT_PLAIN),
         binary(values),
     ];
-    let dictionary = Fit { scale: Scale::Dictionary, integers: Vec::new(), odd: Vec::new() };
+    let dictionary = Fit { scale: Scale::Dictionary, integers: Vec::new(), exceptions: Vec::new() };
     let mut best = (dictionary_cost(values, lists, floats), dictionary);
     for fit in candidates.into_iter().flatten() {
         let mut cost = lists.cost(&fit.integers);
-        if !fit.odd.is_empty() {
+        if !fit.exceptions.is_empty() {
             // The indices are not known yet; they are near each other.
-            cost += unsigned_cost(fit.odd.len()) + blocks_cost(&distances(&fit.odd));
-            cost += fit.odd.len() * unsigned_cost(fit.odd.len());
-            cost += floats.cost(fit.odd.iter().map(|position| values[*position]));
+            cost += unsigned_cost(fit.exceptions.len()) + blocks_cost(&distances(&fit.exceptions));
+            cost += fit.exceptions.len() * unsigned_cost(fit.exceptions.len());
+            cost += floats.cost(fit.exceptions.iter().map(|position| values[*position]));
         }
         if cost < best.0 {
             best = (cost, fit);
@@ -227,7 +227,7 @@ fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
 
 /// Whether no other scale can be expected to do better by much.
 fn is_plain(fit: &Fit, values: &[f64]) -> bool {
-    fit.odd.iter().all(|position| !is_ordinary(values[*position]))
+    fit.exceptions.iter().all(|position| !is_ordinary(values[*position]))
         && (fit.scale == Scale::Decimal(0) || fit.integers.iter().all(|integer| integer.abs() < INTEGER_PLAIN))
 }
 
@@ -240,11 +240,11 @@ fn is_ordinary(value: f64) -> bool {
 /// too many ordinary values are fit by none.
 fn fit(values: &[f64], scale: impl Fn(u8) -> Scale, least: u8, most: u8) -> Option<Fit> {
     let mut exponent = least;
-    let mut fit = Fit { scale: scale(exponent), integers: Vec::with_capacity(values.len()), odd: Vec::new() };
+    let mut fit = Fit { scale: scale(exponent), integers: Vec::with_capacity(values.len()), exceptions: Vec::new() };
     'again: loop {
         fit.scale = scale(exponent);
         fit.integers.clear();
-        fit.odd.clear();
+        fit.exceptions.clear();
         let mut unfit = 0;
         for (position, value) in values.iter().enumerate() {
             if let Some(integer) = fit.scale.integer(*value) {
@@ -284,7 +284,8 @@ fn binary(values: &[f64]) -> Option<Fit> {
     if power < POWER_MIN {
         return None;
     }
-    let mut fit = Fit { scale: Scale::Binary(power), integers: Vec::with_capacity(values.len()), odd: Vec::new() };
+    let mut fit =
+        Fit { scale: Scale::Binary(power), integers: Vec::with_capacity(values.len()), exceptions: Vec::new() };
     for (position, value) in values.iter().enumerate() {
         match fit.scale.integer(*value) {
             Some(integer) => fit.integers.push(integer),
@@ -296,14 +297,14 @@ fn binary(values: &[f64]) -> Option<Fit> {
 
 impl Fit {
     fn put_odd(&mut self, position: usize) {
-        self.odd.push(position);
+        self.exceptions.push(position);
         self.integers.push(self.integers.last().copied().unwrap_or(0));
     }
 
-    /// Gives odd values at the beginning the integer that follows. `None` when there is none.
+    /// Gives exceptions values at the beginning the integer that follows. `None` when there is none.
     fn finish(mut self) -> Option<Self> {
-        let ordinary = (0..).zip(&self.odd).find(|(place, position)| place != *position);
-        let leading = ordinary.map_or(self.odd.len(), |(place, _)| place);
+        let ordinary = (0..).zip(&self.exceptions).find(|(place, position)| place != *position);
+        let leading = ordinary.map_or(self.exceptions.len(), |(place, _)| place);
         let follows = *self.integers.get(leading)?;
         self.integers[..leading].fill(follows);
         Some(self)

@@ -12,10 +12,17 @@ fn nothing_is_known_of_a_cluster_before_its_row_is_read() {
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The term in which `replica` leads, not heard in it yet.
-fn term(term: i64, replica: &str) -> Option<Seen> {
+fn term(term: i64, replica: &str) -> Option<ClusterRow> {
     let token = Uuid::from_u128(u128::from(term.unsigned_abs()));
     let fence = Fence { group_no: 1, term, token };
-    Some(Seen { fence, replica: replica.to_owned(), heard_ago: None, patience: None, next: None, held_out: Vec::new() })
+    Some(ClusterRow {
+        fence,
+        replica: replica.to_owned(),
+        heard_ago: None,
+        patience: None,
+        next: None,
+        held_out: Vec::new(),
+    })
 }
 
 /// One that has gone on for a minute in which `a` led, and `b` and `c` were heard.
@@ -87,7 +94,7 @@ fn steady(timeout: PrometheusTimeout, interval: Duration) -> (Cluster, Instant) 
         // Coordinator go on meanwhile.
         for second in 0..interval.as_secs().max(1) {
             let now = now + Duration::from_secs(second);
-            let seen = term(1, "a").map(|seen| Seen { heard_ago: Some(Duration::from_secs(second)), ..seen });
+            let seen = term(1, "a").map(|seen| ClusterRow { heard_ago: Some(Duration::from_secs(second)), ..seen });
             cluster.on_read(seen, now, now);
         }
         now += interval;
@@ -100,7 +107,7 @@ const TIMEOUTS: [PrometheusTimeout; 2] =
 
 /// What is read while `a` was heard last at `last`.
 fn read(cluster: &mut Cluster, last: Instant, now: Instant) {
-    let seen = term(1, "a").map(|seen| Seen { heard_ago: Some(now - last), ..seen });
+    let seen = term(1, "a").map(|seen| ClusterRow { heard_ago: Some(now - last), ..seen });
     cluster.on_read(seen, now, now);
 }
 
@@ -175,7 +182,7 @@ fn one_that_has_gone_to_another_adapter_leads_on() {
     connections(&mut cluster, "a").closed(true, at(100));
     for second in 1..60 {
         let now = at(second * 1_000);
-        let seen = term(1, "a").map(|seen| Seen {
+        let seen = term(1, "a").map(|seen| ClusterRow {
             heard_ago: Some(Duration::from_millis(300)),
             patience: Some(Duration::from_secs(5)),
             ..seen
@@ -194,7 +201,7 @@ fn how_long_a_replica_may_be_silent_is_for_those_to_say_that_hear_it() {
     let mut cluster = Cluster::new(PrometheusTimeout::Automatic);
     let read = |heard, patience| {
         let millis = |millis: Option<u64>| millis.map(Duration::from_millis);
-        term(1, "a").map(|seen| Seen { heard_ago: millis(heard), patience: millis(patience), ..seen })
+        term(1, "a").map(|seen| ClusterRow { heard_ago: millis(heard), patience: millis(patience), ..seen })
     };
     for second in 1..=5 {
         let now = at(second * 1_000);
@@ -257,7 +264,7 @@ fn one_that_is_to_yield_does_though_it_sends() {
     let (mut cluster, now) = settled(Instant::now());
     let next = |cluster: &mut Cluster, next: Option<Next>, held_out: &[&str]| {
         let held_out = held_out.iter().map(|replica| (*replica).to_owned()).collect();
-        cluster.on_read(term(1, "a").map(|seen| Seen { next, held_out, ..seen }), now, now);
+        cluster.on_read(term(1, "a").map(|seen| ClusterRow { next, held_out, ..seen }), now, now);
         cluster.succession(now).map(|succession| (succession.replica, succession.silent_for, succession.is_ordered))
     };
     let named = |replica: &str| Some(Next::Named(replica.to_owned()));
