@@ -5,3 +5,4 @@ pub mod matcher;
 pub mod sample;
 pub mod sender;
 pub mod source;
+pub mod time;

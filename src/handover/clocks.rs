@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::handover::slots::CLOCK_ERROR_MS;
 use crate::model::sender::SenderNo;
+use crate::model::time::as_ms;
 
 /// See the module.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Clocks {
         others: impl Iterator<Item = (SenderNo, i64)>,
         now: Instant,
     ) {
-        let since_start = i64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(i64::MAX);
+        let since_start = as_ms(now.saturating_duration_since(self.start));
         let own_ms = wall_ms.saturating_sub(since_start);
         self.server_ms = own_ms.saturating_sub(offset_ms);
         let set = Set {

@@ -13,7 +13,7 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::names::{Names, identifier};
 use crate::storage::row::{TIME_MIN_MS, to_postgres_us};
-use crate::storage::seal::Outcome;
+use crate::storage::seal::outcome::Outcome;
 
 /// What the layout has beside `schema.sql`.
 pub const SQL: &str = include_str!("hypertable.sql");

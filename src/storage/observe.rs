@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::clock::now_ms;
 use crate::model::sender::SenderNo;
+use crate::model::time::as_ms;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
@@ -163,7 +164,7 @@ impl Store {
             groups: groups.iter().map(GroupState::read).collect::<Result<_, _>>()?,
             senders: senders.iter().map(SenderState::read).collect::<Result<_, _>>()?,
             clock_offset_ms: asked_ms.midpoint(answered_ms) - server_ms,
-            round_trip_ms: i64::try_from(round_trip.as_millis()).unwrap_or(i64::MAX),
+            round_trip_ms: as_ms(round_trip),
             newest_series_id,
             sealed_newest_ms: from_postgres_us(newest_us),
         })

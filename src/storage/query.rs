@@ -21,7 +21,7 @@ use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
 use crate::storage::row::{from_postgres_us, to_postgres_us};
-use crate::storage::seal::{CHUNK_COLUMNS, read_chunk};
+use crate::storage::seal::chunks::{CHUNK_COLUMNS, read_chunk};
 use crate::storage::series::from_json;
 
 /// Series one query may select: bounds the labels held in memory.

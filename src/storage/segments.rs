@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use crate::model::time::as_ms;
 use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
 
@@ -34,7 +35,7 @@ impl Span {
 /// (in order) begin and end. `None` if one of those holds it already.
 #[must_use]
 pub fn span_for(time_ms: i64, interval: Duration, existing: &[Span]) -> Option<Span> {
-    let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
+    let interval_ms = as_ms(interval).max(1);
     let lower_ms = time_ms - time_ms.rem_euclid(interval_ms);
     let mut span = Span { lower_ms, upper_ms: lower_ms.saturating_add(interval_ms) };
     for other in existing {
@@ -53,8 +54,8 @@ pub fn span_for(time_ms: i64, interval: Duration, existing: &[Span]) -> Option<S
 /// The span without a beginning, if `time_ms` is to be the first in it.
 #[must_use]
 pub fn ancient_for(time_ms: i64, now_ms: i64, interval: Duration, existing: &[Span]) -> Option<Span> {
-    let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
-    let open_ms = now_ms.saturating_sub(i64::try_from(OPEN_SPAN.as_millis()).unwrap_or(i64::MAX));
+    let interval_ms = as_ms(interval).max(1);
+    let open_ms = now_ms.saturating_sub(as_ms(OPEN_SPAN));
     let upper_ms = open_ms.saturating_sub(open_ms.rem_euclid(interval_ms));
     let upper_ms = existing.first().map_or(upper_ms, |first| first.lower_ms.min(upper_ms));
     (time_ms < upper_ms).then_some(Span { lower_ms: i64::MIN, upper_ms })

@@ -1,21 +1,14 @@
 //! Which server the store is on, and since which start of it. A replica that is promoted, or an older copy that is started, may give to
 //! other series the ids that were found before, and to other senders their numbers.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio_postgres::Client;
-use uuid::Uuid;
 
-use crate::model::labels::Labels;
 use crate::postgres::error::Error;
-use crate::postgres::{Pooled, within};
-use crate::storage::Store;
 use crate::storage::identities::Identities;
 use crate::storage::names::{Names, literal};
-use crate::storage::series::{Wanted, find_by_prefix};
 
 /// Counts the states of the server that this adapter has seen. Ids of series and numbers of senders are worth something only in the
 /// epoch in which they were found.
@@ -112,84 +105,6 @@ impl Server {
 
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Store {
-    /// The epoch there is.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.server.epoch()
-    }
-
-    /// The server, as it was seen last.
-    #[must_use]
-    pub fn server(&self) -> &Server {
-        &self.server
-    }
-
-    /// Finds out whether the server is as it was. If it is not, what was found on it is forgotten, and a new epoch begins; returns
-    /// whether it does.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn look_at_server(&self) -> Result<bool, Error> {
-        let state = self
-            .counted(within(self.config.send_timeout, async {
-                let client = Pooled::take(&self.pool).await?;
-                let state = read_state(&client, &self.names).await?;
-                client.give_back();
-                Ok(state)
-            }))
-            .await?;
-        Ok(self.server.found(state, || self.cache.clear()))
-    }
-
-    /// The ids that series have now which had `ids` when `identities` held; made anew where the server lacks them and their labels
-    /// are known still. Series of which neither is so are left out.
-    ///
-    /// # Errors
-    ///
-    /// What the server said.
-    pub async fn find_again(
-        &self,
-        ids: &[i64],
-        identities: &Identities,
-        epoch: Epoch,
-    ) -> Result<HashMap<i64, i64>, Error> {
-        let known: Vec<(i64, u64)> = ids.iter().filter_map(|id| Some((*id, identities.prefix(*id)?))).collect();
-        let prefixes: Vec<u64> = known.iter().map(|(_, prefix)| *prefix).collect();
-        let check = self.server.check(&self.names, epoch)?;
-        let there = self
-            .counted(within(self.config.send_timeout, async {
-                let client = Pooled::take(&self.pool).await?;
-                let there = find_by_prefix(&client, &self.names, &check, &prefixes).await?;
-                client.give_back();
-                Ok(there)
-            }))
-            .await?;
-        let labelled = known.iter().filter(|(_, prefix)| !there.contains_key(prefix));
-        let labelled: Vec<(i64, Uuid, Labels)> = labelled
-            .filter_map(|(id, _)| {
-                identities.labels(*id).map(|labels| (*id, Uuid::from_bytes(labels.identity()), labels))
-            })
-            .collect();
-        let wanted = labelled.iter().enumerate();
-        let wanted: HashMap<Uuid, Wanted> =
-            wanted.map(|(place, (_, key, labels))| (*key, Wanted { place, labels: labels.clone() })).collect();
-        let (made, _) =
-            if wanted.is_empty() { Default::default() } else { self.find_series(wanted, None, epoch).await? };
-        let there = known.iter().filter_map(|(id, prefix)| Some((*id, *there.get(prefix)?)));
-        // No request need name them before the server changes again.
-        self.server.during(epoch, |now| now.take_over(identities, there.clone()))?;
-        let made = labelled.iter().filter_map(|(id, key, _)| Some((*id, *made.get(key)?)));
-        Ok(there.chain(made).collect())
-    }
-
-    /// No series has a larger id than `newest_id` at `now`.
-    pub fn on_newest_series(&self, epoch: Epoch, newest_id: i64, now: Instant) {
-        let _ = self.server.during(epoch, |identities| identities.on_newest(newest_id, now));
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
+use crate::model::time::as_ms;
+
 /// What the server's clock shows, from when it was last asked; correcting the host's own clock changes nothing.
 #[derive(Debug)]
 pub struct ServerClock {
@@ -30,7 +32,7 @@ impl ServerClock {
     }
 
     fn since_ms(&self, at: Instant) -> i64 {
-        i64::try_from(at.saturating_duration_since(self.began_at).as_millis()).unwrap_or(i64::MAX)
+        as_ms(at.saturating_duration_since(self.began_at))
     }
 }
 

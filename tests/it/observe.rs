@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::observe::Observed;
 use prometheus_postgresql_adapter::storage::position::Position;
-use prometheus_postgresql_adapter::storage::seal::Outcome;
+use prometheus_postgresql_adapter::storage::seal::outcome::Outcome;
 use prometheus_postgresql_adapter::storage::{ObservedPosition, Store};
 use rig::postgres::Postgres;
 use tokio_postgres::Client;

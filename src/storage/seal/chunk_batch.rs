@@ -1,0 +1,74 @@
+//! Chunks that a transaction makes. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::postgres::error::Error;
+use crate::storage::chunk::{self, Encoded};
+use crate::storage::row::Row;
+use crate::storage::segments::{self, Span};
+
+/// Times in a chunk at most: a query for a moment decodes so many.
+const LENGTH_MAX: usize = 1024;
+
+/// What rows and their pointers may take of a page.
+const PAGE_BYTES: usize = 8168;
+
+/// Chunks to be stored, and what is to be said of them.
+pub(super) struct ChunkBatch<'a> {
+    pub(super) spans: &'a [Span],
+    pub(super) chunks: Vec<(Encoded, i16)>,
+    pub(super) replaced: usize,
+    pub(super) dropped: usize,
+    /// Samples more or less, by the upper bound of the segment.
+    pub(super) counts: HashMap<i64, i64>,
+}
+
+impl<'a> ChunkBatch<'a> {
+    pub(super) fn new(spans: &'a [Span]) -> Self {
+        Self { spans, chunks: Vec::new(), replaced: 0, dropped: 0, counts: HashMap::new() }
+    }
+
+    /// Makes chunks of a bucket's samples, which are in the order of series and time, without doubles.
+    pub(super) fn encode(&mut self, rows: &[Row]) -> Result<(), Error> {
+        let mut by_span: BTreeMap<Span, Vec<&[Row]>> = BTreeMap::new();
+        for mut rest in rows.chunk_by(|one, next| one.series_id == next.series_id) {
+            while let Some(first) = rest.first() {
+                let span = segments::find(self.spans, first.time_ms)
+                    .ok_or_else(|| Error::Unfit(format!("there is no segment for the time {}", first.time_ms)))?;
+                let (run, later) = rest.split_at(rest.partition_point(|row| span.contains(row.time_ms)));
+                by_span.entry(span).or_default().push(run);
+                rest = later;
+            }
+        }
+        for series in by_span.into_values() {
+            for chunk in chunk::group(series, LENGTH_MAX) {
+                self.count(chunk.times_ms[0], &chunk, 1);
+                let length = i16::try_from(chunk.times_ms.len()).unwrap_or(i16::MAX);
+                self.chunks.extend(chunk::encode(&chunk).into_iter().map(|row| (row, length)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the rows in an order in which pages are filled: always the largest that fits what is left.
+    pub(super) fn fill_pages(&mut self) {
+        let mut by_size: BTreeMap<(usize, usize), (Encoded, i16)> = BTreeMap::new();
+        for (number, chunk) in self.chunks.drain(..).enumerate() {
+            by_size.insert((chunk.0.bytes(), number), chunk);
+        }
+        let mut left = PAGE_BYTES;
+        while let Some(largest) = by_size.keys().next_back().copied() {
+            let fitting = by_size.range(..=(left, usize::MAX)).next_back().map(|(key, _)| *key);
+            let key = fitting.unwrap_or(largest);
+            left = if fitting.is_some() { left - key.0 } else { PAGE_BYTES.saturating_sub(key.0) };
+            self.chunks.extend(by_size.remove(&key));
+        }
+    }
+
+    pub(super) fn count(&mut self, time_ms: i64, chunk: &chunk::Chunk, sign: i64) {
+        let samples = i64::try_from(chunk.times_ms.len() * chunk.series.len()).unwrap_or_default();
+        if let Some(span) = segments::find(self.spans, time_ms) {
+            *self.counts.entry(span.upper_ms).or_default() += sign * samples;
+        }
+    }
+}
