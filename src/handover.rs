@@ -4,19 +4,21 @@
 //! acknowledged for a sender that does not lead; [`sender`], which ties them together; [`replicas`], who else has a sender's series.
 //! Here is what ties one sender to the store, and in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, NotBuffered};
-use crate::handover::moved::Stranded;
+use crate::handover::group::{Group, NO_GROUP};
+use crate::handover::memory::Memory;
+use crate::handover::requests::{InFlight, Requests};
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
-use crate::handover::senders::{Group, NO_GROUP, Senders};
+use crate::handover::stranded::Stranded;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
@@ -28,22 +30,21 @@ use crate::storage::row::Row;
 use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
 
+pub use self::memory::Config;
+
 pub mod buffer;
 pub mod clocks;
-pub mod moved;
+pub mod group;
+pub mod memory;
+mod moved;
 pub mod replicas;
+mod requests;
 pub mod ring;
 pub mod sender;
 pub mod senders;
 pub mod series;
 pub mod slots;
-
-/// What a standby may buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// `-standby-memory-mib`, in bytes.
-    pub memory_bytes_max: usize,
-}
+mod stranded;
 
 /// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
 const CHUNK_SAMPLES: usize = 20_000;
@@ -61,7 +62,7 @@ pub struct Handover {
     /// The number its samples are stored under, and when that was found.
     number: Mutex<Option<(Epoch, SenderNo)>>,
     group: Arc<Group>,
-    all: Weak<Senders>,
+    shared: Weak<dyn Shared>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
@@ -79,6 +80,15 @@ pub struct Handover {
     taking_out: tokio::sync::Mutex<()>,
 }
 
+/// What all senders of an adapter share, as far as one of them asks for it.
+trait Shared: Send + Sync {
+    /// Observes what was committed since the last time.
+    fn observe(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Finds the numbers of all senders that have none in `epoch`.
+    fn find_numbers(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
+}
+
 /// What is kept of a sender.
 struct State {
     /// In which its series have the ids that they go by here.
@@ -88,28 +98,6 @@ struct State {
     sender: Sender,
     /// What was acknowledged in earlier ones.
     stranded: Stranded,
-}
-
-/// What is buffered for all senders together.
-pub struct Memory {
-    bytes_max: usize,
-    bytes: AtomicUsize,
-    /// What is kept beside, though it is stored, where there is room.
-    kept_bytes: AtomicUsize,
-    metrics: Arc<Metrics>,
-}
-
-/// A leader's requests that are being stored, by the order in which their samples were sorted.
-#[derive(Default)]
-struct Requests {
-    numbers: Mutex<(u64, BTreeSet<u64>)>,
-    ended: Notify,
-}
-
-/// One of them.
-struct InFlight<'a> {
-    requests: &'a Requests,
-    number: u64,
 }
 
 /// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
@@ -397,9 +385,9 @@ impl Handover {
     /// The same, for use in `epoch`.
     async fn number_in(&self, epoch: Epoch) -> Result<SenderNo, Error> {
         if self.known_number(epoch).is_none()
-            && let Some(senders) = self.all.upgrade()
+            && let Some(shared) = self.shared.upgrade()
         {
-            senders.find_numbers(epoch).await?;
+            shared.find_numbers(epoch).await?;
         }
         match self.known_number(epoch) {
             Some(number) => Ok(number),
@@ -421,8 +409,8 @@ impl Handover {
 
     /// Observes what was committed since the last time, for all senders of this adapter.
     async fn observe(&self) -> Result<(), Error> {
-        match self.all.upgrade() {
-            Some(senders) => senders.observe().await,
+        match self.shared.upgrade() {
+            Some(shared) => shared.observe().await,
             None => Ok(()),
         }
     }
@@ -469,38 +457,6 @@ impl State {
     }
 }
 
-impl Requests {
-    /// One more; to be called while nobody else sorts samples.
-    fn begin(&self) -> InFlight<'_> {
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, in_flight) = &mut *numbers;
-        *last += 1;
-        in_flight.insert(*last);
-        InFlight { requests: self, number: *last }
-    }
-}
-
-impl InFlight<'_> {
-    /// Waits until all requests whose samples were sorted before its own have ended.
-    async fn is_first(&self) {
-        loop {
-            let ended = self.requests.ended.notified();
-            let first = self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.first().copied();
-            if first.is_none_or(|first| first >= self.number) {
-                return;
-            }
-            ended.await;
-        }
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&self.number);
-        self.requests.ended.notify_waiters();
-    }
-}
-
 impl TakenOut<'_> {
     /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
     fn done(mut self) -> Result<(), Error> {
@@ -522,38 +478,6 @@ impl Drop for TakenOut<'_> {
                 true => state.sender.put_back(&self.samples),
                 false => state.stranded.put_back(&self.identities, &self.samples),
             });
-        }
-    }
-}
-
-impl Memory {
-    fn new(config: Config, metrics: Arc<Metrics>) -> Self {
-        let (bytes, kept_bytes) = Default::default();
-        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
-    }
-
-    /// What a sender that keeps `kept` bytes may keep.
-    fn room(&self, kept: usize) -> usize {
-        let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
-        self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)
-    }
-
-    fn kept(&self, kept: usize, kept_now: usize) {
-        if kept_now != kept {
-            self.kept_bytes.fetch_add(kept_now.wrapping_sub(kept), Ordering::Relaxed);
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) >= self.bytes_max
-    }
-
-    fn changed(&self, (samples, bytes): (usize, usize), (samples_now, bytes_now): (usize, usize)) {
-        if bytes_now != bytes {
-            self.bytes.fetch_add(bytes_now.wrapping_sub(bytes), Ordering::Relaxed);
-            let more = |now: usize, before: usize| now.wrapping_sub(before).cast_signed() as i64;
-            self.metrics.standby_held_samples.add(more(samples_now, samples));
-            self.metrics.standby_held_bytes.add(more(bytes_now, bytes));
         }
     }
 }

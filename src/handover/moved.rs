@@ -1,50 +1,15 @@
 //! The server has become another one: what was acknowledged on the one before is found again, and stored where it is missing.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use uuid::Uuid;
-
-use crate::handover::buffer::{Buffer, Buffered};
+use crate::handover::buffer::Buffered;
+use crate::handover::stranded::renumbered;
 use crate::handover::{CHUNK_SAMPLES, Handover, TakenOut};
 use crate::postgres::error::Error;
 use crate::storage::identities::Identities;
 use crate::storage::server::Epoch;
-
-/// Samples that were acknowledged in earlier epochs, with what the ids of their series were ids of.
-#[derive(Debug, Default)]
-pub(super) struct Stranded(Vec<(Arc<Identities>, Buffer)>);
-
-impl Stranded {
-    /// Adds samples.
-    pub(super) fn put_back(&mut self, identities: &Arc<Identities>, samples: &[Buffered]) {
-        let known = self.0.iter().position(|(known, _)| Arc::ptr_eq(known, identities));
-        let place = known.unwrap_or_else(|| {
-            self.0.push((Arc::clone(identities), Buffer::new(0)));
-            self.0.len() - 1
-        });
-        self.0[place].1.put_back(samples);
-    }
-
-    /// Takes out about `count` samples of one epoch.
-    fn take(&mut self, count: usize) -> Option<(Arc<Identities>, Vec<Buffered>)> {
-        self.0.retain(|(_, samples)| samples.samples() > 0);
-        let (identities, samples) = self.0.first_mut()?;
-        Some((Arc::clone(identities), samples.take(count)))
-    }
-
-    /// How many there are.
-    pub(super) fn samples(&self) -> usize {
-        self.0.iter().map(|(_, samples)| samples.samples()).sum()
-    }
-
-    /// How many bytes they take.
-    pub(super) fn bytes(&self) -> usize {
-        self.0.iter().map(|(_, samples)| samples.bytes()).sum()
-    }
-}
 
 impl Handover {
     /// The server is another one, and `epoch` has begun, in which ids are those of `identities`. What was acknowledged lately counts as
@@ -56,7 +21,7 @@ impl Handover {
             }
             let samples = state.sender.moved(Instant::now());
             let count = samples.samples();
-            state.stranded.0.push((std::mem::replace(&mut state.identities, identities), samples));
+            state.stranded.push(std::mem::replace(&mut state.identities, identities), samples);
             state.epoch = epoch;
             count
         });
@@ -110,63 +75,5 @@ impl Handover {
             samples.len(),
             self.name
         );
-    }
-}
-
-/// Those whose series have an id in `found`, under that; and the others. They go by keys of their own, for of a request some may be stored
-/// there, and others not.
-fn renumbered(samples: Vec<Buffered>, found: &HashMap<i64, i64>) -> (Vec<Buffered>, Vec<Buffered>) {
-    let (mut known, mut unknown) = (Vec::with_capacity(samples.len()), Vec::new());
-    let mut keys: HashMap<(Instant, Uuid), Uuid> = HashMap::new();
-    for mut sample in samples {
-        match found.get(&sample.row.series_id) {
-            Some(id) => {
-                sample.row.series_id = *id;
-                sample.key = *keys.entry((sample.arrived, sample.key)).or_insert_with(Uuid::new_v4);
-                known.push(sample);
-            }
-            None => unknown.push(sample),
-        }
-    }
-    (known, unknown)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::row::Row;
-
-    fn samples(series_ids: &[i64], arrived: Instant) -> Vec<Buffered> {
-        let sample = |series_id: &i64| Buffered {
-            row: Row { series_id: *series_id, time_ms: 100 * series_id, value: 0.5 },
-            is_stamped: false,
-            arrived,
-            key: Uuid::nil(),
-        };
-        series_ids.iter().map(sample).collect()
-    }
-
-    fn ids(samples: &[Buffered]) -> Vec<i64> {
-        samples.iter().map(|sample| sample.row.series_id).collect()
-    }
-
-    #[test]
-    fn each_epoch_has_its_own_ids() {
-        let now = Instant::now();
-        let [first, second]: [Arc<Identities>; 2] = Default::default();
-        let mut stranded = Stranded::default();
-        stranded.put_back(&first, &samples(&[1, 2], now));
-        stranded.put_back(&second, &samples(&[7], now));
-        stranded.put_back(&first, &samples(&[3], now));
-        assert_eq!(stranded.samples(), 4);
-        let mut taken = [Vec::new(), Vec::new()];
-        while let Some((identities, samples)) = stranded.take(100) {
-            taken[usize::from(Arc::ptr_eq(&identities, &second))].extend(samples);
-        }
-        assert_eq!([ids(&taken[0]), ids(&taken[1])], [vec![1, 2, 3], vec![7]]);
-        assert_eq!((stranded.samples(), stranded.0.len()), (0, 0));
-        let [taken, _] = taken;
-        let (found, lost) = renumbered(taken, &HashMap::from([(1, 11), (3, 2)]));
-        assert_eq!((ids(&found), ids(&lost)), (vec![11, 2], vec![2]));
     }
 }

@@ -1,24 +1,28 @@
 //! All senders of this adapter, and what they share: what was observed of the store, and who leads each group.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
+use crate::handover::group::{Group, NO_GROUP};
+use crate::handover::memory::{Config, Memory};
 use crate::handover::replicas::{Owner, Replicas};
+use crate::handover::requests::Requests;
 use crate::handover::sender::Sender;
-use crate::handover::{Config, Handover, Memory, Requests, State};
+use crate::handover::{Handover, Shared, State};
 use crate::model::sender::SenderNo;
 use crate::model::source::Source;
 use crate::postgres::error::{Class, Error};
 use crate::storage::Store;
-use crate::storage::fence::Fence;
-use crate::storage::observe::{GroupState, Position};
+use crate::storage::observe::Position;
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -62,29 +66,6 @@ struct Observed {
     /// Groups by the numbers of their senders, as far as they are known.
     groups: HashMap<SenderNo, String>,
 }
-
-/// What is known of a group.
-#[derive(Debug)]
-pub struct Group {
-    name: String,
-    /// The group's counter of reconciliations as last observed.
-    reconciled: AtomicI64,
-    /// See [`Group::observed`].
-    observed: Mutex<Arc<Position>>,
-    leading: Mutex<Option<Leading>>,
-}
-
-/// Who leads a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leading {
-    /// The right to write.
-    pub fence: Fence,
-    /// Whose samples are stored as they come; `None` of a term begun by an adapter of before senders had numbers.
-    pub sender: Option<SenderNo>,
-}
-
-/// The group of an adapter without an election.
-pub const NO_GROUP: &str = "";
 
 /// What one sender may take of the memory there is, where an adapter has several: one with much to send must not keep others from
 /// being buffered.
@@ -163,7 +144,7 @@ impl Senders {
             name: name.to_owned(),
             number: Mutex::default(),
             group: Arc::clone(&members.group),
-            all: Weak::clone(&self.this),
+            shared: Weak::clone(&self.this) as Weak<dyn Shared>,
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
             memory: Arc::clone(&self.memory),
@@ -427,61 +408,13 @@ fn on_stored(
     }
 }
 
-impl Group {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            reconciled: AtomicI64::new(0),
-            observed: Mutex::new(Arc::new(Position::none())),
-            leading: Mutex::default(),
-        }
+impl Shared for Senders {
+    fn observe(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.observe().boxed()
     }
 
-    /// What it is called in the leader table.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its counter of reconciliations as last observed.
-    #[must_use]
-    pub fn reconciled(&self) -> i64 {
-        self.reconciled.load(Ordering::Acquire)
-    }
-
-    /// What was observed of it.
-    #[must_use]
-    pub fn observed(&self) -> Arc<Position> {
-        Arc::clone(&self.observed.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Who leads it, as last observed.
-    #[must_use]
-    pub fn leading(&self) -> Option<Leading> {
-        *self.leading.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// This adapter has raised the counter to `reconciled`. If it was as last observed before, nobody else has raised it.
-    pub(super) fn told(&self, reconciled: i64) {
-        let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
-    }
-
-    /// The server is another one: nothing is known of the group.
-    fn moved(&self) {
-        // No counter has this value, so a write that shows it is refused until the group was read.
-        self.reconciled.store(-1, Ordering::Release);
-        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Position::none());
-        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn on_read(&self, read: &GroupState, position: &Arc<Position>) {
-        self.reconciled.store(read.reconciled, Ordering::Release);
-        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(position);
-        let leading = read.token.map(|token| Leading {
-            fence: Fence { group_no: read.group_no, term: read.term, token },
-            sender: read.sender_no,
-        });
-        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = leading;
+    fn find_numbers(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        self.find_numbers(epoch).boxed()
     }
 }
 

@@ -1,0 +1,54 @@
+//! What may be buffered, and what is: for all senders of an adapter together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::telemetry::metrics::Metrics;
+
+/// What a standby may buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `-standby-memory-mib`, in bytes.
+    pub memory_bytes_max: usize,
+}
+
+/// What is buffered for all senders together.
+pub struct Memory {
+    bytes_max: usize,
+    bytes: AtomicUsize,
+    /// What is kept beside, though it is stored, where there is room.
+    kept_bytes: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+impl Memory {
+    pub(super) fn new(config: Config, metrics: Arc<Metrics>) -> Self {
+        let (bytes, kept_bytes) = Default::default();
+        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
+    }
+
+    /// What a sender that keeps `kept` bytes may keep.
+    pub(super) fn room(&self, kept: usize) -> usize {
+        let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
+        self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)
+    }
+
+    pub(super) fn kept(&self, kept: usize, kept_now: usize) {
+        if kept_now != kept {
+            self.kept_bytes.fetch_add(kept_now.wrapping_sub(kept), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.bytes_max
+    }
+
+    pub(super) fn changed(&self, (samples, bytes): (usize, usize), (samples_now, bytes_now): (usize, usize)) {
+        if bytes_now != bytes {
+            self.bytes.fetch_add(bytes_now.wrapping_sub(bytes), Ordering::Relaxed);
+            let more = |now: usize, before: usize| now.wrapping_sub(before).cast_signed() as i64;
+            self.metrics.standby_held_samples.add(more(samples_now, samples));
+            self.metrics.standby_held_bytes.add(more(bytes_now, bytes));
+        }
+    }
+}
