@@ -18,7 +18,7 @@ use crate::election::by_labels::clusters::Clusters;
 use crate::election::by_labels::coordinator::Coordinator;
 use crate::election::commands::{self, CommandQueue};
 use crate::election::driver::Election;
-use crate::election::liveness::LivenessMonitor;
+use crate::election::liveness_monitor::LivenessMonitor;
 use crate::election::role::{LockHolder, Role};
 use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::group::NO_GROUP;

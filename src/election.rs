@@ -16,6 +16,7 @@ pub mod by_labels;
 pub mod commands;
 pub mod driver;
 pub mod liveness;
+pub mod liveness_monitor;
 pub mod lock_session;
 pub mod machine;
 pub mod orders;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::election::commands::CommandQueue;
-use crate::election::liveness::LivenessMonitor;
+use crate::election::liveness_monitor::LivenessMonitor;
 use crate::election::lock_session::{Claim, LockSession, Raised, prove_exclusion};
 use crate::election::machine::{Action, Machine, Observed, Reason};
 use crate::election::role::{LockHolder, Role};

@@ -8,9 +8,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::election::by_labels::clusters::{self, Clusters};
+use crate::election::by_labels::clusters::{ClusterConnection, Clusters};
 use crate::election::commands::CommandHandle;
-use crate::election::liveness::{self, LivenessMonitor};
+use crate::election::liveness_monitor::{ConnectionTracker, LivenessMonitor};
 use crate::election::role::{LockHolder, Role};
 use crate::http::admin_token::AdminToken;
 use crate::http::body::Bodies;
@@ -76,8 +76,8 @@ pub struct Service {
 
 /// A connection, as the election knows it: who sends may be told by its being closed.
 pub(super) struct Connection {
-    pub(super) any: liveness::ConnectionTracker,
-    pub(super) by_labels: Option<clusters::ClusterConnection>,
+    pub(super) any: ConnectionTracker,
+    pub(super) by_labels: Option<ClusterConnection>,
 }
 
 impl Service {

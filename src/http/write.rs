@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
-use crate::election::liveness::InFlight;
+use crate::election::liveness_monitor::InFlight;
 use crate::http::answer::{Answer, empty, method_not_allowed, text, unavailable};
 use crate::http::body::{Received, check_encoding, discard, quoted, receive};
 use crate::http::service::{Connection, Service};
