@@ -4,17 +4,16 @@
 //! acknowledged for a sender that does not lead; [`sender`], which ties them together; [`replicas`], who else has a sender's series.
 //! Here is what ties one sender to the store, and in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::{StreamExt, TryStreamExt, iter};
+use futures_util::stream::StreamExt;
 use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, NotBuffered};
-use crate::handover::group::{Group, NO_GROUP};
+use crate::handover::group::Group;
 use crate::handover::memory::Memory;
 use crate::handover::requests::{InFlight, Requests};
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
@@ -34,9 +33,11 @@ pub use self::memory::Config;
 
 pub mod buffer;
 pub mod clocks;
+mod drain;
 pub mod group;
 pub mod memory;
 mod moved;
+mod observation;
 pub mod replicas;
 mod requests;
 pub mod ring;
@@ -45,12 +46,6 @@ pub mod senders;
 pub mod series;
 pub mod slots;
 mod stranded;
-
-/// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
-const CHUNK_SAMPLES: usize = 20_000;
-
-/// Buffered requests that are on their way to the writers at once, at a take-over.
-const REPLAY_REQUESTS: usize = 64;
 
 /// Attempts to append what others keep getting in the way of; then it is compared instead.
 const APPEND_ATTEMPTS: usize = 3;
@@ -98,14 +93,6 @@ struct State {
     sender: Sender,
     /// What was acknowledged in earlier ones.
     stranded: Stranded,
-}
-
-/// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
-struct TakenOut<'a> {
-    handover: &'a Handover,
-    /// What the ids of their series are ids of.
-    identities: Arc<Identities>,
-    samples: Vec<Buffered>,
 }
 
 impl Handover {
@@ -252,103 +239,6 @@ impl Handover {
         Ok(())
     }
 
-    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or without an
-    /// election. `is_last`: the adapter is about to end, so nothing is waited for.
-    ///
-    /// # Errors
-    ///
-    /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
-    pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
-        // A take-over sees to all of it.
-        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
-        // What a leader has buffered, for the server is another one, nobody else is about to store.
-        let leads = match fence {
-            Some(fence) => self.leads() == Some(fence.token),
-            None => self.group.name() == NO_GROUP,
-        };
-        loop {
-            let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
-            let look = |state: &mut State| {
-                let looked = state.sender.look(count, leads || is_last, Instant::now());
-                (looked, state.epoch, Arc::clone(&state.identities))
-            };
-            let (looked, epoch, identities) = self.with_state(look);
-            self.covered("buffer", looked.covered);
-            let is_last = looked.due.len() < CHUNK_SAMPLES;
-            if looked.due.is_empty() {
-                return Ok(());
-            }
-            let mut due = looked.due.clone();
-            let taken_out = TakenOut { handover: self, identities, samples: looked.due };
-            sort_and_dedup(&mut due);
-            let right = self.right(self.number_in(epoch).await?, fence, epoch);
-            let before = self.metrics.samples_filled_total.get();
-            self.reconcile(&due, right, self.is_shared || !leads).await?;
-            let stored = self.metrics.samples_filled_total.get() - before;
-            if stored > 0 {
-                log::info!(
-                    "stored {stored} samples of {} that the leader of {} had missed",
-                    self.name,
-                    self.group.name()
-                );
-            }
-            taken_out.done()?;
-            if is_last {
-                return Ok(());
-            }
-        }
-    }
-
-    /// This sender leads now, by right of `fence`: stores what is buffered, in bounded memory. From its end on nothing is buffered.
-    ///
-    /// # Errors
-    ///
-    /// What the server said, or that a newer term has begun; what is not stored is in the buffer as before.
-    pub async fn drain(&self, fence: Fence) -> Result<(), Error> {
-        let _taking_out = self.taking_out.lock().await;
-        *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.token);
-        self.observe().await?;
-        self.find_stranded().await?;
-        let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
-        let sender = self.number_in(epoch).await?;
-        let (mut stored, mut count) = (0, 0);
-        while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
-            let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
-            for sample in &samples {
-                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
-            }
-            count += samples.len();
-            let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
-            let right = self.right(sender, Some(fence), epoch);
-            // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
-            let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
-                sort_and_dedup(&mut samples);
-                let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
-                (key, self.in_epoch(epoch, sort))
-            };
-            let store = async |(key, sorted): (Uuid, Result<(Sorted, InFlight<'_>), Error>)| {
-                let (sorted, in_flight) = sorted?;
-                self.covered("buffer", sorted.covered);
-                let appended = sorted.append.len();
-                self.store_sorted(key, sorted, right.clone(), Some(&in_flight)).await?;
-                Ok::<_, Error>(appended)
-            };
-            let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
-            stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
-            taken_out.done()?;
-            // Heartbeats and other requests go on meanwhile.
-            tokio::task::yield_now().await;
-        }
-        self.metrics.samples_replayed_total.inc_by(stored as u64);
-        if count > 0 {
-            log::info!(
-                "took over from a buffer of {count} samples of {}: {stored} appended, the others compared",
-                self.name
-            );
-        }
-        Ok(())
-    }
-
     /// Another sender leads: samples may be buffered.
     pub fn open(&self) {
         self.with(Sender::open);
@@ -454,31 +344,6 @@ impl State {
     /// How many bytes they take.
     fn bytes(&self) -> usize {
         self.sender.buffered().bytes() + self.stranded.bytes()
-    }
-}
-
-impl TakenOut<'_> {
-    /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
-    fn done(mut self) -> Result<(), Error> {
-        self.handover.with_state(|state| {
-            if !Arc::ptr_eq(&state.identities, &self.identities) {
-                return Err(Error::Moved);
-            }
-            state.sender.keep(self.samples.iter().copied(), Instant::now());
-            self.samples.clear();
-            Ok(())
-        })
-    }
-}
-
-impl Drop for TakenOut<'_> {
-    fn drop(&mut self) {
-        if !self.samples.is_empty() {
-            self.handover.with_state(|state| match Arc::ptr_eq(&state.identities, &self.identities) {
-                true => state.sender.put_back(&self.samples),
-                false => state.stranded.put_back(&self.identities, &self.samples),
-            });
-        }
     }
 }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::handover::Handover;
 use crate::handover::buffer::Buffered;
+use crate::handover::drain::{CHUNK_SAMPLES, TakenOut};
 use crate::handover::stranded::renumbered;
-use crate::handover::{CHUNK_SAMPLES, Handover, TakenOut};
 use crate::postgres::error::Error;
 use crate::storage::identities::Identities;
 use crate::storage::server::Epoch;

@@ -1,0 +1,155 @@
+//! What is taken out of a buffer to be stored: what has stayed uncovered, and all of it at a take-over.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
+use uuid::Uuid;
+
+use crate::handover::buffer::Buffered;
+use crate::handover::group::NO_GROUP;
+use crate::handover::requests::InFlight;
+use crate::handover::sender::{Sorted, sort_and_dedup};
+use crate::handover::{Handover, State};
+use crate::postgres::error::Error;
+use crate::storage::fence::Fence;
+use crate::storage::identities::Identities;
+
+/// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
+pub(super) const CHUNK_SAMPLES: usize = 20_000;
+
+/// Buffered requests that are on their way to the writers at once, at a take-over.
+const REPLAY_REQUESTS: usize = 64;
+
+/// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
+pub(super) struct TakenOut<'a> {
+    pub(super) handover: &'a Handover,
+    /// What the ids of their series are ids of.
+    pub(super) identities: Arc<Identities>,
+    pub(super) samples: Vec<Buffered>,
+}
+
+impl TakenOut<'_> {
+    /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
+    pub(super) fn done(mut self) -> Result<(), Error> {
+        self.handover.with_state(|state| {
+            if !Arc::ptr_eq(&state.identities, &self.identities) {
+                return Err(Error::Moved);
+            }
+            state.sender.keep(self.samples.iter().copied(), Instant::now());
+            self.samples.clear();
+            Ok(())
+        })
+    }
+}
+
+impl Drop for TakenOut<'_> {
+    fn drop(&mut self) {
+        if !self.samples.is_empty() {
+            self.handover.with_state(|state| match Arc::ptr_eq(&state.identities, &self.identities) {
+                true => state.sender.put_back(&self.samples),
+                false => state.stranded.put_back(&self.identities, &self.samples),
+            });
+        }
+    }
+}
+
+impl Handover {
+    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or without an
+    /// election. `is_last`: the adapter is about to end, so nothing is waited for.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
+    pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
+        // A take-over sees to all of it.
+        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
+        // What a leader has buffered, for the server is another one, nobody else is about to store.
+        let leads = match fence {
+            Some(fence) => self.leads() == Some(fence.token),
+            None => self.group.name() == NO_GROUP,
+        };
+        loop {
+            let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
+            let look = |state: &mut State| {
+                let looked = state.sender.look(count, leads || is_last, Instant::now());
+                (looked, state.epoch, Arc::clone(&state.identities))
+            };
+            let (looked, epoch, identities) = self.with_state(look);
+            self.covered("buffer", looked.covered);
+            let is_last = looked.due.len() < CHUNK_SAMPLES;
+            if looked.due.is_empty() {
+                return Ok(());
+            }
+            let mut due = looked.due.clone();
+            let taken_out = TakenOut { handover: self, identities, samples: looked.due };
+            sort_and_dedup(&mut due);
+            let right = self.right(self.number_in(epoch).await?, fence, epoch);
+            let before = self.metrics.samples_filled_total.get();
+            self.reconcile(&due, right, self.is_shared || !leads).await?;
+            let stored = self.metrics.samples_filled_total.get() - before;
+            if stored > 0 {
+                log::info!(
+                    "stored {stored} samples of {} that the leader of {} had missed",
+                    self.name,
+                    self.group.name()
+                );
+            }
+            taken_out.done()?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// This sender leads now, by right of `fence`: stores what is buffered, in bounded memory. From its end on nothing is buffered.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that a newer term has begun; what is not stored is in the buffer as before.
+    pub async fn drain(&self, fence: Fence) -> Result<(), Error> {
+        let _taking_out = self.taking_out.lock().await;
+        *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.token);
+        self.observe().await?;
+        self.find_stranded().await?;
+        let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
+        let sender = self.number_in(epoch).await?;
+        let (mut stored, mut count) = (0, 0);
+        while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
+            let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
+            for sample in &samples {
+                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
+            }
+            count += samples.len();
+            let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
+            let right = self.right(sender, Some(fence), epoch);
+            // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
+            let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
+                sort_and_dedup(&mut samples);
+                let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
+                (key, self.in_epoch(epoch, sort))
+            };
+            let store = async |(key, sorted): (Uuid, Result<(Sorted, InFlight<'_>), Error>)| {
+                let (sorted, in_flight) = sorted?;
+                self.covered("buffer", sorted.covered);
+                let appended = sorted.append.len();
+                self.store_sorted(key, sorted, right.clone(), Some(&in_flight)).await?;
+                Ok::<_, Error>(appended)
+            };
+            let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
+            stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
+            taken_out.done()?;
+            // Heartbeats and other requests go on meanwhile.
+            tokio::task::yield_now().await;
+        }
+        self.metrics.samples_replayed_total.inc_by(stored as u64);
+        if count > 0 {
+            log::info!(
+                "took over from a buffer of {count} samples of {}: {stored} appended, the others compared",
+                self.name
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! What was committed since the last look, told to all senders of an adapter.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use crate::clock::now_ms;
+use crate::handover::Handover;
+use crate::handover::group::NO_GROUP;
+use crate::handover::replicas::Replicas;
+use crate::handover::senders::{Observed, Senders};
+use crate::model::sender::SenderNo;
+use crate::postgres::error::{Class, Error};
+
+/// What takes longer tells too little of the server's clock, ms.
+const ROUND_TRIP_MAX_MS: i64 = 100;
+
+impl Senders {
+    /// Observes what was committed since the last time, in all groups. On another server than the last time everything is observed anew,
+    /// and what was acknowledged lately is to be found there.
+    ///
+    /// # Errors
+    ///
+    /// What the server said; the next observation goes on from where the last one ended.
+    pub async fn observe(&self) -> Result<(), Error> {
+        let begun_before = self.begun.load(Ordering::Acquire);
+        let mut last = self.observed.lock().await;
+        if last.completed > begun_before {
+            // Another one that waited has observed all that there was when this was asked.
+            return Ok(());
+        }
+        match self.observe_from(&mut last).await {
+            Err(error) if error.class() == Class::Moved => {
+                if self.store.look_at_server().await? {
+                    log::warn!(
+                        "the database server is another one, or was started again: what was acknowledged lately is stored again \
+                         where it is missing"
+                    );
+                    *last = Observed::default();
+                    *self.replicas() = Replicas::default();
+                    let (epoch, identities) = self.store.server().identities();
+                    for (group, handovers) in self.members().into_values() {
+                        group.moved();
+                        handovers.iter().for_each(|handover| handover.moved(epoch, Arc::clone(&identities)));
+                    }
+                }
+                self.observe_from(&mut last).await
+            }
+            observed => observed,
+        }
+    }
+
+    async fn observe_from(&self, last: &mut Observed) -> Result<(), Error> {
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let members = self.members();
+        let names: Vec<String> = members.keys().cloned().collect();
+        // Without an election an adapter is to see which series groups store that elect, but from its second look on: they may have
+        // ended before.
+        let is_alone = self.own.as_ref().is_some_and(|(group, _)| group == NO_GROUP);
+        let groups = if is_alone && last.position.is_some() { None } else { Some(names.as_slice()) };
+        // Its own are not to be taken for another one's.
+        self.find_numbers(self.store.epoch()).await?;
+        // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
+        let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
+        let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
+        let except = if last.position.is_some() { own.as_slice() } else { &[] };
+        let now = Instant::now();
+        for (group, handovers) in members.values().filter(|_| self.own.is_some()) {
+            let leader = group.leading().and_then(|leading| leading.sender);
+            on_leader(handovers, leader, self.store.server_ms());
+        }
+        // Rows of senders that are new, and all where several adapters store what a sender sends: a series' are to be seen in the
+        // order of their times.
+        let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
+        let observed = self
+            .store
+            .observe(last.position.as_deref(), groups, except, |sender, time_ms, series| {
+                let series = series.iter().map(i64::from_be_bytes);
+                let group = last.groups.get(&sender.split().0).filter(|_| self.own.is_some());
+                match group.map(|group| (group, members.get(group))) {
+                    Some((_, Some((group, handovers)))) => {
+                        let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
+                        on_stored(handovers, (sender, leads), time_ms, series, now);
+                    }
+                    Some((group, None)) => self.replicas().stores(group, series, now),
+                    None => later.push((time_ms, sender, series.collect())),
+                }
+            })
+            .await?;
+        if self.own.is_some() && observed.round_trip_ms <= ROUND_TRIP_MAX_MS {
+            *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(observed.clock_offset_ms);
+            for handover in members.values().flat_map(|(_, handovers)| handovers) {
+                let others = observed.senders.iter().filter(|sender| {
+                    members.contains_key(&sender.group_name) && Some(sender.sender) != handover.number_if_known()
+                });
+                let others = others.map(|sender| (sender.sender, sender.clock_offset_ms));
+                handover.with(|state| state.on_clocks(now_ms(), observed.clock_offset_ms, others, Instant::now()));
+            }
+        }
+        last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
+        later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
+        if self.own.is_none() {
+            for read in &observed.groups {
+                let Some((_, handovers)) = members.get(&read.group_name) else { continue };
+                on_leader(handovers, read.sender_no, self.store.server_ms());
+            }
+        }
+        let leading: HashSet<SenderNo> = observed.groups.iter().filter_map(|read| read.sender_no).collect();
+        for (time_ms, sender, series) in later {
+            let Some(group) = last.groups.get(&sender.split().0) else { continue };
+            match members.get(group) {
+                Some((_, handovers)) => {
+                    on_stored(handovers, (sender, leading.contains(&sender)), time_ms, series.into_iter(), now);
+                }
+                None => self.replicas().stores(group, series.into_iter(), now),
+            }
+        }
+        for handover in members.values().flat_map(|(_, handovers)| handovers) {
+            handover.with(|state| state.on_observed(now));
+            // Of a sender that has come since, nothing was observed before; of the first observation, all that is hot was.
+            let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
+            if is_fresh && last.position.is_some() {
+                handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
+            } else if is_fresh || !observed.is_complete {
+                handover.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            }
+        }
+        let position = Arc::new(observed.position);
+        // Last of all: who knows of a counter knows of what was stored before it.
+        for group in observed.groups {
+            if let Some((known, _)) = members.get(&group.group_name) {
+                known.on_read(&group, &position);
+            }
+        }
+        last.position = Some(position);
+        last.completed = number;
+        Ok(())
+    }
+}
+
+/// Tells all senders of a group who leads it.
+fn on_leader(handovers: &[Arc<Handover>], leader: Option<SenderNo>, server_ms: i64) {
+    let Some(leader) = leader else { return };
+    handovers.iter().for_each(|handover| handover.with(|state| state.on_leader(leader, server_ms)));
+}
+
+/// Tells all senders of a group what one of them, which leads or not, has stored.
+fn on_stored(
+    handovers: &[Arc<Handover>],
+    (sender, leads): (SenderNo, bool),
+    time_ms: i64,
+    series: impl Iterator<Item = i64> + Clone,
+    now: Instant,
+) {
+    let (_, is_marker) = sender.split();
+    for handover in handovers {
+        // A stale marker stands for nobody's sample, as an own one does not for others of its own.
+        let is_own = is_marker || handover.number_if_known() == Some(sender);
+        handover.with(|state| state.on_stored(time_ms, is_own, leads, series.clone(), now));
+    }
+}
