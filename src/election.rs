@@ -1,7 +1,7 @@
 //! Who leads: a pure machine, and the advisory lock that drives it.
 //!
 //! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`orders`] what it was ordered, [`role`] is what
-//! the rest of the program sees; [`advisory_lock`] carries the machine's decisions out, on a [`lock_session`], and takes
+//! the rest of the program sees; [`driver`] carries the machine's decisions out, on a [`lock_session`], and takes
 //! orders at a [`commands`].
 
 use std::future::Future;

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::StreamExt;
 use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, NotBuffered};

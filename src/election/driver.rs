@@ -11,8 +11,8 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use crate::election::commands::CommandQueue;
 use crate::election::liveness_monitor::LivenessMonitor;
 use crate::election::lock_session::{Claim, LockSession, Raised, prove_exclusion};
-use crate::election::machine::{Action, Machine, Observed, Reason};
-use crate::election::role::{LockHolder, Role};
+use crate::election::machine::{Action, Machine, Reason};
+use crate::election::role::{LeaderRow, LockHolder, Role};
 use crate::election::{Config, Method, Succession, Term, WritePath};
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Connector, within};
@@ -238,7 +238,7 @@ impl<S: Succession> Election<S> {
     }
 
     /// Looks at the leader's row, and passes on who leads.
-    async fn observe(&self, opened: &LockSession) -> Result<Option<Observed>, Error> {
+    async fn observe(&self, opened: &LockSession) -> Result<Option<LeaderRow>, Error> {
         let Some((observed, fence)) = opened.observe(&self.names).await? else { return Ok(None) };
         self.succession.observed(&self.term(fence));
         Ok(Some(observed))

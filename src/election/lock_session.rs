@@ -7,8 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::election::Config;
-use crate::election::machine::Observed;
-use crate::election::role::{Leader, LockHolder};
+use crate::election::role::{Leader, LeaderRow, LockHolder};
 use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::Fence;
@@ -111,7 +110,7 @@ impl LockSession {
     }
 
     /// The leader's row, and the right to write that is in force.
-    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(Observed, Fence)>, Error> {
+    pub(super) async fn observe(&self, names: &Names) -> Result<Option<(LeaderRow, Fence)>, Error> {
         let statement = names.sql(&format!(
             "SELECT holder, term, token, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
              CASE WHEN successor <> $2 AND {YIELDS} THEN extract(epoch FROM successor_until - clock_timestamp())::float8 END \
@@ -122,7 +121,7 @@ impl LockSession {
         row.map(|row| {
             let (term, age): (i64, f64) = (row.try_get(1)?, row.try_get(3)?);
             let yields_for: Option<f64> = row.try_get(4)?;
-            let observed = Observed {
+            let observed = LeaderRow {
                 leader: Leader { holder: row.try_get(0)?, term },
                 // One from the future was made before the server's clock was set back.
                 heartbeat_age: Duration::try_from_secs_f64(age.abs()).unwrap_or(Duration::MAX),

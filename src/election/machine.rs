@@ -7,73 +7,14 @@
 use std::time::{Duration, Instant};
 
 use crate::election::orders::{Order, Pending, Refusal, StandingOrders};
-use crate::election::role::{Leader, Role};
+use crate::election::role::{Leader, LeaderRow, Role};
 use crate::election::{Config, Failing, Method};
 use crate::storage::fence::Fence;
 use uuid::Uuid;
 
-/// What the driver is to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Nothing before this time, or until a write request begins or the session ends.
-    Wait(Instant),
-    /// Open a session; then [`Machine::on_connected`] or [`Machine::on_lost`].
-    Connect,
-    /// Try the lock, then look at the leader's row; then [`Machine::on_tried`] or [`Machine::on_lost`].
-    TryLock,
-    /// Look at the leader's row only; then [`Machine::on_observed`] or [`Machine::on_lost`].
-    Observe,
-    /// Wait out old writers and raise the term, if that is allowed: see [`Machine::follows`]; then [`Machine::on_term`],
-    /// [`Machine::on_refused`] or [`Machine::on_lost`].
-    RaiseTerm,
-    /// Publish a heartbeat for the own term; then [`Machine::on_heartbeat`] or [`Machine::on_lost`].
-    Heartbeat,
-    /// Name [`Machine::successor`] in the leader's row; then [`Machine::on_handed_over`], [`Machine::on_no_such_peer`] or
-    /// [`Machine::on_lost`].
-    HandOver,
-    /// Close the session, if there is one, which gives the lock up; then [`Machine::on_closed`].
-    Close(Reason),
-}
+pub use self::action::{Action, Reason};
 
-/// Why a role was left or taken: the words of log and metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The lock was obtained and the term raised.
-    Elected,
-    /// Another adapter leads.
-    LeaderElsewhere,
-    /// The own Prometheus sent nothing for its timeout.
-    PrometheusTimeout,
-    /// The lock session ended or failed.
-    SessionLost,
-    /// A heartbeat was not answered by its deadline.
-    HeartbeatOverdue,
-    /// Another adapter has begun a newer term.
-    Fenced,
-    /// The own writes have failed for longer than the lease.
-    WritesFailing,
-    /// The lock was obtained, and what was held could not be stored.
-    TakeOverFailed,
-    /// The holder of the lock shows no fresh heartbeat.
-    LeaderStale,
-    /// No fresh heartbeat, and this adapter may not lead: it is held, stands back for another, or was not told to.
-    NobodyLeads,
-    /// This adapter is stopping.
-    Shutdown,
-    /// An operator asked for it.
-    Requested,
-}
-
-/// The row of the group's leader, as a standby read it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
-    /// Who it names.
-    pub leader: Leader,
-    /// How old its heartbeat is by the server's clock.
-    pub heartbeat_age: Duration,
-    /// For how long another adapter than the reader is still named to lead next.
-    pub yields_for: Option<Duration>,
-}
+mod action;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -129,27 +70,6 @@ struct Tenure {
 
 /// Pause before a new session after one was lost: short, for a take-over is waiting.
 const RECONNECT: Duration = Duration::from_millis(250);
-
-impl Reason {
-    /// The label of the metric.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Reason::Elected => "elected",
-            Reason::LeaderElsewhere => "leader_elsewhere",
-            Reason::PrometheusTimeout => "prometheus_timeout",
-            Reason::SessionLost => "session_lost",
-            Reason::HeartbeatOverdue => "heartbeat_overdue",
-            Reason::Fenced => "fenced",
-            Reason::WritesFailing => "writes_failing",
-            Reason::TakeOverFailed => "take_over_failed",
-            Reason::LeaderStale => "leader_stale",
-            Reason::NobodyLeads => "nobody_leads",
-            Reason::Shutdown => "shutdown",
-            Reason::Requested => "requested",
-        }
-    }
-}
 
 impl Machine {
     /// An adapter that has just started, whose Prometheus has not sent yet.
@@ -237,7 +157,7 @@ impl Machine {
     }
 
     /// The lock was tried by a statement sent at `sent_at`.
-    pub fn on_tried(&mut self, obtained: bool, observed: Option<Observed>, sent_at: Instant) {
+    pub fn on_tried(&mut self, obtained: bool, observed: Option<LeaderRow>, sent_at: Instant) {
         if obtained {
             if let State::Following { .. } = self.state {
                 self.state = State::Locked;
@@ -248,7 +168,7 @@ impl Machine {
     }
 
     /// The leader's row was read by a statement sent at `sent_at`.
-    pub fn on_observed(&mut self, observed: Option<Observed>, sent_at: Instant) {
+    pub fn on_observed(&mut self, observed: Option<LeaderRow>, sent_at: Instant) {
         // Never so seldom that what was seen goes stale between.
         let heartbeat = self.config.heartbeat_interval();
         let interval = if self.is_silent(sent_at) { heartbeat } else { self.config.election_interval.min(heartbeat) };

@@ -1,6 +1,6 @@
 //! What the rest of the program knows of an election.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::storage::fence::Fence;
 
@@ -99,4 +99,15 @@ impl Role {
             Role::Resigned => "resigned",
         }
     }
+}
+
+/// The row of the group's leader, as a standby read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderRow {
+    /// Who it names.
+    pub leader: Leader,
+    /// How old its heartbeat is by the server's clock.
+    pub heartbeat_age: Duration,
+    /// For how long another adapter than the reader is still named to lead next.
+    pub yields_for: Option<Duration>,
 }

@@ -5,19 +5,22 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
-use crate::handover::buffer::{Buffer, Buffered, Came, Fate, NotBuffered};
+use crate::handover::buffer::{Buffer, Buffered, Came, NotBuffered};
 use crate::handover::clocks::Clocks;
 use crate::handover::ring::Ring;
 use crate::handover::series::{Sent, SeriesHistory, SeriesTimes};
-use crate::handover::slots::{By, Slot, Stored, follows, is_taken};
+use crate::handover::slots::{Slot, follows};
 use crate::model::sender::SenderNo;
 use crate::storage::row::Row;
 
+pub use self::look::Looked;
+
 mod compare;
+mod look;
 
 /// See the module.
 #[derive(Debug)]
@@ -64,15 +67,6 @@ impl Sorted {
     }
 }
 
-/// What one look at the buffer came to.
-#[derive(Debug, Default)]
-pub struct Looked {
-    /// How many samples were observed covered.
-    pub covered: usize,
-    /// To be compared with what is stored around them. To be put back if that fails.
-    pub due: Vec<Buffered>,
-}
-
 /// Where a sample belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -80,17 +74,6 @@ enum Place {
     Late,
     Covered,
 }
-
-/// A sample that stays uncovered for two intervals and so long is reconciled: Prometheus' default `batch_send_deadline`.
-const DUE_AFTER: Duration = Duration::from_secs(5);
-
-/// Two intervals count for so long at most: what is not scraped at all, like history, must not wait for hours. As long is waited where the
-/// interval is not known.
-const DUE_MAX: Duration = Duration::from_secs(120);
-
-/// Buffered samples are looked at four times an interval, within these bounds.
-const LOOK_MIN: Duration = Duration::from_millis(900);
-const LOOK_MAX: Duration = Duration::from_secs(15);
 
 impl Sender {
     /// Nothing is known, and at most `bytes_max` bytes are buffered. `is_alone`: it is in no election, so no other sender's samples
@@ -358,65 +341,6 @@ impl Sender {
     /// Another sender leads: samples may be buffered.
     pub fn open(&mut self) {
         self.is_open = true;
-    }
-
-    /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if this sender leads, however short that is.
-    #[must_use]
-    pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
-        let every = match is_last {
-            true => Duration::ZERO,
-            false => Duration::from_millis(self.series.usual_ms().unsigned_abs() / 4).clamp(LOOK_MIN, LOOK_MAX),
-        };
-        let mut buffer = std::mem::replace(&mut self.buffer, Buffer::new(0));
-        let may_be_due = count > 0;
-        let mut recent = std::mem::take(&mut self.recent);
-        let fate = |sample: &Buffered| {
-            if self.is_covered(sample) {
-                recent.add(std::iter::once(*sample), now);
-                return Fate::Covered;
-            }
-            if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }
-        };
-        let (covered, due) = buffer.look(now, every, if may_be_due { count } else { usize::MAX }, fate);
-        (self.buffer, self.recent) = (buffer, recent);
-        Looked { covered, due }
-    }
-
-    fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
-        let SeriesHistory { interval_ms, guess_ms, is_led, .. } =
-            self.series.get(sample.row.series_id, sample.row.time_ms);
-        // Of what the leader sends, its next samples will tell; what comes by way of one of several adapters may be several intervals apart.
-        let guesses_ms = if is_led { [0, 0] } else { [guess_ms, self.series.usual_ms()] };
-        let guess_ms = guesses_ms.into_iter().filter(|ms| *ms > 0).min().unwrap_or(0);
-        let two_intervals = match if interval_ms > 0 { interval_ms } else { guess_ms } {
-            0 => DUE_MAX,
-            interval_ms => Duration::from_millis(interval_ms.unsigned_abs().saturating_mul(2)).min(DUE_MAX),
-        };
-        let waited = two_intervals + DUE_AFTER;
-        let age = now.saturating_duration_since(sample.arrived);
-        let is_catching_up = self.leader_newest.is_some_and(|(newest_ms, at)| {
-            newest_ms.saturating_add(self.skew_ms(sample, newest_ms)) < sample.row.time_ms
-                && now.saturating_duration_since(at) < waited
-        });
-        age >= waited && !(is_led && is_catching_up && age < DUE_MAX + DUE_AFTER)
-    }
-
-    /// Whether another sender's stored samples are known to cover it. Its own do not count: they may have failed to be stored.
-    fn is_covered(&self, sample: &Buffered) -> bool {
-        let Row { series_id, time_ms, .. } = sample.row;
-        let times = self.series.times(series_id).filter(|slot| !slot.is_own);
-        let interval_ms = self.series.get(series_id, time_ms).interval_ms;
-        let is_taken_by = |other: Option<SenderNo>| {
-            let stored = |Slot { time_ms: stored_ms, .. }: Slot| {
-                let skew_ms = other.map_or(0, |other| self.clocks.skew_ms(time_ms, other, stored_ms));
-                Stored { time_ms: stored_ms, by: By::Other { skew_ms } }
-            };
-            is_taken(time_ms, times.clone().map(stored), interval_ms)
-        };
-        // Whoever of them stored it.
-        let mut others = self.clocks.others().peekable();
-        if others.peek().is_none() { is_taken_by(None) } else { others.all(|other| is_taken_by(Some(other))) }
     }
 
     /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.

@@ -1,13 +1,14 @@
 //! The election among adapters that have each a Prometheus of their own: follows `src/election/advisory_lock.rs` around the real
 //! machine.
 
+use prometheus_postgresql_adapter::election::role::LeaderRow;
 use std::cell::Cell;
 use std::future::pending;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use prometheus_postgresql_adapter::election::Method;
-use prometheus_postgresql_adapter::election::machine::{Action, Machine, Observed, Reason};
+use prometheus_postgresql_adapter::election::machine::{Action, Machine, Reason};
 use prometheus_postgresql_adapter::election::orders::Order;
 use prometheus_postgresql_adapter::election::role::Leader;
 use prometheus_postgresql_adapter::model::sender::SenderNo;
@@ -183,7 +184,7 @@ impl Adapter {
         }
     }
 
-    fn observed(&self, group: &Group, age_ms: Ms) -> Observed {
+    fn observed(&self, group: &Group, age_ms: Ms) -> LeaderRow {
         if let Some(token) = group.token {
             self.open_others(Fence { group_no: 1, term: group.term, token });
         }
@@ -192,7 +193,7 @@ impl Adapter {
         let server_ms = self.world.server_ms();
         let is_others = |(to, until): &(Option<usize>, i64)| *to != Some(self.index) && yields(*until, server_ms);
         let successor = group.successor.filter(is_others);
-        Observed {
+        LeaderRow {
             leader: Leader { holder: group.holder.to_string(), term: group.term },
             heartbeat_age: millis(age_ms),
             yields_for: successor.map(|(_, until)| millis(until - server_ms)),

@@ -1,11 +1,12 @@
 //! The machine against a model of PostgreSQL: two or three adapters in virtual time, and faults at any moment.
 
+use crate::election::role::LeaderRow;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::{Action, Machine, Observed, Reason};
+use super::{Action, Machine, Reason};
 use crate::election::orders::{Order, Refusal};
 use crate::election::role::{Leader, Role};
 use crate::election::{Config, Failing, Method, PrometheusTimeout};
@@ -196,7 +197,7 @@ fn one_whose_writes_fail_for_its_lease_stands_back_for_half_of_it() {
     machine.on_closed(at(25));
     assert_eq!(machine.next(at(25)), Action::Connect);
     machine.on_connected(at(25));
-    let observed = |term, age| Observed {
+    let observed = |term, age| LeaderRow {
         leader: Leader { holder: "other".into(), term },
         heartbeat_age: Duration::from_secs(age),
         yields_for: None,
@@ -285,7 +286,7 @@ fn a_leader_that_goes_stale_is_the_reason_not_to_stand_by() {
     machine.on_liveness(None, start);
     machine.on_connected(start);
     let leader = Leader { holder: "other".into(), term: 7 };
-    let observed = Observed { leader, heartbeat_age: Duration::from_secs(1), yields_for: None };
+    let observed = LeaderRow { leader, heartbeat_age: Duration::from_secs(1), yields_for: None };
     machine.on_tried(false, Some(observed), start);
     assert_eq!((machine.role(start).word(), machine.reason(start)), ("standby", Reason::LeaderElsewhere));
     let stale = start + config.stale_after() - Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::super::{Action, Observed};
+use super::super::{Action, LeaderRow};
 use super::world::{Event, Reply, World};
 use crate::election::role::Leader;
 use crate::storage::fence::Fence;
@@ -149,7 +149,7 @@ impl World {
                 }
                 Reply::Tried(is_free, (!is_free).then(|| self.row()).flatten())
             }
-            Action::Observe => Reply::Observed(self.row()),
+            Action::Observe => Reply::LeaderRow(self.row()),
             Action::RaiseTerm => {
                 assert_eq!(self.server.lock, Some(Holder::Session(session)), "a term without the lock");
                 let since = waits_since.unwrap_or(self.now);
@@ -180,8 +180,8 @@ impl World {
         })
     }
 
-    pub(super) fn row(&self) -> Option<Observed> {
-        self.server.heartbeat.map(|heartbeat| Observed {
+    pub(super) fn row(&self) -> Option<LeaderRow> {
+        self.server.heartbeat.map(|heartbeat| LeaderRow {
             leader: Leader { holder: self.server.holder.to_string(), term: self.server.term },
             heartbeat_age: Duration::from_millis(self.now - heartbeat),
             yields_for: None,

@@ -20,8 +20,8 @@ fn leading(start: Instant) -> Machine {
     machine
 }
 
-fn observed(term: i64, yields_for: Option<Duration>) -> Option<Observed> {
-    Some(Observed { leader: Leader { holder: "other".into(), term }, heartbeat_age: Duration::ZERO, yields_for })
+fn observed(term: i64, yields_for: Option<Duration>) -> Option<LeaderRow> {
+    Some(LeaderRow { leader: Leader { holder: "other".into(), term }, heartbeat_age: Duration::ZERO, yields_for })
 }
 
 fn seconds(seconds: u64) -> Duration {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::{Action, Machine, Observed};
+use super::super::{Action, LeaderRow, Machine};
 use super::driver::{Adapter, Tenure};
 use super::server::{Holder, Server, Session};
 use super::{Fault, Kind, Story, config};
@@ -18,8 +18,8 @@ const SETTLED_AFTER: u64 = 25_000;
 #[derive(Clone, Debug)]
 pub(super) enum Reply {
     Connected(usize),
-    Tried(bool, Option<Observed>),
-    Observed(Option<Observed>),
+    Tried(bool, Option<LeaderRow>),
+    LeaderRow(Option<LeaderRow>),
     Term(Fence),
     Heartbeat(bool),
     Failed,
