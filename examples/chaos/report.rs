@@ -1,4 +1,4 @@
-//! What came out, as text and as a table for the README.
+//! What came out, as text and as a table for docs/chaos.md.
 
 use std::fmt::Write;
 use std::process::Command;
@@ -56,7 +56,7 @@ impl Row<'_> {
     }
 }
 
-/// The table, for the README.
+/// The table, for docs/chaos.md.
 pub(crate) fn table(rows: &[Row<'_>], seed: u64, took: Duration) -> String {
     let mut text = format!(
         "`make chaos CHAOS=\"--seed {seed}\"`, {}, {}, {:.0} s\n\n\

@@ -170,7 +170,7 @@ fn no_prometheus_of_a_pair_reads_what_the_pair_stores() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = vec![top.join("README.md")];
     // The page of -h is in help.txt.
-    for folder in ["prometheus-configs", "examples", "tests", "src/config"] {
+    for folder in ["docs", "prometheus-configs", "examples", "tests", "src/config"] {
         files(&top.join(folder), &mut paths);
     }
     let (mut readers, mut writers) = (Vec::new(), Vec::new());
@@ -184,7 +184,7 @@ fn no_prometheus_of_a_pair_reads_what_the_pair_stores() {
         }
     }
     for (found, expected) in [
-        (&readers, ["README.md", "prometheus-configs/prometheus-reader.yml", "src/config/help.txt"]),
+        (&readers, ["docs/sql.md", "prometheus-configs/prometheus-reader.yml", "src/config/help.txt"]),
         (&writers, ["README.md", "prometheus-configs/prometheus-a.yml", "examples/kubernetes/by-labels.yaml"]),
     ] {
         assert!(expected.iter().all(|name| found.iter().any(|found| found == name)), "{expected:?} of {found:?}");
