@@ -1,11 +1,13 @@
-//! The configurations that are shipped: what a pair and its reader answer with them, and that no Prometheus of a pair reads
-//! what the pair stores.
+//! The configurations that are shipped: what a pair and its reader answer with them, that no Prometheus of a pair reads what the
+//! pair stores, and that docs/operations.md has every flag.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use prometheus_postgresql_adapter::config::{Config, Parsed};
 use rig::configs::{ADAPTER_PORTS, Configs, NODE_PORT, PROMETHEUS_PORTS, READER_PORT};
 use rig::prometheus::{self, Prometheus};
 use rig::{node_exporter, port};
@@ -189,4 +191,23 @@ fn no_prometheus_of_a_pair_reads_what_the_pair_stores() {
     ] {
         assert!(expected.iter().all(|name| found.iter().any(|found| found == name)), "{expected:?} of {found:?}");
     }
+}
+
+#[test]
+fn every_flag_has_a_row_in_the_papers() {
+    let Ok(Parsed::Help(help)) = Config::from([OsString::from("-h")], |_| None) else { panic!("no help") };
+    let text = include_str!("../../docs/operations.md");
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `-")).collect();
+    // The lines of -h and -version have no value.
+    let flags = help.lines().filter_map(|line| line.strip_prefix("  -")?.split_once('='));
+    let wanted: Vec<String> = flags
+        .map(|(name, rest)| match rest.split_once(" (default ") {
+            Some((_, default)) => format!("| `-{name}` | `{}` | ", default.trim_end_matches(')')),
+            None => format!("| `-{name}` | | "),
+        })
+        .collect();
+    for wanted in &wanted {
+        assert!(rows.iter().any(|row| row.starts_with(wanted)), "docs/operations.md has no row that begins {wanted:?}");
+    }
+    assert_eq!(rows.len(), wanted.len(), "rows of flags that there are not: {rows:#?}");
 }
