@@ -49,7 +49,7 @@ lint: ## Check format and lints, warnings are errors
 doc: ## Build the documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
-validate-kubernetes: ## Hold the manifests of examples/kubernetes against the schemas of Kubernetes and its Operator
+validate-kubernetes: ## Check the manifests of examples/kubernetes by the schemas of Kubernetes and its Operator
 	@.ci/install-deps python3-venv prometheus
 	@examples/kubernetes/validate
 
