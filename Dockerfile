@@ -27,8 +27,9 @@ COPY target/release/prometheus-postgresql-adapter /usr/local/bin/
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 COPY . .
-RUN cargo build --locked --release --bin prometheus-postgresql-adapter \
-    && strip target/release/prometheus-postgresql-adapter
+# .git is not in the context: docker build --build-arg GIT_REVISION=$(git describe --always)
+ARG GIT_REVISION=unknown
+RUN GIT_REVISION=${GIT_REVISION} cargo build --locked --release --bin prometheus-postgresql-adapter
 
 FROM runtime
 # Authorities for -pg-ssl-mode=verify-full against a server with a public certificate.

@@ -1,6 +1,8 @@
 # Everything here runs from a clean clone; `make` alone says what there is.
 
 CARGO ?= cargo
+# Of a release: what `-version`, the log and the metric build_info say.
+RELEASE = GIT_REVISION=$$(git describe --always --dirty 2>/dev/null || echo unknown) $(CARGO) build --release
 
 .DEFAULT_GOAL := help
 .PHONY: help build test demo demo-clusters demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps
@@ -9,7 +11,7 @@ help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the adapter for use: target/release/prometheus-postgresql-adapter
-	$(CARGO) build --release --bin prometheus-postgresql-adapter
+	$(RELEASE) --bin prometheus-postgresql-adapter
 
 test: install-deps ## Run every test, real PostgreSQL and Prometheus included
 	$(CARGO) test --workspace --lib --bins --tests --examples
@@ -24,7 +26,7 @@ demo-clusters: install-deps ## The same with leaders by labels: two clusters on 
 	@$(CARGO) run --quiet --example demo -- clusters
 
 chaos: install-deps ## Inject every failure and count samples lost and doubled; CHAOS="--seed 1 --minutes 15 --cases a,b" or "--list"
-	$(CARGO) build --release --bin prometheus-postgresql-adapter
+	$(RELEASE) --bin prometheus-postgresql-adapter
 	$(CARGO) build --example chaos
 	@$(CARGO) run --quiet --example chaos -- --binary target/release/prometheus-postgresql-adapter $(CHAOS)
 
@@ -36,7 +38,7 @@ demo-docker: ## Show the take-overs of a pair in containers; makes the images wh
 	@examples/docker-compose/demo.sh
 
 bench: install-deps ## Measure speed and room beside their bars (20 minutes); BENCH="--seconds 30 --only ingest,copy" sets options
-	$(CARGO) build --release --bin prometheus-postgresql-adapter --example bench
+	$(RELEASE) --bin prometheus-postgresql-adapter --example bench
 	@$(CARGO) run --quiet --release --example bench -- $(BENCH)
 
 fmt: ## Format the code

@@ -119,8 +119,9 @@ fn sources(flags: &flags::Election) -> Option<storage::SourcesConfig> {
     })
 }
 
-/// The line `-version` prints.
-fn version() -> String {
+/// The program, its version and its revision: the line that `-version` prints, and the first one of the log.
+#[must_use]
+pub fn version() -> String {
     let revision = option_env!("GIT_REVISION").unwrap_or("unknown");
     format!("{} {} (revision {revision})", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use prometheus_postgresql_adapter::command::Command;
-use prometheus_postgresql_adapter::config::{Config, Parsed};
+use prometheus_postgresql_adapter::config::{self, Config, Parsed};
 use prometheus_postgresql_adapter::{app, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -44,7 +44,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
         let _ = writeln!(std::io::stderr(), "cannot start the log: {error}");
         return ExitCode::FAILURE;
     }
-    log::info!("prometheus-postgresql-adapter {}", env!("CARGO_PKG_VERSION"));
+    log::info!("{}", config::version());
     for warning in warnings {
         log::warn!("{warning}");
     }
