@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -115,7 +115,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         replica_labels: config.storage.replica_labels.clone(),
         metrics: Arc::clone(&metrics),
         heard: Arc::clone(&heard),
-        unsupported: Mutex::default(),
+        unsupported: parking_lot::Mutex::default(),
         clusters: config.by_labels.clone().map(|config| Arc::new(Clusters::new(config))),
         role: role.clone(),
         lock_holder,

@@ -5,10 +5,11 @@
 //! Here is what ties one sender to the store, and in [`senders`] what all senders of an adapter share: what was observed, and who leads.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::handover::buffer::{Buffered, NotBuffered};
@@ -246,7 +247,7 @@ impl Handover {
     /// The token of the last term in which this sender came to lead, by way of this adapter.
     #[must_use]
     pub fn leads(&self) -> Option<Uuid> {
-        *self.leads.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.leads.lock()
     }
 
     /// How its sender is called.
@@ -292,7 +293,7 @@ impl Handover {
     }
 
     fn known_number(&self, epoch: Epoch) -> Option<SenderNo> {
-        let known = *self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *self.number.lock();
         known.filter(|(found, _)| *found == epoch).map(|(_, number)| number)
     }
 
@@ -319,7 +320,7 @@ impl Handover {
     }
 
     fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let (before, kept_before) = ((state.samples(), state.bytes()), state.sender.kept().bytes());
         let result = work(&mut state);
         self.memory.changed(before, (state.samples(), state.bytes()));

@@ -1,9 +1,10 @@
 //! What becomes of a write request, by role.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -299,7 +300,7 @@ impl Receiver {
 
     /// Says why requests are refused, unless that was said lately.
     fn warn(&self, why: &str) {
-        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).should_log(why, Instant::now()) {
+        if self.trouble.lock().should_log(why, Instant::now()) {
             log::warn!("write requests are answered 503: {why}");
         }
     }

@@ -1,9 +1,10 @@
 //! A [`Liveness`] that the write path feeds and the election reads.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::election::PrometheusTimeout;
@@ -97,11 +98,11 @@ impl LivenessMonitor {
     }
 
     fn why_unsupported(&self) -> MutexGuard<'_, Option<String>> {
-        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unsupported.lock()
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {
-        work(&mut self.liveness.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.liveness.lock())
     }
 }
 

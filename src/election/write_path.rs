@@ -1,7 +1,8 @@
 //! Whether a leader's writes reach the database.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 /// How the last writes of this adapter ended: told by the receiver, read by the election.
 #[derive(Debug, Default)]
@@ -19,12 +20,12 @@ pub struct Failing {
 impl WritePath {
     /// A write was committed, or the database found that it was already there.
     pub fn succeeded(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 
     /// A write failed through the database or on the way to it. Not to be called where a newer term refused it.
     pub fn failed(&self, now: Instant) {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.0.lock();
         let since = failing.map_or(now, |failing| failing.since);
         *failing = Some(Failing { since, last: now });
     }
@@ -32,7 +33,7 @@ impl WritePath {
     /// Since when writes fail; `None` if the last one did not.
     #[must_use]
     pub fn failing(&self) -> Option<Failing> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 }
 

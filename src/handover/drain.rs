@@ -1,7 +1,7 @@
 //! What is taken out of a buffer to be stored: what has stayed uncovered, and all of it at a take-over.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
@@ -110,7 +110,7 @@ impl Handover {
     /// What the server said, or that a newer term has begun; what is not stored is in the buffer as before.
     pub async fn drain(&self, fence: Fence) -> Result<(), Error> {
         let _taking_out = self.taking_out.lock().await;
-        *self.leads.lock().unwrap_or_else(PoisonError::into_inner) = Some(fence.token);
+        *self.leads.lock() = Some(fence.token);
         self.observe().await?;
         self.find_stranded().await?;
         let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));

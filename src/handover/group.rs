@@ -1,7 +1,9 @@
 //! What is known of a group: who leads it, and what was observed of it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::model::sender::SenderNo;
 use crate::storage::fence::Fence;
@@ -55,13 +57,13 @@ impl Group {
     /// What was observed of it.
     #[must_use]
     pub fn observed(&self) -> Arc<Position> {
-        Arc::clone(&self.observed.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.observed.lock())
     }
 
     /// Who leads it, as last observed.
     #[must_use]
     pub fn leading(&self) -> Option<Leading> {
-        *self.leading.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.leading.lock()
     }
 
     /// This adapter has raised the counter to `reconciled`. If it was as last observed before, nobody else has raised it.
@@ -73,17 +75,17 @@ impl Group {
     pub(super) fn moved(&self) {
         // No counter has this value, so a write that shows it is refused until the group was read.
         self.reconciled.store(-1, Ordering::Release);
-        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Position::none());
-        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.observed.lock() = Arc::new(Position::none());
+        *self.leading.lock() = None;
     }
 
     pub(super) fn on_read(&self, read: &GroupState, position: &Arc<Position>) {
         self.reconciled.store(read.reconciled, Ordering::Release);
-        *self.observed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(position);
+        *self.observed.lock() = Arc::clone(position);
         let leading = read.token.map(|token| Leading {
             fence: Fence { group_no: read.group_no, term: read.term, token },
             sender: read.sender_no,
         });
-        *self.leading.lock().unwrap_or_else(PoisonError::into_inner) = leading;
+        *self.leading.lock() = leading;
     }
 }

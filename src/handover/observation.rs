@@ -1,8 +1,8 @@
 //! What was committed since the last look, told to all senders of an adapter.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use crate::clock::now_ms;
@@ -89,7 +89,7 @@ impl Senders {
             })
             .await?;
         if self.own.is_some() && observed.round_trip_ms <= ROUND_TRIP_MAX_MS {
-            *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(observed.clock_offset_ms);
+            *self.clock_offset_ms.lock() = Some(observed.clock_offset_ms);
             for handover in members.values().flat_map(|(_, handovers)| handovers) {
                 let others = observed.senders.iter().filter(|sender| {
                     members.contains_key(&sender.group_name) && Some(sender.sender) != handover.number_if_known()

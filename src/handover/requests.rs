@@ -1,8 +1,8 @@
 //! A leader's requests on their way, in the order in which their samples were sorted.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// A leader's requests that are being stored, by the order in which their samples were sorted.
@@ -21,7 +21,7 @@ pub(super) struct InFlight<'a> {
 impl Requests {
     /// One more; to be called while nobody else sorts samples.
     pub(super) fn begin(&self) -> InFlight<'_> {
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numbers = self.numbers.lock();
         let (last, in_flight) = &mut *numbers;
         *last += 1;
         in_flight.insert(*last);
@@ -34,7 +34,7 @@ impl InFlight<'_> {
     pub(super) async fn is_first(&self) {
         loop {
             let ended = self.requests.ended.notified();
-            let first = self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.first().copied();
+            let first = self.requests.numbers.lock().1.first().copied();
             if first.is_none_or(|first| first >= self.number) {
                 return;
             }
@@ -45,7 +45,7 @@ impl InFlight<'_> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.requests.numbers.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&self.number);
+        self.requests.numbers.lock().1.remove(&self.number);
         self.requests.ended.notify_waiters();
     }
 }

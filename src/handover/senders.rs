@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::election::by_labels::group_name;
@@ -127,12 +128,12 @@ impl Senders {
     }
 
     fn named(&self, group: &str, name: &str) -> Arc<Handover> {
-        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let groups = self.groups.read();
         if let Some(handover) = groups.get(group).and_then(|members| members.senders.get(name)) {
             return Arc::clone(handover);
         }
         drop(groups);
-        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.groups.write();
         let members = groups
             .entry(group.to_owned())
             .or_insert_with(|| Members { group: Arc::new(Group::new(group)), senders: BTreeMap::new() });
@@ -172,7 +173,7 @@ impl Senders {
     }
 
     pub(super) fn replicas(&self) -> MutexGuard<'_, Replicas> {
-        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
+        self.replicas.lock()
     }
 
     /// Finds the numbers of all senders that have none in `epoch`.
@@ -186,13 +187,13 @@ impl Senders {
         let names: Vec<_> = unknown.iter().map(|handover| (handover.group.name(), handover.name())).collect();
         let numbers = self.store.sender_numbers(epoch, &names).await?;
         for (handover, number) in unknown.iter().zip(numbers) {
-            *handover.number.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, number));
+            *handover.number.lock() = Some((epoch, number));
         }
         Ok(())
     }
 
     pub(super) fn members(&self) -> BTreeMap<String, (Arc<Group>, Vec<Arc<Handover>>)> {
-        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let groups = self.groups.read();
         let cloned =
             |members: &Members| (Arc::clone(&members.group), members.senders.values().map(Arc::clone).collect());
         groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
@@ -238,7 +239,7 @@ impl Senders {
                 handover.find_again().await?;
                 let epoch = self.store.epoch();
                 let number = handover.number().await?;
-                let offset_ms = *self.clock_offset_ms.lock().unwrap_or_else(PoisonError::into_inner);
+                let offset_ms = *self.clock_offset_ms.lock();
                 // A server that takes another one's place may lack it.
                 let should_log = |offset_ms: i64| {
                     told_offset.is_none_or(|(told_in, told_ms)| {
@@ -278,7 +279,7 @@ impl Succession for Senders {
     }
 
     fn observed(&self, term: &Term) {
-        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let groups = self.groups.read();
         for (name, handover) in groups.get(&term.group).into_iter().flat_map(|members| &members.senders) {
             let leads = match &term.replica {
                 Some(replica) => replica == name,
@@ -292,7 +293,7 @@ impl Succession for Senders {
 
     fn forget(&self, cluster: &str, replica: &str) {
         let group = group_name(cluster);
-        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.groups.write();
         if let Some(members) = groups.get_mut(&group) {
             members.senders.remove(replica);
             if members.senders.is_empty() {

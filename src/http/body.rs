@@ -1,6 +1,6 @@
 //! Bodies: bounded before they are read, and again before they are decompressed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_ENCODING, HeaderValue};
 use hyper::{HeaderMap, Request, StatusCode};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::http::answer::{Answer, text, unavailable};
@@ -58,7 +59,7 @@ impl Default for Bodies {
 impl Bodies {
     /// Kept memory with room for `length` bytes, or none at all.
     fn memory(&self, length: usize) -> Vec<u8> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         let fitting = kept.iter().rposition(|memory| memory.capacity() >= length);
         fitting.map(|at| kept.remove(at)).unwrap_or_default()
     }
@@ -68,7 +69,7 @@ impl Bodies {
         if !(1..=KEPT_BYTES_MAX).contains(&memory.capacity()) {
             return;
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if kept.len() == KEPT_MAX {
             kept.remove(0);
         }

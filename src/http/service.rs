@@ -1,9 +1,10 @@
 //! What the routes work on.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -88,7 +89,7 @@ impl Service {
 
     /// Whether `text`, of requests that are refused for their message or encoding, is worth a line in the log.
     pub(super) fn should_log(&self, text: &str) -> bool {
-        self.unsupported.lock().unwrap_or_else(PoisonError::into_inner).should_log(text, Instant::now())
+        self.unsupported.lock().should_log(text, Instant::now())
     }
 
     /// The role at this moment.

@@ -1,9 +1,10 @@
 //! What ids of series are ids of: what it takes to find a series again by its labels. Pure.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::model::labels::Labels;
@@ -89,7 +90,7 @@ impl Identities {
     }
 
     fn lock(&self) -> MutexGuard<'_, KnownIdentities> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,7 +1,6 @@
 //! Series ids: a cache in front of the series table.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
@@ -38,7 +37,7 @@ pub struct CachedSeries {
 pub struct Cache {
     seed: u64,
     generation_max: usize,
-    generations: Mutex<Generations>,
+    generations: parking_lot::Mutex<Generations>,
 }
 
 #[derive(Default)]
@@ -95,7 +94,7 @@ impl Cache {
     #[must_use]
     pub fn new(generation_max: usize) -> Self {
         let seed = Uuid::new_v4().as_u64_pair().0;
-        Self { seed, generation_max, generations: Mutex::default() }
+        Self { seed, generation_max, generations: parking_lot::Mutex::default() }
     }
 
     /// The key of `labels`, the Label fields of a series as they stand on the wire.
@@ -171,8 +170,8 @@ impl Cache {
         self.len() == 0
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Generations> {
-        self.generations.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Generations> {
+        self.generations.lock()
     }
 }
 

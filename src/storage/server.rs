@@ -1,8 +1,9 @@
 //! Which server the store is on, and since which start of it. A replica that is promoted, or an older copy that is started, may give to
 //! other series the ids that were found before, and to other senders their numbers.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 
@@ -104,7 +105,7 @@ impl Server {
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        self.now.lock()
     }
 }
 

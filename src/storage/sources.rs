@@ -1,7 +1,9 @@
 //! Numbers for those who send series, for the cache to keep.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use crate::model::source::Source;
 
@@ -31,10 +33,10 @@ impl Sources {
     /// The number of `source`, a new one if need be; `None` when there are too many.
     #[must_use]
     pub fn number(&self, source: Source) -> Option<SourceId> {
-        if let Some(number) = self.0.read().unwrap_or_else(PoisonError::into_inner).numbers.get(&source) {
+        if let Some(number) = self.0.read().numbers.get(&source) {
             return Some(*number);
         }
-        let mut numbered = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut numbered = self.0.write();
         if let Some(number) = numbered.numbers.get(&source) {
             return Some(*number);
         }
@@ -52,7 +54,7 @@ impl Sources {
     #[must_use]
     pub fn source(&self, SourceId(number): SourceId) -> Option<Arc<Source>> {
         let place = number.checked_sub(1)? as usize;
-        self.0.read().unwrap_or_else(PoisonError::into_inner).sources.get(place).cloned()
+        self.0.read().sources.get(place).cloned()
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! This room owns names, help texts and buckets. When a number changes is the business of the room it belongs to.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -321,13 +322,13 @@ impl Metrics {
 
     /// The lock session answered a statement that was sent at `sent_at`.
     pub fn lock_checked(&self, sent_at: Instant) {
-        *self.lock_checked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent_at);
+        *self.lock_checked_at.lock() = Some(sent_at);
     }
 
     /// Everything as Prometheus' text format 0.0.4; serve it as [`CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
-        if let Some(at) = *self.lock_checked_at.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(at) = *self.lock_checked_at.lock() {
             self.lock_check_age_seconds.set(at.elapsed().as_secs_f64());
         }
         let mut text = Vec::new();

@@ -1,6 +1,6 @@
 //! Orders to a cluster's election: written down in its row, where every adapter reads them.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::election::by_labels::clusters::Clusters;
@@ -57,7 +57,7 @@ impl Clusters {
     }
 
     fn on_its_way(self: &Arc<Self>, given: Given) -> Way {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orders = self.orders.lock();
         let no = orders.next_no;
         orders.next_no += 1;
         orders.unwritten.push((no, given));
@@ -68,12 +68,12 @@ impl Clusters {
 
     /// Orders that are to be written down, each with a number of its own.
     pub(super) fn unwritten(&self) -> Vec<(u64, Given)> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).unwritten.clone()
+        self.orders.lock().unwritten.clone()
     }
 
     /// One is.
     pub(super) fn on_written(&self, no: u64) {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orders = self.orders.lock();
         orders.unwritten.retain(|(unwritten, _)| *unwritten != no);
     }
 }

@@ -1,9 +1,10 @@
 //! All clusters as this adapter knows them: the write path tells and asks, the rounds read and decide.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -318,7 +319,7 @@ impl Clusters {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, ClusterEntry>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 
@@ -341,7 +342,7 @@ impl ClusterConnection {
     /// It has carried a request from these.
     pub fn carried<'a>(&self, mut sources: impl Iterator<Item = &'a Arc<Source>>) {
         let Some(first) = sources.next() else { return };
-        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut carried = self.carried.lock();
         let is_one = sources.next().is_none();
         match &mut *carried {
             Carried::Nothing if is_one => {
@@ -361,7 +362,7 @@ impl ClusterConnection {
 
 impl Drop for ClusterConnection {
     fn drop(&mut self) {
-        let carried = self.carried.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let carried = self.carried.get_mut();
         if let Carried::One { source, kept } = carried {
             let kept = *kept;
             if self.clusters.with(source, |heard| heard.closed(kept, Instant::now())) == Some(true) {
