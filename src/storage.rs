@@ -139,13 +139,13 @@ impl Store {
             match schema::version(&client, &names).await? {
                 Some(version) if version <= schema::VERSION => {}
                 Some(version) => {
-                    return Err(Error::Unfit(format!(
+                    return Err(Error::Misconfigured(format!(
                         "the tables of {} have version {version}, made by a newer adapter",
                         names.view()
                     )));
                 }
                 None => {
-                    return Err(Error::Unfit(format!(
+                    return Err(Error::Misconfigured(format!(
                         "there is no store at {} yet: start an adapter that writes",
                         names.view()
                     )));

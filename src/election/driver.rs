@@ -308,7 +308,7 @@ impl<S: Succession> Election<S> {
                 Action::Wait(until) => {
                     tokio::select! {
                         prepared = &mut preparing => {
-                            match prepared.unwrap_or_else(|failed| Err(Error::Unfit(failed.to_string()))) {
+                            match prepared.unwrap_or_else(|failed| Err(Error::Stopping(failed.to_string()))) {
                                 Ok(()) => {
                                     machine.on_prepared();
                                     log::info!(

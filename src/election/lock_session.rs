@@ -277,7 +277,7 @@ fn session_settings(config: &Config) -> String {
 /// Refuses a hot standby.
 async fn require_primary(session: &Session) -> Result<(), Error> {
     let row = session.client().query_typed_one("SELECT pg_is_in_recovery()", &[]).await?;
-    if row.try_get(0)? { Err(Error::Unfit(NOT_PRIMARY.into())) } else { Ok(()) }
+    if row.try_get(0)? { Err(Error::Misconfigured(NOT_PRIMARY.into())) } else { Ok(()) }
 }
 
 /// What to say where only servers that take no writes were found: the way to them asks for one that does, and gives up
@@ -288,7 +288,7 @@ fn not_primary(error: Error) -> Error {
     match cause {
         // Not by the operating system: this is how tokio-postgres puts it.
         Some(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none() => {
-            Error::Unfit(NOT_PRIMARY.into())
+            Error::Misconfigured(NOT_PRIMARY.into())
         }
         _ => error,
     }
@@ -298,7 +298,7 @@ fn not_primary(error: Error) -> Error {
 /// databases whose lock functions are stubs.
 pub(super) async fn prove_exclusion(connector: &Connector, config: &Config) -> Result<(), Error> {
     let unfit = |what: &str| {
-        Error::Unfit(format!(
+        Error::Misconfigured(format!(
             "self-test of the advisory lock failed: {what}. Election needs sessions of its own on a PostgreSQL primary: if \
              a pooler in transaction mode is between, point -pg-lock-uri to the server itself"
         ))

@@ -143,8 +143,9 @@ async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metr
         response.results.push(result);
     }
     reading.end().await?;
-    let body = snappy::compress(&response.encode_to_vec())
-        .map_err(|error| Failure::Database(Error::Unfit(format!("the answer is too large for one block: {error}"))))?;
+    let body = snappy::compress(&response.encode_to_vec()).map_err(|error| {
+        Failure::Database(Error::TooLarge(format!("the answer is too large for one block: {error}")))
+    })?;
     let mut answer = with_type(StatusCode::OK, "application/x-protobuf", body);
     answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("snappy"));
     Ok(answer)
@@ -309,7 +310,11 @@ impl<'a> Walk<'a> {
 fn failed(failure: &Failure) -> Answer {
     match failure {
         Failure::SampleLimit(_) => text(StatusCode::BAD_REQUEST, failure.to_string()),
-        Failure::Database(Error::Unfit(why)) => text(StatusCode::BAD_REQUEST, why.clone()),
+        Failure::Database(Error::TooLarge(why)) => text(StatusCode::BAD_REQUEST, why.clone()),
+        Failure::Database(Error::Corrupt(why)) => {
+            log::error!("a read failed: {why}");
+            text(StatusCode::INTERNAL_SERVER_ERROR, why.clone())
+        }
         Failure::Database(_) | Failure::SlowClient => {
             log::warn!("a read failed: {failure}");
             unavailable(failure.to_string())

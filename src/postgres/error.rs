@@ -39,9 +39,21 @@ pub enum Error {
     /// The same happened to others, too.
     #[error(transparent)]
     Shared(#[from] Arc<Error>),
-    /// The server can be reached and does not do what is needed; the text says what to change.
+    /// The server can be reached and is not set up as is needed; the text says what to change.
     #[error("{0}")]
-    Unfit(String),
+    Misconfigured(String),
+    /// What is asked for is more than is answered at once; the text says how much that is.
+    #[error("{0}")]
+    TooLarge(String),
+    /// What the store has cannot be what an adapter stored; the text says where it is.
+    #[error("{0}")]
+    Corrupt(String),
+    /// Others are at it all the time: it is tried again in the next round.
+    #[error("{0}")]
+    Contended(String),
+    /// A task of this adapter has ended, or is about to.
+    #[error("{0}")]
+    Stopping(String),
 }
 
 /// What the caller does about an [`Error`].

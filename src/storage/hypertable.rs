@@ -48,7 +48,7 @@ pub async fn extension(client: &Client) -> Result<Option<String>, Error> {
 /// What the server said.
 pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_after: Duration) -> Result<(), Error> {
     let schema = extension(client).await?.ok_or_else(|| {
-        Error::Unfit(format!(
+        Error::Misconfigured(format!(
             "{} is a hypertable and needs TimescaleDB {VERSION_MIN} or later: ALTER EXTENSION timescaledb UPDATE",
             names.qualified("_samples")
         ))

@@ -148,7 +148,7 @@ impl Ingest {
     /// What the server said of the transaction; none of it is the batch's fault.
     pub async fn store(&self, batch: Batch) -> Result<Stored, Arc<Error>> {
         let (reply, answer) = oneshot::channel();
-        let stopped = || Arc::new(Error::Unfit("the adapter is stopping".into()));
+        let stopped = || Arc::new(Error::Stopping("the adapter is stopping".into()));
         self.queue.send(Job { batch, reply }).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
@@ -352,7 +352,7 @@ fn claimed(answer: &[SimpleQueryMessage]) -> Result<HashSet<Uuid>, Error> {
     let ended = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::CommandComplete(_));
     let of_last = answer.iter().rev().skip(1).take_while(|message| !ended(message));
     let rows = of_last.filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
-    let unfit = |row: &SimpleQueryRow| Error::Unfit(format!("the key of a request is {:?}", row.get(0)));
+    let unfit = |row: &SimpleQueryRow| Error::Corrupt(format!("the key of a request is {:?}", row.get(0)));
     rows.map(|row| row.get(0).and_then(|key| Uuid::parse_str(key).ok()).ok_or_else(|| unfit(row))).collect()
 }
 
@@ -409,7 +409,7 @@ pub(super) async fn standing(
         None => Ok(Ok(())),
         Some(FENCED) => Ok(Err(Stored::Fenced)),
         Some(OVERTAKEN) => Ok(Err(Stored::Overtaken)),
-        Some(other) => Err(Error::Unfit(format!("the fences said {other}: the schema is another version's"))),
+        Some(other) => Err(Error::Misconfigured(format!("the fences said {other}: the schema is another version's"))),
     };
     raised.into_iter().map(standing).collect()
 }

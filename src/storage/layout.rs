@@ -43,7 +43,7 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// [`Error::Unfit`] when TimescaleDB must be used and cannot be; or what the server said.
+    /// [`Error::Misconfigured`] when TimescaleDB must be used and cannot be; or what the server said.
     pub async fn choose(client: &Client, wanted: UseTimescaledb) -> Result<Self, Error> {
         if wanted == UseTimescaledb::Never {
             return Ok(Self::Chunks);
@@ -78,7 +78,7 @@ impl Layout {
 }
 
 fn missing(why: &dyn std::fmt::Display) -> Error {
-    Error::Unfit(format!(
+    Error::Misconfigured(format!(
         "-pg-use-timescaledb=true needs TimescaleDB {} or later in the database, and there is none ({why}): install it, name \
          it in the server's shared_preload_libraries, restart the server, and CREATE EXTENSION timescaledb as a superuser; or \
          leave the flag out",

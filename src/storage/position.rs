@@ -55,7 +55,7 @@ impl Position {
 
 /// Reads what the server said.
 pub(super) fn read(text: &str) -> Result<Position, Error> {
-    text.parse().map_err(|error: NoSnapshot| Error::Unfit(error.to_string()))
+    text.parse().map_err(|error: NoSnapshot| Error::Corrupt(error.to_string()))
 }
 
 impl std::str::FromStr for Position {

@@ -126,7 +126,7 @@ impl Reading {
     ///
     /// # Errors
     ///
-    /// [`Error::Unfit`] when they are more than [`SERIES_MAX`], or what the server said.
+    /// [`Error::TooLarge`] when they are more than [`SERIES_MAX`], or what the server said.
     pub async fn series(&self, matchers: &[Matcher]) -> Result<Vec<(Labels, i64)>, Error> {
         let (statement, parameters) = candidates(&self.names, matchers);
         let parameters = parameters.iter().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT));
@@ -138,7 +138,7 @@ impl Reading {
             let labels = from_json(row.try_get(1)?, row.try_get(2)?)?;
             if matchers.iter().all(|matcher| matcher.matches(&labels)) {
                 if series.len() == SERIES_MAX {
-                    return Err(Error::Unfit(format!(
+                    return Err(Error::TooLarge(format!(
                         "the query selects more than {SERIES_MAX} series: narrow its matchers"
                     )));
                 }
@@ -337,7 +337,7 @@ impl Samples<'_> {
                 samples.extend(both.map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value }));
                 Ok(())
             };
-            decode().map_err(|why| Error::Unfit(format!("a chunk of series {id} is corrupt: {why}")))?;
+            decode().map_err(|why| Error::Corrupt(format!("a chunk of series {id} is corrupt: {why}")))?;
         }
         samples.extend(self.batch.sealed.remove(&id).unwrap_or_default());
         samples.extend(self.batch.hot.remove(&id).unwrap_or_default());

@@ -186,7 +186,7 @@ impl Store {
         let number = source.map_or(Some(SourceId::NONE), |source| self.sources.number(source));
         // Without an election by labels a sender that has no number is served all the same.
         let number = number.or(self.config.sources.is_none().then_some(SourceId::NONE));
-        let too_many = || Error::Unfit("there are too many clusters and replicas to tell apart".into());
+        let too_many = || Error::TooLarge("there are too many clusters and replicas to tell apart".into());
         number.map(|number| Ok((number, labels))).ok_or_else(too_many)
     }
 

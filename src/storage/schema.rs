@@ -38,7 +38,9 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
         None => {
             let row = client.query_typed_one("SELECT current_schema()::text", &[]).await?;
             row.try_get::<_, Option<String>>(0)?.ok_or_else(|| {
-                Error::Unfit("no schema of the session's search_path exists: create one, or set -pg-schema".into())
+                Error::Misconfigured(
+                    "no schema of the session's search_path exists: create one, or set -pg-schema".into(),
+                )
             })?
         }
     };
@@ -51,7 +53,7 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
 ///
 /// # Errors
 ///
-/// [`Error::Unfit`] when the store is newer than this program, or its names are taken, or the user may not create
+/// [`Error::Misconfigured`] when the store is newer than this program, or its names are taken, or the user may not create
 /// tables; else what the server said.
 pub async fn migrate(
     client: &Client,
@@ -94,7 +96,7 @@ async fn migrate_locked(
     }
     let version = version(client, names).await?.unwrap_or(0);
     if version > to {
-        return Err(Error::Unfit(format!(
+        return Err(Error::Misconfigured(format!(
             "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {to}: \
              start the newer one, or use another -pg-schema",
             names.view()
@@ -145,14 +147,14 @@ pub async fn version(client: &Client, names: &Names) -> Result<Option<i32>, Erro
 
 fn explain(error: Error, names: &Names) -> Error {
     if error.is(&SqlState::DUPLICATE_TABLE) {
-        return Error::Unfit(format!(
+        return Error::Misconfigured(format!(
             "{error}: a relation of another program, perhaps of the old adapter or pg_prometheus, has a name that this \
              one needs beside {}: set -pg-schema or -pg-table, or rename it",
             names.view()
         ));
     }
     if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        return Error::Unfit(format!(
+        return Error::Misconfigured(format!(
             "{error}: the adapter's user needs CREATE in schema {} (GRANT CREATE, USAGE ON SCHEMA …), or set -pg-schema \
              to a schema it owns",
             names.schema()

@@ -165,7 +165,9 @@ impl Sealer<'_> {
             let Some(times) = record.try_get(0)? else { return Ok(Some(Outcome::default())) };
             times_ms = self::times_ms(times);
         }
-        Err(Error::Unfit("others seal, or samples of ever more segments come in, faster than these are sealed".into()))
+        Err(Error::Contended(
+            "others seal, or samples of ever more segments come in, faster than these are sealed".into(),
+        ))
     }
 
     async fn transaction(&self, work: impl Future<Output = Result<TxOutcome, Error>>) -> Result<TxOutcome, Error> {
@@ -260,7 +262,7 @@ impl Sealer<'_> {
                 );
             }
             let samples = ids.zip(floats);
-            taken.hot.push(time_ms, no, samples).map_err(|error| Error::Unfit(error.to_string()))?;
+            taken.hot.push(time_ms, no, samples).map_err(|error| Error::TooLarge(error.to_string()))?;
         }
         taken.hot.sort();
         Ok(taken)

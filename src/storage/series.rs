@@ -239,7 +239,7 @@ pub async fn resolve(
     }
     if known.len() < wanted.len() {
         // A trigger or a row policy of somebody's: without an id the samples would be lost unsaid.
-        return Err(Error::Unfit(format!(
+        return Err(Error::Misconfigured(format!(
             "series were inserted into {} and are not there",
             names.qualified("_series")
         )));
@@ -328,10 +328,10 @@ fn to_json(labels: &Labels) -> String {
 ///
 /// # Errors
 ///
-/// [`Error::Unfit`] when `json` is no object of strings.
+/// [`Error::Corrupt`] when `json` is no object of strings.
 pub fn from_json(name: String, json: &str) -> Result<Labels, Error> {
     let object: HashMap<String, String> = serde_json::from_str(json)
-        .map_err(|error| Error::Unfit(format!("labels in the series table are no object of strings: {error}")))?;
+        .map_err(|error| Error::Corrupt(format!("labels in the series table are no object of strings: {error}")))?;
     Ok(Labels::from_stored(object.into_iter().chain([(METRIC_NAME.to_owned(), name)])))
 }
 

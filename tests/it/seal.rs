@@ -422,7 +422,7 @@ async fn a_corrupt_chunk_is_named_and_nothing_else_suffers() {
     database.run("UPDATE metrics_sealed SET data = B'1'").await;
     store(&adapter, Body::new().sample("broken", start_ms + 5_000, 2.0).sample("whole", start_ms, 3.0)).await;
     let answer = crate::reader::ask(&adapter, &[query(0, now_ms(), &[("__name__", "=", "broken")])], &[]).await;
-    assert_eq!(answer.status, 400);
+    assert_eq!(answer.status, 500);
     assert!(answer.text().contains("corrupt"), "{}", answer.text());
     let error = database.client.query("SELECT * FROM metrics", &[]).await.unwrap_err();
     assert_eq!(error.code().map(|code| code.code().to_owned()), Some("XX001".to_owned()), "{error:?}");

@@ -34,7 +34,7 @@ impl<'a> ChunkBatch<'a> {
         for mut rest in rows.chunk_by(|one, next| one.series_id == next.series_id) {
             while let Some(first) = rest.first() {
                 let span = segments::find(self.spans, first.time_ms)
-                    .ok_or_else(|| Error::Unfit(format!("there is no segment for the time {}", first.time_ms)))?;
+                    .ok_or_else(|| Error::Corrupt(format!("there is no segment for the time {}", first.time_ms)))?;
                 let (run, later) = rest.split_at(rest.partition_point(|row| span.contains(row.time_ms)));
                 by_span.entry(span).or_default().push(run);
                 rest = later;
