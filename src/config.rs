@@ -2,7 +2,7 @@
 //!
 //! Both are handed in, so everything here is a pure function. The steps: `go` takes the words apart, `flags` knows each
 //! flag and `value` what it may be, `server` puts the connection settings together, and here the flags become the settings of
-//! each room, checked against each other.
+//! each module, checked against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -175,7 +175,7 @@ impl Given {
         }
     }
 
-    /// The settings of each room, if nothing at all was wrong.
+    /// The settings of each module, if nothing at all was wrong.
     fn into_config(mut self) -> Result<Parsed, UsageError> {
         let flags = match Flags::from_values(&self.values) {
             Ok(flags) => flags,

@@ -324,8 +324,8 @@ impl Handover {
         let (before, kept_before) = ((state.samples(), state.bytes()), state.sender.kept().bytes());
         let result = work(&mut state);
         self.memory.changed(before, (state.samples(), state.bytes()));
-        let room = self.memory.room(kept_before).min(self.bytes_max.saturating_sub(state.bytes()));
-        state.sender.trim(room, Instant::now());
+        let available = self.memory.available(kept_before).min(self.bytes_max.saturating_sub(state.bytes()));
+        state.sender.trim(available, Instant::now());
         self.memory.kept(kept_before, state.sender.kept().bytes());
         result
     }

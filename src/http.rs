@@ -1,4 +1,4 @@
-//! Routes and statuses: the only room that names an HTTP status code.
+//! Routes and statuses: the only module that names an HTTP status code.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -4,17 +4,17 @@
 //!
 //! Imports run one way, from the top of this list to the bottom; ARCHITECTURE.md draws it.
 //!
-//! | room | what it does |
+//! | module | what it does |
 //! | --- | --- |
 //! | [`app`] | builds every part, owns every task, stops them in order |
 //! | [`config`] | argv and environment into typed settings |
-//! | [`command`] | a word to a running adapter |
+//! | [`command`] | an order to a running adapter |
 //! | [`http`] | routes and statuses |
 //! | [`receiver`] | what becomes of a write request, by role |
-//! | [`election`] | who leads: a pure machine and the advisory lock that drives it |
-//! | [`handover`] | what a standby holds |
-//! | [`storage`] | schema, series, ingest, query, retention |
-//! | [`postgres`] | the only room that opens a connection |
+//! | [`handover`] | what was acknowledged is stored once, whoever leads |
+//! | [`election`] | who leads: a pure machine and its driver; by labels, a coordinator |
+//! | [`storage`] | schema, series, ingest, sealing, query, upkeep |
+//! | [`postgres`] | the only module that opens a connection |
 //! | [`telemetry`] | log and metrics |
 //! | [`clock`] | the wall clock |
 //! | [`wire`] | bytes to model and back (pure) |

@@ -1,4 +1,4 @@
-//! The only room that opens a connection: TLS, session settings, classes of errors.
+//! The only module that opens a connection: TLS, session settings, classes of errors.
 
 use std::future::Future;
 use std::path::PathBuf;

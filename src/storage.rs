@@ -1,6 +1,6 @@
 //! The store: schema, series, ingest, sealing, query, upkeep.
 //!
-//! [`Store`] is the only thing other rooms use. It knows nothing of who leads: a write shows a fence, and the database
+//! [`Store`] is the only thing other modules use. It knows nothing of who leads: a write shows a fence, and the database
 //! decides.
 
 use std::sync::Arc;

@@ -16,7 +16,7 @@ pub struct Config {
 pub struct Memory {
     bytes_max: usize,
     bytes: AtomicUsize,
-    /// What is kept beside, though it is stored, where there is room.
+    /// What is kept beside, though it is stored, as far as there is room.
     kept_bytes: AtomicUsize,
     metrics: Arc<Metrics>,
 }
@@ -28,7 +28,7 @@ impl Memory {
     }
 
     /// What a sender that keeps `kept` bytes may keep.
-    pub(super) fn room(&self, kept: usize) -> usize {
+    pub(super) fn available(&self, kept: usize) -> usize {
         let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
         self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)
     }

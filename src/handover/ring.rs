@@ -87,8 +87,8 @@ impl Ring {
 }
 
 impl Slab {
-    fn new(room: usize, now: Instant) -> Self {
-        Self { first: now, last: now, parts: Vec::new(), samples: Vec::with_capacity(room) }
+    fn new(capacity: usize, now: Instant) -> Self {
+        Self { first: now, last: now, parts: Vec::new(), samples: Vec::with_capacity(capacity) }
     }
 
     fn is_full(&self, now: Instant) -> bool {

@@ -1,7 +1,7 @@
 //! `prometheus.WriteRequest`, the message of remote write 1.0.
 //!
 //! Scanned by hand: it is the hot path, and a decoder that builds strings spends its time on labels that the next
-//! room already knows by their bytes. Source: Prometheus, `prompb/remote.proto` and `prompb/types.proto`.
+//! module already knows by their bytes. Source: Prometheus, `prompb/remote.proto` and `prompb/types.proto`.
 
 use std::borrow::Cow;
 
