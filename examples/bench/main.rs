@@ -12,6 +12,7 @@ mod read;
 mod room;
 mod sender;
 mod store;
+mod takeover;
 mod verdict;
 
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use crate::store::Setup;
 use crate::verdict::Verdicts;
 
 /// The parts, in the order in which they run. `copy` and `prometheus` go with `ingest`, `read` with `generated`.
-const PARTS: &str = "ingest,copy,prometheus,many,labels,capture,generated,read,query,clusters";
+const PARTS: &str = "ingest,copy,prometheus,many,labels,takeover,capture,generated,read,query,clusters";
 
 /// What was wanted of the store, and what is measured.
 #[derive(Debug, StructOpt)]
@@ -121,6 +122,9 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
     }
     if takes_part("labels") {
         ingest::by_labels(&setup, load, limit / 4, &mut verdicts).await;
+    }
+    if takes_part("takeover") {
+        takeover::full_buffer(&setup, load, &mut verdicts).await;
     }
     let capture = match takes_part("capture") {
         true => room::Capture::store(&setup, &flags.capture, &mut verdicts).await,

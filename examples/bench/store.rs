@@ -110,6 +110,11 @@ impl Store<'_> {
         Sender::new(self.adapter.url("/write"), connections)
     }
 
+    /// One more adapter over the same database, with the same arguments.
+    pub(crate) async fn standby(&self) -> Adapter {
+        self.setup.start(&self.database, &self.arguments).await
+    }
+
     /// Replaces the adapter by a new one, whose memory is its own.
     pub(crate) async fn restart(&mut self) {
         self.adapter.process().terminate(STOP_DEADLINE).await;
