@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use rig::postgres::Stop;
 
 use crate::balancer::Policy;
-use crate::cases::{Context, calm, pg_promoted, pg_restart, pg_restart_once, with_replica};
+use crate::case::Context;
+use crate::cases::pg_restart_once;
 use crate::host::Shape;
 use crate::mode::{ByLabels, Mode};
 use crate::stage::{Outcome, PATIENCE, Setup, Stage, sleep};
-use crate::{by_hand, unequal};
 
 /// `-metrics-high-availability-timeout`, in seconds.
 const TIMEOUT: f64 = 2.0;
@@ -20,46 +20,20 @@ const AWAY: f64 = 8.0;
 /// So long after an adapter died nothing is missing in what the others hold: the leading replica was stored that far.
 const RECOVERED: f64 = 2.0;
 
-const TWO: ByLabels = ByLabels { adapters: 2, replicas: 2, clusters: 2 };
-const THREE: ByLabels = ByLabels { adapters: 3, replicas: 3, clusters: 2 };
+pub(crate) const TWO: ByLabels = ByLabels { adapters: 2, replicas: 2, clusters: 2 };
+pub(crate) const THREE: ByLabels = ByLabels { adapters: 3, replicas: 3, clusters: 2 };
 
-/// Plays one.
-pub(crate) async fn play(name: &str, context: &Context<'_>) -> Outcome {
-    match name {
-        "labels-calm" => calm(set(context, TWO).await).await,
-        "labels-replica-killed" => replica_killed(set(context, TWO).await, if context.short { 1 } else { 3 }).await,
-        "labels-replica-killed-3" => replica_killed(set(context, THREE).await, 4).await,
-        "labels-replica-silent" => replica_silent(set(context, TWO).await).await,
-        "labels-replica-silent-3" => replica_silent(set(context, THREE).await).await,
-        "labels-adapter-killed" => adapter_killed(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
-        "labels-reshuffle" => reshuffle(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
-        "labels-rolling" => rolling(set(context, TWO).await).await,
-        "labels-pg-restarted" => pg_restart(set(context, TWO).await, Stop::Immediate).await,
-        "labels-pg-promoted" => pg_promoted(set_up(context, with_replica(setup(TWO))).await).await,
-        "labels-by-hand" => by_hand::labels(set(context, THREE).await).await,
-        "labels-adapter-cut" => adapter_cut(set(context, ByLabels { adapters: 3, ..TWO }).await).await,
-        "labels-union" => unequal::labels_union(set(context, TWO).await).await,
-        "labels-late" => unequal::labels_late(set(context, TWO).await).await,
-        "labels-history" => unequal::labels_history(set(context, TWO).await).await,
-        "labels-replay" => unequal::labels_replay(set(context, TWO).await).await,
-        "labels-future" => unequal::labels_future(set(context, TWO).await).await,
-        "labels-idle" => unequal::labels_idle(context, TWO).await,
-        "labels-mixture" => mixture(context).await,
-        _ => unreachable!("names are from the list"),
-    }
-}
-
-async fn set<'a>(context: &'a Context<'_>, by_labels: ByLabels) -> Stage<'a> {
+pub(crate) async fn set<'a>(context: &'a Context<'_>, by_labels: ByLabels) -> Stage<'a> {
     set_up(context, setup(by_labels)).await
 }
 
-async fn set_up<'a>(context: &'a Context<'_>, setup: Setup) -> Stage<'a> {
+pub(crate) async fn set_up<'a>(context: &'a Context<'_>, setup: Setup) -> Stage<'a> {
     let mut stage = context.set(setup).await;
     stage.record().takeover_wanted = TIMEOUT + 0.5;
     stage
 }
 
-fn setup(by_labels: ByLabels) -> Setup {
+pub(crate) fn setup(by_labels: ByLabels) -> Setup {
     let usual = Setup::default();
     // The balancer gives up after 5 s, as behind an adapter that is cut off.
     let timeout = Duration::from_secs(5);
@@ -83,12 +57,12 @@ fn any_adapter(stage: &mut Stage<'_>) -> usize {
 }
 
 /// A pause by chance.
-async fn pause(stage: &mut Stage<'_>, from: f64, to: f64) {
+pub(crate) async fn pause(stage: &mut Stage<'_>, from: f64, to: f64) {
     let seconds = stage.random.seconds(from, to);
     sleep(seconds).await;
 }
 
-async fn replica_killed(mut stage: Stage<'_>, times: usize) -> Outcome {
+pub(crate) async fn replica_killed(mut stage: Stage<'_>, times: usize) -> Outcome {
     for number in 0..times {
         replica_killed_once(&mut stage, number % 2, AWAY).await;
         pause(&mut stage, 1.0, 3.0).await;
@@ -120,7 +94,7 @@ pub(crate) async fn revive(stage: &mut Stage<'_>, cluster: usize, replica: usize
 }
 
 /// Frozen, it closes no connection: only its silence tells. Its last request has just been answered.
-async fn replica_silent(mut stage: Stage<'_>) -> Outcome {
+pub(crate) async fn replica_silent(mut stage: Stage<'_>) -> Outcome {
     for number in 0..4 {
         replica_silent_once(&mut stage, number % 2).await;
         pause(&mut stage, 1.0, 2.0).await;
@@ -128,7 +102,7 @@ async fn replica_silent(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-async fn replica_silent_once(stage: &mut Stage<'_>, cluster: usize) {
+pub(crate) async fn replica_silent_once(stage: &mut Stage<'_>, cluster: usize) {
     stage.settled().await;
     let (leader, term) = stage.leading(cluster).await;
     let sent = tokio::time::timeout(PATIENCE, stage.host(cluster, leader).sent()).await;
@@ -144,7 +118,7 @@ async fn replica_silent_once(stage: &mut Stage<'_>, cluster: usize) {
     stage.settled().await;
 }
 
-async fn adapter_killed(mut stage: Stage<'_>) -> Outcome {
+pub(crate) async fn adapter_killed(mut stage: Stage<'_>) -> Outcome {
     sleep(2.0).await;
     for number in 0..6 {
         adapter_killed_once(&mut stage, number % 3).await;
@@ -156,7 +130,7 @@ async fn adapter_killed(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-async fn adapter_killed_once(stage: &mut Stage<'_>, adapter: usize) {
+pub(crate) async fn adapter_killed_once(stage: &mut Stage<'_>, adapter: usize) {
     let name = stage.setup.mode.adapter_name(adapter);
     stage.event(format!("kill -9 {name}"));
     stage.kill(adapter).await;
@@ -168,7 +142,7 @@ async fn adapter_killed_once(stage: &mut Stage<'_>, adapter: usize) {
 
 const POLICIES: [Policy; 4] = [Policy::PerSender, Policy::RoundRobin, Policy::PerShard, Policy::PerSender];
 
-async fn reshuffle(mut stage: Stage<'_>) -> Outcome {
+pub(crate) async fn reshuffle(mut stage: Stage<'_>) -> Outcome {
     sleep(2.0).await;
     for (number, policy) in POLICIES.into_iter().chain(POLICIES).enumerate() {
         pause(&mut stage, 1.0, 3.0).await;
@@ -187,7 +161,7 @@ fn reshuffle_once(stage: &mut Stage<'_>, policy: Policy) {
 }
 
 /// The leading replica of a cluster dies just when all move to other adapters.
-async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Policy) {
+pub(crate) async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Policy) {
     stage.settled().await;
     let (leader, term) = stage.leading(cluster).await;
     reshuffle_once(stage, policy);
@@ -199,7 +173,7 @@ async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Po
 }
 
 /// An adapter that is told to end stays until nothing is held that is not stored.
-async fn rolling(mut stage: Stage<'_>) -> Outcome {
+pub(crate) async fn rolling(mut stage: Stage<'_>) -> Outcome {
     for (adapter, is_told_first) in [(0, true), (1, false)] {
         replace(&mut stage, adapter, is_told_first).await;
         replica_killed_once(&mut stage, adapter, 3.0).await;
@@ -216,7 +190,7 @@ async fn rolling(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
+pub(crate) async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
     let name = stage.setup.mode.adapter_name(adapter);
     stage.event(format!("a new one for {name}, SIGTERM"));
     stage.replace(adapter, is_told_first).await;
@@ -224,7 +198,7 @@ async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
     stage.settled().await;
 }
 
-async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
+pub(crate) async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
     adapter_cut_once(&mut stage, 0, 8.0).await;
     sleep(RECOVERED).await;
     // Others wait for it until it counts as dead.
@@ -243,7 +217,7 @@ async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
+pub(crate) async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
     let name = stage.setup.mode.adapter_name(adapter);
     stage.event(format!("cut {name}"));
     stage.cut(adapter, true);
@@ -253,7 +227,7 @@ async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
     stage.settled().await;
 }
 
-async fn mixture(context: &Context<'_>) -> Outcome {
+pub(crate) async fn mixture(context: &Context<'_>) -> Outcome {
     let mut stage = set(context, THREE).await;
     let began = Instant::now();
     let mut played = 0;

@@ -8,6 +8,7 @@
 mod balancer;
 mod by_hand;
 mod by_labels;
+mod case;
 mod cases;
 mod disk;
 mod host;
@@ -21,6 +22,7 @@ mod reader;
 mod real;
 mod report;
 mod stage;
+mod suite;
 mod unequal;
 mod watch;
 mod witness;
@@ -35,9 +37,10 @@ use rig::adapter;
 use rig::network::Network;
 use structopt::StructOpt;
 
-use crate::cases::{CASES, Case, Context, obstacle, play};
+use crate::case::{Case, Context, obstacle};
 use crate::random::Random;
 use crate::report::Row;
+use crate::suite::CASES;
 
 /// Injects every failure, and counts samples lost and doubled.
 #[derive(Debug, StructOpt)]
@@ -110,7 +113,7 @@ async fn run(flags: &Flags) -> bool {
             mixture: (left / u32::try_from(mixtures.max(1)).unwrap_or(1)).max(Duration::from_secs(30)),
         };
         // A panic has said what it waited for; the other cases are still due.
-        let outcome = AssertUnwindSafe(play(case.name, &context)).catch_unwind().await;
+        let outcome = AssertUnwindSafe((case.run)(&context)).catch_unwind().await;
         let row = Row { case, outcome: outcome.map_err(|_| "could not be played to its end".to_owned()) };
         println!("{}", row.line());
         if let Ok(outcome) = &row.outcome {

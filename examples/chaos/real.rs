@@ -8,7 +8,7 @@ use rig::postgres::{self, Postgres};
 use rig::prometheus::{self, Prometheus};
 use tokio_postgres::Client;
 
-use crate::cases::Context;
+use crate::case::Context;
 use crate::judge::Findings;
 use crate::mode::REPLICAS;
 use crate::stage::{Outcome, PATIENCE, Record, sleep};

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cases::Case;
+use crate::case::Case;
 use crate::stage::{Outcome, problems};
 
 /// A case and how it ended; in words if it has no outcome.

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::by_labels::{kill, replica_killed_once, revive};
-use crate::cases::{Context, LEARNING, crash_once, prometheus_killed_once, stop_once};
+use crate::case::Context;
+use crate::cases::{LEARNING, crash_once, prometheus_killed_once, stop_once};
 use crate::host::{Faults, Host, Shape, now_ms};
 use crate::message;
 use crate::mode::{ByLabels, Mode, REPLICAS};

@@ -1,0 +1,190 @@
+//! The cases, in the order in which they are played.
+
+use futures_util::FutureExt;
+use rig::postgres::Stop;
+
+use crate::case::{Case, Needs};
+use crate::host::Shape;
+use crate::mode::{ByLabels, Mode};
+use crate::stage::Setup;
+use crate::{by_hand, by_labels, cases, real, unequal};
+
+/// A case: its name, whether it is in the short form, its needs, what happens, and how it is played.
+macro_rules! case {
+    ($name:literal, $short:literal, $needs:expr, $what:literal, $context:ident => $run:expr) => {
+        Case {
+            name: $name,
+            what: $what,
+            short: $short,
+            needs: $needs,
+            run: |$context| async move { $run }.boxed_local(),
+        }
+    };
+}
+
+/// All cases.
+pub(crate) const CASES: &[Case] = &[
+    case!("calm", true, Needs::Nothing, "nothing; then the judge must see five kinds of damage",
+        context => cases::calm(context.usual().await).await),
+    case!("crash", true, Needs::Nothing, "kill -9 of the leading adapter, again and again",
+        context => cases::crash(context, Setup::default(), if context.short { 3 } else { 12 }).await),
+    case!("crash-load", false, Needs::Nothing, "the same at 20,000 series every 5 s", context => {
+        let batches = Shape { series: 20_000, interval_ms: 5_000, shards: 4, batch: 2_000, ..Setup::default().shape };
+        let mut outcome = cases::crash(context, Setup { shape: batches, lease_seconds: 10.0, ..Setup::default() }, 12).await;
+        let median = outcome.record.median();
+        if median >= 0.3 {
+            outcome.record.broken.push(format!("take-over p50 {median:.2} s, wanted 0.3 s"));
+        }
+        outcome
+    }),
+    case!("stop", true, Needs::Nothing, "rolling restart by SIGTERM",
+        context => cases::stop(context.usual().await).await),
+    case!("freeze-short", false, Needs::Nothing, "leader frozen for less than the lease",
+        context => cases::freeze_short(context.usual().await).await),
+    case!("freeze-long", false, Needs::Nothing, "leader frozen for longer than the lease of 3 s",
+        context => cases::freeze_long(context.usual().await).await),
+    case!("freeze-default", false, Needs::Nothing, "leader frozen for longer than the default lease of 10 s",
+        context => cases::freeze_long(context.set(Setup { lease_seconds: 10.0, ..Setup::default() }).await).await),
+    case!("freeze-writing", false, Needs::Nothing, "leader frozen inside a write transaction",
+        context => cases::freeze_writing(context.usual().await).await),
+    case!("lock-killed", false, Needs::Nothing, "lock session terminated",
+        context => cases::lock_killed(context.usual().await).await),
+    case!("writers-killed", false, Needs::Nothing, "write sessions terminated",
+        context => cases::writers_killed(context.usual().await).await),
+    case!("leader-cut", true, Needs::Network, "leader's host cut off",
+        context => cases::leader_cut(context.usual().await).await),
+    case!("standby-cut", false, Needs::Network, "standby's host cut off",
+        context => cases::standby_cut(context.usual().await).await),
+    case!("hole", false, Needs::Network, "both hosts cut off; the first one back has lost its backlog",
+        context => cases::hole(context.usual().await).await),
+    case!("flapping", false, Needs::Network, "leader's link down and up",
+        context => cases::flapping(context.usual().await).await),
+    case!("pg-fast", false, Needs::Nothing, "PostgreSQL restarted",
+        context => cases::pg_restart(context.usual().await, Stop::Fast).await),
+    case!("pg-immediate", true, Needs::Nothing, "PostgreSQL crashed",
+        context => cases::pg_restart(context.usual().await, Stop::Immediate).await),
+    case!("pg-backend", false, Needs::Nothing, "kill -9 of one of PostgreSQL's backends",
+        context => cases::pg_backend(context.usual().await).await),
+    case!("pg-frozen", false, Needs::Nothing, "PostgreSQL frozen for 8 s",
+        context => cases::pg_frozen(context.usual().await).await),
+    case!("pg-full", false, Needs::Disk, "PostgreSQL's disk full for 5 s", context => cases::pg_full(context).await),
+    case!("pg-read-only", false, Needs::Nothing, "PostgreSQL read-only for 5 s",
+        context => cases::pg_read_only(context.usual().await).await),
+    case!("pg-promoted", false, Needs::Nothing,
+        "primary crashes at 20,000 samples/s, its replica is promoted 10 s behind, leader crashes",
+        context => cases::pg_promoted(context.set(cases::with_replica(Setup::default())).await).await),
+    case!("prometheus-killed", true, Needs::Nothing, "leader's Prometheus killed for 8 s",
+        context => cases::prometheus_killed(context.usual().await).await),
+    case!("prometheus-restarted", false, Needs::Nothing, "leader's Prometheus killed and back within 1.5 s",
+        context => cases::prometheus_restarted(context.usual().await).await),
+    case!("prometheus-silent", false, Needs::Nothing, "leader's Prometheus frozen, prometheus-timeout 2 s", context => {
+        let arguments = vec!["-leader-election-pg-advisory-lock-prometheus-timeout=2s".to_owned()];
+        cases::prometheus_silent(context.set(Setup { arguments, ..Setup::default() }).await, 1.0, 2.0 + 0.3).await
+    }),
+    case!("prometheus-silent-auto", false, Needs::Nothing,
+        "the same with the timeout learned, a request every 2 s", context => {
+        // One batch a scrape: what is sent has no other rhythm.
+        let shape = Shape { series: 200, rules: 0, shards: 1, batch: 200, interval_ms: 2_000, ..Setup::default().shape };
+        cases::prometheus_silent(context.set(Setup { shape, ..Setup::default() }).await, cases::LEARNING, 3.0 * 2.0).await
+    }),
+    case!("both-silent", false, Needs::Nothing, "both Prometheis frozen for 6 s",
+        context => cases::both_silent(context.usual().await).await),
+    case!("slow-commits", false, Needs::Nothing, "commits slower than the sender's patience",
+        context => cases::slow_commits(context).await),
+    case!("pooler", false, Needs::Pooler, "writes through pgbouncer in transaction mode, leader crashes",
+        context => cases::pooled(context.set(Setup { poolers: true, ..Setup::default() }).await).await),
+    case!("poison", false, Needs::Nothing, "series that can never be stored, leader crashes",
+        context => cases::poison(context.usual().await).await),
+    case!("skew-ahead", false, Needs::Clock, "leader's clock 30 s ahead, it crashes and comes back",
+        context => cases::skewed(context, 30_000).await),
+    case!("skew-behind", false, Needs::Clock, "leader's clock 30 s behind, it crashes and comes back",
+        context => cases::skewed(context, -30_000).await),
+    case!("backlog", false, Needs::Nothing, "an hour of backlog, 1,000,000 samples, comes to a standby",
+        context => cases::backlog(context).await),
+    case!("union", true, Needs::Nothing, "each side does not make 5 % of its scrapes, leader crashes",
+        context => unequal::union(context.usual().await, false).await),
+    case!("union-stops", false, Needs::Nothing, "the same, rolling restart of both adapters",
+        context => unequal::union_stops(context.usual().await).await),
+    case!("union-ends", false, Needs::Nothing, "the same, and then both Prometheis stop",
+        context => unequal::union_ends(context.usual().await).await),
+    case!("union-failed", false, Needs::Nothing, "the same, and scrapes that fail leave stale markers",
+        context => unequal::union(context.usual().await, true).await),
+    case!("blind", false, Needs::Nothing, "leader's Prometheus reaches half of the targets only, it crashes",
+        context => unequal::blind(context.usual().await).await),
+    case!("late", false, Needs::Nothing, "10 % of the scrapes are sent up to 20 later, rolling restart",
+        context => unequal::late(context.usual().await).await),
+    case!("history", false, Needs::Nothing, "samples of last week for series that live, leader crashes",
+        context => unequal::history(context).await),
+    case!("replay", false, Needs::Nothing,
+        "both sides send half an hour again in other batches while leader crashes or stops",
+        context => unequal::replay(context).await),
+    case!("deadline", false, Needs::Nothing, "batches of 60 s by two shards out of phase, leader's host dies",
+        context => unequal::deadline(context).await),
+    case!("future", false, Needs::Nothing, "samples of other times than now beside those that count, leader crashes",
+        context => unequal::future(context.usual().await).await),
+    case!("apart", false, Needs::Nothing, "two clusters on one lock, leader crashes",
+        context => unequal::apart(context.set(Setup { mode: Mode::Apart, ..Setup::default() }).await).await),
+    case!("full", false, Needs::Nothing, "standby's memory full when the leader crashes",
+        context => unequal::full(context).await),
+    case!("idle", false, Needs::Nothing, "connections closed when idle, and cut by a proxy; leader's Prometheus killed",
+        context => unequal::idle(context).await),
+    case!("resent", false, Needs::Nothing, "all is sent again for ever because of some that is refused, leader crashes",
+        context => unequal::resent(context.usual().await).await),
+    case!("write-path", false, Needs::Pooler, "leader's pooler killed, lock session direct",
+        context => unequal::write_path(context.set(Setup { poolers: true, ..Setup::default() }).await).await),
+    case!("by-hand", false, Needs::Nothing, "resign, hand-over and hold by an operator's hand",
+        context => by_hand::pair(context.usual().await).await),
+    case!("rest", false, Needs::Nothing, "leaders told by REST; both told at once, and a crash",
+        context => by_hand::rest(context.set(Setup { mode: Mode::Rest, ..Setup::default() }).await).await),
+    case!("real", false, Needs::Nothing, "real Prometheis; leading adapter killed, stopped, killed",
+        context => real::play(context).await),
+    case!("labels-calm", true, Needs::Nothing, "by labels: nothing; then the judge must see six kinds of damage",
+        context => cases::calm(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-replica-killed", true, Needs::Nothing, "2 adapters, 2 replicas: the leading one killed for 8 s",
+        context => by_labels::replica_killed(by_labels::set(context, by_labels::TWO).await, if context.short { 1 } else { 3 }).await),
+    case!("labels-replica-killed-3", false, Needs::Nothing, "3 adapters, 3 replicas: the leading one killed for 8 s",
+        context => by_labels::replica_killed(by_labels::set(context, by_labels::THREE).await, 4).await),
+    case!("labels-replica-silent", false, Needs::Nothing, "the leading replica frozen, timeout 2 s",
+        context => by_labels::replica_silent(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-replica-silent-3", false, Needs::Nothing, "the same with 3 adapters, 3 replicas",
+        context => by_labels::replica_silent(by_labels::set(context, by_labels::THREE).await).await),
+    case!("labels-adapter-killed", false, Needs::Nothing, "kill -9 of one adapter of 3 after another",
+        context => by_labels::adapter_killed(by_labels::set(context, ByLabels { adapters: 3, ..by_labels::TWO }).await).await),
+    case!("labels-reshuffle", false, Needs::Nothing,
+        "all connections cut and balanced anew, a leading replica killed too",
+        context => by_labels::reshuffle(by_labels::set(context, ByLabels { adapters: 3, ..by_labels::TWO }).await).await),
+    case!("labels-rolling", false, Needs::Nothing,
+        "each adapter replaced, then stopped, a leading replica killed between",
+        context => by_labels::rolling(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-by-hand", false, Needs::Nothing,
+        "by labels: resign, hand-over and hold by hand, to and from each replica",
+        context => by_hand::labels(by_labels::set(context, by_labels::THREE).await).await),
+    case!("labels-pg-restarted", false, Needs::Nothing, "by labels: PostgreSQL crashed",
+        context => cases::pg_restart(by_labels::set(context, by_labels::TWO).await, Stop::Immediate).await),
+    case!("labels-pg-promoted", false, Needs::Nothing,
+        "by labels: primary crashes at 20,000 samples/s, its replica is promoted 10 s behind, a replica killed",
+        context => cases::pg_promoted(by_labels::set_up(context, cases::with_replica(by_labels::setup(by_labels::TWO))).await).await),
+    case!("labels-union", false, Needs::Nothing,
+        "by labels: each replica does not make 5 % of its scrapes, one is killed",
+        context => unequal::labels_union(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-late", false, Needs::Nothing,
+        "by labels: 10 % of the scrapes are sent up to 20 later, a replica killed",
+        context => unequal::labels_late(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-history", false, Needs::Nothing, "by labels: samples of last week, the leading replica killed",
+        context => unequal::labels_history(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-replay", false, Needs::Nothing,
+        "by labels: all replicas send all again in other batches, one is killed",
+        context => unequal::labels_replay(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-future", false, Needs::Nothing,
+        "by labels: samples of other times than now, the leading replica killed",
+        context => unequal::labels_future(by_labels::set(context, by_labels::TWO).await).await),
+    case!("labels-idle", false, Needs::Nothing, "by labels: connections closed when idle; the leading replica killed",
+        context => unequal::labels_idle(context, by_labels::TWO).await),
+    case!("labels-adapter-cut", false, Needs::Network, "an adapter's host cut off, a leading replica killed meanwhile",
+        context => by_labels::adapter_cut(by_labels::set(context, ByLabels { adapters: 3, ..by_labels::TWO }).await).await),
+    case!("mixture", false, Needs::Nothing,
+        "chance: one failure after another, each side misses some and is late with some",
+        context => cases::mixture(context).await),
+    case!("labels-mixture", false, Needs::Nothing, "by labels, chance: one failure after another",
+        context => by_labels::mixture(context).await),
+];
