@@ -82,7 +82,7 @@ async fn five_that_start_at_once_make_one_schema() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM shared_by_all.metrics").await, 5);
     assert_eq!(database.one::<i32>("SELECT shared_by_all.metrics_version()").await, schema::VERSION);
     for adapter in &adapters {
-        assert!(!adapter.process().log().contains("level=error"), "{}", adapter.process().log().tail());
+        assert!(!adapter.process().log().contains("level=ERROR"), "{}", adapter.process().log().tail());
     }
 }
 
