@@ -218,7 +218,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     ended
 }
 
-/// Waits for a task that was told to end, within `GRACE`.
+/// Waits at most `GRACE` for a task whose stop was requested.
 async fn await_end(task: &mut JoinHandle<()>, what: &str) {
     if !task.is_finished() && tokio::time::timeout(GRACE, task).await.is_err() {
         log::warn!("{what} did not end in time");

@@ -31,16 +31,16 @@ pub struct LockHolder {
 pub enum Role {
     /// The leader is unknown: writes are answered 503.
     Unknown,
-    /// Another adapter leads, and its heartbeat was fresh.
+    /// Another adapter leads, or by labels another replica, according to a row that was fresh.
     Standby {
         /// The leader.
         leader: Leader,
-        /// When the heartbeat is too old to rely on.
+        /// When that row is too old to rely on.
         until: Instant,
     },
-    /// The lock is held by this adapter, but it does not lead yet: writes wait a short time, or are answered 503.
+    /// The right to lead is obtained, but the take-over is not finished: writes wait a short time, or are answered 503.
     TakingOver,
-    /// This adapter leads: it stores.
+    /// Samples are stored as they arrive.
     Leader {
         /// The right to write; `None` without an election.
         fence: Option<Fence>,

@@ -28,7 +28,7 @@ pub enum Action {
 /// The reason why a role was left or taken, as written in log and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The lock was obtained and the term raised.
+    /// The term was raised and the buffered samples were stored.
     Elected,
     /// Another adapter leads.
     LeaderElsewhere,
@@ -42,7 +42,7 @@ pub enum Reason {
     Fenced,
     /// The own writes have failed for longer than the lease.
     WritesFailing,
-    /// The lock was obtained, but the buffered samples could not be stored.
+    /// The term was raised, but the buffered samples could not be stored.
     TakeOverFailed,
     /// The holder of the lock shows no fresh heartbeat.
     LeaderStale,
