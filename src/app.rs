@@ -1,4 +1,4 @@
-//! Builds every part, owns every task, stops them in order.
+//! Builds every part, owns every task, and stops them in order.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -30,24 +30,24 @@ use crate::receiver::{Leaders, Receiver};
 use crate::storage::{ObservedPosition, Store};
 use crate::telemetry::metrics::Metrics;
 
-/// Why the program cannot go on.
+/// The reason why the program cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is taken, or not this host's.
+    /// The address is in use, or is not an address of this host.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: std::net::SocketAddr,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The certificates to trust cannot be read.
+    /// The trusted certificates cannot be read.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
     /// `-pg-db-connect-retries` attempts have failed.
     #[error("gave up after {attempts} attempts to open the store: {source}")]
     Store {
-        /// How many.
+        /// The number of attempts.
         attempts: u32,
         /// The last failure.
         source: crate::postgres::error::Error,
@@ -57,10 +57,10 @@ pub enum Error {
     Headless(&'static str),
 }
 
-/// Requests under way may take so long to end when the program stops.
+/// Time limit, when the program stops, for requests in flight and for each of the tasks to end.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// When the program stops, what it holds of replicas that do not lead is to be stored by those that do.
+/// Time limit, when the program stops, for the election by labels to go on until nothing acknowledged is buffered.
 const STORED_WITHIN: Duration = Duration::from_secs(25);
 
 /// Pause between attempts to open the store.
@@ -69,36 +69,36 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Pause between rounds of upkeep.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Pause between looks at how much is hot.
+/// Pause between checks of the number of hot samples.
 const SEAL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same, where a look takes long.
+/// Longest pause between these checks, used if a check takes long.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
 
-/// Rows that were committed so recently are left to the next round: others observe them once a second, and would have to look for
-/// what is sealed before.
+/// Rows committed more recently than this are left to the next round of sealing. Other adapters observe rows once a
+/// second. If rows were sealed earlier, the other adapters would have to look up what was sealed.
 const OBSERVED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Pause after a round of sealing that failed.
 const SEAL_RETRY: Duration = Duration::from_secs(10);
 
-/// Runs the adapter until `stop` resolves, then stops it: no new requests, those in flight end, writers end, and last
-/// the lock is given up, so that the next leader finds everything committed.
+/// Runs the adapter until `stop` resolves, then stops it. It takes no new requests, requests in flight end, and writers
+/// end. The lock is released last, so that the next leader finds everything committed.
 ///
 /// # Errors
 ///
-/// When it cannot start, or a part that must go on has ended.
+/// The adapter cannot start, or a part that must go on has ended.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
     let listen_failed = |source| Error::Listen { address: config.http.listen_address, source };
     let listener = TcpListener::bind(config.http.listen_address).await.map_err(listen_failed)?;
     run_on(listener, config, stop).await
 }
 
-/// As [`run`], on a listener that is already there.
+/// Like [`run`], on a listener that exists already.
 ///
 /// # Errors
 ///
-/// As [`run`].
+/// Like [`run`].
 pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Output = ()>) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::new());
     let connections = TaskTracker::new();
@@ -192,10 +192,10 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
         log::warn!("{} request(s) did not end in time", requests.len());
     }
-    // Nothing more comes: what this adapter alone has acknowledged is stored.
+    // No more requests arrive. The samples that only this adapter has acknowledged are stored now.
     observing_stop.cancel();
     if service.clusters.is_some() {
-        // What is held may still be needed, and then is to be written.
+        // Buffered samples may still be missing in the store, and must then be stored before the election ends.
         election_stop.cancel();
         await_end(&mut electing, "the rounds of the election").await;
     }
@@ -211,21 +211,21 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     if tokio::time::timeout(GRACE, async { while writing.join_next().await.is_some() {} }).await.is_err() {
         log::warn!("{} writer(s) did not end in time", writing.len());
     }
-    // Last of all, so that the next leader finds everything committed.
+    // Released last, so that the next leader finds everything committed.
     election_stop.cancel();
     await_end(&mut electing, "the lock session").await;
     log::info!("stopped");
     ended
 }
 
-/// Waits for a task that was told to end.
+/// Waits at most `GRACE` for a task whose stop was requested.
 async fn await_end(task: &mut JoinHandle<()>, what: &str) {
     if !task.is_finished() && tokio::time::timeout(GRACE, task).await.is_err() {
         log::warn!("{what} did not end in time");
     }
 }
 
-/// Opens the store, however long that takes, or as often as the operator allows.
+/// Opens the store. Retries without limit, or as often as the operator allows.
 async fn open_store(
     config: &Config,
     connector: &Connector,
@@ -261,7 +261,7 @@ struct Parts<'a> {
     connections: &'a TaskTracker,
 }
 
-/// What an election hands to the write path, and what has to run for it.
+/// The parts of an election that the write path uses, and the future that runs the election.
 struct Elected {
     senders: Arc<Senders>,
     leaders: Leaders,
@@ -269,7 +269,7 @@ struct Elected {
 }
 
 impl Parts<'_> {
-    /// For each cluster one of its replicas leads, until `stop`.
+    /// Builds an election in which a replica leads in each cluster, until `stop`.
     fn by_labels(&self, clusters: &Arc<Clusters>, role: watch::Sender<Role>, stop: CancellationToken) -> Elected {
         let senders = Senders::by_labels(self.config.handover, Arc::clone(self.store), Arc::clone(self.metrics));
         let rounds = Coordinator {
@@ -285,7 +285,7 @@ impl Parts<'_> {
         Elected { senders, leaders, electing: Box::pin(rounds.run(stop, STORED_WITHIN)) }
     }
 
-    /// This adapter leads, or another one, until `stop`.
+    /// Builds an election in which this adapter or another one leads, until `stop`.
     fn sidecar(
         &self,
         role: watch::Sender<Role>,
@@ -304,7 +304,7 @@ impl Parts<'_> {
         Elected { senders, leaders, electing: Box::pin(electing) }
     }
 
-    /// What decides the role, until `stop`.
+    /// Returns the future that decides the role, until `stop`.
     fn elect(
         &self,
         senders: Arc<Senders>,
@@ -348,7 +348,7 @@ impl Parts<'_> {
     }
 }
 
-/// Retention and its kin, by the leader; says what was written, too.
+/// Runs retention and other upkeep while this adapter keeps the store. Also logs the number of samples written.
 async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut led_since: Option<Instant> = None;
     let mut last_count = 0;
@@ -371,7 +371,8 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
         let since = *led_since.get_or_insert_with(Instant::now);
         if let Err(error) = store.upkeep(since.elapsed()).await {
             log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
-            // After an outage the first retries are still to come; where a segment's reader is in the way there was none.
+            // After an outage, retried requests have yet to arrive, and their keys are needed. A segment locked by a
+            // reader is no outage.
             if !error.is(&SqlState::LOCK_NOT_AVAILABLE) {
                 led_since = None;
             }
@@ -379,11 +380,11 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
     }
 }
 
-/// Seals hot samples as they become many, or old; by the leader.
+/// Seals hot samples when they are many or old, while this adapter keeps the store.
 async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
-    // What was committed at each of the last looks.
+    // The positions of the last checks.
     let mut looks: VecDeque<(Instant, ObservedPosition)> = VecDeque::new();
     loop {
         tokio::select! {
@@ -399,21 +400,21 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         let looked_at = Instant::now();
         let hot = store.hot().await;
         if matches!(&hot, Err(error) if error.class() == Class::Moved) {
-            // What was seen on another server says nothing of this one.
+            // A position seen on another server tells nothing about this one.
             looks.clear();
             continue;
         }
         if let Ok(hot) = hot {
             looks.push_back((looked_at, hot.seen));
-            // Who has not sealed yet goes by the oldest sample's age.
+            // Before the first sealing, the age of the oldest hot sample counts.
             let since = *sealed_at.get_or_insert(looked_at.checked_sub(hot.age).unwrap_or(looked_at));
             if !store.is_seal_due(hot.samples, since.elapsed()) {
-                // Where a session keeps what was sealed, a look reads that too, and may take long.
+                // A check also reads sealed rows as long as an old session prevents their removal, so it may take long.
                 pause = (looked_at.elapsed() * 10).clamp(SEAL_INTERVAL, LOOK_INTERVAL_MAX);
                 continue;
             }
         }
-        // A look that failed is no reason to leave hot what may be more than can be counted in time.
+        // A failed check is no reason to seal nothing: the hot samples may be too many to count in time.
         pause = SEAL_INTERVAL;
         let is_old = |(at, _): &(Instant, ObservedPosition)| at.elapsed() >= OBSERVED_WITHIN;
         match looks.iter().rposition(is_old) {
@@ -436,7 +437,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
     }
 }
 
-/// How this adapter is called in the group's row: host and port.
+/// Returns this adapter's name in the group's row: host and port.
 fn holder(config: &Config) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown host".into());
     format!("{}:{}", host.trim(), config.http.listen_address.port())

@@ -1,4 +1,4 @@
-//! `election VERB`: a word to a running adapter, and what it answers.
+//! `election VERB`: sends an order or a query to a running adapter and prints the answer.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,58 +11,59 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::net::TcpStream;
 
-/// What is asked of which adapter.
+/// A command to an adapter.
 #[derive(Clone)]
 pub struct Command {
-    /// Where it listens: `http://HOST:PORT`.
+    /// The adapter's address: `http://HOST:PORT`.
     pub url: Uri,
     /// Its `-web-admin-token`.
     pub token: Option<String>,
-    /// What it is to do.
+    /// The action.
     pub verb: Verb,
-    /// Of which cluster, where replicas lead.
+    /// The cluster, where replicas lead.
     pub cluster: Option<String>,
-    /// Which replica is to be held or released.
+    /// The replica to be excluded or released.
     pub replica: Option<String>,
 }
 
-/// What an adapter may be asked to do.
+/// The action that an adapter is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// Say what it is.
+    /// Show the status.
     Status,
-    /// Lead, where leaders are told.
+    /// Lead. Only where leaders are appointed.
     Lead,
-    /// Give the lead up.
+    /// Give up the lead.
     Resign,
-    /// Give the lead up to this one.
+    /// Give up the lead to this adapter or replica.
     HandOver(String),
     /// Stay out of elections.
     Hold,
-    /// Take part again.
+    /// Take part in elections again.
     Release,
 }
 
-/// Why it is not done.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing was asked.
+    /// The adapter could not be asked.
     #[error("cannot reach an adapter at {url}: {why}; is it running? -url says where")]
     Unreachable {
-        /// Where.
+        /// The address.
         url: Uri,
-        /// What failed.
+        /// The error.
         why: String,
     },
-    /// The adapter said no.
+    /// The adapter refused.
     #[error("{0}")]
     Refused(String),
 }
 
-/// Longer than the longest lease, which is how long an adapter tries.
+/// Time limit of a command. Longer than the longest lease, which is the time that an adapter tries to carry out an
+/// order.
 const TIMEOUT: Duration = Duration::from_secs(310);
 
-/// An answer is a line, or a status with every cluster there is.
+/// Largest answer. An answer is a line, or a status with all clusters.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl fmt::Debug for Command {
@@ -72,11 +73,11 @@ impl fmt::Debug for Command {
 }
 
 impl Command {
-    /// Asks, and returns the lines to show.
+    /// Sends the command, and returns the lines to show.
     ///
     /// # Errors
     ///
-    /// When the adapter cannot be reached, or refuses.
+    /// The adapter cannot be reached, or refuses.
     pub async fn run(&self) -> Result<String, Error> {
         let (method, path, to, body) = match &self.verb {
             Verb::Status => (Method::GET, "/status.json", None, ""),
@@ -106,7 +107,7 @@ impl Command {
 
     async fn ask(&self, method: Method, path: &str, body: &'static str) -> Result<(StatusCode, String), Boxed> {
         let host = self.url.host().ok_or("no host")?;
-        // Without the brackets of an IPv6 address.
+        // The host name without the brackets of an IPv6 address.
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let port = self.url.port_u16().unwrap_or(80);
         let stream = TcpStream::connect((name, port)).await?;
@@ -135,7 +136,7 @@ impl Command {
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
-/// An error with its causes: hyper's own messages leave them out.
+/// Returns an error with its causes, because hyper's own messages omit them.
 fn chain(error: Boxed) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -146,7 +147,7 @@ fn chain(error: Boxed) -> String {
     text
 }
 
-/// A status as lines of `name: value`.
+/// Returns a status as lines of `name: value`.
 fn lines(json: &str) -> String {
     let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(json) else { return json.to_owned() };
     let shown = fields.iter().filter(|(_, value)| !value.is_null());

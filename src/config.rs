@@ -1,8 +1,8 @@
-//! Typed settings, and the rules between flags: the only reader of argv and environment.
+//! Typed settings, and the rules between flags. The only reader of the command line and the environment.
 //!
-//! Both are handed in, so everything here is a pure function. The steps: `go` takes the words apart, `flags` knows each
-//! flag and `value` what it may be, `server` puts the connection settings together, and here the flags become the settings of
-//! each module, checked against each other.
+//! Both are arguments, so everything here is a pure function. `go` splits the command line. `flags` knows each flag,
+//! and `value` its valid values. `server` merges the connection settings. This module converts the flags to the
+//! settings of each module and checks them against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -22,42 +22,42 @@ mod help;
 mod server;
 mod value;
 
-/// Everything an operator can set, checked.
+/// All settings of an operator, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Log level and format.
     pub log: telemetry::log::Config,
-    /// The listener.
+    /// The HTTP server.
     pub http: http::Config,
-    /// The server.
+    /// The connection to PostgreSQL.
     pub postgres: postgres::Config,
-    /// What is stored and where.
+    /// The store.
     pub storage: storage::Config,
-    /// `None`: no election, this adapter always stores.
+    /// The election. `None` without one: this adapter always stores.
     pub election: Option<election::Config>,
-    /// How leaders are found by labels; then there is no other election.
+    /// The election by labels. If it is set, there is no other election.
     pub by_labels: Option<by_labels::Config>,
-    /// What a standby may hold.
+    /// The limits of the buffer of a standby.
     pub handover: handover::Config,
 }
 
-/// What a command line asks for.
+/// The action that a command line asks for.
 #[derive(Debug)]
 pub enum Parsed {
-    /// Run, and log each warning first.
+    /// Run the adapter. Log each warning first.
     Run(Box<Config>, Vec<String>),
-    /// Print this page on standard output and end well.
+    /// Print this page on standard output and exit with success.
     Help(String),
-    /// The same for one line.
+    /// Print this line on standard output and exit with success.
     Version(String),
-    /// Ask a running adapter, print what it says, and end.
+    /// Send a command to a running adapter, print the answer, and exit.
     Ask(Command),
 }
 
-/// A command line or environment that cannot be run with: every mistake in it, one a line. Exit with status 2.
+/// All mistakes of a command line or environment with which the adapter cannot run, one per line. The exit status is 2.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub struct UsageError {
-    /// In the order of the command line, then of the environment, then rules between flags; never empty.
+    /// In the order of the command line, then the environment, then the rules between flags. Never empty.
     pub mistakes: Vec<String>,
 }
 
@@ -71,12 +71,12 @@ impl fmt::Display for UsageError {
 }
 
 impl Config {
-    /// Reads the words after the program's name and, for flags not among them, the environment. A variable that is
-    /// empty counts as unset, so that a template may leave it blank.
+    /// Reads the words after the program's name, and the environment for flags that are not among them. An empty
+    /// variable counts as unset, so that a template may leave it blank.
     ///
     /// # Errors
     ///
-    /// [`UsageError`] with every mistake found. Asking for help or the version comes before any mistake.
+    /// [`UsageError`] with every mistake found. A request for help or the version takes precedence over mistakes.
     pub fn from(
         args: impl IntoIterator<Item = OsString>,
         env: impl Fn(&str) -> Option<String>,
@@ -108,7 +108,7 @@ impl Config {
     }
 }
 
-/// How it is told who sends a series, if labels tell it.
+/// Returns the settings by which labels name the sender of a series, if labels name it.
 fn sources(flags: &flags::Election) -> Option<storage::SourcesConfig> {
     flags.metrics_high_availability.then(|| storage::SourcesConfig {
         labels: SourceLabels {
@@ -119,26 +119,26 @@ fn sources(flags: &flags::Election) -> Option<storage::SourcesConfig> {
     })
 }
 
-/// The program, its version and its revision: the line that `-version` prints, and the first one of the log.
+/// Returns the program's name, version and revision: the line that `-version` prints, and the first line of the log.
 #[must_use]
 pub fn version() -> String {
     let revision = option_env!("GIT_REVISION").unwrap_or("unknown");
     format!("{} {} (revision {revision})", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
 }
 
-/// What was set, and what there is to say about it.
+/// The values that were set, with mistakes and warnings.
 #[derive(Default)]
 struct Given {
-    /// Good values by flag.
+    /// Valid values by flag.
     values: BTreeMap<&'static str, String>,
-    /// Flags whose value is no good: rules between flags leave them alone.
+    /// Flags with an invalid value. Rules between flags ignore them.
     bad: BTreeSet<&'static str>,
     mistakes: Vec<String>,
     warnings: Vec<String>,
 }
 
 impl Given {
-    /// Takes each flag's value from the command line, else from the environment, and checks it.
+    /// Takes each flag's value from the command line, or else from the environment, and checks it.
     fn collect(&mut self, table: &[Flag], mut line: BTreeMap<String, String>, env: impl Fn(&str) -> Option<String>) {
         for flag in table {
             let (source, value) = if let Some(value) = line.remove(flag.name) {
@@ -162,7 +162,7 @@ impl Given {
         self.values.contains_key(flag)
     }
 
-    /// A rule between `flags`: a mistake if it is broken, unless one of them is no good anyway.
+    /// Adds a mistake if a rule between `flags` is broken, unless one of these flags has an invalid value.
     fn demand(&mut self, flags: &[&str], kept: bool, mistake: impl FnOnce() -> String) {
         if !kept && !flags.iter().any(|flag| self.bad.contains(flag)) {
             self.mistakes.push(mistake());
@@ -175,7 +175,7 @@ impl Given {
         }
     }
 
-    /// The settings of each module, if nothing at all was wrong.
+    /// Returns the settings of each module, if there was no mistake.
     fn into_config(mut self) -> Result<Parsed, UsageError> {
         let flags = match Flags::from_values(&self.values) {
             Ok(flags) => flags,
@@ -250,7 +250,7 @@ impl Given {
             return None;
         }
         Some(election::Config {
-            // Whether a Prometheus sends is for the outside party to judge.
+            // The external party judges if a Prometheus sends.
             prometheus_timeout: match method {
                 Method::AdvisoryLock(_) => flags.leader_election_pg_advisory_lock_prometheus_timeout,
                 Method::External(_) => PrometheusTimeout::Never,
@@ -336,7 +336,7 @@ impl Given {
             "-pg-retention has no effect with -pg-read-only: a reader drops nothing",
         );
         let (writers, most) = (postgres.pg_write_connections, postgres.pg_max_open_conns);
-        // A command line of 0.6.0 may allow fewer connections than our default of writers.
+        // A command line of 0.6.0 may allow fewer connections than our default number of writers.
         self.demand(
             &["pg-write-connections", "pg-max-open-conns"],
             writers <= most || !self.is_set("pg-write-connections"),
@@ -359,7 +359,7 @@ impl Given {
         }
     }
 
-    /// `None` after a mistake.
+    /// Returns the connection settings; `None` after a mistake.
     fn postgres(&mut self, flags: &Flags) -> Option<postgres::Config> {
         let flags = &flags.postgres;
         let mut warnings = Vec::new();

@@ -1,8 +1,8 @@
-//! Who leads: a pure machine, and the advisory lock that drives it.
+//! The leader election: a pure state machine, and the advisory lock that drives it.
 //!
-//! [`machine`] decides, [`liveness`] knows whether the own Prometheus sends, [`orders`] what it was ordered, [`role`] is what
-//! the rest of the program sees; [`driver`] carries the machine's decisions out, on a [`lock_session`], and takes
-//! orders at a [`commands`].
+//! [`machine`] decides. [`liveness`] judges if the own Prometheus sends. [`orders`] has the orders given to this
+//! adapter. [`role`] is the part that the rest of the program sees. [`driver`] carries out the machine's decisions on a
+//! [`lock_session`], and takes orders from [`commands`].
 
 use std::future::Future;
 use std::time::Duration;
@@ -23,66 +23,66 @@ pub mod orders;
 pub mod role;
 mod write_path;
 
-/// A term of a group, as it was read or begun: who leads, and the right to write.
+/// A term of a group, as read or begun: the leader and the right to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Term {
-    /// What the group is called in the leader table: [`Config::group`], or [`by_labels::group_name`] of a cluster.
+    /// The group's name in the leader table: [`Config::group`], or [`by_labels::group_name`] of a cluster.
     pub group: String,
     /// The right to write.
     pub fence: Fence,
-    /// By labels, the replica that leads; `None` where an adapter leads for its own Prometheus.
+    /// By labels, the leading replica. `None` if an adapter leads for its own Prometheus.
     pub replica: Option<String>,
 }
 
-/// The hand-over's side of an election.
+/// The interface of the hand-over to an election.
 pub trait Succession: Send + Sync + 'static {
-    /// Stores what is buffered of the sender that leads in `term`: this adapter's own, or by labels [`Term::replica`]. Runs
-    /// beside the election, may be dropped half-way, and may be tried again for the same term; one for an earlier term of the
-    /// group may still be under way.
+    /// Stores the buffered samples of the sender that leads in `term`: this adapter's own Prometheus, or by labels
+    /// [`Term::replica`]. The future runs beside the election. It may be dropped before it ends and called again for
+    /// the same term. A call for an earlier term of the group may still run.
     ///
     /// # Errors
     ///
-    /// What the server said, or that another term is in force.
+    /// Errors of the server or of the connection, or a fenced write because another term is in force.
     fn prepare(&self, term: Term) -> impl Future<Output = Result<(), Error>> + Send + 'static;
 
-    /// A group's row was read, or a heartbeat found this adapter's own term in force. Called about once a second.
+    /// Notes that a group's row was read, or that a heartbeat found the own term in force. Called about once a second.
     fn observed(&self, term: &Term);
 
-    /// By labels: a replica of `cluster` has not been heard for an hour.
+    /// By labels: notes that a replica of `cluster` has not been heard for an hour.
     fn forget(&self, cluster: &str, replica: &str);
 
-    /// Whether nothing acknowledged is left in a buffer. By labels this is asked before the process stops.
+    /// Returns `true` if no acknowledged sample is left in a buffer. By labels, called before the process stops.
     fn is_drained(&self) -> bool;
 }
 
-/// How the leader of a group is found.
+/// Settings of a leader election.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// What makes an adapter the leader.
+    /// The method by which an adapter becomes leader.
     pub method: Method,
-    /// `-leader-election-hold`: out of elections from the start, until released.
+    /// `-leader-election-hold`: excluded from elections from the start until released.
     pub is_held: bool,
     /// `-leader-election-pg-advisory-lock-prometheus-timeout`.
     pub prometheus_timeout: PrometheusTimeout,
-    /// `-leader-election-liveness-interval`: how often a silent Prometheus is looked for (beside the exact deadline).
+    /// `-leader-election-liveness-interval`: interval of checks for a silent Prometheus, besides the exact deadline.
     pub liveness_interval: Duration,
-    /// `-scheduled-election-interval`: how often a standby tries to take the lock.
+    /// `-scheduled-election-interval`: interval at which a standby tries to take the lock.
     pub election_interval: Duration,
-    /// `-leader-election-lease`: the longest a frozen or unreachable leader keeps the lock; 3 s to 5 m.
+    /// `-leader-election-lease`: the longest time a frozen or unreachable leader keeps the lock, 3 s to 5 m.
     pub lease: Duration,
 }
 
-/// What makes an adapter the leader of its group.
+/// The method by which an adapter becomes leader of its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// `-leader-election-pg-advisory-lock-id`: that it holds this advisory lock. Never 0, which is no election.
+    /// `-leader-election-pg-advisory-lock-id`: the leader holds this advisory lock. Never 0, which means no election.
     AdvisoryLock(i64),
-    /// `-leader-election-rest`: that an outside party tells it to lead this group.
+    /// `-leader-election-rest`: an external party appoints the leader of this group.
     External(String),
 }
 
 impl Config {
-    /// What the group is called in the leader table, log and status.
+    /// Returns the group's name in the leader table, in the log and in the status.
     #[must_use]
     pub fn group(&self) -> String {
         match &self.method {
@@ -91,53 +91,54 @@ impl Config {
         }
     }
 
-    /// How long one that gave the lead up stands back for another, and another for the one it named: several times as long
-    /// as whoever is there takes to notice.
+    /// Returns the time for which an adapter that gave up the lead does not take it again, and for which the other
+    /// adapters yield to a named successor. This is several times the time that another adapter needs to notice.
     #[must_use]
     pub fn cooldown(&self) -> Duration {
         self.lease / 2
     }
 
-    /// The server ends a lock session that is silent for so long: 85 % of the lease, so that detection and take-over
-    /// end within it.
+    /// Returns the time after which the server ends a silent lock session: 85 % of the lease. So detection and
+    /// take-over both end within the lease.
     #[must_use]
     pub fn session_timeout(&self) -> Duration {
         self.lease * 17 / 20
     }
 
-    /// A leader stops writing when a heartbeat sent so long ago is the last one answered: 70 % of the lease, well
-    /// before the server gives the lock away, so that a clock that runs a tenth slow is still in time.
+    /// Returns the time after which a leader stops writing, counted from when its last answered heartbeat was sent:
+    /// 70 % of the lease. The server releases the lock well after that, so a clock that runs 10 % slow is still in
+    /// time.
     #[must_use]
     pub fn leader_deadline(&self) -> Duration {
         self.lease * 7 / 10
     }
 
-    /// How long a writer of an old term may take to end by itself before its backend is terminated: a third of what
-    /// [`Config::session_timeout`] leaves of the lease, so that a take-over that has to wait ends within the lease.
+    /// Returns the time that a writer of an old term has to end by itself before its backend is terminated: a third of
+    /// what [`Config::session_timeout`] leaves of the lease. So a take-over that must wait still ends within the lease.
     #[must_use]
     pub fn drain_patience(&self) -> Duration {
         self.lease / 20
     }
 
-    /// How often a leader sends a heartbeat: once a second, or five times in a short lease.
+    /// Returns the interval of a leader's heartbeats: one second, or a fifth of a short lease.
     #[must_use]
     pub fn heartbeat_interval(&self) -> Duration {
         (self.lease / 5).min(Duration::from_secs(1))
     }
 
-    /// A leader's heartbeat older than three of its intervals is stale: who leads is then unknown.
+    /// Returns the age from which a heartbeat is stale: three heartbeat intervals. The leader is then unknown.
     #[must_use]
     pub fn stale_after(&self) -> Duration {
         self.heartbeat_interval() * 3
     }
 }
 
-/// When a leader whose own Prometheus sends nothing gives the lead up.
+/// The time after which a leader gives up the lead because its own Prometheus sends nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrometheusTimeout {
     /// `0`: never.
     Never,
-    /// So long after the last write request.
+    /// This long after the last write request.
     After(Duration),
     /// Unset: learned from the interval between requests.
     Automatic,

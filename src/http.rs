@@ -1,4 +1,4 @@
-//! Routes and statuses: the only module that names an HTTP status code.
+//! Routes and statuses. This is the only module that names an HTTP status code.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -32,17 +32,17 @@ mod service;
 mod status;
 mod write;
 
-/// Reads at a time; more wait. Prometheus' own default.
+/// Reads at the same time; further reads wait. Prometheus' own default.
 pub const READS_MAX: usize = 10;
 
-/// Connections at a time; more wait to be accepted.
+/// Connections at the same time; further connections wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
 
-/// A client must have sent the headers of its next request by then. Longer than Prometheus keeps a connection idle (5 m),
-/// so that it is never we who close one that it is about to use.
+/// Time limit for a client to send the headers of its next request. It is longer than Prometheus keeps an idle
+/// connection (5 m), so that the adapter never closes a connection that Prometheus is about to use.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(330);
 
-/// Accepts connections until `stop`, then lets requests in flight end, at most `grace` long.
+/// Accepts connections until `stop`, then lets requests in flight end, for at most `grace`.
 pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: CancellationToken, grace: Duration) {
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -81,8 +81,8 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
     }
 }
 
-/// The next connection. One that fails to be accepted is skipped; when the process has no file descriptors left, the
-/// pause lets some come free.
+/// Returns the next connection, or `None` if accepting it failed. If the process has no file descriptors left, the
+/// pause lets some become free.
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
@@ -103,7 +103,7 @@ async fn accept(
     }
 }
 
-/// Answers a request by its path.
+/// Answers a request according to its path.
 async fn answer(service: Arc<Service>, request: Request<Incoming>, line: Arc<Connection>, is_local: bool) -> Answer {
     let path = request.uri().path().to_owned();
     match path.as_str() {

@@ -1,4 +1,5 @@
-//! The program: arguments to [`prometheus_postgresql_adapter::config::Config`], logger, app.
+//! The program: reads the arguments into [`prometheus_postgresql_adapter::config::Config`], starts the log, and runs
+//! the app.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,13 +9,13 @@ use prometheus_postgresql_adapter::config::{self, Config, Parsed};
 use prometheus_postgresql_adapter::{app, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The status of Go's `flag` package for a command line that makes no sense.
+/// The exit status of Go's `flag` package for an invalid command line.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match Config::from(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
         Ok(Parsed::Help(text) | Parsed::Version(text)) => {
-            // A reader that has seen enough (`| head`) is no failure.
+            // A reader that closes the pipe early (`| head`) is no failure.
             let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
             ExitCode::SUCCESS
         }
@@ -69,7 +70,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
             () = watcher => Ok(None),
         }
     });
-    // What still runs has had its time.
+    // Tasks that still run have had their time.
     runtime.shutdown_background();
     match result {
         Ok(Some(Ok(()))) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! What becomes of a write request, by role.
+//! The handling of a write request, by role.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,55 +27,55 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::Request;
 
-/// Takes write requests; reads the role and never asks the database for it.
+/// Takes write requests. Reads the role, and never asks the database for it.
 pub struct Receiver {
-    /// Where a leader stores.
+    /// The store, in which a leader stores.
     pub store: Arc<Store>,
-    /// Who sends.
+    /// The senders.
     pub senders: Arc<Senders>,
-    /// Who of them leads.
+    /// The source of the senders' roles.
     pub leaders: Leaders,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// What was said of requests that are refused.
+    /// Limits the log lines about refused requests.
     pub trouble: Mutex<LogThrottle>,
 }
 
-/// Where it is known which sender leads.
+/// The source of the senders' roles.
 pub enum Leaders {
-    /// The own Prometheus alone sends: this adapter leads, or it does not.
+    /// Only the own Prometheus sends. Either this adapter leads or it does not.
     Own {
-        /// Who we are at the moment.
+        /// This adapter's present role.
         role: watch::Receiver<Role>,
-        /// Told how writes end.
+        /// Notes how writes end.
         write_path: Arc<WritePath>,
-        /// Told when a write finds that a newer term has begun.
+        /// Notified when a write finds that a newer term has begun.
         fenced: Arc<Notify>,
     },
-    /// Labels say who sends: in each cluster one replica leads.
+    /// Labels name the sender. In each cluster one replica leads.
     ByLabels(Arc<Clusters>),
 }
 
-/// A request was taken: every sample stored or held, but for those that never can be.
+/// A request was accepted: every sample is stored or buffered, except those that can never be stored.
 #[derive(Debug, Default)]
 pub struct Accepted {
-    /// Samples stored or held, those included that were stored already; neither the rejected nor what is older than the
-    /// retention.
+    /// Samples stored or buffered, including those that were stored already. Rejected samples and samples older than
+    /// the retention are not counted.
     pub written: usize,
-    /// What can never be stored.
+    /// The samples that can never be stored.
     pub rejected: Rejected,
 }
 
-/// A request was not taken, through no fault of its sender: it is to send the same again.
+/// A request was refused through no fault of its sender. The sender must send the same request again.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// Nobody knows who leads, or a take-over is under way.
+    /// The leader is unknown, or a take-over is in progress.
     #[error("this adapter's role is {0}: nothing can be stored or held right now")]
     Role(&'static str),
-    /// A standby can hold nothing more.
+    /// A standby cannot buffer more.
     #[error(transparent)]
     Held(#[from] NotBuffered),
-    /// There are more clusters than there may be.
+    /// More clusters send than are allowed.
     #[error(transparent)]
     Clusters(#[from] TooMany),
     /// Another replica sends the same series to this adapter.
@@ -84,12 +84,12 @@ pub enum Refused {
          while {first:?} sends; give each an adapter of its own in one election, or elect by labels (-metrics-high-availability)"
     )]
     Replica {
-        /// Which is served.
+        /// The replica whose requests are accepted.
         first: String,
-        /// Which is not.
+        /// The replica whose requests are refused.
         refused: String,
     },
-    /// A group stores the same series, by way of adapters that elect a leader.
+    /// A group of adapters that elect a leader stores the same series.
     #[error(
         "adapters that elect a leader ({0}) store the same series in the same tables, and this one takes part in no election, so both would \
          be stored: it stores nothing while they do; start it with their -leader-election-pg-advisory-lock-id, or give it a -pg-table of its own"
@@ -100,34 +100,34 @@ pub enum Refused {
     Database(String),
 }
 
-/// How long a request waits for a role that is being decided: longer than a take-over normally takes, shorter than a
-/// sender's patience.
+/// Time that a request waits for a role that is being decided. It is longer than a usual take-over and shorter than a
+/// sender's timeout.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What one sender has in a request.
+/// The samples of one sender in a request.
 struct Part {
     sender: SourceId,
-    /// Who that is; `None` for one that does not say.
+    /// The sender's labels; `None` if the request does not name the sender.
     source: Option<Arc<Source>>,
     handover: Arc<Handover>,
-    /// The same for a retry of the same bytes.
+    /// The request key of this part: the same for a retry of the same bytes.
     key: Uuid,
 }
 
 impl Receiver {
-    /// One that has received nothing yet.
+    /// Returns a receiver that has received nothing yet.
     #[must_use]
     pub fn new(store: &Arc<Store>, senders: &Arc<Senders>, leaders: Leaders, metrics: &Arc<Metrics>) -> Self {
         let (store, senders, metrics) = (Arc::clone(store), Arc::clone(senders), Arc::clone(metrics));
         Self { store, senders, leaders, metrics, trouble: Mutex::default() }
     }
 
-    /// Stores or holds `request`, decoded from `body`, which tells it from others. `line` is the connection it came by, if
-    /// it matters who sends over which.
+    /// Stores or buffers `request`, which was decoded from `body`. The request key is made from `body`. `line` is the
+    /// connection that carried the request, if the election needs to know it.
     ///
     /// # Errors
     ///
-    /// [`Refused`]: nothing of it is promised, some of it may be stored; the retry is told apart by its bytes.
+    /// [`Refused`]: no sample of it is acknowledged, though some may be stored. A retry is recognised by its bytes.
     pub async fn receive(
         &self,
         request: &Request<'_>,
@@ -148,20 +148,20 @@ impl Receiver {
         taken
     }
 
-    /// Tells the senders apart.
+    /// Returns the part of each sender in the request.
     fn parts(&self, request: &Request<'_>, body: &[u8], looked_up: &LookedUp) -> Vec<Part> {
         let key = request_key(body);
         let part = |sender| {
             let source = self.store.sources().source(sender);
             let handover = self.senders.of(source.as_deref());
-            // Parts may be stored at different attempts.
+            // Parts may be stored by different attempts.
             let key = source.as_ref().map_or(key, |source| part_key(key, source));
             Part { sender, source, handover, key }
         };
         looked_up.senders(request).into_iter().map(part).collect()
     }
 
-    /// Where labels say who sends: it is heard.
+    /// By labels: notes that the senders of the request were heard.
     fn heard(&self, parts: &[Part], line: Option<&ClusterConnection>) -> Result<Vec<InFlight>, Refused> {
         let Leaders::ByLabels(clusters) = &self.leaders else { return Ok(Vec::new()) };
         let sources = || parts.iter().filter_map(|part| part.source.as_ref());
@@ -178,8 +178,8 @@ impl Receiver {
         if let Some(role) = roles.iter().find(|role| !is_settled(role)) {
             return Err(Refused::Role(role.word()));
         }
-        // Series are found, or made, by a standby too, so that what is held is small and what can never be stored is refused
-        // by both alike.
+        // A standby also looks up and creates series ids. So a buffered sample is small, and both adapters reject the
+        // same samples that can never be stored.
         let fence = match (&self.leaders, roles.first()) {
             (Leaders::Own { .. }, Some(Role::Leader { fence, .. })) => *fence,
             _ => None,
@@ -194,7 +194,7 @@ impl Receiver {
         Ok(Accepted { written, rejected: resolved.rejected })
     }
 
-    /// Refuses what somebody else sends too, or stores, if both would be stored.
+    /// Refuses series that another replica sends too, or that another group stores, if both would be stored.
     fn check_replicas(&self, parts: &[Part], found: &[(SourceId, i64)]) -> Result<(), Refused> {
         for part in parts {
             let series = found.iter().filter(|(sender, _)| *sender == part.sender).map(|(_, id)| *id);
@@ -213,7 +213,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// The role for what `part` has, once it is one that can answer, or what it is when patience ends.
+    /// Returns the role for `part` once it is leader or standby, or the role when `SETTLE_TIMEOUT` ends.
     async fn settled_role(&self, part: &Part) -> Role {
         match (&self.leaders, &part.source) {
             (Leaders::Own { role, .. }, _) => {
@@ -271,7 +271,7 @@ impl Receiver {
         self.metrics.samples_duplicate_total.with_label_values(&[reason]).inc_by(count as u64);
     }
 
-    /// A newer term has begun than that of `fence`.
+    /// Notifies the election that a newer term than that of `fence` has begun.
     fn fenced(&self, fence: Option<Fence>) -> Refused {
         match &self.leaders {
             Leaders::Own { role, fenced, .. } => {
@@ -284,21 +284,21 @@ impl Receiver {
         Refused::Database("a newer term has begun".to_owned())
     }
 
-    /// Our trouble. If it is that another adapter has begun a newer term, the election is to know: its own session may
-    /// lead to another server, where everything looks well.
+    /// Returns the refusal for `error`, which is not the sender's fault. If another adapter has begun a newer term, the
+    /// election is notified: its own session may be connected to another server, where its term looks valid.
     fn refused(&self, error: &Error, fence: Option<Fence>) -> Refused {
         if error.class() == Class::Fenced {
             self.fenced(fence);
         }
         let why = error.to_string();
-        // The election tells of a term that is over.
+        // The election logs that a term is over.
         if error.class() != Class::Fenced {
             self.warn(&why);
         }
         Refused::Database(why)
     }
 
-    /// Says why requests are refused, unless that was said lately.
+    /// Logs why requests are refused, unless the same was logged recently.
     fn warn(&self, why: &str) {
         if self.trouble.lock().should_log(why, Instant::now()) {
             log::warn!("write requests are answered 503: {why}");

@@ -1,4 +1,4 @@
-//! The words after `election`.
+//! Parses the words after `election`.
 
 use hyper::Uri;
 
@@ -21,11 +21,11 @@ resign and with hand-over, which goes to a replica then, and with hold and relea
 The port is that of TS_PROM_WEB_LISTEN_ADDRESS, if that is set, and the adapter's
 -web-admin-token that of TS_PROM_WEB_ADMIN_TOKEN.";
 
-/// What is asked for; `None` for help.
+/// Returns the command; `None` for help.
 ///
 /// # Errors
 ///
-/// What is wrong, and the usage.
+/// The mistake, followed by the usage.
 pub(super) fn parse(words: &[String], env: impl Fn(&str) -> Option<String>) -> Result<Option<Command>, String> {
     let set = |name: &str| env(name).filter(|value| !value.is_empty());
     let port = set("TS_PROM_WEB_LISTEN_ADDRESS")
@@ -78,7 +78,7 @@ pub(super) fn parse(words: &[String], env: impl Fn(&str) -> Option<String>) -> R
     Ok(Some(Command { url, token: set("TS_PROM_WEB_ADMIN_TOKEN"), verb, cluster, replica }))
 }
 
-/// The page for `election -h`.
+/// Returns the page for `election -h`.
 pub(super) fn usage() -> String {
     USAGE.to_owned()
 }

@@ -1,30 +1,30 @@
-//! Durations as Go and Prometheus write them: `1h30m`, `1.5s`, `100us`, `2w`, `0`.
+//! Durations in the notation of Go and Prometheus: `1h30m`, `1.5s`, `100us`, `2w`, `0`.
 //!
-//! Pure. The grammar is that of Go's `time.ParseDuration` with Prometheus' `d`, `w` and `y` (of 365 days) added.
+//! Pure. The grammar is that of Go's `time.ParseDuration`, with Prometheus' `d`, `w` and `y` (of 365 days) added.
 
 use std::time::Duration;
 
-/// Why a text is no duration. Every message says what would be one.
+/// The reason why a text is no duration. The messages show valid durations or name the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DurationError {
-    /// Nothing, or something that is no number with a unit.
+    /// An empty text, or no number with a unit.
     #[error("not a duration such as 30s, 1h30m or 500ms")]
     Malformed,
-    /// A number alone.
+    /// A number without a unit.
     #[error("missing unit, as in 30s, 1h30m or 500ms")]
     NoUnit,
     /// Letters that are no unit.
     #[error("unknown unit: the units are ns, us, ms, s, m, h, d, w and y")]
     UnknownUnit,
-    /// Below 0.
+    /// Less than 0.
     #[error("must not be negative")]
     Negative,
-    /// Above 2^63-1 nanoseconds, about 292 years, the most that Go can hold.
+    /// More than 2^63-1 nanoseconds, about 292 years: the most that Go can hold.
     #[error("too long: at most about 292 years")]
     Overflow,
 }
 
-/// Units by length, in nanoseconds. µ has two code points, and Go takes both.
+/// Units in nanoseconds, the longest first. µ has two code points, and Go accepts both.
 const UNITS: [(&str, u64); 11] = [
     ("y", 365 * 86_400 * SECOND),
     ("w", 7 * 86_400 * SECOND),
@@ -40,11 +40,11 @@ const UNITS: [(&str, u64); 11] = [
 ];
 const SECOND: u64 = 1_000_000_000;
 
-/// Reads a duration; fractions of a nanosecond are cut off.
+/// Parses a duration. Fractions of a nanosecond are truncated.
 ///
 /// # Errors
 ///
-/// [`DurationError`]
+/// The [`DurationError`] that applies.
 pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
     let (negative, unsigned) = match text.as_bytes() {
         [b'-', ..] => (true, &text[1..]),
@@ -68,7 +68,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
     }
 }
 
-/// The first number with its unit, in nanoseconds, and what follows it.
+/// Returns the first number with its unit, in nanoseconds, and the rest of the text.
 fn leading_part(text: &str) -> Result<(u64, &str), DurationError> {
     let (whole, rest) = leading_digits(text);
     let (fraction, rest) = match rest.strip_prefix('.') {
@@ -86,12 +86,12 @@ fn leading_part(text: &str) -> Result<(u64, &str), DurationError> {
     Ok((nanos(whole, fraction, *unit).ok_or(DurationError::Overflow)?, rest))
 }
 
-/// `whole.fraction` times `unit`, of digits alone, either of which may be missing; `None` if it is too large.
+/// Returns `whole.fraction` times `unit`; `None` if it is too large. Both parts consist of digits and may be empty.
 fn nanos(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
     let digits = |digits: &str| {
         if digits.is_empty() { Some(0) } else { digits.parse::<u64>().ok() }
     };
-    // The 18th digit of a year is worth less than a nanosecond, and 18 digits always fit.
+    // A 19th digit is worth less than a nanosecond even in years, and 18 digits always fit into a `u64`.
     let fraction = &fraction[..fraction.len().min(18)];
     let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
     let part = u64::try_from(u128::from(digits(fraction)?) * u128::from(unit) / scale).ok()?;
@@ -102,7 +102,7 @@ fn leading_digits(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
-/// Writes a duration the way [`parse`] reads it: `12h`, `1m30s`, `1s500ms`.
+/// Formats a duration in the notation that [`parse`] reads: `12h`, `1m30s`, `1s500ms`.
 pub(crate) fn display(duration: Duration) -> String {
     let mut text = String::new();
     let mut rest = duration.as_nanos();

@@ -1,33 +1,33 @@
-//! Command lines as Go's `flag` package reads them: `-flag` and `--flag`, `=value` or the next word.
+//! Parses command lines as Go's `flag` package does: `-flag` and `--flag`, with `=value` or the next word as the value.
 //!
-//! Pure. Which flags there are is the caller's knowledge; what their values mean, too. `.` and `-` are one in names,
-//! because the old adapter changed its spelling from dots to dashes.
+//! Pure. The caller knows the flags and the meaning of their values. `.` and `-` are equal in names, because the old
+//! adapter changed its spelling from dots to dashes.
 
-/// Whether a flag can stand alone.
+/// The kind of a flag: a switch can stand alone, a value flag cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `-flag` is `-flag=true`, and the next word is never its value.
     Switch,
-    /// The value follows after `=` or as the next word.
+    /// The value follows `=` or is the next word.
     Value,
 }
 
-/// A command line taken apart.
+/// A parsed command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct CommandLine {
     /// Name and value of each flag, in the order given, so that the last one wins. Names have dashes, no dots.
     pub(crate) values: Vec<(String, String)>,
-    /// `-h`, `-help` was given.
+    /// `true` if `-h` or `-help` was given.
     pub(crate) help: bool,
-    /// `-version` was given.
+    /// `true` if `-version` was given.
     pub(crate) version: bool,
-    /// What is wrong with the words themselves, in Go's phrases; values are never repeated.
+    /// Mistakes in the words themselves, in Go's phrases. Values are never repeated.
     pub(crate) mistakes: Vec<String>,
 }
 
-/// Takes the words after the program's name apart. `kind` knows every flag but help and version.
+/// Parses the words after the program's name. `kind` knows every flag except help and version.
 ///
-/// Unlike Go it goes on after a mistake, so that one start shows all of them. It ends where Go ends: at the first word
+/// Unlike Go it goes on after a mistake, so that one start shows all mistakes. It ends where Go ends: at the first word
 /// that is no flag, or after `--`.
 pub(crate) fn normalise(args: &[String], kind: impl Fn(&str) -> Option<Kind>) -> CommandLine {
     let mut line = CommandLine::default();
@@ -66,7 +66,8 @@ pub(crate) fn normalise(args: &[String], kind: impl Fn(&str) -> Option<Kind>) ->
             },
             (_, None, value) => {
                 line.mistakes.push(format!("flag provided but not defined: -{spelled}"));
-                // Probably its value; and if it is a misspelled switch, the word is named at the next try.
+                // The next word is probably the value. If the flag is a misspelled switch, the next start reports that
+                // word.
                 if value.is_none() {
                     words.next_if(|next| !next.starts_with('-'));
                 }
@@ -76,7 +77,8 @@ pub(crate) fn normalise(args: &[String], kind: impl Fn(&str) -> Option<Kind>) ->
     line
 }
 
-/// The word itself is not repeated: it may be the rest of a password with a blank in it.
+/// Returns the mistake for a word that is no flag. The word itself is not repeated: it may be part of a password that
+/// contains a blank.
 fn stray_word(place: &str) -> String {
     format!(
         "unexpected word {place}: a switch takes its value after =, as in -pg-read-only=false, and a value with blanks \
@@ -84,11 +86,11 @@ fn stray_word(place: &str) -> String {
     )
 }
 
-/// A truth as Go's `strconv.ParseBool` reads it.
+/// Parses a boolean as Go's `strconv.ParseBool` does.
 ///
 /// # Errors
 ///
-/// Any other word; the message lists the right ones.
+/// Any other word. The message lists valid words.
 pub(crate) fn parse_bool(text: &str) -> Result<bool, &'static str> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),

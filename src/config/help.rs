@@ -1,8 +1,8 @@
-//! The help page, written from the table of flags.
+//! The help page, generated from the table of flags.
 
 use super::flags::Flag;
 
-/// Columns of the page.
+/// Width of the page in columns.
 const WIDTH: usize = 90;
 
 const INTRODUCTION: &str = "\
@@ -40,7 +40,7 @@ Help
       Show the version.
 ";
 
-/// The page for `-h`.
+/// Returns the page for `-h`.
 pub(super) fn page(table: &[Flag]) -> String {
     let mut page = format!("{}\n\n{INTRODUCTION}", super::version());
     let mut group = "";
@@ -51,7 +51,7 @@ pub(super) fn page(table: &[Flag]) -> String {
         }
         let default = if flag.default.is_empty() { String::new() } else { format!(" (default {})", flag.default) };
         page += &format!("  -{}={}{default}\n", flag.name, flag.value_name);
-        // structopt takes the full stop off a single sentence.
+        // structopt removes the full stop of a single sentence.
         let stop = if flag.help.ends_with('.') { "" } else { "." };
         for line in wrap(&format!("{}{stop}", flag.help), WIDTH - 6) {
             page += &format!("      {line}\n");
@@ -60,7 +60,7 @@ pub(super) fn page(table: &[Flag]) -> String {
     page + OTHER
 }
 
-/// Breaks a text between words into lines of `width` characters at most, longer words excepted.
+/// Breaks a text between words into lines of at most `width` characters. Only a longer word exceeds the width.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

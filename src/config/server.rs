@@ -1,7 +1,7 @@
-//! `-pg-uri` and its kin into tokio-postgres settings.
+//! Converts `-pg-uri` and the other connection flags to tokio-postgres settings.
 //!
-//! tokio-postgres reads URIs and key=value lists itself, but knows neither `sslrootcert` nor the modes of `sslmode` that
-//! verify; those two are taken out first. No error repeats any part of a text that may hold a password.
+//! tokio-postgres parses URIs and key=value lists itself, but does not know `sslrootcert` or the verifying modes of
+//! `sslmode`. These two settings are removed first. No error repeats any part of a text that may contain a password.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -15,14 +15,14 @@ use super::flags::Postgres;
 use super::value;
 use crate::postgres::{SslMode, tls};
 
-/// Shown in `pg_stat_activity`, unless the URI says otherwise.
+/// The name in `pg_stat_activity`, unless the URI sets another one.
 const APPLICATION_NAME: &str = "prometheus-postgresql-adapter";
 
-/// As 0.6.0 had it: a host that does not answer must not hold the start up for minutes.
+/// The connect timeout, as in 0.6.0. A host that does not answer must not delay the start for minutes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Settings libpq has and we do not. Only these names may be repeated in an error: any other could be part of a
-/// password with a blank in it.
+/// Settings that libpq has and the adapter does not. Only these names may be repeated in an error: any other name may
+/// be part of a password that contains a blank.
 const UNSUPPORTED: [&str; 18] = [
     "client_encoding",
     "fallback_application_name",
@@ -44,7 +44,7 @@ const UNSUPPORTED: [&str; 18] = [
     "sslsni",
 ];
 
-/// What a URI or key=value list says. No output of it holds the password.
+/// The settings of a URI or key=value list. Its `Debug` output never shows the password.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Uri {
     server: tokio_postgres::Config,
@@ -53,12 +53,12 @@ pub(super) struct Uri {
 }
 
 impl Uri {
-    /// Reads a `postgres://` URI or a list of key=value.
+    /// Parses a `postgres://` URI or a key=value list.
     pub(super) fn parse(text: &str) -> Result<Uri, String> {
         let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme));
         let (rest, tls) = if is_url { split_url(text)? } else { split_pairs(text) };
         let server: tokio_postgres::Config = rest.parse().map_err(|error| explain(&error, is_url))?;
-        // `@` ends the password, so one inside it makes the rest of the password a part of the host.
+        // `@` ends the password. An `@` inside the password makes the rest of the password part of the host.
         let odd = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
         if server.get_hosts().iter().any(odd) {
             return Err("has more than one @: write one inside a password as %40".to_owned());
@@ -76,7 +76,7 @@ impl Uri {
     }
 }
 
-/// Both servers, and how far their certificates are checked.
+/// The settings of both servers, and of the check of their certificates.
 pub(super) struct Servers {
     pub(super) server: tokio_postgres::Config,
     pub(super) lock_server: tokio_postgres::Config,
@@ -84,12 +84,12 @@ pub(super) struct Servers {
     pub(super) ssl_root_cert: Option<PathBuf>,
 }
 
-/// Puts the flags together: a URI wins, the flags fill in, the lock session's URI is filled in by both. `is_set` tells
-/// whether a flag was given.
+/// Merges the flags. A URI wins over the flags, which supply what it omits. Both supply what the URI of the lock
+/// session omits. `is_set` returns `true` if a flag was given.
 ///
 /// # Errors
 ///
-/// What is wrong with `-pg-lock-uri` in view of the other settings.
+/// The mistake in `-pg-lock-uri` in view of the other settings.
 pub(super) fn resolve(
     flags: &Postgres,
     is_set: impl Fn(&str) -> bool,
@@ -135,7 +135,7 @@ pub(super) fn resolve(
     Ok(servers)
 }
 
-/// The lock session's server, with what `uri` leaves out taken from the other one.
+/// Sets the server of the lock session. Settings that `uri` omits are taken from the other server.
 fn lock_server(servers: &mut Servers, uri: Uri) -> Result<(), String> {
     let (mut lock, other) = (uri.server, &servers.server);
     if lock.get_hosts().is_empty() && lock.get_hostaddrs().is_empty() {
@@ -163,7 +163,7 @@ fn lock_server(servers: &mut Servers, uri: Uri) -> Result<(), String> {
     if let (None, Some(database)) = (lock.get_dbname(), other.get_dbname()) {
         lock.dbname(database);
     }
-    // One verifier serves both; a server without TLS beside one with it needs none.
+    // One verifier serves both servers. A server without TLS needs no verifier.
     let mode = uri.ssl_mode.unwrap_or(servers.ssl_mode);
     settle(&mut lock, mode);
     match (servers.ssl_mode, mode) {
@@ -183,7 +183,7 @@ fn lock_server(servers: &mut Servers, uri: Uri) -> Result<(), String> {
     Ok(())
 }
 
-/// What is the same for every server.
+/// Sets the settings that are the same for every server.
 fn settle(server: &mut tokio_postgres::Config, ssl_mode: SslMode) {
     server.ssl_mode(tls::sslmode(ssl_mode));
     if server.get_application_name().is_none() {
@@ -194,7 +194,7 @@ fn settle(server: &mut tokio_postgres::Config, ssl_mode: SslMode) {
     }
 }
 
-/// The settings that are not tokio-postgres's business.
+/// The settings that tokio-postgres does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TlsKey {
     Mode,
@@ -211,9 +211,9 @@ impl TlsKey {
     }
 }
 
-/// A URI without the two settings, and the settings.
+/// Returns a URI without these settings, and the settings.
 fn split_url(text: &str) -> Result<(String, Vec<(TlsKey, String)>), String> {
-    // As tokio-postgres does it: what comes before the first @ is the login, and may hold a question mark.
+    // Like tokio-postgres: the part before the first @ is the login, and may contain a question mark.
     let login = text.find('@').map_or(0, |at| at + 1);
     let Some(mark) = text[login..].find('?').map(|mark| login + mark) else {
         return Ok((text.to_owned(), Vec::new()));
@@ -232,8 +232,8 @@ fn split_url(text: &str) -> Result<(String, Vec<(TlsKey, String)>), String> {
     Ok((format!("{}?{}", &text[..mark], kept.join("&")), taken))
 }
 
-/// A list of key=value without the two settings, and the settings. What is no such list is kept for tokio-postgres to
-/// refuse.
+/// Returns a key=value list without these settings, and the settings. A text that is no such list is left for
+/// tokio-postgres to reject.
 fn split_pairs(text: &str) -> (String, Vec<(TlsKey, String)>) {
     let (mut kept, mut taken) = (String::new(), Vec::new());
     let mut rest = text.trim_start();
@@ -252,7 +252,7 @@ fn split_pairs(text: &str) -> (String, Vec<(TlsKey, String)>) {
     (kept, taken)
 }
 
-/// The value `text` begins with, as libpq quotes and escapes it, and what follows.
+/// Returns the value at the start of `text`, with libpq's quotes and escapes resolved, and the rest of the text.
 fn leading_value(text: &str) -> (Cow<'_, str>, &str) {
     let (quoted, body) = match text.strip_prefix('\'') {
         Some(body) => (true, body),
@@ -271,7 +271,7 @@ fn leading_value(text: &str) -> (Cow<'_, str>, &str) {
     (value.into(), "")
 }
 
-/// What tokio-postgres found wrong, without any text of the operator's but names from libpq's own list.
+/// Returns the error of tokio-postgres without any text of the operator's, except names from libpq's own list.
 fn explain(error: &tokio_postgres::Error, is_url: bool) -> String {
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     let named = |prefix: &str| cause.strip_prefix(prefix).map(|name| name.trim_matches('`').to_owned());

@@ -23,7 +23,7 @@ pub(super) fn run_with(args: &[&str], env: &[(&str, &str)]) -> (Config, Vec<Stri
     }
 }
 
-/// A command line that leaves nothing to say.
+/// Parses a command line that leads to no warning.
 #[track_caller]
 pub(super) fn run(args: &[&str]) -> Config {
     let (config, warnings) = run_with(args, &[]);

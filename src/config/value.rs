@@ -1,6 +1,6 @@
-//! What the value of one flag may be: texts into types, each within its bounds.
+//! The valid values of each flag: texts are converted into types and checked against their bounds.
 //!
-//! Pure. Every error completes `invalid value "…" for flag -…: `; rules between flags are `config`'s.
+//! Pure. Every error completes `invalid value "…" for flag -…: `. Rules between flags belong to `config`.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,10 +28,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Names of labels. structopt would read a field of type `Vec` as a flag to be given many times.
+/// Names of labels. A type alias, because structopt would read a field of type `Vec` as a flag that may be given many
+/// times.
 pub(super) type Labels = Vec<String>;
 
-/// `None` if the flag is empty. structopt would read a field of type `Option` as a flag without a default.
+/// `None` if the flag is empty. A type alias, because structopt would read a field of type `Option` as a flag without a
+/// default.
 pub(super) type MaybeUri = Option<Uri>;
 
 pub(super) fn text(value: &str) -> Result<String, String> {
@@ -50,7 +52,7 @@ pub(super) fn not_empty(value: &str) -> Result<String, String> {
     if value.is_empty() { Err("must not be empty".to_owned()) } else { text(value) }
 }
 
-/// The name of a group; with it go the names of sessions, which PostgreSQL cuts short.
+/// Reads the name of a group. It is short because names of sessions contain it, and PostgreSQL truncates those.
 pub(super) fn group(value: &str) -> Result<String, String> {
     match value {
         _ if value.len() > 20 => Err("is longer than 20 bytes".to_owned()),
@@ -65,7 +67,7 @@ pub(super) fn number<T: FromStr<Err = ParseIntError>>(value: &str) -> Result<T, 
     value.parse().map_err(|error: ParseIntError| match error.kind() {
         IntErrorKind::PosOverflow => "is too large".to_owned(),
         IntErrorKind::NegOverflow => "is too small".to_owned(),
-        // An unsigned number reads a minus sign as a wrong digit.
+        // An unsigned number parser reports a minus sign as an invalid digit.
         _ if value.starts_with('-') && value[1..].parse::<u64>().is_ok() => "must not be negative".to_owned(),
         _ => "is not a whole number".to_owned(),
     })
@@ -83,7 +85,7 @@ pub(super) fn at_least_one(value: &str) -> Result<u64, String> {
     }
 }
 
-/// MiB, as bytes.
+/// Reads a number of MiB, and returns it in bytes.
 pub(super) fn mebibytes(value: &str) -> Result<usize, String> {
     match number::<usize>(value)? {
         mib @ 1..=1_048_576 => Ok(mib * 1024 * 1024),
@@ -124,15 +126,15 @@ pub(super) fn span(value: &str, least: Duration, most: Duration) -> Result<Durat
     }
 }
 
-/// More than anybody means, and far from where adding it to a time could overflow.
+/// Upper bound of a duration. It is longer than any useful value, and adding it to a time is far from an overflow.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// A timeout or an interval.
+/// Reads a timeout or an interval.
 pub(super) fn positive(value: &str) -> Result<Duration, String> {
     span(value, Duration::from_millis(1), YEAR)
 }
 
-/// PostgreSQL's own timeouts are milliseconds in an i32.
+/// Reads a timeout that also becomes a timeout of PostgreSQL, which is an `i32` in milliseconds.
 pub(super) fn send_timeout(value: &str) -> Result<Duration, String> {
     span(value, Duration::from_millis(1), Duration::from_secs(86_400))
 }
@@ -158,7 +160,7 @@ pub(super) fn seal_samples(value: &str) -> Result<u64, String> {
 
 pub(super) fn prometheus_timeout(value: &str) -> Result<PrometheusTimeout, String> {
     match value {
-        // What unset looked like in 0.6.0: a duration of -1.
+        // In 0.6.0 an unset timeout was a duration of -1.
         "auto" | "-1" | "-1ns" => Ok(PrometheusTimeout::Automatic),
         _ => match duration::parse(value) {
             Ok(Duration::ZERO) => Ok(PrometheusTimeout::Never),
@@ -207,7 +209,7 @@ pub(super) fn listen_address(value: &str) -> Result<SocketAddr, String> {
     let (host, port) = value.rsplit_once(':').ok_or(expected)?;
     let port = port.parse().map_err(|_| expected)?;
     match host {
-        // Linux takes IPv4 on this one, too.
+        // On Linux this address accepts IPv4 too.
         "" => Ok((Ipv6Addr::UNSPECIFIED, port).into()),
         "localhost" => Ok((Ipv4Addr::LOCALHOST, port).into()),
         _ => Err(format!("{expected}; of names only localhost")),
@@ -215,7 +217,7 @@ pub(super) fn listen_address(value: &str) -> Result<SocketAddr, String> {
 }
 
 pub(super) fn path(value: &str) -> Result<String, String> {
-    // Our own routes, which metrics would hide.
+    // The adapter's own routes, which the metrics page would hide.
     let taken = ["/", "/write", "/read", "/healthz", "/status.json"];
     match value {
         _ if !value.starts_with('/') => Err("must begin with /".to_owned()),
@@ -248,7 +250,7 @@ pub(super) fn ssl_mode(value: &str) -> Result<SslMode, String> {
     }
 }
 
-/// PostgreSQL cuts longer names short, silently.
+/// PostgreSQL silently truncates longer names.
 const NAME_BYTES_MAX: usize = 63;
 
 pub(super) fn schema(value: &str) -> Result<String, String> {
@@ -261,7 +263,7 @@ pub(super) fn schema(value: &str) -> Result<String, String> {
 }
 
 pub(super) fn table_name(value: &str) -> Result<String, String> {
-    // The rest is for what the other names add to it.
+    // The other bytes are for the additions in the names derived from it.
     let most = NAME_BYTES_MAX - 23;
     match value {
         _ if value.len() > most => Err(format!("is longer than {most} bytes")),

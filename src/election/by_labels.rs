@@ -1,8 +1,8 @@
-//! Election by labels: for each cluster one of its replicas leads, whichever adapters its samples come by.
+//! Election by labels: in each cluster one of its replicas leads, whichever adapters receive its samples.
 //!
-//! [`cluster`] decides, [`cluster_table`] has what adapters tell each other in the database, [`clusters`] is what the write path
-//! reads, [`coordinator`] carries the decisions out, [`by_hand`] carries [`orders`] of an operator out. No adapter leads by holding
-//! a lock, or has to know another.
+//! [`cluster`] decides. [`cluster_table`] has the statements by which adapters report to each other in the database.
+//! [`clusters`] is the part that the write path reads. [`coordinator`] carries out the decisions. [`by_hand`] carries
+//! out the [`orders`] of an operator. No adapter needs to hold a lock to lead, or to know another adapter.
 
 use crate::election::PrometheusTimeout;
 use crate::storage::upkeep::CLUSTER_GROUPS;
@@ -14,18 +14,18 @@ pub mod clusters;
 pub mod coordinator;
 pub mod orders;
 
-/// How leaders are found by labels.
+/// Settings of the election by labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The label that names the cluster.
     pub cluster_label: String,
-    /// `-metrics-high-availability-timeout`: a leading replica silent for so long is followed by another; not `Never`.
+    /// `-metrics-high-availability-timeout`: the time after which a silent leading replica is replaced; not `Never`.
     pub timeout: PrometheusTimeout,
-    /// `-metrics-high-availability-clusters`: as many clusters at most.
+    /// `-metrics-high-availability-clusters`: the largest number of clusters.
     pub clusters_max: usize,
 }
 
-/// What a cluster is called in the leader table, log and status.
+/// Returns the cluster's name in the leader table, in the log and in the status.
 #[must_use]
 pub fn group_name(cluster: &str) -> String {
     format!("{CLUSTER_GROUPS}{cluster}")

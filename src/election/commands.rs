@@ -1,4 +1,4 @@
-//! Where orders are given, and where the election takes them, one at a time.
+//! The queue through which orders reach the election, one at a time.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use crate::election::machine::Machine;
 use crate::election::orders::{Order, Refusal};
 use crate::election::{Config, Method};
 
-/// How much longer than an order may take is waited for word of it.
+/// Time that a caller waits for the answer after the order's deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Gives orders.
+/// The side that gives orders.
 #[derive(Clone, Debug)]
 pub struct CommandHandle {
     given: mpsc::Sender<Given>,
@@ -20,13 +20,13 @@ pub struct CommandHandle {
     is_held: watch::Receiver<bool>,
 }
 
-/// Takes them.
+/// The side that takes orders.
 #[derive(Debug)]
 pub struct CommandQueue {
     given: mpsc::Receiver<Given>,
     waiting: Option<oneshot::Sender<Result<(), Refusal>>>,
     is_held: watch::Sender<bool>,
-    /// What the database said last, while there is no session.
+    /// The last error of the database, while there is no session.
     pub(super) trouble: Option<String>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Given {
     answer: oneshot::Sender<Result<(), Refusal>>,
 }
 
-/// Both sides; an order may take as long as the lease.
+/// Returns both sides. The deadline of an order is one lease after it was given.
 #[must_use]
 pub fn open(config: &Config) -> (CommandHandle, CommandQueue) {
     let (sender, given) = mpsc::channel(1);
@@ -49,11 +49,11 @@ pub fn open(config: &Config) -> (CommandHandle, CommandQueue) {
 }
 
 impl CommandHandle {
-    /// Gives an order, and waits until it is carried out. One whose giver has gone before its turn is dropped.
+    /// Gives an order, and waits until it is carried out. An order whose caller has gone before its turn is dropped.
     ///
     /// # Errors
     ///
-    /// Why it is not carried out.
+    /// The reason why the order is not carried out.
     pub async fn give(&self, order: Order) -> Result<(), Refusal> {
         let (answer, answered) = oneshot::channel();
         let given_at = Instant::now();
@@ -67,13 +67,13 @@ impl CommandHandle {
         tokio::time::timeout_at((until + GRACE).into(), work).await.unwrap_or(Err(overdue))
     }
 
-    /// Whether an outside party tells who leads.
+    /// Returns `true` if an external party appoints leaders.
     #[must_use]
     pub fn is_external(&self) -> bool {
         self.is_external
     }
 
-    /// Whether the adapter is held out of elections.
+    /// Returns `true` if this adapter is excluded from elections.
     #[must_use]
     pub fn is_held(&self) -> bool {
         *self.is_held.borrow()
@@ -81,7 +81,7 @@ impl CommandHandle {
 }
 
 impl CommandQueue {
-    /// Waits for the next order, while none is being carried out.
+    /// Waits for the next order. Waits for ever while an order is being carried out.
     pub(super) async fn next(&mut self) -> Given {
         while self.waiting.is_none()
             && let Some(given) = self.given.recv().await
@@ -93,14 +93,14 @@ impl CommandQueue {
         std::future::pending().await
     }
 
-    /// Has it carried out.
+    /// Passes the order to the machine.
     pub(super) fn take(&mut self, Given { order, given_at, until, answer }: Given, machine: &mut Machine) {
         log::info!("ordered: {order:?}");
         machine.on_order(order, given_at, until);
         self.waiting = Some(answer);
     }
 
-    /// Says what became of it.
+    /// Sends the outcome of the order to its caller, once there is one.
     pub(super) fn answer(&mut self, machine: &mut Machine, now: Instant) {
         let is_held = machine.is_held();
         self.is_held.send_if_modified(|known| std::mem::replace(known, is_held) != is_held);

@@ -1,4 +1,4 @@
-//! The lock session, and the task that does what the machine says.
+//! The task that carries out the machine's actions on the lock session.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,34 +23,35 @@ use crate::telemetry::metrics::Metrics;
 
 /// One adapter's part in the election.
 pub struct Election<S> {
-    /// Timings, and what makes a leader.
+    /// Timings, and the method by which an adapter becomes leader.
     pub config: Config,
     /// Opens the lock session.
     pub connector: Connector,
-    /// Where the leader table is.
+    /// Names of the tables, the leader table among them.
     pub names: Names,
-    /// How this adapter is called in the group's row.
+    /// This adapter's name in the group's row.
     pub holder: String,
-    /// Whether the own Prometheus sends.
+    /// Judges if the own Prometheus sends.
     pub heard: Arc<LivenessMonitor>,
-    /// Whether what it sends can be stored.
+    /// Tells if the writes of this adapter are committed.
     pub write_path: Arc<WritePath>,
     /// The hand-over.
     pub succession: Arc<S>,
-    /// Owns what goes on beside the election.
+    /// Owns the tasks that run beside the election.
     pub tracker: TaskTracker,
-    /// Told when a write finds that a newer term has begun.
+    /// Notified when a write finds that a newer term has begun.
     pub fenced: Arc<Notify>,
-    /// Where the role is published.
+    /// Publishes the role.
     pub role: watch::Sender<Role>,
-    /// Where it is published who holds the lock while nobody can be seen to lead.
+    /// Publishes the session that holds the lock, while no heartbeat shows a leader.
     pub lock_holder: watch::Sender<Option<LockHolder>>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
 impl<S: Succession> Election<S> {
-    /// Takes part until `stop`, as is ordered at `commands`; then gives the lock up, last of all, and returns.
+    /// Takes part in elections until `stop` and carries out the orders from `commands`. Then releases the lock, as the
+    /// last step, and returns.
     pub async fn run(self, stop: CancellationToken, mut commands: CommandQueue) {
         let mut machine = Machine::new(self.config.clone(), Instant::now());
         let mut session: Option<LockSession> = None;
@@ -64,7 +65,7 @@ impl<S: Succession> Election<S> {
             }
             let now = Instant::now();
             if now.saturating_duration_since(awake_at) > self.config.heartbeat_interval() * 3 {
-                // Frozen, or held up by the server: what was not heard meanwhile proves nothing.
+                // The process was frozen, or the server delayed it. That nothing was heard in this time proves nothing.
                 self.heard.discount_pause(awake_at, now);
             }
             awake_at = now;
@@ -141,7 +142,7 @@ impl<S: Succession> Election<S> {
         commands.answer(&mut machine, Instant::now());
     }
 
-    /// Sleeps until `until`, or until something happens that the machine may want to know.
+    /// Sleeps until `until`, or until an event that may change the machine's next action.
     async fn wait(
         &self,
         until: Instant,
@@ -168,7 +169,7 @@ impl<S: Succession> Election<S> {
         }
     }
 
-    /// Tells the machine what the write path has seen.
+    /// Passes the observations of the write path to the machine.
     fn tell(&self, machine: &mut Machine, now: Instant) {
         machine.on_liveness(self.heard.read().silent_at(now), now);
         machine.on_writes(self.write_path.failing());
@@ -182,10 +183,10 @@ impl<S: Succession> Election<S> {
         LockSession::open(&self.connector, &self.config, &self.names, &self.holder).await
     }
 
-    /// One short statement on the lock session.
+    /// Sends one short statement on the lock session.
     async fn ask(&self, action: Action, opened: &LockSession, machine: &mut Machine) {
         let sent_at = Instant::now();
-        // A heartbeat has until its term ends: a server that hesitates for a moment is no reason to give it up.
+        // A heartbeat has until the deadline of its term: a short delay of the server is no reason to give up the term.
         let limit =
             machine.deadline().map_or(self.config.stale_after(), |until| until.saturating_duration_since(sent_at));
         let done = within(limit, async {
@@ -215,12 +216,12 @@ impl<S: Succession> Election<S> {
         }
     }
 
-    /// Finds out whose session holds the lock, and says so when that is news.
+    /// Looks up the session that holds the lock, and logs it when it has changed.
     async fn name_holder(&self, opened: &LockSession, machine: &mut Machine) {
         let Method::AdvisoryLock(lock_id) = self.config.method else { return };
         let holder = match within(self.config.stale_after(), opened.holder(lock_id)).await {
             Ok(holder) => holder,
-            // The server may keep it from us; the session is as good as before.
+            // The server may refuse to show it. The session is still good.
             Err(error) if error.sqlstate().is_some() => {
                 log::debug!("who holds the lock cannot be told: {error}");
                 None
@@ -237,7 +238,7 @@ impl<S: Succession> Election<S> {
         self.lock_holder.send_replace(holder);
     }
 
-    /// Looks at the leader's row, and passes on who leads.
+    /// Reads the leader's row, and passes the term to the hand-over.
     async fn observe(&self, opened: &LockSession) -> Result<Option<LeaderRow>, Error> {
         let Some((observed, fence)) = opened.observe(&self.names).await? else { return Ok(None) };
         self.succession.observed(&self.term(fence));
@@ -248,7 +249,7 @@ impl<S: Succession> Election<S> {
         Term { group: self.config.group(), fence, replica: None }
     }
 
-    /// Writes down who is to lead next, if that is an adapter of this group.
+    /// Writes the successor to the group's row, if it is an adapter of this group.
     async fn hand_over(&self, opened: &LockSession, machine: &mut Machine) {
         let Some((fence, to)) = machine.fence().zip(machine.successor().map(str::to_owned)) else { return };
         let limit = machine
@@ -271,7 +272,7 @@ impl<S: Succession> Election<S> {
         }
     }
 
-    /// By what right the term is raised.
+    /// Returns the claim by which the term is raised.
     fn claim(&self, machine: &Machine) -> Claim {
         match (&self.config.method, machine.follows()) {
             (Method::AdvisoryLock(_), _) => Claim::Lock,
@@ -280,11 +281,11 @@ impl<S: Succession> Election<S> {
         }
     }
 
-    /// Raises the term, then lets the hand-over finish while heartbeats go on.
+    /// Raises the term, then waits for the hand-over to finish while heartbeats go on.
     async fn take_over(&self, opened: &LockSession, machine: &mut Machine, commands: &mut CommandQueue) {
         let sent_at = Instant::now();
         let group = self.config.group();
-        // Twice the patience with writers, and the time of the statements themselves.
+        // The lease limits the wait for writers, their termination, and the statements themselves.
         let raising = opened.raise_term(&self.names, self.claim(machine), self.config.drain_patience());
         let Raised { fence, proven_at } = match within(self.config.lease, raising).await {
             Ok(Some(raised)) => raised,
@@ -295,14 +296,14 @@ impl<S: Succession> Election<S> {
             Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         machine.on_term(fence, proven_at);
-        // What was said of an earlier term is over.
+        // A notification that arrived before this term is about an earlier term.
         let _ = self.fenced.notified().now_or_never();
-        // Beside this task, whose heartbeats must not wait for it.
+        // In a task of its own, because heartbeats must not wait for it.
         let preparing = self.tracker.spawn(self.succession.prepare(self.term(fence)));
         let mut preparing = AbortOnDropHandle::new(preparing);
         loop {
             let now = Instant::now();
-            // It may take longer than a silent Prometheus is given.
+            // The take-over may take longer than the timeout of a silent Prometheus.
             self.tell(machine, now);
             match machine.next(now) {
                 Action::Wait(until) => {
@@ -332,13 +333,14 @@ impl<S: Succession> Election<S> {
                 }
                 Action::Heartbeat => self.ask(Action::Heartbeat, opened, machine).await,
                 Action::HandOver => self.hand_over(opened, machine).await,
-                // The machine has given the term up; asked again by the main loop, it says so again.
+                // The machine has given up the term. The main loop asks it again and gets the same action.
                 _ => return,
             }
         }
     }
 
-    /// The lead, or the way to it, is lost by a failure: for `reason`, unless the server said that the term is over.
+    /// Notes that the lead or the take-over was lost by a failure: for `reason`, or as fenced if the error says that
+    /// the term is over.
     fn lost(&self, reason: Reason, error: &Error, machine: &mut Machine) {
         self.count(error);
         match reason {
@@ -383,12 +385,12 @@ impl<S: Succession> Election<S> {
             | Reason::WritesFailing
             | Reason::TakeOverFailed
             | Reason::Shutdown => opened.close().await,
-            // In doubt: without a word.
+            // In doubt: do not wait for the end of the session.
             _ => drop(opened),
         }
     }
 
-    /// Publishes the role if it changed, and says so once.
+    /// Publishes the role if it changed, and logs the change once.
     fn publish(&self, machine: &Machine, now: Instant) {
         let role = machine.role(now);
         let before = self.role.send_replace(role.clone());
@@ -432,7 +434,7 @@ impl<S: Succession> Election<S> {
     }
 }
 
-/// The lock is held elsewhere, and no fresh heartbeat says by whom.
+/// Returns `true` if the lock is held elsewhere and no fresh heartbeat names its holder.
 fn is_held_in_silence(machine: &Machine, now: Instant) -> bool {
     matches!((machine.role(now), machine.reason(now)), (Role::Unknown, Reason::LeaderStale))
 }

@@ -1,58 +1,59 @@
-//! Whether the own Prometheus sends. Pure: time is an argument.
+//! Judges from its write requests if a Prometheus still sends. Pure: time is an argument.
 
 use std::time::{Duration, Instant};
 
 use crate::election::PrometheusTimeout;
 
-/// Prometheus' longest pause between attempts after a 5xx (`max_backoff`), and the most we ask for by Retry-After:
-/// silence right after a refusal of ours is our own doing.
+/// Longest pause of Prometheus between attempts after a 5xx (`max_backoff`). The adapter's `Retry-After` is never
+/// longer. Silence right after a 5xx is caused by the adapter itself.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// The automatic timeout before any interval is known: as it is for Prometheus' default scrape interval, a minute.
+/// The automatic timeout before any interval is known. It fits Prometheus' default scrape interval, one minute.
 const UNLEARNED: Duration = Duration::from_secs(150);
 
-/// Gaps are watched for so long before the automatic timeout relies on them.
+/// Time for which gaps are observed before the automatic timeout relies on them.
 const LEARNING: Duration = Duration::from_secs(15);
 
-/// And for so long, and as long as so many of the longest take, before a closed connection is judged by them: a scrape of many
-/// requests is no pace.
+/// Time for which gaps are observed before a closed connection is judged by them, and the number of longest gaps that
+/// this time must hold. A single scrape of many requests does not show the sender's pace.
 const PACE_LEARNING: Duration = Duration::from_secs(5);
 const PACE_GAPS: u32 = 4;
 
-/// The automatic timeout lies between these. Prometheus may wait for a batch to fill as long as it backs off.
+/// Limits of the automatic timeout. Prometheus may wait as long for a batch to fill as it backs off at most.
 const AUTOMATIC_MIN: Duration = BACKOFF_MAX;
 const AUTOMATIC_MAX: Duration = Duration::from_secs(300);
 
-/// A sender that has closed its connections is waited for so much longer than its longest gap, or for a quarter of that.
+/// Extra time that a sender with closed connections gets after its longest gap. A quarter of the gap applies instead if
+/// that is longer.
 pub const LATE: Duration = Duration::from_secs(1);
 
 /// Learns from write requests when the next one is overdue. Pure: time is an argument.
 #[derive(Clone, Debug)]
 pub struct Liveness {
     timeout: PrometheusTimeout,
-    /// The last sign of life, a request that began or ended.
+    /// The last sign of life: a request began or ended.
     last: Option<Instant>,
-    /// Silence before this is our own doing.
+    /// Silence before this time is caused by the adapter itself.
     paused_until: Option<Instant>,
-    /// The first request.
+    /// The time of the first request.
     first: Option<Instant>,
-    /// The longest gap seen lately; as time passes it shrinks, by a sixteenth in the time of its own length, however many
-    /// requests make up a scrape.
+    /// The longest recent gap. In a time as long as the gap it shrinks by a sixteenth, however many requests make up a
+    /// scrape.
     gap: Option<Duration>,
-    /// The last gap for which the sender, its connections closed, counted as silent. One may be a restart, which is no gap of
-    /// a sender that runs; a second one is how it sends.
+    /// The last gap after which the sender, with its connections closed, counted as silent. One such gap may be a
+    /// restart, which is no gap of a running sender. A second one shows how the sender sends.
     outage: Option<Duration>,
     in_flight: usize,
-    /// Connections that are open and have carried a request of this sender alone.
+    /// Open connections that have carried requests of this sender alone.
     connections: usize,
-    /// One of those, or of those closed since there was none, has carried several.
+    /// `true` if one of these connections, or of those closed since none was open, has carried several requests.
     are_kept: bool,
-    /// When the last of them was closed, if the sender has not been heard of since.
+    /// When the last of these connections was closed, if the sender has not been heard since.
     closed_at: Option<Instant>,
 }
 
 impl Liveness {
-    /// Before the first request.
+    /// Returns the state before the first request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
         Self {
@@ -69,7 +70,7 @@ impl Liveness {
         }
     }
 
-    /// A write request arrived.
+    /// Notes that a write request has arrived.
     pub fn begin(&mut self, now: Instant) {
         self.in_flight += 1;
         if let (Some(last), true) = (self.last, self.paused_until.is_none_or(|until| until <= now)) {
@@ -80,26 +81,27 @@ impl Liveness {
         self.closed_at = None;
     }
 
-    /// A write request was answered; `refused` means by a 5xx, after which the sender pauses.
+    /// Notes that a write request was answered. `refused` means by a 5xx, after which the sender backs off.
     pub fn end(&mut self, now: Instant, refused: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
-        // One that was accepted ends the pause, whatever was refused before.
+        // An accepted request ends the pause, whatever was refused before.
         self.paused_until = refused.then(|| now + BACKOFF_MAX);
     }
 
-    /// A connection has carried its first write request.
+    /// Notes that a connection has carried its first write request.
     pub fn connected(&mut self) {
         self.connections += 1;
     }
 
-    /// Such a connection has been found to carry other senders' requests too: that it is closed will tell nothing.
+    /// Notes that such a connection also carries requests of other senders: its close then tells nothing.
     pub fn shared(&mut self) {
         self.connections = self.connections.saturating_sub(1);
     }
 
-    /// Such a connection was closed; `kept` if it had carried several requests. A sender that opens one for each request says
-    /// nothing by closing it. Returns whether [`Liveness::silent_at`] may be another for it.
+    /// Notes that such a connection was closed; `kept` if it had carried several requests. A sender that opens a
+    /// connection for each request tells nothing by closing it. Returns `true` if [`Liveness::silent_at`] may change by
+    /// it.
     pub fn closed(&mut self, kept: bool, now: Instant) -> bool {
         self.connections = self.connections.saturating_sub(1);
         self.are_kept |= kept;
@@ -110,8 +112,8 @@ impl Liveness {
         tells
     }
 
-    /// When the own Prometheus counts as silent if nothing more is heard of it; `None` is never. One that has not sent
-    /// yet is silent since for ever.
+    /// Returns when the own Prometheus counts as silent if no more requests arrive; `None` means never. A Prometheus
+    /// that has not sent yet is silent already.
     #[must_use]
     pub fn silent_at(&self, now: Instant) -> Option<Instant> {
         let timeout = self.timeout()?;
@@ -122,9 +124,10 @@ impl Liveness {
         self.overdue_at(last, self.closed_at)
     }
 
-    /// When it counts as silent if it was heard last at `last`, and closed its connections at `closed_at`; `None` is never. A
-    /// closed connection is no evidence of a dead sender: there are those that close idle ones, and proxies that renew them.
-    /// But one that sends often would be back soon, so it shortens the wait to the longest gap lately, once that is known.
+    /// Returns when the sender counts as silent if it was last heard at `last` and closed its connections at
+    /// `closed_at`; `None` means never. A closed connection does not prove that the sender is dead: some senders close
+    /// idle connections, and some proxies renew them. But a sender that sends often would soon be back. So a closed
+    /// connection shortens the wait to the longest recent gap, once that is known.
     #[must_use]
     pub fn overdue_at(&self, last: Instant, closed_at: Option<Instant>) -> Option<Instant> {
         let last = last.max(self.paused_until.unwrap_or(last));
@@ -134,15 +137,15 @@ impl Liveness {
         Some(by_gap.map_or(by_timeout, |by_gap| by_gap.min(by_timeout)))
     }
 
-    /// This process itself did not run from `since` until `now`: nobody can have been heard. One that was silent before
-    /// is so still.
+    /// Notes that this process did not run from `since` until `now`, so it could not hear any sender. A sender that was
+    /// silent before stays silent.
     pub fn discount_pause(&mut self, since: Instant, now: Instant) {
         if self.silent_at(since).is_some_and(|at| at > since) {
             self.paused_until = Some(self.paused_until.map_or(now, |until| until.max(now)));
         }
     }
 
-    /// The timeout in force; `None` is never.
+    /// Returns the timeout in force; `None` means never.
     #[must_use]
     pub fn timeout(&self) -> Option<Duration> {
         match self.timeout {
@@ -156,19 +159,19 @@ impl Liveness {
         }
     }
 
-    /// When the sender closed the last of its connections, if it has not been heard of since.
+    /// Returns when the sender closed the last of its connections, if it has not been heard since.
     #[must_use]
     pub fn closed_at(&self) -> Option<Instant> {
         self.closed_at
     }
 
-    /// The last sign of life.
+    /// Returns the time of the last sign of life.
     #[must_use]
     pub fn last(&self) -> Option<Instant> {
         self.last
     }
 
-    /// A request came `gap` after the last sign of life.
+    /// Learns from a request that came `gap` after the last sign of life.
     fn learn(&mut self, gap: Duration, now: Instant) {
         let is_outage = self.closed_at.is_some()
             && self
@@ -185,7 +188,7 @@ impl Liveness {
         self.gap.filter(|gap| self.heard_for() >= PACE_LEARNING.max(*gap * PACE_GAPS))
     }
 
-    /// From the first to the last sign of life.
+    /// Returns the time from the first to the last sign of life.
     fn heard_for(&self) -> Duration {
         self.first.zip(self.last).map_or(Duration::ZERO, |(first, last)| last - first)
     }

@@ -1,4 +1,4 @@
-//! A [`Liveness`] that the write path feeds and the election reads.
+//! A [`Liveness`] that the write path updates and the election reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::election::PrometheusTimeout;
 use crate::election::liveness::Liveness;
 
-/// A [`Liveness`] that the write path feeds and the election reads.
+/// A [`Liveness`] that the write path updates and the election reads.
 #[derive(Debug)]
 pub struct LivenessMonitor {
     liveness: Mutex<Liveness>,
@@ -26,7 +26,7 @@ pub struct ConnectionTracker {
     requests: AtomicUsize,
 }
 
-/// A request under way; tells when it is over, also when it is dropped.
+/// A request in flight. Dropping it notes the end of the request.
 #[derive(Debug)]
 pub struct InFlight {
     heard: Arc<LivenessMonitor>,
@@ -34,7 +34,7 @@ pub struct InFlight {
 }
 
 impl LivenessMonitor {
-    /// Before the first request.
+    /// Returns a monitor that has seen no request.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl LivenessMonitor {
         }
     }
 
-    /// Notes a write request.
+    /// Notes that a write request has begun.
     #[must_use]
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.with(|liveness| liveness.begin(Instant::now()));
@@ -53,35 +53,37 @@ impl LivenessMonitor {
         InFlight { heard: Arc::clone(self), refused: false }
     }
 
-    /// A request was refused for its message or encoding, as `why` says, and the next of its kind will be too. Its
-    /// sender is there, but counts as silent: another Prometheus may send what can be stored.
+    /// Notes that a request was refused for its message or encoding, with the reason `why`. Further requests of this
+    /// kind will be refused too. Their sender is alive, but counts as silent: another Prometheus may send samples that
+    /// can be stored.
     pub fn unsupported(&self, why: String) {
         *self.why_unsupported() = Some(why);
     }
 
-    /// A request could be read. Returns whether the one before was [`LivenessMonitor::unsupported`].
+    /// Notes that a request could be read. Returns `true` if a request since the last such note was
+    /// [`LivenessMonitor::unsupported`].
     pub fn supported(&self) -> bool {
         self.why_unsupported().take().is_some()
     }
 
-    /// Why the latest request was [`LivenessMonitor::unsupported`]; `None` if one could be read since.
+    /// Returns why the latest request was [`LivenessMonitor::unsupported`]; `None` if a request could be read since.
     #[must_use]
     pub fn only_unsupported(&self) -> Option<String> {
         self.why_unsupported().clone()
     }
 
-    /// Waits for a request to begin, one that began since the last wait included.
+    /// Waits until a request begins. A request that began since the last wait counts too.
     pub async fn begun(&self) {
         self.begun.notified().await;
     }
 
-    /// A connection is open; dropped when it is closed.
+    /// Notes a new connection. The returned tracker is dropped when the connection is closed.
     #[must_use]
     pub fn line(self: &Arc<Self>) -> ConnectionTracker {
         ConnectionTracker { heard: Arc::clone(self), requests: AtomicUsize::new(0) }
     }
 
-    /// Waits for the last connection to be closed, one that was since the last wait included.
+    /// Waits until the last connection is closed. A close since the last wait counts too.
     pub async fn closed(&self) {
         self.closed.notified().await;
     }
@@ -91,7 +93,7 @@ impl LivenessMonitor {
         self.with(|liveness| liveness.discount_pause(since, now));
     }
 
-    /// A copy to decide by.
+    /// Returns a copy.
     #[must_use]
     pub fn read(&self) -> Liveness {
         self.with(|liveness| liveness.clone())
@@ -107,7 +109,7 @@ impl LivenessMonitor {
 }
 
 impl ConnectionTracker {
-    /// It has carried a write request.
+    /// Notes that the connection has carried a write request.
     pub fn wrote(&self) {
         if self.requests.fetch_add(1, Ordering::Relaxed) == 0 {
             self.heard.with(Liveness::connected);
@@ -125,7 +127,8 @@ impl Drop for ConnectionTracker {
 }
 
 impl InFlight {
-    /// The request was answered by a 5xx. One whose sender has gone before the answer was not refused: nobody pauses.
+    /// Notes that the request was answered by a 5xx. A request whose sender disconnected before the answer was not
+    /// refused: its sender does not back off.
     pub fn refused(mut self) {
         self.refused = true;
     }

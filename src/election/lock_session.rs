@@ -1,4 +1,4 @@
-//! The statements of the lock session, and what proves that a server is fit for one.
+//! The statements of the lock session, and the checks that a server is fit for one.
 
 use std::time::{Duration, Instant};
 
@@ -13,48 +13,48 @@ use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::Fence;
 use crate::storage::names::Names;
 
-/// The session that holds the lock or tries to, on a server found fit.
+/// The session that holds the lock or tries to obtain it, on a server found fit.
 pub(super) struct LockSession {
     session: Session,
     group_no: i32,
-    /// How this adapter is called in the group's row.
+    /// This adapter's name in the group's row.
     holder: String,
-    /// What the others' sessions are called, before their names.
+    /// The common start of the group's `application_name`s, before the adapter's name.
     prefix: String,
 }
 
 /// A term that was raised.
 pub(super) struct Raised {
     pub(super) fence: Fence,
-    /// From before the server was asked for the term.
+    /// A time before the server was asked for the term.
     pub(super) proven_at: Instant,
 }
 
-/// By what right a term is raised.
+/// The right by which a term is raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// The lock is held: unless another adapter is named to lead next.
+    /// The lock is held. Valid unless another adapter is the named successor.
     Lock,
-    /// It was told to lead, just now.
+    /// This adapter was appointed just now.
     Appointed,
-    /// It was told once, and nobody later: this token is in force.
+    /// This adapter was appointed before, and no adapter since then: this token is still in force.
     Follows(Uuid),
 }
 
-/// What the server keeps of a name.
+/// Bytes of an `application_name` that the server keeps.
 const APPLICATION_NAME_BYTES_MAX: usize = 63;
 
-/// Whether a group's row keeps others than the one it names from the lead: no order lasts longer, unless the server's clock was
-/// set back after it was given.
+/// The SQL condition that a group's row names a successor to whom others must yield. No order lasts longer than five
+/// minutes, unless the server's clock was set back after it was given.
 pub(super) const YIELDS: &str =
     "successor_until BETWEEN clock_timestamp() AND clock_timestamp() + interval '5 minutes'";
 
-/// An advisory lock is not replicated.
+/// The error text for a server that takes no writes: advisory locks are not replicated.
 const NOT_PRIMARY: &str = "the lock session reached a server that takes no writes, such as a hot standby, where an \
     advisory lock excludes nobody: point -pg-lock-uri (or -pg-host) to the primary";
 
 impl LockSession {
-    /// Opens a session whose silence the server bounds, on a writable primary, and finds the group's row.
+    /// Opens a session on a writable primary, lets the server limit its silence, and finds the group's row.
     pub(super) async fn open(
         connector: &Connector,
         config: &Config,
@@ -62,17 +62,18 @@ impl LockSession {
         holder: &str,
     ) -> Result<Self, Error> {
         let group = config.group();
-        // By these the adapters of a group find each other.
+        // The adapters of a group find each other by this prefix.
         let prefix = format!("prometheus-postgresql-adapter {group} ");
         let session = connector.lock_session(&format!("{prefix}{holder}")).await.map_err(not_primary)?;
         let work = async {
             session.client().batch_execute(&session_settings(config)).await?;
-            // Not on every platform, and only a help against ghosts in running statements.
+            // Not available on every platform. It only helps to end sessions of vanished clients while a statement
+            // runs.
             if let Err(error) = session.client().batch_execute("SET client_connection_check_interval = '1s'").await {
                 log::debug!("client_connection_check_interval is not available: {}", Error::from(error));
             }
             require_primary(&session).await?;
-            // Two statements: one would not see the row that somebody else has just committed.
+            // Two statements: a single one would not see a row that another session has just committed.
             let insert = names.sql("INSERT INTO {leader} (group_name) VALUES ($1) ON CONFLICT DO NOTHING");
             session.client().execute_typed(&insert, &[(&group, Type::TEXT)]).await?;
             let select = names.sql("SELECT group_no FROM {leader} WHERE group_name = $1");
@@ -83,14 +84,14 @@ impl LockSession {
         Ok(Self { session, group_no, holder: holder.to_owned(), prefix })
     }
 
-    /// Tries the lock. After `true` it must not be called again on this session: the lock would stack.
+    /// Tries the lock. Must not be called again on this session after `true`, because session locks stack.
     pub(super) async fn try_lock(&self, lock_id: i64) -> Result<bool, Error> {
         let statement = "SELECT pg_try_advisory_lock($1)";
         let row = self.session.client().query_typed_one(statement, &[(&lock_id, Type::INT8)]).await?;
         Ok(row.try_get(0)?)
     }
 
-    /// The session that holds the lock; `None` if it was given free meanwhile.
+    /// Returns the session that holds the lock; `None` if the lock was released meanwhile.
     pub(super) async fn holder(&self, lock_id: i64) -> Result<Option<LockHolder>, Error> {
         let statement = "SELECT l.pid, a.application_name, host(a.client_addr) \
              FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
@@ -109,7 +110,7 @@ impl LockSession {
         .transpose()
     }
 
-    /// The leader's row, and the right to write that is in force.
+    /// Returns the leader's row and the fence in force.
     pub(super) async fn observe(&self, names: &Names) -> Result<Option<(LeaderRow, Fence)>, Error> {
         let statement = names.sql(&format!(
             "SELECT holder, term, token, extract(epoch FROM clock_timestamp() - heartbeat)::float8, \
@@ -123,7 +124,7 @@ impl LockSession {
             let yields_for: Option<f64> = row.try_get(4)?;
             let observed = LeaderRow {
                 leader: Leader { holder: row.try_get(0)?, term },
-                // One from the future was made before the server's clock was set back.
+                // A heartbeat in the future was written before the server's clock was set back.
                 heartbeat_age: Duration::try_from_secs_f64(age.abs()).unwrap_or(Duration::MAX),
                 yields_for: yields_for.and_then(|remaining| Duration::try_from_secs_f64(remaining).ok()),
             };
@@ -132,9 +133,9 @@ impl LockSession {
         .transpose()
     }
 
-    /// Waits until no writer of an old term is under way, then begins a new one, in which this adapter leads. A writer that
-    /// takes longer than `patience` is terminated. `None` if another token is in force than the one to be followed, or
-    /// another adapter is named to lead next.
+    /// Waits until no writer of an old term runs, then begins a new term in which this adapter leads. A writer that
+    /// runs longer than `patience` is terminated. Returns `None` if another token is in force than the one to be
+    /// followed, or another adapter is the named successor.
     pub(super) async fn raise_term(
         &self,
         names: &Names,
@@ -168,7 +169,8 @@ impl LockSession {
         row.map(raised).transpose()
     }
 
-    /// Begins a transaction that holds the fence exclusively. `false` if writers held it for all of `patience`.
+    /// Begins a transaction that holds the fence's lock exclusively. Returns `false` if writers held it for all of
+    /// `patience`.
     async fn drain(&self, names: &Names, patience: Option<Duration>) -> Result<bool, Error> {
         let client = self.session.client();
         let patience_ms = patience.map_or(0, |patience| patience.as_millis());
@@ -186,8 +188,9 @@ impl LockSession {
         }
     }
 
-    /// Ends the backends of writers that hold the fence, shared or, to reconcile, exclusively: a process frozen in the midst of a COPY is bounded by no
-    /// timeout of the server's. Their transactions roll back; their senders still have the data.
+    /// Terminates the backends of writers that hold the fence's lock, shared or, to reconcile, exclusively. This is
+    /// needed because no timeout of the server ends a process that is frozen during a COPY. The transactions roll back,
+    /// and their senders still have the data.
     async fn terminate_writers(&self, names: &Names) -> Result<(), Error> {
         let client = self.session.client();
         let statement = names.sql(
@@ -200,7 +203,7 @@ impl LockSession {
             let terminated = client.query_typed("SELECT pg_terminate_backend($1)", &[(&pid, Type::INT4)]).await;
             match terminated.map_err(Error::from) {
                 Ok(_) => log::warn!("terminated the session of an old term that would not end (pid {pid})"),
-                // It is waited for; should its process be frozen, only this helps.
+                // The caller waits for this session. If its process is frozen, only the operator can help.
                 Err(error) => log::error!(
                     "the session of an old term (pid {pid}) will not end and cannot be terminated: {error}; let both \
                      adapters log in as the same user, or GRANT pg_signal_backend"
@@ -210,7 +213,7 @@ impl LockSession {
         Ok(())
     }
 
-    /// Publishes that the leader of `fence` lives. `false` if that term is over.
+    /// Writes the heartbeat of the leader of `fence`. Returns `false` if that term is over.
     pub(super) async fn heartbeat(&self, names: &Names, fence: Fence) -> Result<bool, Error> {
         let statement =
             names.sql("UPDATE {leader} SET heartbeat = clock_timestamp() WHERE group_no = $1 AND token = $2");
@@ -218,7 +221,8 @@ impl LockSession {
         Ok(self.session.client().execute_typed(&statement, &parameters).await? == 1)
     }
 
-    /// Names who is to lead after the term of `fence`, which for `lasting` keeps others from it. `false` if that term is over.
+    /// Writes the successor of the term of `fence`, to whom other adapters yield for `lasting`. Returns `false` if that
+    /// term is over.
     pub(super) async fn hand_over(
         &self,
         names: &Names,
@@ -239,7 +243,7 @@ impl LockSession {
         Ok(self.session.client().execute_typed(&statement, &parameters).await? == 1)
     }
 
-    /// The names of the other adapters of this group that are connected, as far as the server keeps them.
+    /// Returns the names of the other connected adapters of this group, as far as the server keeps the names.
     pub(super) async fn peers(&self) -> Result<Vec<String>, Error> {
         let statement = "SELECT DISTINCT substr(application_name, length($1) + 1) FROM pg_stat_activity \
              WHERE datname = current_database() AND starts_with(application_name, $1) AND pid <> pg_backend_pid() ORDER BY 1";
@@ -247,23 +251,24 @@ impl LockSession {
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
-    /// Whether `peer`, as the server has it, may be whole `name`: it cuts names short.
+    /// Returns `true` if `peer`, as the server shows it, may be the full `name`: the server truncates names.
     pub(super) fn is_peer(&self, peer: &str, name: &str) -> bool {
         peer == name || (name.starts_with(peer) && self.prefix.len() + peer.len() >= APPLICATION_NAME_BYTES_MAX)
     }
 
-    /// Ends when the session has ended, whoever ended it.
+    /// Waits until the session has ended, by either side.
     pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         self.session.ended()
     }
 
-    /// Ends the session, and waits for that.
+    /// Ends the session, and waits for the end.
     pub(super) async fn close(self) {
         self.session.close().await;
     }
 }
 
-/// Everything a role or database might have set otherwise, so that the server bounds a silent session, and only so.
+/// Returns the session settings that limit a silent session. All settings that a role or database may have changed are
+/// set, so that no other limit applies.
 fn session_settings(config: &Config) -> String {
     let timeout_ms = config.session_timeout().as_millis();
     format!(
@@ -274,19 +279,19 @@ fn session_settings(config: &Config) -> String {
     )
 }
 
-/// Refuses a hot standby.
+/// Returns an error on a hot standby.
 async fn require_primary(session: &Session) -> Result<(), Error> {
     let row = session.client().query_typed_one("SELECT pg_is_in_recovery()", &[]).await?;
     if row.try_get(0)? { Err(Error::Misconfigured(NOT_PRIMARY.into())) } else { Ok(()) }
 }
 
-/// What to say where only servers that take no writes were found: the way to them asks for one that does, and gives up
-/// with less of an explanation.
+/// Replaces the error of a connection that found only servers that take no writes. The connection asks for a server
+/// that takes writes and fails with a less helpful error.
 fn not_primary(error: Error) -> Error {
     let Error::Server(inner) = &error else { return error };
     let cause = std::error::Error::source(inner).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     match cause {
-        // Not by the operating system: this is how tokio-postgres puts it.
+        // Not an error of the operating system: tokio-postgres reports this case so.
         Some(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none() => {
             Error::Misconfigured(NOT_PRIMARY.into())
         }
@@ -319,7 +324,7 @@ pub(super) async fn prove_exclusion(connector: &Connector, config: &Config) -> R
             return Err(unfit("two sessions obtained the same lock"));
         }
         first.close().await;
-        // The server takes a moment to end a session; it is asked again until the bound of the whole test.
+        // The server needs a moment to end a session. The loop asks again until the timeout of the whole test.
         loop {
             let (obtained, pid) = try_key(&second, key).await?;
             if pid != second_pid {
@@ -339,7 +344,7 @@ pub(super) async fn prove_exclusion(connector: &Connector, config: &Config) -> R
     }
 }
 
-/// Tries a key; says whether it was obtained, and by which server process.
+/// Tries a lock. Returns `true` if it was obtained, and the pid of the server process.
 async fn try_key(session: &Session, key: i64) -> Result<(bool, i32), Error> {
     let statement = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
     let row = session.client().query_typed_one(statement, &[(&key, Type::INT8)]).await?;

@@ -1,8 +1,8 @@
 //! The election of one adapter as a pure state machine: no clock, no socket, no task.
 //!
-//! A driver asks [`Machine::next`] what to do, does it, and reports how it ended. One thing is done at a time. What
-//! the machine rests on: a session tries the lock until it has it and never again; whatever is in doubt ends in
-//! [`Action::Close`], for only the end of a session is certain to release its lock.
+//! A driver asks [`Machine::next`] for an action, carries it out, and reports the result. Only one action is done at a
+//! time. The machine relies on two rules. A session tries the lock until it has it, and never again. Whatever is in
+//! doubt ends in [`Action::Close`], because only the end of a session certainly releases its lock.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +16,14 @@ pub use self::action::{Action, Reason};
 
 mod action;
 
-/// See the module.
+/// The state machine of one adapter's election. See the module.
 #[derive(Clone, Debug)]
 pub struct Machine {
     config: Config,
     state: State,
-    /// When the own Prometheus counts as silent; `None` is never. Fed by [`Machine::on_liveness`].
+    /// The time from which the own Prometheus counts as silent; `None` means never. Set by [`Machine::on_liveness`].
     silent_at: Option<Instant>,
-    /// Since when the own writes fail. Fed by [`Machine::on_writes`].
+    /// The present failure of the own writes, if any. Set by [`Machine::on_writes`].
     failing: Option<Failing>,
     stopping: bool,
     last_reason: Reason,
@@ -35,18 +35,18 @@ enum State {
     Disconnected {
         retry_at: Instant,
     },
-    /// A session without the lock. `returned` until the first answer after the own Prometheus sent again.
+    /// A session without the lock. `returned` is `true` from when the own Prometheus sends again to the next answer.
     Following {
         seen: Option<ObservedLeader>,
         next_at: Instant,
         returned: bool,
     },
-    /// The lock is held, or the order to lead given, and the term not raised.
+    /// The lock is held, or the order to lead was given. The term is not raised yet.
     Locked,
-    /// The term is raised; what was held is being stored.
+    /// The term is raised. The buffered samples are being stored.
     Preparing(Tenure),
     Leading(Tenure),
-    /// The session must go.
+    /// The session must be closed.
     Closing {
         reason: Reason,
     },
@@ -62,17 +62,17 @@ struct ObservedLeader {
 #[derive(Clone, Copy, Debug)]
 struct Tenure {
     fence: Fence,
-    /// The statement that raised the term was sent at this time.
+    /// When the statement that raised the term was sent.
     began_at: Instant,
-    /// The last answered heartbeat was sent at this time.
+    /// When the last answered heartbeat was sent.
     renewed_at: Instant,
 }
 
-/// Pause before a new session after one was lost: short, for a take-over is waiting.
+/// Pause before a new session after one was lost. It is short because a take-over waits for the session.
 const RECONNECT: Duration = Duration::from_millis(250);
 
 impl Machine {
-    /// An adapter that has just started, whose Prometheus has not sent yet.
+    /// Returns the machine of an adapter that has just started and whose Prometheus has not sent yet.
     #[must_use]
     pub fn new(config: Config, now: Instant) -> Self {
         let orders = StandingOrders::new(config.is_held);
@@ -87,12 +87,12 @@ impl Machine {
         }
     }
 
-    /// What to do now. Asking again without having done it gives the same answer.
+    /// Returns the next action. A second call before the action is done returns the same action.
     #[must_use]
     pub fn next(&mut self, now: Instant) -> Action {
         if let Some(reason) = self.reason_to_close(now) {
             if reason == Reason::WritesFailing {
-                // Another adapter may do better.
+                // The writes of another adapter may succeed.
                 self.orders.stand_back(self.fence().map(|fence| fence.term), now + self.config.cooldown());
             }
             self.last_reason = reason;
@@ -104,7 +104,7 @@ impl Machine {
             self.state = State::Locked;
         }
         match (self.decide(now), &self.orders.pending) {
-            // Somebody is to be told by then.
+            // The caller of the pending order must get an answer by then.
             (Action::Wait(until), Some(pending)) => Action::Wait(until.min(pending.until)),
             (action, _) => action,
         }
@@ -133,7 +133,7 @@ impl Machine {
         }
     }
 
-    /// The own Prometheus counts as silent from `silent_at` on; `None` is never.
+    /// Sets the time from which the own Prometheus counts as silent; `None` means never.
     pub fn on_liveness(&mut self, silent_at: Option<Instant>, now: Instant) {
         let was_silent = self.is_silent(now);
         self.silent_at = silent_at;
@@ -144,19 +144,19 @@ impl Machine {
         }
     }
 
-    /// How the last writes of this adapter ended: since when they fail, or `None` if the last one was committed.
+    /// Sets the present failure of this adapter's writes, or `None` if the last write was committed.
     pub fn on_writes(&mut self, failing: Option<Failing>) {
         self.failing = failing;
     }
 
-    /// A session is open and has been proven fit.
+    /// Notes that a session is open, on a server that was found fit.
     pub fn on_connected(&mut self, now: Instant) {
         if let State::Disconnected { .. } = self.state {
             self.state = State::Following { seen: None, next_at: now, returned: false };
         }
     }
 
-    /// The lock was tried by a statement sent at `sent_at`.
+    /// Notes the result of a try for the lock, by a statement sent at `sent_at`.
     pub fn on_tried(&mut self, obtained: bool, observed: Option<LeaderRow>, sent_at: Instant) {
         if obtained {
             if let State::Following { .. } = self.state {
@@ -167,9 +167,10 @@ impl Machine {
         }
     }
 
-    /// The leader's row was read by a statement sent at `sent_at`.
+    /// Notes the leader's row, read by a statement sent at `sent_at`.
     pub fn on_observed(&mut self, observed: Option<LeaderRow>, sent_at: Instant) {
-        // Never so seldom that what was seen goes stale between.
+        // At least once per heartbeat interval, so that the row that was read does not become stale before the next
+        // read.
         let heartbeat = self.config.heartbeat_interval();
         let interval = if self.is_silent(sent_at) { heartbeat } else { self.config.election_interval.min(heartbeat) };
         let stale_after = self.config.stale_after();
@@ -192,7 +193,8 @@ impl Machine {
         }
     }
 
-    /// The term was raised; the statement that proves it was sent at `sent_at`. What was held is to be stored now.
+    /// Notes that the term was raised; `sent_at` is when its proving statement was sent. Buffered samples are stored
+    /// next.
     pub fn on_term(&mut self, fence: Fence, sent_at: Instant) {
         if let State::Locked = self.state {
             self.orders.on_proven(fence.token);
@@ -200,7 +202,7 @@ impl Machine {
         }
     }
 
-    /// The term was not raised: another adapter is named to lead next, or was told to lead later than this one.
+    /// Notes that the term was not raised: another adapter is the named successor, or was appointed after this one.
     pub fn on_refused(&mut self, now: Instant) {
         match self.config.method {
             Method::AdvisoryLock(_) => {
@@ -211,7 +213,7 @@ impl Machine {
         }
     }
 
-    /// What was held is stored: lead.
+    /// Notes that the buffered samples are stored: this adapter leads now.
     pub fn on_prepared(&mut self) {
         if let State::Preparing(tenure) = self.state {
             self.state = State::Leading(tenure);
@@ -219,7 +221,7 @@ impl Machine {
         }
     }
 
-    /// A heartbeat sent at `sent_at` found the own term in force.
+    /// Notes that a heartbeat sent at `sent_at` found the own term in force.
     pub fn on_heartbeat(&mut self, sent_at: Instant) {
         if let State::Preparing(tenure) | State::Leading(tenure) = &mut self.state {
             tenure.renewed_at = tenure.renewed_at.max(sent_at);
@@ -227,7 +229,7 @@ impl Machine {
         }
     }
 
-    /// It is written down who is to lead next.
+    /// Notes that the successor was written to the group's row.
     pub fn on_handed_over(&mut self, now: Instant) {
         let Some(fence) = self.fence() else { return };
         if let Some(Pending { is_named, .. }) = &mut self.orders.pending {
@@ -237,14 +239,14 @@ impl Machine {
         self.on_lost(Reason::Requested, now);
     }
 
-    /// Nobody is called as the one to hand over to; `connected` are.
+    /// Notes that no adapter has the name of the ordered successor; `connected` are the names of those connected.
     pub fn on_no_such_peer(&mut self, connected: Vec<String>) {
         if let Some(Pending { order: Order::HandOver { to }, .. }) = self.orders.pending.take() {
             self.orders.refused = Some(Refusal::NoSuchPeer { to, connected });
         }
     }
 
-    /// Somebody orders something, and waits until `until` for [`Machine::outcome`]. One order at a time.
+    /// Takes an order whose caller waits until `until` for [`Machine::outcome`]. One order at a time.
     pub fn on_order(&mut self, order: Order, now: Instant, until: Instant) {
         let term = self.fence().map(|fence| fence.term);
         let given = self.orders.give(order.clone(), &self.config.method, term, now + self.config.cooldown());
@@ -259,7 +261,7 @@ impl Machine {
         }
     }
 
-    /// What became of the last order, once.
+    /// Returns the outcome of the last order, once.
     pub fn outcome(&mut self, now: Instant) -> Option<Result<(), Refusal>> {
         if let Some(refusal) = self.orders.refused.take() {
             return Some(Err(refusal));
@@ -283,7 +285,7 @@ impl Machine {
         Some(outcome)
     }
 
-    /// Who is to lead next, if an order names one.
+    /// Returns the name of the successor, if a pending order names one.
     #[must_use]
     pub fn successor(&self) -> Option<&str> {
         match &self.orders.pending {
@@ -292,19 +294,19 @@ impl Machine {
         }
     }
 
-    /// The token that must be in force for the term to be raised; `None` is any.
+    /// Returns the token that must be in force for the term to be raised; `None` means any token.
     #[must_use]
     pub fn follows(&self) -> Option<Uuid> {
         self.orders.follows()
     }
 
-    /// Whether this adapter is held out of elections.
+    /// Returns `true` if this adapter is excluded from elections.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.orders.is_held
     }
 
-    /// Something failed, or ended, or is in doubt: the session must go.
+    /// Notes a failure, an end or a doubt: the session must be closed.
     pub fn on_lost(&mut self, reason: Reason, now: Instant) {
         if reason == Reason::Fenced {
             self.orders.on_fenced();
@@ -317,27 +319,27 @@ impl Machine {
         self.last_reason = reason;
     }
 
-    /// The session is closed.
+    /// Notes that the session is closed.
     pub fn on_closed(&mut self, now: Instant) {
         let State::Closing { reason } = self.state else { return };
         self.state = match reason {
             Reason::Shutdown => State::Stopped,
-            // A resignation is no failure: observe again at once, so that a sender that returns finds its role.
+            // These are no failures. The adapter observes again at once, so that a sender that returns finds its role.
             Reason::PrometheusTimeout | Reason::Requested | Reason::WritesFailing => {
                 State::Disconnected { retry_at: now }
             }
-            // By then whoever else is there has tried.
+            // By then any other adapter has tried to take the lead.
             Reason::TakeOverFailed => State::Disconnected { retry_at: now + self.config.heartbeat_interval() },
             _ => State::Disconnected { retry_at: now + RECONNECT },
         };
     }
 
-    /// The program stops: give everything up.
+    /// Notes that the program stops: the machine gives up the lock and the session.
     pub fn on_shutdown(&mut self) {
         self.stopping = true;
     }
 
-    /// What this adapter may do.
+    /// Returns the role of this adapter at `now`.
     #[must_use]
     pub fn role(&self, now: Instant) -> Role {
         match &self.state {
@@ -359,7 +361,7 @@ impl Machine {
         .at(now)
     }
 
-    /// When the term being prepared or held ends unless it is renewed.
+    /// Returns when the term being prepared or held ends unless it is renewed.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         match &self.state {
@@ -370,7 +372,7 @@ impl Machine {
         }
     }
 
-    /// The fence of the term being prepared or held.
+    /// Returns the fence of the term being prepared or held.
     #[must_use]
     pub fn fence(&self) -> Option<Fence> {
         match &self.state {
@@ -379,7 +381,7 @@ impl Machine {
         }
     }
 
-    /// Why the role is what it is.
+    /// Returns the reason for the present role.
     #[must_use]
     pub fn reason(&self, now: Instant) -> Reason {
         match &self.state {
@@ -395,7 +397,7 @@ impl Machine {
         }
     }
 
-    /// Whether everything has been given up.
+    /// Returns `true` once the program stops and the session is closed.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         matches!(self.state, State::Stopped)
@@ -405,19 +407,19 @@ impl Machine {
         self.silent_at.is_some_and(|silent_at| now >= silent_at)
     }
 
-    /// Whether it may try to take the lead.
+    /// Returns `true` if this adapter may try to take the lead.
     fn may_try(&self, now: Instant) -> bool {
         !self.is_silent(now) && self.orders.may_try(&self.config.method, now)
     }
 
-    /// Whether the writes of this term have failed for longer than the lease. Where leaders are told, that is for whoever
-    /// tells to see.
+    /// Returns `true` if the writes of this term have failed for the lease or longer. Always `false` if an external
+    /// party appoints leaders: that party must judge this itself.
     fn has_failed(&self, tenure: &Tenure) -> bool {
         let has_failed = |failing: Failing| failing.last >= failing.since.max(tenure.began_at) + self.config.lease;
         matches!(self.config.method, Method::AdvisoryLock(_)) && self.failing.is_some_and(has_failed)
     }
 
-    /// Why the session must go, if it must and is not on its way already.
+    /// Returns the reason why the session must be closed, if it must be and is not being closed already.
     fn reason_to_close(&self, now: Instant) -> Option<Reason> {
         match &self.state {
             State::Closing { .. } | State::Stopped => None,

@@ -1,4 +1,4 @@
-//! What an operator, or an outside party, orders of an adapter. Pure.
+//! Orders of an operator or an external party to an adapter. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -6,64 +6,64 @@ use uuid::Uuid;
 
 use crate::election::Method;
 
-/// An order, to one adapter.
+/// An order to one adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Lead: only where leaders are appointed.
+    /// Lead. Only allowed if an external party appoints leaders.
     Lead,
-    /// Give the lead up, and let another have it.
+    /// Give up the lead to another adapter.
     Resign,
-    /// The same, and name who is to have it.
+    /// Give up the lead to a named adapter.
     HandOver {
-        /// As its holder's name is in the group's row.
+        /// The successor's name, as it stands in the group's row.
         to: String,
     },
-    /// Give the lead up and stay out of elections until released.
+    /// Give up the lead and stay excluded from elections until released.
     Hold,
     /// Take part in elections again.
     Release,
 }
 
-/// Why an order is not carried out.
+/// The reason why an order is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It has nothing to give up.
+    /// The adapter does not lead, so it cannot give up the lead.
     #[error("this adapter does not lead its group: ask the one that does, which /status.json names")]
     NotLeader,
-    /// It is kept out of elections.
+    /// The adapter is excluded from elections.
     #[error("this adapter is held out of elections: release it first")]
     Held,
-    /// It is not for anybody to tell.
+    /// No leader can be appointed: leaders are elected by advisory lock.
     #[error(
         "this group's leader is not appointed: it is who holds an advisory lock; ask the leader to resign or to hand over, or \
          start both adapters with -leader-election-rest"
     )]
     NotAppointable,
-    /// It is for an outside party to tell.
+    /// Only the external party can order this, because it appoints leaders.
     #[error("this group's leader is told (-leader-election-rest): tell the other one to lead, and this one ends")]
     Appointed,
-    /// Nobody by that name takes part.
+    /// No other adapter of the group has this name.
     #[error("no other adapter of this group is called {to:?}; those connected are: {}", names(connected))]
     NoSuchPeer {
         /// The name given.
         to: String,
-        /// Names that would do.
+        /// The names that are possible.
         connected: Vec<String>,
     },
-    /// The lead was lost in another way before it could be handed over.
+    /// The lead was lost in another way before the hand-over.
     #[error("the lead was lost ({0}) before it could be handed over")]
     Lost(&'static str),
-    /// It took too long.
+    /// The order was not carried out in time.
     #[error("not done within {after:?} ({reason}){}", trouble.as_ref().map_or(String::new(), |why| format!(": {why}")))]
     Overdue {
-        /// How long it was tried.
+        /// The time for which the adapter tried.
         after: Duration,
-        /// Why the role is what it is.
+        /// The reason for the adapter's role.
         reason: &'static str,
-        /// What the database said last, if it fails.
+        /// The last error of the database, if it fails.
         trouble: Option<String>,
     },
-    /// Nobody takes orders any more.
+    /// The adapter is stopping and takes no more orders.
     #[error("the adapter is stopping")]
     Stopping,
 }
@@ -75,14 +75,14 @@ fn names(connected: &[String]) -> String {
 /// The orders in force.
 #[derive(Clone, Debug)]
 pub(super) struct StandingOrders {
-    /// The one that somebody waits for.
+    /// The order that a caller waits for.
     pub(super) pending: Option<Pending>,
-    /// What became of one that needed no doing.
+    /// The refusal of an order, until `Machine::outcome` returns it.
     pub(super) refused: Option<Refusal>,
     pub(super) is_held: bool,
     appointed: Option<Appointed>,
     out: Option<Out>,
-    /// Another adapter is named to lead next.
+    /// While this time is not over, another adapter is the named successor.
     yields_until: Option<Instant>,
 }
 
@@ -91,24 +91,24 @@ pub(super) struct Pending {
     pub(super) order: Order,
     pub(super) since: Instant,
     pub(super) until: Instant,
-    /// It is written down who is to lead next.
+    /// `true` once the successor is written to the group's row.
     pub(super) is_named: bool,
 }
 
-/// Told to lead.
+/// The state of an order to lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Appointed {
-    /// And not done yet: whoever leads.
+    /// Not carried out yet. Valid whoever leads.
     Pending,
-    /// Done by the term of this token: once another term has begun, another was told later.
+    /// Carried out by the term of this token. Once another term has begun, another adapter was appointed later.
     InTerm(Uuid),
 }
 
-/// Gave the lead up.
+/// A period after this adapter gave up the lead, in which it does not take the lead again.
 #[derive(Clone, Copy, Debug)]
 struct Out {
     until: Instant,
-    /// A later one tells that somebody took the lead.
+    /// The term given up. A later term shows that another adapter took the lead.
     term: i64,
 }
 
@@ -117,7 +117,7 @@ impl StandingOrders {
         Self { pending: None, refused: None, is_held, appointed: None, out: None, yields_until: None }
     }
 
-    /// Notes an order of an adapter that leads `term`, or does not lead.
+    /// Takes an order. `term` is the term in which this adapter leads, if it does.
     pub(super) fn give(
         &mut self,
         order: Order,
@@ -149,30 +149,30 @@ impl StandingOrders {
         Ok(())
     }
 
-    /// Lets others have the lead of after `term`, for a while.
+    /// Ends an appointment and, until `until`, lets other adapters take the lead after `term`.
     pub(super) fn stand_back(&mut self, term: Option<i64>, until: Instant) {
         self.appointed = None;
         self.out = term.map(|term| Out { until, term });
     }
 
-    /// Whether this adapter may take the lead, or keep it.
+    /// Returns `true` if this adapter may take or keep the lead.
     pub(super) fn may_lead(&self, method: &Method, now: Instant) -> bool {
         let is_out = self.out.is_some_and(|out| now < out.until);
         !self.is_held && !is_out && (matches!(method, Method::AdvisoryLock(_)) || self.appointed.is_some())
     }
 
-    /// Whether this adapter may take the lead now. One that is told to need not wait for whoever is named.
+    /// Returns `true` if this adapter may take the lead now. An appointed adapter need not yield to a named successor.
     pub(super) fn may_try(&self, method: &Method, now: Instant) -> bool {
         let yields = matches!(method, Method::AdvisoryLock(_)) && self.yields_until.is_some_and(|until| now < until);
         self.may_lead(method, now) && !yields
     }
 
-    /// Whether it is in doubt that the term in force is the one it was told to begin.
+    /// Returns `true` if it is not yet proven that the term in force is the one that was ordered.
     pub(super) fn is_newly_appointed(&self) -> bool {
         self.appointed == Some(Appointed::Pending)
     }
 
-    /// The term that must be in force for this adapter to begin the next, if it is not free to.
+    /// Returns the token that must be in force for this adapter to begin the next term; `None` means any token.
     pub(super) fn follows(&self) -> Option<Uuid> {
         match self.appointed {
             Some(Appointed::InTerm(token)) => Some(token),
@@ -180,25 +180,25 @@ impl StandingOrders {
         }
     }
 
-    /// The own term is in force.
+    /// Notes that the own term is in force.
     pub(super) fn on_proven(&mut self, token: Uuid) {
         if let Some(appointed) = &mut self.appointed {
             *appointed = Appointed::InTerm(token);
         }
     }
 
-    /// Another term has begun than the own one.
+    /// Notes that another term than the own one has begun.
     pub(super) fn on_fenced(&mut self) {
         self.appointed = self.appointed.filter(|appointed| *appointed == Appointed::Pending);
     }
 
-    /// The group's row was read.
+    /// Notes that the group's row was read.
     pub(super) fn on_observed(&mut self, term: Option<i64>, yields_until: Option<Instant>) {
         self.yields_until = yields_until;
         self.out = self.out.filter(|out| term.is_none_or(|term| term <= out.term));
     }
 
-    /// Nobody waits any more for the order to lead.
+    /// Withdraws an order to lead that no caller waits for any more.
     pub(super) fn withdraw(&mut self) {
         if self.is_newly_appointed() {
             self.appointed = None;

@@ -1,58 +1,59 @@
-//! What the rest of the program knows of an election.
+//! The role of this adapter, as the rest of the program reads it.
 
 use std::time::{Duration, Instant};
 
 use crate::storage::fence::Fence;
 
-/// A leader as its heartbeat in the group's row shows it.
+/// A leader, as the group's row shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
-    /// Host and address it gave.
+    /// Its name: host and port.
     pub holder: String,
     /// Its term.
     pub term: i64,
 }
 
-/// The session that holds the group's lock while no heartbeat tells of a leader: another program's, or a frozen
-/// adapter's.
+/// The session that holds the group's lock while no heartbeat shows a leader. It belongs to another program or to a
+/// frozen adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockHolder {
-    /// Its server process.
+    /// The pid of its server process.
     pub pid: i32,
-    /// What it calls itself; empty if nothing.
+    /// Its `application_name`; empty if it has none.
     pub application_name: String,
-    /// Where it comes from; `None` by a Unix socket, or where the server does not tell an ordinary user.
+    /// Its client address. `None` for a Unix socket, or if the server hides it from an ordinary user.
     pub client_address: Option<String>,
 }
 
-/// What this adapter may do now. Roles that rest on an answer of the server expire by themselves, so that a reader is
-/// right even while the task that renews them is stuck: read it by [`Role::at`].
+/// The role of this adapter. Roles that rest on an answer of the server expire by themselves, so that a reader is right
+/// even while the task that renews them is stuck. Read it by [`Role::at`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Role {
-    /// Nobody can say: answer 503.
+    /// The leader is unknown: writes are answered 503.
     Unknown,
-    /// Another adapter leads, and its heartbeat was fresh.
+    /// Another adapter leads, or by labels another replica, according to a row that was fresh.
     Standby {
-        /// Who.
+        /// The leader.
         leader: Leader,
-        /// When that is too old to rely on.
+        /// When that row is too old to rely on.
         until: Instant,
     },
-    /// The lock is ours, the term is not yet: a short wait or 503.
+    /// The right to lead is obtained, but the take-over is not finished: writes wait a short time, or are answered 503.
     TakingOver,
-    /// Store.
+    /// Samples are stored as they arrive.
     Leader {
-        /// The right to; `None` without an election.
+        /// The right to write; `None` without an election.
         fence: Option<Fence>,
-        /// When the right must have been renewed; `None` without an election.
+        /// When the right expires unless renewed; `None` without an election.
         until: Option<Instant>,
     },
-    /// Leaders are found by labels: this adapter stores or holds what any replica sends, as each cluster's role says.
+    /// Leaders are elected by labels. This adapter stores or buffers the samples of any replica, according to the role
+    /// in its cluster.
     ByLabels {
-        /// When what is known of them is too old to rely on.
+        /// When the leaders last read are too old to rely on.
         until: Instant,
     },
-    /// The own Prometheus is silent: not a candidate until it sends.
+    /// The own Prometheus is silent. This adapter is no candidate until it sends.
     Resigned,
 }
 
@@ -67,7 +68,7 @@ impl std::fmt::Display for LockHolder {
 }
 
 impl Role {
-    /// The role at `now`: itself, or [`Role::Unknown`] once expired.
+    /// Returns the role at `now`: itself, or [`Role::Unknown`] once expired.
     #[must_use]
     pub fn at(&self, now: Instant) -> Role {
         match self {
@@ -80,14 +81,14 @@ impl Role {
         }
     }
 
-    /// Whether it is this adapter's to seal and to drop what is old. With [`Role::ByLabels`] it may be another's as well:
-    /// one does it at a time.
+    /// Returns `true` if this adapter seals and drops old data. With [`Role::ByLabels`] other adapters may do so too,
+    /// but only one does it at a time.
     #[must_use]
     pub fn keeps_store(&self) -> bool {
         matches!(self, Role::Leader { .. } | Role::ByLabels { .. })
     }
 
-    /// The word for it in log, metrics and status.
+    /// Returns the word for the role in log, metrics and status.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -101,13 +102,13 @@ impl Role {
     }
 }
 
-/// The row of the group's leader, as a standby read it.
+/// The group's row, as a standby read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderRow {
-    /// Who it names.
+    /// The leader.
     pub leader: Leader,
-    /// How old its heartbeat is by the server's clock.
+    /// The age of its heartbeat by the server's clock.
     pub heartbeat_age: Duration,
-    /// For how long another adapter than the reader is still named to lead next.
+    /// The time for which another adapter than the reader is still the named successor.
     pub yields_for: Option<Duration>,
 }

@@ -1,36 +1,37 @@
-//! Whether a leader's writes reach the database.
+//! The results of this adapter's writes, by which a leader learns that it cannot store.
 
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-/// How the last writes of this adapter ended: told by the receiver, read by the election.
+/// The result of the last writes of this adapter: written by the receiver, read by the election.
 #[derive(Debug, Default)]
 pub struct WritePath(Mutex<Option<Failing>>);
 
-/// Writes have failed, and none has been committed since.
+/// A run of failed writes, with no committed write since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failing {
-    /// When the first of them failed.
+    /// When the first of the writes failed.
     pub since: Instant,
-    /// When the last one did.
+    /// When the last of the writes failed.
     pub last: Instant,
 }
 
 impl WritePath {
-    /// A write was committed, or the database found that it was already there.
+    /// Notes that a write was committed, or was found to be stored already.
     pub fn succeeded(&self) {
         *self.0.lock() = None;
     }
 
-    /// A write failed through the database or on the way to it. Not to be called where a newer term refused it.
+    /// Notes that a write failed in the database or on the way to it. Not to be called if a newer term refused the
+    /// write.
     pub fn failed(&self, now: Instant) {
         let mut failing = self.0.lock();
         let since = failing.map_or(now, |failing| failing.since);
         *failing = Some(Failing { since, last: now });
     }
 
-    /// Since when writes fail; `None` if the last one did not.
+    /// Returns the present run of failed writes; `None` if the last write did not fail.
     #[must_use]
     pub fn failing(&self) -> Option<Failing> {
         *self.0.lock()

@@ -1,4 +1,4 @@
-//! What an operator may ask of a running adapter, and who counts as one.
+//! Orders of an operator to a running adapter, and the check that the client may give them.
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, ORIGIN};
@@ -8,7 +8,7 @@ use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_ty
 use crate::http::election;
 use crate::http::service::Service;
 
-/// Everything under `/admin/`.
+/// Answers all routes under `/admin/`.
 pub(super) async fn answer(service: &Service, request: Request<Incoming>, is_local: bool) -> Answer {
     let is_reading = request.method() == Method::GET;
     if !is_reading && let Err(answer) = authorise(service, request.headers(), is_local) {
@@ -24,7 +24,8 @@ pub(super) async fn answer(service: &Service, request: Request<Incoming>, is_loc
     }
 }
 
-/// Who may change something: with a token whoever shows it, without one whoever is on this host and no web page.
+/// Checks that a client may change something. With a configured token, the client must send it. Without one, the client
+/// must be on this host and no web page.
 fn authorise(service: &Service, headers: &HeaderMap, is_local: bool) -> Result<(), Box<Answer>> {
     match &service.config.admin_token {
         Some(token) if token.is_shown(headers) => Ok(()),
@@ -43,7 +44,7 @@ fn authorise(service: &Service, headers: &HeaderMap, is_local: bool) -> Result<(
     }
 }
 
-/// Seals what is hot, and answers when that is done.
+/// Seals the hot samples, and answers when that is done.
 async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
     if request.method() != Method::POST {
         return method_not_allowed("POST");

@@ -1,4 +1,4 @@
-//! What a route answers.
+//! The answers of routes.
 
 use std::convert::Infallible;
 
@@ -18,7 +18,7 @@ pub(super) fn with_type(status: StatusCode, content_type: &'static str, body: im
     answer
 }
 
-/// A line for a person; Prometheus logs the first KiB of it.
+/// Returns an answer with one line of text. Prometheus logs its first KiB.
 pub(super) fn text(status: StatusCode, line: impl Into<String>) -> Answer {
     let mut line = line.into();
     line.push('\n');
@@ -31,7 +31,7 @@ pub(super) fn empty(status: StatusCode) -> Answer {
     answer
 }
 
-/// Our trouble, not the sender's: it is to come again.
+/// Returns a 503: the failure is not the sender's fault, and the sender must retry.
 pub(super) fn unavailable(line: impl Into<String>) -> Answer {
     let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, line);
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

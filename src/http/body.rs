@@ -1,4 +1,4 @@
-//! Bodies: bounded before they are read, and again before they are decompressed.
+//! Request bodies. Their size is limited before they are read, and again before they are decompressed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,33 +14,33 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::http::answer::{Answer, text, unavailable};
 use crate::wire::snappy;
 
-/// The limit of Prometheus' own receiver, for a body as received and as declared when decompressed.
+/// Largest body, as received and as declared when decompressed. The limit of Prometheus' own receiver.
 pub(super) const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// KiB that bodies in flight may take together, as received and decompressed.
+/// KiB that bodies in flight may use together, as received and as decompressed.
 const BUDGET_KIB: usize = 256 * 1024;
 
-/// Bodies whose memory is kept for others at a time.
+/// Largest number of memory blocks that are kept for further bodies.
 const KEPT_MAX: usize = 8;
 
-/// Of larger bodies none is kept, in bytes: Prometheus' own are smaller.
+/// Largest memory block that is kept, in bytes. Prometheus' own bodies are smaller.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// How long the rest of a body is waited for that nobody wants.
+/// Time limit for reading the rest of an unwanted body.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes set aside for a body before any of it has arrived.
+/// Bytes allocated for a body before any of it has arrived.
 const UNSEEN_BYTES_MAX: usize = 64 * 1024;
 
-/// The memory that all bodies take.
+/// The memory that all bodies use.
 pub struct Bodies {
-    /// What they may still take, in KiB.
+    /// The memory that bodies may still use, in KiB.
     budget: Arc<Semaphore>,
-    /// What some were decompressed into, to be used again.
+    /// Memory blocks of decompressed bodies, to be used again.
     kept: Mutex<Vec<Vec<u8>>>,
 }
 
-/// A body as received and as decompressed, with what it takes of the budget.
+/// A body as received and as decompressed, with its share of the budget.
 pub(super) struct Received {
     /// As received.
     pub(super) compressed: Bytes,
@@ -57,14 +57,14 @@ impl Default for Bodies {
 }
 
 impl Bodies {
-    /// Kept memory with room for `length` bytes, or none at all.
+    /// Returns a kept memory block with a capacity of at least `length` bytes, or an empty one.
     fn memory(&self, length: usize) -> Vec<u8> {
         let mut kept = self.kept.lock();
         let fitting = kept.iter().rposition(|memory| memory.capacity() >= length);
         fitting.map(|at| kept.remove(at)).unwrap_or_default()
     }
 
-    /// Keeps memory, instead of what was kept longest ago if that is too much.
+    /// Keeps a memory block. If too many are kept, the oldest one is freed.
     fn keep(&self, memory: Vec<u8>) {
         if !(1..=KEPT_BYTES_MAX).contains(&memory.capacity()) {
             return;
@@ -83,8 +83,8 @@ impl Drop for Received {
     }
 }
 
-/// Reads what is left of a body and throws it away, within bounds: an answer that comes before the body has been read
-/// would otherwise reach its sender as a broken connection.
+/// Reads the rest of a body and discards it, within limits. Without this, an answer that is sent before the body has
+/// been read would reach the sender as a broken connection.
 pub(super) async fn discard(request: Request<Incoming>) {
     let mut body = request.into_body();
     let work = async {
@@ -96,11 +96,11 @@ pub(super) async fn discard(request: Request<Incoming>) {
             }
         }
     };
-    // A body that is slower than this costs its sender the answer's text, and nothing else.
+    // If the body is slower than this, its sender only misses the text of the answer.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, work).await;
 }
 
-/// Refuses an encoding other than snappy, and says why.
+/// Returns an error for an encoding other than snappy.
 pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), String> {
     match headers.get(CONTENT_ENCODING) {
         None => Ok(()),
@@ -111,7 +111,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), String> {
     }
 }
 
-/// A header's value for an error, cut where it is long: the text is logged and shown.
+/// Returns a header's value for an error text. A long value is truncated, because the text is logged and shown.
 pub(super) fn quoted(value: &HeaderValue) -> String {
     format!("{:?}", String::from_utf8_lossy(value.as_bytes()).chars().take(100).collect::<String>())
 }
@@ -135,7 +135,7 @@ pub(super) async fn receive(
         if length > BODY_BYTES_MAX {
             return Err(bad(snappy::Error::TooLarge { declared: length, max: BODY_BYTES_MAX }));
         }
-        // What is kept and larger counts with all that it takes.
+        // A kept block may be larger than needed. All of it counts.
         let memory = bodies.memory(length);
         let second = take(&bodies.budget, kib(length.max(memory.capacity())))?;
         let plain = snappy::decompress(&compressed, BODY_BYTES_MAX, memory).map_err(bad)?;
@@ -147,7 +147,8 @@ pub(super) async fn receive(
     }
 }
 
-/// Reads a body. It takes of the budget what has arrived, not what it announced: many slow clients hold nobody up.
+/// Reads a body. Only bytes that have arrived count against the budget, not the announced length, so many slow clients
+/// block nobody.
 async fn collect(
     mut body: Incoming,
     declared: usize,
@@ -168,7 +169,8 @@ async fn collect(
     Ok((received.freeze(), permit))
 }
 
-/// Not waited for: bodies that each hold a part could wait for each other.
+/// Takes a share of the budget, or fails at once. It does not wait, because bodies that each hold a share could wait
+/// for each other.
 fn take(budget: &Arc<Semaphore>, kib: u32) -> Result<OwnedSemaphorePermit, Box<Answer>> {
     Arc::clone(budget).try_acquire_many_owned(kib).map_err(|_| Box::new(overloaded()))
 }

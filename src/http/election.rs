@@ -1,4 +1,4 @@
-//! CommandHandle to the election: by an outside party as 0.6.0 took them, and by hand.
+//! Orders to the election: by an external party in the form of 0.6.0, and by an operator.
 
 use std::sync::Arc;
 
@@ -16,10 +16,11 @@ use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_ty
 use crate::http::service::Service;
 use crate::model::source::Source;
 
-/// A digit, and whatever a client may put around it.
+/// Largest body: a digit, and some characters that a client may add.
 const BODY_BYTES_MAX: usize = 64;
 
-/// `/admin/election/leader`: who asks is told, who orders is obeyed; answers and statuses are those of 0.6.0.
+/// `/admin/election/leader`: returns the leadership on GET, and takes an order on PUT. Answers and statuses are those
+/// of 0.6.0.
 pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Answer {
     let is_leader = matches!(service.role_now(), Role::Leader { .. });
     match *request.method() {
@@ -41,7 +42,7 @@ pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Ans
             };
             match orders(service) {
                 Ok(orders) if orders.is_external() => match orders.give(order).await {
-                    // To one that does not lead, resigning was no failure.
+                    // An order to resign is no failure for an adapter that does not lead.
                     Ok(()) | Err(Refusal::NotLeader) => word(true),
                     Err(refusal) => refused(&refusal),
                 },
@@ -53,7 +54,7 @@ pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Ans
     }
 }
 
-/// `/admin/election/resign` and its kin.
+/// `/admin/election/resign`, `hand-over`, `hold` and `release`.
 pub(super) async fn order(service: &Service, request: &Request<Incoming>) -> Answer {
     let verb = request.uri().path().strip_prefix("/admin/election/").unwrap_or_default();
     let order = match (verb, request.method()) {
@@ -95,7 +96,7 @@ pub(super) async fn order(service: &Service, request: &Request<Incoming>) -> Ans
     }
 }
 
-/// The same where leaders are found by labels: of which cluster, and of which of its replicas.
+/// The same for the election by labels, for a cluster and, where needed, a replica.
 async fn by_labels(clusters: &Arc<Clusters>, request: &Request<Incoming>, order: Order) -> Answer {
     let path = request.uri().path();
     let Some(cluster) = parameter(request, "cluster") else {
@@ -132,12 +133,12 @@ async fn by_labels(clusters: &Arc<Clusters>, request: &Request<Incoming>, order:
     }
 }
 
-/// What is missing is to be said.
+/// Returns a 400 that names the missing parameters.
 fn say(what: &str) -> Answer {
     text(StatusCode::BAD_REQUEST, format!("say of which: {what}"))
 }
 
-/// Where orders are given.
+/// Returns the handle by which orders are given.
 fn orders(service: &Service) -> Result<&CommandHandle, Box<Answer>> {
     match &service.orders {
         _ if service.clusters.is_some() => Err(Box::new(refused(&Refusal::NotAppointable))),
@@ -157,12 +158,12 @@ fn refused(refusal: &Refusal) -> Answer {
     }
 }
 
-/// As 0.6.0 wrote it, without the end of a line.
+/// Returns the answer in the form of 0.6.0, without a line end.
 fn word(value: bool) -> Answer {
     with_type(StatusCode::OK, "text/plain; charset=utf-8", value.to_string())
 }
 
-/// A parameter of the query, decoded.
+/// Returns a parameter of the query string, decoded.
 fn parameter(request: &Request<Incoming>, name: &str) -> Option<String> {
     let mut pairs = request.uri().query()?.split('&').filter_map(|pair| pair.split_once('='));
     let value = pairs.find(|(key, _)| *key == name)?.1;

@@ -1,4 +1,4 @@
-//! Remote read: each query answered in order, as samples or as a stream of chunks.
+//! Remote read. The queries are answered in order, as samples or as a stream of chunks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::wire::read::messages::{QueryResult, ReadResponse, ResponseType};
 use crate::wire::read::{self, SeriesEncoder, negotiate, time_series};
 use crate::wire::snappy;
 
-/// A query, ready to run.
+/// A query that is ready to run.
 struct Query {
     matchers: Vec<Matcher>,
     start_ms: i64,
@@ -33,35 +33,36 @@ struct Query {
     labels_only: bool,
 }
 
-/// Why a read was not answered.
+/// The reason why a read was not answered.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// The server, or a bound of ours on what it returns.
+    /// The server failed, or its result exceeded a limit of the adapter.
     #[error("the database failed: {0}")]
     Database(#[from] Error),
-    /// More samples than `-read-sample-limit`.
+    /// The result has more samples than `-read-sample-limit`.
     #[error("exceeded sample limit ({0}): narrow the query, or raise -read-sample-limit")]
     SampleLimit(u64),
-    /// It stopped taking what it asked for.
+    /// The client stopped reading the answer.
     #[error("the client took nothing for {SLOW_CLIENT_TIMEOUT:?}")]
     SlowClient,
 }
 
-/// What passes from the database to the answer.
+/// A message from the database task to the answer.
 enum Piece {
     Frames(Bytes),
-    /// All is there. Without it the client is to see the connection break.
+    /// The answer is complete. Without this message the client must see a broken connection.
     End,
     Broken(Failure),
 }
 
-/// A client that takes nothing for so long has lost interest.
+/// Time after which a client that reads nothing counts as gone.
 const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Frames are sent when so many bytes have come together, so that many small series share a packet.
+/// Frames are sent once they have this size together, so that many small series share a packet.
 const FLUSH_BYTES: usize = 64 * 1024;
 
-/// Pieces of at least [`FLUSH_BYTES`] that wait for a slow client: bounds the memory of a stream.
+/// Largest number of pieces that wait for a slow client, each of at least [`FLUSH_BYTES`]. This limits the memory of a
+/// stream.
 const PIECES_MAX: usize = 4;
 
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Answer {
@@ -105,7 +106,7 @@ fn plan(body: &[u8], replica_labels: &[String]) -> Result<(Vec<Query>, ResponseT
         .ok_or("none of the accepted response types is known here: accept SAMPLES or STREAMED_XOR_CHUNKS")?;
     let queries = request.queries.iter().map(|query| {
         let mut matchers = query.compile_matchers().map_err(|error| error.to_string())?;
-        // What is stored has no replica label, but each Prometheus of a pair asks for its own.
+        // Stored series have no replica label, but each Prometheus of a pair queries with its own.
         matchers.retain(|matcher| !replica_labels.iter().any(|label| label == matcher.name()));
         Ok(Query {
             matchers,
@@ -117,7 +118,8 @@ fn plan(body: &[u8], replica_labels: &[String]) -> Result<(Vec<Query>, ResponseT
     Ok((queries.collect::<Result<_, String>>()?, response_type))
 }
 
-/// All results in one snappy block, which has to be whole before its first byte: bounded by the limit.
+/// Answers all results in one snappy block. The block must be complete before its first byte is sent, so the sample
+/// limit applies.
 async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metrics) -> Result<Answer, Failure> {
     let mut response = ReadResponse { results: Vec::with_capacity(queries.len()) };
     for query in queries {
@@ -151,8 +153,8 @@ async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metr
     Ok(answer)
 }
 
-/// One frame a series, sent while the database still delivers. The status is decided by the first series: later errors
-/// can only cut the connection.
+/// Answers one frame per series, sent while the database still delivers. The first series decides the status: later
+/// errors can only break the connection.
 async fn streamed(
     service: &Arc<Service>,
     reading: Reading,
@@ -165,7 +167,7 @@ async fn streamed(
         let _permit = permit;
         let outcome = tokio::select! {
             outcome = stream(&reading, &queries, &pieces, &metrics) => outcome,
-            // The client left: dropping what is under way cancels the query.
+            // The client has gone. Dropping the other branch cancels the query.
             () = pieces.closed() => return,
         };
         let last = match outcome {
@@ -180,10 +182,10 @@ async fn streamed(
                 Piece::Broken(failure)
             }
         };
-        // Where even this finds no room, the missing end tells the client.
+        // If even this message cannot be sent, the missing end tells the client.
         let _ = tokio::time::timeout(SLOW_CLIENT_TIMEOUT, pieces.send(last)).await;
     });
-    // Errors before the first byte still have a status.
+    // An error before the first byte still gets a status.
     let first = receiver.recv().await;
     if let Some(Piece::Broken(failure)) = first {
         return Err(failure);
@@ -249,21 +251,22 @@ async fn send(pieces: &mpsc::Sender<Piece>, out: &mut BytesMut) -> Result<(), Fa
     if out.is_empty() {
         return Ok(());
     }
-    // A client that left is noticed by the caller; one that only stops reading would keep a connection and a snapshot.
+    // The caller notices a client that has gone. A client that only stops reading would occupy a connection and a
+    // snapshot.
     match tokio::time::timeout(SLOW_CLIENT_TIMEOUT, pieces.send(Piece::Frames(out.split().freeze()))).await {
         Ok(_) => Ok(()),
         Err(_) => Err(Failure::SlowClient),
     }
 }
 
-/// The series of a query, each with its samples. Series without a sample in the range are passed over, unless only
-/// labels are asked for.
+/// The series of a query, each with its samples. Series without a sample in the range are skipped, unless only labels
+/// are requested.
 struct Walk<'a> {
     series: Vec<(Labels, i64)>,
     samples: Option<Samples<'a>>,
-    /// The place of the series being walked; without samples, of the next.
+    /// The index of the current series; without samples, of the next one.
     place: usize,
-    /// A sample that belongs to a later series.
+    /// A sample that was read already, but belongs to a later series.
     ahead: Option<(usize, Sample)>,
 }
 
@@ -280,7 +283,7 @@ impl<'a> Walk<'a> {
         Ok(walk)
     }
 
-    /// The next series and its first sample. The samples of the one before must all have been taken.
+    /// Returns the next series and its first sample. All samples of the previous series must have been read.
     async fn next_series(&mut self) -> Result<Option<(&Labels, Option<Sample>)>, Failure> {
         if self.samples.is_none() {
             let place = self.place;

@@ -1,4 +1,4 @@
-//! What the routes work on.
+//! The state that the routes share.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -20,79 +20,80 @@ use crate::storage::Store;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 
-/// Where and how the adapter listens.
+/// Settings of the HTTP server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// `-web-listen-address`; `:9201` means every address of the host, as in Go.
     pub listen_address: SocketAddr,
-    /// `-web-telemetry-path`: the path of our own metrics, beginning with `/`.
+    /// `-web-telemetry-path`: the path of the adapter's own metrics, beginning with `/`.
     pub telemetry_path: String,
-    /// `-adapter-send-timeout`: how long one write request may take from its first byte to its answer.
+    /// `-adapter-send-timeout`: time limit of a write request from its first byte to its answer.
     pub send_timeout: Duration,
-    /// `-web-admin-token`: what a request that changes something must show; without one, it must come from this host.
+    /// `-web-admin-token`: the token that a request must carry to change something. Without a token, the request must
+    /// come from this host.
     pub admin_token: Option<AdminToken>,
-    /// `-read-sample-limit`: samples one query of a read in SAMPLES form may return, at least 1.
+    /// `-read-sample-limit`: samples that one query of a read in SAMPLES form may return, at least 1.
     pub read_sample_limit: u64,
 }
 
-/// What the routes work on.
+/// The state that the routes share.
 pub struct Service {
-    /// See [`Config`].
+    /// The settings of the HTTP server. See [`Config`].
     pub config: Config,
     /// Names of labels whose matchers a read ignores.
     pub replica_labels: Vec<String>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Told of each write request.
+    /// Notes each write request.
     pub heard: Arc<LivenessMonitor>,
-    /// What was said of requests that are refused for their message or encoding.
+    /// Limits the log lines about requests that are refused for their message or encoding.
     pub unsupported: Mutex<LogThrottle>,
-    /// Who leads, where that is found by labels.
+    /// The clusters and their leaders, with an election by labels.
     pub clusters: Option<Arc<Clusters>>,
-    /// Who we are at the moment.
+    /// This adapter's present role.
     pub role: watch::Receiver<Role>,
-    /// Who holds the lock while nobody can be seen to lead.
+    /// The session that holds the lock, while no heartbeat shows a leader.
     pub lock_holder: watch::Receiver<Option<LockHolder>>,
-    /// What this adapter is called in its group.
+    /// This adapter's name in its group.
     pub name: String,
-    /// What the group is called; `None` without an election.
+    /// The group's name; `None` without an election.
     pub group: Option<String>,
-    /// Where the election is given orders; `None` without one, and where leaders are found by labels.
+    /// The handle by which orders are given; `None` without an election and with an election by labels.
     pub orders: Option<CommandHandle>,
-    /// Takes write requests, once the store is open; never with `-pg-read-only`.
+    /// Takes write requests, once the store is open. Never set with `-pg-read-only`.
     pub receiver: OnceLock<Arc<Receiver>>,
     /// Answers reads, once it is open.
     pub store: OnceLock<Arc<Store>>,
-    /// Whether this adapter only reads.
+    /// `true` if this adapter only reads.
     pub read_only: bool,
     /// Cancelled when the program begins to stop.
     pub stopping: CancellationToken,
-    /// Owns what must go on when a client leaves.
+    /// Owns tasks that must go on when a client disconnects.
     pub tracker: TaskTracker,
-    /// The memory that bodies take.
+    /// The memory that bodies use.
     pub bodies: Arc<Bodies>,
-    /// Reads at a time.
+    /// Limits the number of reads at the same time.
     pub reads: Arc<Semaphore>,
 }
 
-/// A connection, as the election knows it: who sends may be told by its being closed.
+/// A connection, as the election sees it. Its close may tell that a sender is gone.
 pub(super) struct Connection {
     pub(super) any: ConnectionTracker,
     pub(super) by_labels: Option<ClusterConnection>,
 }
 
 impl Service {
-    /// Whether it is held out of elections.
+    /// Returns `true` if this adapter is excluded from elections.
     pub(super) fn is_held(&self) -> bool {
         self.orders.as_ref().is_some_and(CommandHandle::is_held)
     }
 
-    /// Whether `text`, of requests that are refused for their message or encoding, is worth a line in the log.
+    /// Returns `true` if `text`, about requests refused for their message or encoding, is to be logged now.
     pub(super) fn should_log(&self, text: &str) -> bool {
         self.unsupported.lock().should_log(text, Instant::now())
     }
 
-    /// The role at this moment.
+    /// Returns the role at this moment.
     pub(super) fn role_now(&self) -> Role {
         self.role.borrow().at(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! What this adapter says of itself: to a probe, a program, a person.
+//! The status of this adapter: for a probe, a program or a person.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -7,7 +7,8 @@ use crate::election::by_labels::clusters::{Clusters, Shown};
 use crate::election::role::Role;
 use crate::http::service::Service;
 
-/// Why no write can be taken; `None` when it can, as leader or as standby. With `-pg-read-only`: reads.
+/// Returns why no write can be accepted; `None` if writes can be accepted, as leader or as standby. With
+/// `-pg-read-only` the same for reads.
 pub(super) fn not_ready(service: &Service) -> Option<String> {
     if service.stopping.is_cancelled() {
         return Some("stopping".into());
@@ -17,7 +18,7 @@ pub(super) fn not_ready(service: &Service) -> Option<String> {
     }
     match service.role_now() {
         _ if service.read_only => None,
-        // One whose Prometheus is silent takes its next write as leader or standby, whichever it turns out to be.
+        // An adapter whose Prometheus is silent accepts the next write as leader or standby, whichever it becomes.
         Role::Leader { .. } | Role::Standby { .. } | Role::ByLabels { .. } | Role::Resigned => {
             only_unsupported(service)
         }
@@ -25,8 +26,8 @@ pub(super) fn not_ready(service: &Service) -> Option<String> {
     }
 }
 
-/// Why nothing that is sent can be stored, if that is so. By labels one sender that is set wrong is no reason while any
-/// cluster is stored: a balancer would take the adapter from all of them.
+/// Returns why no received sample can be stored, if that is so. By labels, one misconfigured sender is no reason as
+/// long as any cluster is stored: a load balancer would remove the adapter for all clusters.
 fn only_unsupported(service: &Service) -> Option<String> {
     let why = service.heard.only_unsupported()?;
     let goes_on = |clusters: &Arc<Clusters>| clusters.shown().iter().any(|cluster| !cluster.is_silent);
@@ -36,7 +37,7 @@ fn only_unsupported(service: &Service) -> Option<String> {
     Some(format!("the latest write request was answered 415: {why}"))
 }
 
-/// Brings those metrics up to date that are a matter of time.
+/// Updates the metrics that depend on the present time.
 pub(super) fn refresh(service: &Service) {
     let now = Instant::now();
     let role = service.role_now();
@@ -55,7 +56,7 @@ pub(super) fn refresh(service: &Service) {
     }
 }
 
-/// For programs; fields are only ever added.
+/// Returns the status for programs. Fields are only ever added.
 pub(super) fn json(service: &Service) -> String {
     let role = service.role_now();
     let heard = service.heard.read();
@@ -103,7 +104,7 @@ fn clusters_json(clusters: &Arc<Clusters>) -> Vec<serde_json::Value> {
     clusters.shown().into_iter().map(json).collect()
 }
 
-/// A row for each, the silent ones first.
+/// Returns a table row for each cluster, the silent ones first.
 fn clusters_page(clusters: &Arc<Clusters>) -> String {
     let mut shown = clusters.shown();
     shown.sort_by_key(|cluster| !cluster.is_silent);
@@ -125,7 +126,7 @@ fn clusters_page(clusters: &Arc<Clusters>) -> String {
     )
 }
 
-/// For people.
+/// Returns the status page for people.
 pub(super) fn page(service: &Service) -> String {
     let role = service.role_now();
     let who = match &role {

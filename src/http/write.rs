@@ -1,4 +1,4 @@
-//! Remote write: negotiation, then the receiver.
+//! Remote write: negotiates the message, then calls the receiver.
 
 use std::sync::Arc;
 
@@ -20,15 +20,15 @@ enum Message {
     V1,
 }
 
-/// Why a request of the newer version is refused; for whoever set it.
+/// The reason why a Remote-Write 2.0 request is refused, for the person who configured it.
 const V2_UNSUPPORTED: &str = "Remote-Write 2.0 (io.prometheus.write.v2.Request) is not supported: set protobuf_message \
     to prometheus.WriteRequest in remote_write";
 
-/// Said after requests were refused for their message or encoding.
+/// The log line after requests were refused for their message or encoding.
 const SUPPORTED_AGAIN: &str = "a write request can be read again: the latest ones were answered 415";
 
-/// Headers that say how much of a request was written. A sender of 1.0 that finds none of them beside a 400 counts all
-/// samples of the request as failed; one that finds any of them beside a 2xx counts what they leave out as failed.
+/// Headers that tell how much of a request was written. If none of them is in a 400, a sender of version 1.0 counts all
+/// samples of the request as failed. If any of them is in a 2xx, the sender counts what the headers omit as failed.
 const SAMPLES_WRITTEN: &str = "x-prometheus-remote-write-samples-written";
 const HISTOGRAMS_WRITTEN: &str = "x-prometheus-remote-write-histograms-written";
 const EXEMPLARS_WRITTEN: &str = "x-prometheus-remote-write-exemplars-written";
@@ -66,7 +66,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
         in_flight.refused();
         return unavailable("the database has not been reached yet");
     };
-    // A task of its own: a write once begun is finished or rolled back, whether or not its sender hangs up.
+    // The write runs in a task of its own. Once begun, it is finished or rolled back, even if its sender disconnects.
     let tracker = service.tracker.clone();
     let task = tracker.spawn(take(service, receiver, message, received, line, in_flight));
     task.await.unwrap_or_else(|error| {
@@ -75,8 +75,8 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
     })
 }
 
-/// Refuses a request that cannot be read, for `why`. Its sender drops what it carries and goes on, so this is shown
-/// everywhere.
+/// Refuses a request that cannot be read, for the reason `why`. The sender drops the request's samples and goes on, so
+/// the reason is shown in every place.
 fn unsupported(service: &Service, why: String) -> Answer {
     service.metrics.write_requests_unsupported_total.inc();
     if service.should_log(&why) {
@@ -104,7 +104,7 @@ async fn take(
             return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
         }
     };
-    // A proxy may have dropped what the Content-Type said of the message.
+    // A proxy may have removed the message name from the Content-Type.
     if request.series.is_empty() && request.metadata == 0 && v1::is_version_2(&received.plain) {
         return unsupported(&service, V2_UNSUPPORTED.to_owned());
     }
@@ -133,15 +133,15 @@ fn answer_to(taken: &Accepted) -> Answer {
     );
     log::warn!("{line}");
     let mut answer = text(StatusCode::BAD_REQUEST, line);
-    // Of the three kinds only samples are stored.
+    // Only one of the three kinds is stored: samples.
     for (name, written) in [(SAMPLES_WRITTEN, taken.written), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, 0)] {
         answer.headers_mut().insert(name, HeaderValue::from(written));
     }
     answer
 }
 
-/// Which message the Content-Type names. No Content-Type is 1.0, as for Prometheus' own receiver; the version header is
-/// not looked at, as the specification demands.
+/// Returns the message that the Content-Type names. A missing Content-Type means 1.0, as for Prometheus' own receiver.
+/// The version header is ignored, as the specification demands.
 fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Message::V1) };
     let unsupported = || {

@@ -1,4 +1,5 @@
-//! Orders to a cluster's election: written down in its row, where every adapter reads them.
+//! Orders of an operator to a cluster's election. They are written to the cluster's row, where every adapter reads
+//! them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,11 +8,11 @@ use crate::election::by_labels::clusters::Clusters;
 use crate::election::by_labels::orders::{ClusterOrder, ClusterRefusal, Given, PATIENCE};
 
 impl Clusters {
-    /// Gives an order, and waits until it is carried out, by whichever adapter.
+    /// Gives an order, and waits until some adapter has carried it out.
     ///
     /// # Errors
     ///
-    /// Why it is not.
+    /// The reason why the order is not carried out.
     pub async fn give(self: &Arc<Self>, cluster: &str, order: ClusterOrder) -> Result<(), ClusterRefusal> {
         let (seen, known) =
             self.replicas_of(cluster).ok_or_else(|| ClusterRefusal::NoSuchCluster { cluster: cluster.to_owned() })?;
@@ -66,19 +67,19 @@ impl Clusters {
         Way { clusters: Arc::clone(self), no }
     }
 
-    /// Orders that are to be written down, each with a number of its own.
+    /// Returns the orders that are not yet written to a cluster's row, each with its number.
     pub(super) fn unwritten(&self) -> Vec<(u64, Given)> {
         self.orders.lock().unwritten.clone()
     }
 
-    /// One is.
+    /// Notes that the order with this number is written.
     pub(super) fn on_written(&self, no: u64) {
         let mut orders = self.orders.lock();
         orders.unwritten.retain(|(unwritten, _)| *unwritten != no);
     }
 }
 
-/// An order's: dropped once nobody waits for it.
+/// Removes an order from the unwritten ones when it is dropped, because no caller waits for it any more.
 struct Way {
     clusters: Arc<Clusters>,
     no: u64,

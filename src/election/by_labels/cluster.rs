@@ -1,9 +1,11 @@
-//! One cluster as one adapter knows it: which of its replicas leads, and when another is to. Pure: time is an argument.
+//! One cluster as one adapter knows it: the leading replica, and when another replica must lead. Pure: time is an
+//! argument.
 //!
-//! Every adapter may be sent every replica's samples. What leads is a replica, not an adapter: its samples are stored by
-//! whichever adapter is sent them, under the token in the cluster's row, and the other replicas' are held. The adapters tell
-//! each other once a [`ROUND`] when they last heard the leading replica, by the server's clock. The first to find it silent
-//! that is sent another one's samples makes that one lead.
+//! Every adapter may receive the samples of every replica. The leader is a replica, not an adapter. Each adapter that
+//! receives its samples stores them under the token in the cluster's row; the samples of other replicas are buffered.
+//! Once per [`ROUND`] the adapters report to each other when they last heard the leading replica, by the server's
+//! clock. If an adapter finds the leading replica silent and receives samples of another replica, it makes that replica
+//! lead. The first adapter to do so wins.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,69 +18,70 @@ use crate::election::role::{Leader, Role};
 use crate::election::{PrometheusTimeout, Term};
 use crate::storage::fence::Fence;
 
-/// How often adapters tell each other what they have heard.
+/// Interval at which adapters report to each other.
 pub const ROUND: Duration = Duration::from_secs(1);
 
-/// What was read so long ago is relied on no more: three rounds.
+/// Age from which a row that was read is not relied on any more: three rounds.
 pub const STALE: Duration = Duration::from_secs(3);
 
-/// What was read is known to be older than it was by so much at most.
+/// Error bound of a time of last hearing that was read: it may appear older than it is by at most this much.
 const TOLERANCE: Duration = Duration::from_millis(500);
 
-/// A replica that was not heard for so long is not told of any more.
+/// Time after which a replica that was not heard is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 
-/// The cluster's row, and what all adapters have told of its leading replica.
+/// The cluster's row, and the reports of all adapters on its leading replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterRow {
-    /// The right to write of whoever is sent the leading replica's samples.
+    /// The right to write, for each adapter that receives the leading replica's samples.
     pub fence: Fence,
-    /// The replica that leads.
+    /// The leading replica.
     pub replica: String,
-    /// How long ago any adapter heard it in this term, by the server's clock; `None` if none has.
+    /// Time since any adapter heard the leading replica in this term, by the server's clock; `None` if none has.
     pub heard_ago: Option<Duration>,
-    /// How long after that it counts as silent, as the adapter has told that heard it.
+    /// Time after which the leading replica counts as silent, as reported by the adapter that heard it last.
     pub patience: Option<Duration>,
-    /// Who is to lead next, silent or not, by order.
+    /// The ordered successor, which leads next even if the leading replica is not silent.
     pub next: Option<Next>,
-    /// Replicas that are held out of elections, by order.
+    /// Replicas excluded from elections by order.
     pub held_out: Vec<String>,
 }
 
-/// To whom a leading replica is to leave the lead.
+/// The ordered successor of a leading replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Whichever other replica is heard.
+    /// Any other replica that is heard.
     AnyOther,
-    /// This one.
+    /// The named replica.
     Named(String),
 }
 
-/// Another replica is to lead.
+/// A take-over to be done: another replica shall lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Succession {
     /// The group's number in the leader table.
     pub group_no: i32,
-    /// The token that is in force still.
+    /// The token still in force.
     pub token: Option<Uuid>,
-    /// Who is to lead.
+    /// The replica that shall lead.
     pub replica: String,
-    /// Only if no adapter has heard the leading replica for so long.
+    /// Condition: no adapter has heard the leading replica for this long.
     pub silent_for: Duration,
-    /// Only if every adapter that lives has told within so long when it heard it; `None` is any time.
+    /// Condition: every living adapter has reported within this time when it heard the leading replica; `None` means at
+    /// any time.
     pub told_within: Option<Duration>,
-    /// By order: the leading replica may send, and its writes under way are to be waited for.
+    /// By order: the leading replica may still send, so the take-over must wait for its writes in flight.
     pub is_ordered: bool,
 }
 
 impl ClusterRow {
-    /// Whether the leading replica is to leave the lead, by order.
+    /// Returns `true` if the leading replica must give up the lead by order.
     #[must_use]
     pub fn is_to_yield(&self) -> bool {
         self.next.is_some() || self.held_out.contains(&self.replica)
     }
 
-    /// The term, of `cluster`.
+    /// Returns the term of `cluster`.
     #[must_use]
     pub fn term(&self, cluster: &str) -> Term {
         Term { group: group_name(cluster), fence: self.fence, replica: Some(self.replica.clone()) }
@@ -91,7 +94,7 @@ impl ClusterRow {
 }
 
 impl Succession {
-    /// The first replica that leads.
+    /// Returns the take-over by the first replica that leads.
     #[must_use]
     pub fn first(group_no: i32, replica: &str) -> Self {
         let replica = replica.to_owned();
@@ -100,27 +103,28 @@ impl Succession {
     }
 }
 
-/// See the module.
+/// The state of one cluster. See the module.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     timeout: PrometheusTimeout,
     seen: Option<ClusterRow>,
     /// When the statement that read `seen` was sent.
     read_at: Option<Instant>,
-    /// Since when rounds have gone through: what was not heard before proves nothing.
+    /// Since when rounds have succeeded without a pause. Silence before this time proves nothing.
     steady_since: Option<Instant>,
-    /// Since when the leading replica is known to lead: no silence of its before tells anything, and no closed connection.
+    /// Since when the leading replica is known to lead. Its silence and its closed connections before this time prove
+    /// nothing.
     leads_since: Option<Instant>,
-    /// When any adapter last heard the leading replica, as far as is known here.
+    /// When any adapter last heard the leading replica, as far as this adapter knows.
     heard_at: Option<Instant>,
-    /// The token of the term in which this adapter stores: it has stored what it held.
+    /// The token of the term in which this adapter stores, after it has stored its buffered samples.
     ready: Option<Uuid>,
-    /// As heard here.
+    /// The replicas that this adapter has heard.
     replicas: BTreeMap<String, Liveness>,
 }
 
 impl Cluster {
-    /// One of which nothing is known.
+    /// Returns a cluster of which nothing is known.
     #[must_use]
     pub fn new(timeout: PrometheusTimeout) -> Self {
         Self {
@@ -135,14 +139,14 @@ impl Cluster {
         }
     }
 
-    /// A request with samples of `replica` has come.
+    /// Notes that a request with samples of `replica` has arrived.
     pub fn on_request(&mut self, replica: &str, now: Instant) {
         let new = || Liveness::new(self.timeout);
         self.replicas.entry(replica.to_owned()).or_insert_with(new).begin(now);
         self.hear(replica, now);
     }
 
-    /// Such a request has been answered; `refused` by a 5xx.
+    /// Notes that such a request was answered; `refused` means by a 5xx.
     pub fn on_answer(&mut self, replica: &str, refused: bool, now: Instant) {
         if let Some(heard) = self.replicas.get_mut(replica) {
             heard.end(now, refused);
@@ -156,12 +160,12 @@ impl Cluster {
         }
     }
 
-    /// What is known of `replica` and its connections, if it has been heard here.
+    /// Returns the liveness of `replica`, if this adapter has heard it.
     pub fn heard(&mut self, replica: &str) -> Option<&mut Liveness> {
         self.replicas.get_mut(replica)
     }
 
-    /// The cluster's row was read by a statement sent at `asked`.
+    /// Notes the cluster's row, read by a statement sent at `asked`.
     pub fn on_read(&mut self, seen: Option<ClusterRow>, asked: Instant, now: Instant) {
         if self.read_at.is_none_or(|read_at| now.saturating_duration_since(read_at) > STALE) {
             self.steady_since = Some(now);
@@ -177,30 +181,30 @@ impl Cluster {
         self.seen = seen;
     }
 
-    /// What this adapter held of the leading replica is stored: it may store under this token.
+    /// Notes that the buffered samples of the leading replica are stored: this adapter may store under this token.
     pub fn on_ready(&mut self, token: Uuid) {
         self.ready = Some(token);
     }
 
-    /// Whether this adapter may store under this token.
+    /// Returns `true` if this adapter may store under this token.
     #[must_use]
     pub fn is_ready(&self, token: Uuid) -> bool {
         self.ready == Some(token)
     }
 
-    /// What is read of the cluster.
+    /// Returns the cluster's row as last read.
     #[must_use]
     pub fn seen(&self) -> Option<&ClusterRow> {
         self.seen.as_ref()
     }
 
-    /// Whether `replica` leads, as was read lately.
+    /// Returns `true` if `replica` leads according to a row that is not stale.
     #[must_use]
     pub fn leads(&self, replica: &str, now: Instant) -> bool {
         self.leading() == Some(replica) && self.read_at.is_some_and(|read_at| now < read_at + STALE)
     }
 
-    /// What this adapter may do with samples of `replica`.
+    /// Returns the role of this adapter for samples of `replica`.
     #[must_use]
     pub fn role(&self, replica: &str, now: Instant) -> Role {
         let (Some(seen), Some(read_at)) = (&self.seen, self.read_at) else { return Role::Unknown };
@@ -214,41 +218,42 @@ impl Cluster {
         Role::Standby { leader, until: read_at + STALE }.at(now)
     }
 
-    /// How long ago this adapter heard the leading replica, if it has in this term: for others to know.
+    /// Returns the time since this adapter heard the leading replica in this term, for the report to others.
     #[must_use]
     pub fn heard_ago(&self, now: Instant) -> Option<Duration> {
         let last = self.replicas.get(self.leading()?)?.last()?;
         (self.leads_since <= Some(last)).then(|| now.saturating_duration_since(last))
     }
 
-    /// How long after it was heard last the leading replica counts as silent, as far as this adapter knows.
+    /// Returns the time after which the leading replica counts as silent once it was last heard, as far as this adapter
+    /// knows.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         let (seen, last) = (self.seen.as_ref()?, self.last_heard()?);
         let heard =
             self.replicas.get(&seen.replica).filter(|heard| heard.last().map(|last| last + TOLERANCE) >= self.heard_at);
         let Some(heard) = heard else {
-            // Who hears it knows better.
+            // The adapter that hears it knows better.
             return seen.patience.or_else(|| Liveness::new(self.timeout).timeout());
         };
-        // It may have closed its connections before it led, or use others to another adapter.
+        // The replica may have closed these connections before it led, or may use other connections to another adapter.
         let overdue_at = heard.overdue_at(last, heard.closed_at().filter(|closed_at| last <= *closed_at))?;
         Some(overdue_at.saturating_duration_since(last))
     }
 
-    /// How long ago any adapter heard the leading replica, as far as is known here.
+    /// Returns the time since any adapter heard the leading replica, as far as this adapter knows.
     #[must_use]
     pub fn silent_for(&self, now: Instant) -> Option<Duration> {
         self.heard_at.map(|heard_at| now.saturating_duration_since(heard_at))
     }
 
-    /// Whether nobody leads, or the leading replica has been silent for its timeout.
+    /// Returns `true` if nobody leads, or if the leading replica has been silent for its timeout.
     #[must_use]
     pub fn is_silent(&self, now: Instant) -> bool {
         self.seen.is_none() || self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// Who is to lead, if that is to change now.
+    /// Returns the take-over that is to be done now, if any.
     #[must_use]
     pub fn succession(&self, now: Instant) -> Option<Succession> {
         let seen = self.seen.as_ref()?;
@@ -260,19 +265,20 @@ impl Cluster {
         }
         let (patience, deadline) = (self.patience()?, self.deadline().filter(|deadline| *deadline <= now)?);
         let silent_for = now.saturating_duration_since(self.last_heard()?).saturating_sub(TOLERANCE);
-        // One that has closed its connections to those who told may have others to another adapter: by then that has told, too.
+        // The leading replica may have closed its connections to the adapters that reported, but still use connections
+        // to another adapter. By then that adapter has reported too.
         let is_short = !matches!(self.timeout, PrometheusTimeout::After(timeout) if patience >= timeout);
         let told_within = is_short.then(|| now.saturating_duration_since(deadline) + LATE);
         Some(Succession { group_no, token: Some(token), replica, silent_for, told_within, is_ordered: false })
     }
 
-    /// When [`Cluster::succession`] may have another answer without anything being read or heard before.
+    /// Returns when [`Cluster::succession`] may change although nothing is read or heard before.
     #[must_use]
     pub fn next_check_at(&self, now: Instant) -> Option<Instant> {
         self.deadline().filter(|deadline| *deadline > now)
     }
 
-    /// The replica heard here last that may lead, `but` this one, unless it is silent too.
+    /// Returns the replica that this adapter heard last, among those that may lead, are not silent and are not `but`.
     #[must_use]
     pub fn candidate(&self, but: Option<&str>, now: Instant) -> Option<&str> {
         let lives = |heard: &Liveness| heard.silent_at(now).is_none_or(|silent_at| silent_at > now);
@@ -282,13 +288,13 @@ impl Cluster {
         others.max_by_key(|(_, heard)| heard.last()).map(|(name, _)| name.as_str())
     }
 
-    /// Replicas as heard here, and how long ago.
+    /// Returns the replicas that this adapter has heard, with the time since it last heard each.
     pub fn replicas(&self, now: Instant) -> impl Iterator<Item = (&str, Option<Duration>)> {
         let ago = move |heard: &Liveness| heard.last().map(|last| now.saturating_duration_since(last));
         self.replicas.iter().map(move |(name, heard)| (name.as_str(), ago(heard)))
     }
 
-    /// Lets go of replicas that have not been heard here for an hour, and names them.
+    /// Forgets the replicas that this adapter has not heard for an hour, and returns their names.
     pub fn forget(&mut self, now: Instant) -> Vec<String> {
         let is_old =
             |heard: &Liveness| heard.last().is_some_and(|last| now.saturating_duration_since(last) > FORGOTTEN);
@@ -302,17 +308,17 @@ impl Cluster {
         self.seen.as_ref().map(|seen| seen.replica.as_str())
     }
 
-    /// When the leading replica counts as silent.
+    /// Returns when the leading replica counts as silent.
     fn deadline(&self) -> Option<Instant> {
         Some(self.last_heard()? + self.patience()?)
     }
 
-    /// When the leading replica was heard last, or could have been.
+    /// Returns when the leading replica was last heard, or since when it could have been heard if that is later.
     fn last_heard(&self) -> Option<Instant> {
         self.heard_at.max(self.listened_since())
     }
 
-    /// Since when its leading replica would have been heard as such.
+    /// Returns since when this adapter would have heard the leading replica as such.
     fn listened_since(&self) -> Option<Instant> {
         self.steady_since.max(self.leads_since)
     }

@@ -1,4 +1,4 @@
-//! What adapters tell each other about clusters, in the database: statements and what they return.
+//! The reports and rows of clusters in the database: statements and their results.
 
 use std::time::{Duration, Instant};
 
@@ -16,41 +16,43 @@ use crate::storage::fence::Fence;
 use crate::storage::names::Names;
 use crate::storage::upkeep::CLUSTER_GROUPS;
 
-/// What one adapter tells of a leading replica.
+/// One adapter's report on a leading replica.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// The term.
+    /// The token of the term.
     pub token: Uuid,
-    /// Whether what was held of its replica is stored.
+    /// `true` if the buffered samples of the term's replica are stored.
     pub has_begun: bool,
-    /// How long ago it was heard, if it was in this term.
+    /// Time since the replica was heard, if it was heard in this term.
     pub heard_ago: Option<Duration>,
-    /// How long after that it counts as silent.
+    /// Time after which the replica counts as silent once it was last heard.
     pub patience: Option<Duration>,
 }
 
-/// A cluster's row.
+/// A cluster's row, as read.
 #[derive(Clone, Debug)]
 pub struct Read {
-    /// The cluster.
+    /// The name of the cluster.
     pub cluster: String,
-    /// Its number.
+    /// The group's number in the leader table.
     pub group_no: i32,
     /// `None` before any replica has led.
     pub seen: Option<ClusterRow>,
 }
 
-/// Writes under way end within so long, or another try is made.
+/// Time limit of the wait for writes in flight. After it the take-over is tried again.
 const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 
-/// An adapter that has not reported for so long is not waited for before another replica leads.
+/// Age of an adapter's last report up to which the adapter counts as living. A take-over waits only for living
+/// adapters.
 const LIVES: &str = "interval '3 seconds'";
 
-/// Tells the others, and reads what they told of these clusters. One round trip. Clusters without a row are not in the answer.
+/// Writes this adapter's reports, and reads the rows of these clusters with the reports of all adapters. One round
+/// trip. Clusters without a row are not in the result.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn round(
     client: &Client,
     names: &Names,
@@ -76,8 +78,8 @@ pub async fn round(
         (&heard, Type::FLOAT8_ARRAY),
         (&patience, Type::FLOAT8_ARRAY),
     ];
-    // How long it is waited for is for the one to say that heard it last. What was heard in the future was written before the
-    // server's clock was set back.
+    // The adapter that heard the replica last decides after what time it is silent. A time in the future was written
+    // before the server's clock was set back.
     let read = names.sql(&format!(
         "WITH told AS (SELECT u.token, max(u.heard) AS heard, \
          (array_agg(u.patience ORDER BY u.heard DESC))[1] AS patience \
@@ -89,7 +91,7 @@ pub async fn round(
     ));
     let groups: Vec<String> = clusters.iter().map(|cluster| group_name(cluster)).collect();
     let asked: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
-    // Sent together; what others told is read as it is before.
+    // Both statements are sent together. The query may read the reports of other adapters as they were before.
     let (told, rows) =
         futures_util::future::join(client.execute_typed(&tell, &told), client.query_typed(&read, &asked)).await;
     told?;
@@ -108,7 +110,7 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
             replica,
             heard_ago: heard.map(duration),
             patience: patience.map(duration),
-            // No replica has an empty name: a label without a value is none.
+            // No replica has an empty name: a label without a value does not exist.
             next: row.try_get::<_, Option<String>>(7)?.map(|next| match next.is_empty() {
                 true => Next::AnyOther,
                 false => Next::Named(next),
@@ -121,11 +123,11 @@ fn read_row(row: &tokio_postgres::Row) -> Result<Read, Error> {
     Ok(Read { cluster, group_no, seen })
 }
 
-/// Makes rows for new clusters, as long as there are fewer than `clusters_max`.
+/// Inserts rows for new clusters, as long as there are fewer than `clusters_max`.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_max: usize) -> Result<(), Error> {
     let statement = names.sql(
         "INSERT INTO {leader} (group_name) SELECT name FROM unnest($1::text[]) WITH ORDINALITY AS n (name, place) \
@@ -139,11 +141,11 @@ pub async fn add(client: &Client, names: &Names, clusters: &[String], clusters_m
     Ok(())
 }
 
-/// Writes down an order, for all adapters to see.
+/// Writes an order to the cluster's row, where all adapters read it.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), Error> {
     let Given { fence: Fence { group_no, token, .. }, order, until } = given;
     let left = until.saturating_duration_since(Instant::now());
@@ -164,14 +166,15 @@ pub async fn order(client: &Client, names: &Names, given: &Given) -> Result<(), 
     Ok(())
 }
 
-/// Waits until no write of these groups is under way, in a transaction that [`take_over`] is to be called in and that is to
-/// be committed: else those that write all the time would never let another replica lead. Returns whether it is so.
+/// Waits until no write of these groups is in flight, in a transaction in which [`take_over`] is to be called and which
+/// the caller commits. Without this wait, replicas that write all the time would never let another replica lead.
+/// Returns `true` if no write is in flight.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn drain(client: &Client, names: &Names, groups: &[i32]) -> Result<bool, Error> {
-    // All of it is bounded: who is frozen or cut off now holds up all that write.
+    // Every step has a timeout: an adapter that is frozen or cut off now blocks all writers.
     let bounds = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {0}; \
          SET LOCAL idle_in_transaction_session_timeout = {0}",
@@ -192,11 +195,11 @@ pub async fn drain(client: &Client, names: &Names, groups: &[i32]) -> Result<boo
     }
 }
 
-/// Lets other replicas lead; returns the numbers of the groups in which one does now.
+/// Raises the terms of these take-overs, and returns the numbers of the groups whose term was raised.
 ///
 /// # Errors
 ///
-/// What the server said; nothing has changed then.
+/// Errors of the server or of the connection. Nothing has changed then.
 pub async fn take_over(client: &Client, names: &Names, successions: &[&Succession]) -> Result<Vec<i32>, Error> {
     let all = || successions.iter();
     let groups: Vec<i32> = all().map(|succession| succession.group_no).collect();

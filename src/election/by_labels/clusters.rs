@@ -1,4 +1,5 @@
-//! All clusters as this adapter knows them: the write path tells and asks, the rounds read and decide.
+//! All clusters as this adapter knows them. The write path reports to them and reads roles; the coordinator's rounds
+//! read rows and decide.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,37 +17,37 @@ use crate::election::liveness::Liveness;
 use crate::election::role::Role;
 use crate::model::source::Source;
 
-/// See the module.
+/// The clusters that this adapter knows. See the module.
 pub struct Clusters {
     config: Config,
     known: Mutex<HashMap<String, ClusterEntry>>,
-    /// Counts what may have changed a role.
+    /// Incremented when a role may have changed.
     changes: watch::Sender<u64>,
-    /// Wakes the rounds before their time.
+    /// Starts the next round before its time.
     pub(super) wake: Notify,
     pub(super) orders: Mutex<UnwrittenOrders>,
 }
 
 struct ClusterEntry {
     cluster: Cluster,
-    /// Its number in the leader table, once it has a row.
+    /// The group's number in the leader table, once the cluster has a row.
     group_no: Option<i32>,
-    /// The term that is just beginning here.
+    /// The token of the term that this adapter is just beginning.
     beginning: Option<Uuid>,
 }
 
-/// What is shown of a cluster.
+/// A cluster as shown in the status.
 #[derive(Clone, Debug)]
 pub struct Shown {
     /// Its name.
     pub cluster: String,
-    /// Who leads; `None` before anybody has.
+    /// The leading replica; `None` before any has led.
     pub leader: Option<Leading>,
-    /// Replicas that send to this adapter, and how long ago they last did.
+    /// Replicas that send to this adapter, with the time since they last did.
     pub replicas: Vec<(String, Option<Duration>)>,
-    /// Replicas that are held out of elections.
+    /// Replicas excluded from elections.
     pub held_out: Vec<String>,
-    /// Nobody leads, or the leading replica has been silent for its timeout.
+    /// `true` if nobody leads, or if the leading replica has been silent for its timeout.
     pub is_silent: bool,
 }
 
@@ -57,59 +58,59 @@ pub struct Leading {
     pub replica: String,
     /// Its term.
     pub term: i64,
-    /// How long ago any adapter heard it.
+    /// Time since any adapter heard it.
     pub heard_ago: Option<Duration>,
 }
 
-/// A request that is not answered yet, as far as one source's samples in it go.
+/// A request in flight, as far as the samples of one source go.
 pub struct InFlight {
     clusters: Arc<Clusters>,
     source: Arc<Source>,
     refused: bool,
 }
 
-/// A connection.
+/// A connection that may carry requests of replicas.
 pub struct ClusterConnection {
     clusters: Arc<Clusters>,
     carried: Mutex<Carried>,
 }
 
-/// Whose requests came over a connection.
+/// The senders of the requests that came over a connection.
 enum Carried {
     Nothing,
-    /// One's, at least twice if it was kept.
+    /// Requests of one sender; at least two if `kept`.
     One {
         source: Arc<Source>,
         kept: bool,
     },
-    /// It belongs to a proxy: that it is closed says nothing of those who send.
+    /// Requests of several senders. The connection belongs to a proxy, so its close tells nothing about the senders.
     Several,
 }
 
-/// More clusters send than there may be.
+/// More clusters send than are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there are {0} clusters already, as many as -metrics-high-availability-clusters allows")]
 pub struct TooMany(pub usize);
 
 impl Clusters {
-    /// None yet.
+    /// Returns an empty set.
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (known, changes, wake) = (Mutex::default(), watch::Sender::new(0), Notify::new());
         Self { config, known, changes, wake, orders: Mutex::default() }
     }
 
-    /// How leaders are found.
+    /// Returns the settings of the election by labels.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// A request with samples of `source` has come.
+    /// Notes that a request with samples of `source` has arrived.
     ///
     /// # Errors
     ///
-    /// When there are too many clusters.
+    /// `TooMany` if `source` is of a new cluster and the largest number of clusters is reached.
     pub fn begin(self: &Arc<Self>, source: &Arc<Source>) -> Result<InFlight, TooMany> {
         let now = Instant::now();
         let mut known = self.known();
@@ -129,18 +130,18 @@ impl Clusters {
         Ok(InFlight { clusters: Arc::clone(self), source: Arc::clone(source), refused: false })
     }
 
-    /// A connection is open; dropped when it is closed.
+    /// Notes a new connection. The returned value is dropped when the connection is closed.
     #[must_use]
     pub fn line(self: &Arc<Self>) -> ClusterConnection {
         ClusterConnection { clusters: Arc::clone(self), carried: Mutex::new(Carried::Nothing) }
     }
 
-    /// A write found that the term of `fence` is over, or that another is being begun.
+    /// Notes that a write found its term over, or another term being begun.
     pub fn on_fenced(&self) {
         self.wake.notify_one();
     }
 
-    /// What this adapter may do with samples of `source`, once that is settled, or what it is when `patience` ends.
+    /// Returns the role for samples of `source` once it is leader or standby, or the role when `patience` ends.
     pub async fn settled_role(&self, source: &Source, patience: Duration) -> Role {
         let mut changes = self.changes.subscribe();
         let settled = async {
@@ -158,21 +159,21 @@ impl Clusters {
         tokio::time::timeout(patience, settled).await.unwrap_or_else(|_| self.role(source))
     }
 
-    /// What this adapter may do with samples of `source` now.
+    /// Returns the role for samples of `source` now.
     #[must_use]
     pub fn role(&self, source: &Source) -> Role {
         let known = self.known();
         known.get(&source.cluster).map_or(Role::Unknown, |known| known.cluster.role(&source.replica, Instant::now()))
     }
 
-    /// Whether `source` leads, as far as this adapter knows.
+    /// Returns `true` if `source` leads, as far as this adapter knows.
     #[must_use]
     pub fn leads(&self, source: &Source) -> bool {
         let known = self.known();
         known.get(&source.cluster).is_some_and(|known| known.cluster.leads(&source.replica, Instant::now()))
     }
 
-    /// What is to be shown.
+    /// Returns the clusters as shown in the status.
     #[must_use]
     pub fn shown(&self) -> Vec<Shown> {
         let now = Instant::now();
@@ -192,7 +193,8 @@ impl Clusters {
         shown
     }
 
-    /// A cluster's row as it was read last, and the replicas heard here; `None` where nothing is sent of it.
+    /// Returns a cluster's row as last read, and the replicas heard here; `None` if this adapter receives no samples of
+    /// it.
     pub(super) fn replicas_of(&self, cluster: &str) -> Option<(Option<ClusterRow>, Vec<String>)> {
         let known = self.known();
         let cluster = &known.get(cluster)?.cluster;
@@ -200,29 +202,29 @@ impl Clusters {
         Some((cluster.seen().cloned(), replicas))
     }
 
-    /// Tells when a role, or who leads, may have changed.
+    /// Returns a receiver that is notified when a role or a leading replica may have changed.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
     // ---- for the rounds
 
-    /// Waits for something that cannot wait for the next round, one that was since the last wait included.
+    /// Waits for an event that cannot wait for the next round. An event since the last wait counts too.
     pub(super) async fn woken(&self) {
         self.wake.notified().await;
     }
 
-    /// The names of all.
+    /// Returns the names of all clusters.
     pub(super) fn names(&self) -> Vec<String> {
         self.known().keys().cloned().collect()
     }
 
-    /// Those whose row is not known.
+    /// Returns the names of the clusters whose row is not known.
     pub(super) fn rowless(&self) -> Vec<String> {
         self.known().iter().filter(|(_, known)| known.group_no.is_none()).map(|(name, _)| name.clone()).collect()
     }
 
-    /// What is to be told of each leading replica.
+    /// Returns this adapter's reports on all leading replicas.
     pub(super) fn reports(&self, now: Instant) -> Vec<cluster_table::Report> {
         let report = |ClusterEntry { cluster, .. }: &ClusterEntry| {
             let token = cluster.seen()?.fence.token;
@@ -236,7 +238,7 @@ impl Clusters {
         self.known().values().filter_map(report).collect()
     }
 
-    /// The rows of these clusters were read by a statement sent at `asked`; some may have none.
+    /// Notes the rows of these clusters, read by a statement sent at `asked`. Clusters may have no row.
     pub(super) fn on_read(&self, names: &[String], rows: Vec<cluster_table::Read>, asked: Instant, now: Instant) {
         let mut rows: HashMap<String, cluster_table::Read> =
             rows.into_iter().map(|row| (row.cluster.clone(), row)).collect();
@@ -249,7 +251,8 @@ impl Clusters {
         }
     }
 
-    /// Lets go of replicas that have not been heard here for a long time, and of clusters without any.
+    /// Forgets replicas that have not been heard here for a long time, and clusters without any replica. Returns the
+    /// replicas.
     pub(super) fn forget(&self, now: Instant) -> Vec<Source> {
         let mut known = self.known();
         let mut forgotten = Vec::new();
@@ -261,7 +264,8 @@ impl Clusters {
         forgotten
     }
 
-    /// Those in which another replica is to lead now, with the group's number; also those in which none has led yet.
+    /// Returns the take-overs to be done now, with the name of each cluster. Clusters in which no replica has led yet
+    /// are included.
     pub(super) fn successions(&self, now: Instant) -> Vec<(String, Succession)> {
         let succession = |(name, known): (&String, &ClusterEntry)| {
             let group_no = known.group_no?;
@@ -274,7 +278,8 @@ impl Clusters {
         self.known().iter().filter_map(succession).collect()
     }
 
-    /// Terms that this adapter has to begin, each once until [`Clusters::on_begun`]: the cluster of each, and the term.
+    /// Returns the terms that this adapter has to begin, with the name of each cluster. Each term is returned once
+    /// until [`Clusters::on_begun`].
     pub(super) fn to_begin(&self) -> Vec<(String, Term)> {
         let mut known = self.known();
         let begin = |(name, known): (&String, &mut ClusterEntry)| {
@@ -290,30 +295,30 @@ impl Clusters {
         known.iter_mut().filter_map(begin).collect()
     }
 
-    /// A term has begun, or it could not.
+    /// Notes that a term has begun here, or that it could not be begun.
     pub(super) fn on_begun(&self, cluster: &str, token: Uuid, has_begun: bool) {
         if let Some(known) = self.known().get_mut(cluster) {
             known.beginning = known.beginning.filter(|beginning| *beginning != token);
             if has_begun {
                 known.cluster.on_ready(token);
-                // For it to be told.
+                // The next round reports it.
                 self.wake.notify_one();
             }
         }
         self.changed();
     }
 
-    /// When the next leading replica may count as silent.
+    /// Returns the earliest time at which a leading replica may count as silent.
     pub(super) fn next_check_at(&self, now: Instant) -> Option<Instant> {
         self.known().values().filter_map(|known| known.cluster.next_check_at(now)).min()
     }
 
-    /// Roles may have changed.
+    /// Notifies that roles may have changed.
     pub(super) fn changed(&self) {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    /// What is made of `source`, if it has been heard.
+    /// Calls `work` on the liveness of `source`, if this adapter has heard it, and returns its result.
     fn with<T>(&self, source: &Source, work: impl FnOnce(&mut Liveness) -> T) -> Option<T> {
         self.known().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
     }
@@ -324,7 +329,7 @@ impl Clusters {
 }
 
 impl InFlight {
-    /// The request was answered by a 5xx.
+    /// Notes that the request was answered by a 5xx.
     pub fn refused(mut self) {
         self.refused = true;
     }
@@ -339,7 +344,7 @@ impl Drop for InFlight {
 }
 
 impl ClusterConnection {
-    /// It has carried a request from these.
+    /// Notes that the connection has carried a request with samples of these sources.
     pub fn carried<'a>(&self, mut sources: impl Iterator<Item = &'a Arc<Source>>) {
         let Some(first) = sources.next() else { return };
         let mut carried = self.carried.lock();
@@ -366,7 +371,7 @@ impl Drop for ClusterConnection {
         if let Carried::One { source, kept } = carried {
             let kept = *kept;
             if self.clusters.with(source, |heard| heard.closed(kept, Instant::now())) == Some(true) {
-                // Others are to be told.
+                // The other adapters need the report soon.
                 self.clusters.wake.notify_one();
             }
         }

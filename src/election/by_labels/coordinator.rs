@@ -1,4 +1,4 @@
-//! The task that reads what other adapters told, tells them, and lets another replica lead where one is silent.
+//! The task that exchanges reports with other adapters, and lets another replica lead if the leading one is silent.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,36 +23,37 @@ use crate::telemetry::metrics::Metrics;
 
 /// One adapter's part in the election by labels.
 pub struct Coordinator<S> {
-    /// What is known of each cluster.
+    /// The clusters that this adapter knows.
     pub clusters: Arc<Clusters>,
-    /// Where connections come from.
+    /// The pool of connections.
     pub pool: Pool,
-    /// Where the tables are.
+    /// Names of the tables.
     pub names: Names,
     /// The hand-over.
     pub succession: Arc<S>,
-    /// Owns what goes on beside the rounds.
+    /// Owns the tasks that run beside the rounds.
     pub tracker: TaskTracker,
-    /// Where it is published that this adapter takes part.
+    /// Publishes that this adapter takes part.
     pub role: watch::Sender<Role>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// However often something cannot wait, rounds are so far apart: where many replicas go at once, one is for many clusters.
+/// Least interval of rounds, however urgent an event is. If many replicas fall silent at once, one round handles many
+/// clusters.
 const ROUNDS_APART: Duration = Duration::from_millis(50);
 
-/// Where another replica is to lead and cannot yet, it is tried again after so long.
+/// Pause before the next round if a take-over could not be done yet.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-/// Terms that are begun at a time.
+/// Largest number of terms that are begun at the same time.
 const BEGINNINGS: usize = 16;
 
-/// A term that could not be begun is tried again after so long.
+/// Pause before a term that could not be begun is tried again.
 const BEGIN_AGAIN: Duration = Duration::from_millis(500);
 
 impl<S: Succession> Coordinator<S> {
-    /// Takes part until `stop`, and then until nothing is held that is not stored, at most `grace` long.
+    /// Takes part until `stop`, and then until nothing is buffered any more, for at most `grace`.
     pub async fn run(self, stop: CancellationToken, grace: Duration) {
         let adapter = Uuid::new_v4();
         let beginnings = Arc::new(Semaphore::new(BEGINNINGS));
@@ -98,7 +99,7 @@ impl<S: Succession> Coordinator<S> {
         }
     }
 
-    /// Returns whether every replica that was to lead does.
+    /// Runs one round. Returns `true` if every take-over that was due is done.
     async fn round(&self, adapter: Uuid, beginnings: &Arc<Semaphore>) -> Result<bool, Error> {
         let mut have_taken = true;
         let clusters = &self.clusters;
@@ -106,7 +107,7 @@ impl<S: Succession> Coordinator<S> {
         let read = async |client: &Client, names: &[String]| {
             let asked = Instant::now();
             let rows = cluster_table::round(client, &self.names, adapter, &clusters.reports(asked), names).await?;
-            // First what is held, then who may be: what is told a standby can be held.
+            // The hand-over goes before the roles: a write that finds the role standby must find its buffer open.
             for (cluster, seen) in rows.iter().filter_map(|row| Some((&row.cluster, row.seen.as_ref()?))) {
                 self.succession.observed(&seen.term(cluster));
             }
@@ -148,7 +149,7 @@ impl<S: Succession> Coordinator<S> {
         Ok(have_taken)
     }
 
-    /// Returns the numbers of those groups in which another replica leads now.
+    /// Does the take-overs, and returns the numbers of the groups whose term was raised.
     async fn take_over(
         &self,
         client: &Client,
@@ -168,7 +169,7 @@ impl<S: Succession> Coordinator<S> {
         Ok(taken)
     }
 
-    /// Begins a term, beside the rounds.
+    /// Begins a term, in a task beside the rounds.
     fn begin(&self, cluster: String, term: Term, beginnings: &Arc<Semaphore>) {
         let (clusters, permits, token) = (Arc::clone(&self.clusters), Arc::clone(beginnings), term.fence.token);
         let preparing = self.succession.prepare(term);

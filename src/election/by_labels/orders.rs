@@ -1,45 +1,45 @@
-//! What an operator orders of a cluster, and why it is refused. Pure.
+//! Orders of an operator to a cluster, and the reasons to refuse them. Pure.
 
 use std::time::{Duration, Instant};
 
 use crate::election::by_labels::cluster::ClusterRow;
 use crate::storage::fence::Fence;
 
-/// An order lasts so long: by then some adapter has carried it out, or none can.
+/// Time limit of an order. By then some adapter has carried it out, or none can.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What an operator orders of a cluster.
+/// An order to a cluster's election.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClusterOrder {
-    /// Another replica is to lead.
+    /// Let any other replica lead.
     Resign,
-    /// This one is.
+    /// Let the named replica lead.
     HandOver {
         /// Its name.
         to: String,
     },
-    /// A replica is to give the lead up and stay out of elections until released.
+    /// Take the lead from a replica, and exclude it from elections until released.
     Hold {
         /// Its name.
         replica: String,
     },
-    /// It is to take part again.
+    /// Let a replica take part in elections again.
     Release {
         /// Its name.
         replica: String,
     },
 }
 
-/// Why an order is not carried out.
+/// The reason why an order is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterRefusal {
-    /// Nothing has been sent of it.
+    /// This adapter has received no samples of the cluster.
     #[error("no samples of a cluster {cluster:?} are sent to this adapter; /status.json names those that are")]
     NoSuchCluster {
         /// The name given.
         cluster: String,
     },
-    /// Nothing has been sent of it.
+    /// This adapter has received no samples of the replica.
     #[error(
         "no samples of a replica {replica:?} of cluster {cluster:?} are sent to this adapter; those of {} are", known.join(", ")
     )]
@@ -48,51 +48,51 @@ pub enum ClusterRefusal {
         cluster: String,
         /// The name given.
         replica: String,
-        /// Names that would do.
+        /// The names that are possible.
         known: Vec<String>,
     },
-    /// Its first leader is not known yet.
+    /// The first leader of the cluster is not known yet.
     #[error("nobody leads cluster {cluster:?} yet, as far as this adapter knows: try again")]
     NobodyLeads {
         /// The cluster.
         cluster: String,
     },
-    /// It must not lead.
+    /// The replica is excluded from elections.
     #[error("replica {replica:?} is held out of elections: release it first")]
     HeldOut {
         /// The replica.
         replica: String,
     },
-    /// Somebody else leads instead.
+    /// Another replica than the named one began to lead.
     #[error("replica {replica:?} leads now: its lead began before this order was carried out")]
     Overtaken {
-        /// Who leads.
+        /// The leading replica.
         replica: String,
     },
-    /// No adapter did it.
+    /// No adapter carried it out in time.
     #[error(
         "not done within {PATIENCE:?}: {}", if *is_written { "no adapter has been sent samples of a replica that could lead \
          instead; a hold stays in force and is carried out when one is" } else { "the database does not answer, see the log" }
     )]
     Overdue {
-        /// Whether it stands in the cluster's row.
+        /// `true` if the order stands in the cluster's row.
         is_written: bool,
     },
 }
 
-/// An order on its way.
+/// An order that was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
-    /// The cluster's row, and the term that the order is about.
+    /// The cluster's group, and the term that the order applies to.
     pub fence: Fence,
-    /// What is ordered.
+    /// The order.
     pub order: ClusterOrder,
-    /// Then nobody waits for it any more; a hold and a release last.
+    /// When the caller stops waiting. A hold and a release stay in force after it.
     pub until: Instant,
 }
 
 impl ClusterOrder {
-    /// The replica it names.
+    /// Returns the replica that the order names.
     pub(super) fn replica(&self) -> Option<&str> {
         match self {
             Self::Resign => None,
@@ -100,7 +100,8 @@ impl ClusterOrder {
         }
     }
 
-    /// What became of it, if it was about the term of `fence` and this is the cluster now.
+    /// Returns the outcome of an order that was given in the term of `fence`, if the cluster's row is `now`; `None`
+    /// while it is not carried out.
     pub(super) fn outcome(&self, fence: Fence, now: &ClusterRow) -> Option<Result<(), ClusterRefusal>> {
         let has_changed = now.fence.token != fence.token;
         match self {
@@ -115,7 +116,7 @@ impl ClusterOrder {
     }
 }
 
-/// UnwrittenOrders that no row has yet.
+/// Orders that are not yet written to a cluster's row.
 #[derive(Debug, Default)]
 pub(super) struct UnwrittenOrders {
     pub(super) next_no: u64,

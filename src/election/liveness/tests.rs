@@ -145,8 +145,9 @@ fn never_is_never() {
     assert_eq!(Liveness::new(PrometheusTimeout::Never).silent_at(Instant::now()), None);
 }
 
-/// What is known of a sender that makes so many `requests`, 5 ms apart, at each of these times, in ms; and at which of them
-/// it counted as silent. Its connection is closed when it has been idle for so many ms, if it is at all.
+/// Returns the liveness of a sender that makes `requests` requests, 5 ms apart, at each of these times, in ms. Also
+/// returns the times at which the sender counted as silent. Its connection is closed after it was idle for `idle` ms,
+/// if that is set.
 fn sends(
     timeout: PrometheusTimeout,
     times: impl IntoIterator<Item = u64>,
@@ -199,7 +200,8 @@ fn one_that_closes_idle_connections_is_not_silent() {
 fn one_that_renews_its_connections_is_not_silent() {
     for timeout in TIMEOUTS {
         for interval in [1_000, 5_000, 15_000, 60_000] {
-            // One for each request, as without keep-alive; and one for each scrape of several.
+            // With 1 a connection for each request, as without keep-alive; else a connection for each scrape of several
+            // requests.
             for requests in [1, 2, 50] {
                 let scrapes = (0..100).map(|scrape| scrape * interval + scrape % 3 * interval / 10);
                 let (_, _, silent) = sends(timeout, scrapes, requests, Some(0));
@@ -266,7 +268,7 @@ fn before_the_pace_is_known_a_closed_connection_tells_nothing() {
 
 #[test]
 fn one_that_comes_to_send_less_often_is_mistaken_twice_at_most() {
-    // Over one connection a scrape, closed at once: the first pauses look as restarts do.
+    // With a connection per scrape, closed at once, the first pauses look like restarts.
     let scrapes = (0..60).map(|second| second * 1_000).chain((1..20).map(|scrape| 59_000 + scrape * 30_000));
     let (_, _, silent) = sends(PrometheusTimeout::After(Duration::from_secs(180)), scrapes, 2, Some(0));
     assert_eq!(silent, [89_000, 119_000]);

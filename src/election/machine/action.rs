@@ -1,34 +1,34 @@
-//! What the machine has its driver do, and why.
+//! The actions that the machine requests from its driver, and the reasons of a role.
 
 use std::time::Instant;
 
-/// What the driver is to do next.
+/// The next action of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Nothing before this time, or until a write request begins or the session ends.
+    /// Do nothing before this time, unless a write request begins or the session ends.
     Wait(Instant),
-    /// Open a session; then `Machine::on_connected` or `Machine::on_lost`.
+    /// Open a session. Result: `Machine::on_connected` or `Machine::on_lost`.
     Connect,
-    /// Try the lock, then look at the leader's row; then `Machine::on_tried` or `Machine::on_lost`.
+    /// Try the lock and, if it is not free, read the leader's row. Result: `Machine::on_tried` or `Machine::on_lost`.
     TryLock,
-    /// Look at the leader's row only; then `Machine::on_observed` or `Machine::on_lost`.
+    /// Only read the leader's row. Result: `Machine::on_observed` or `Machine::on_lost`.
     Observe,
-    /// Wait out old writers and raise the term, if that is allowed: see `Machine::follows`; then `Machine::on_term`,
-    /// `Machine::on_refused` or `Machine::on_lost`.
+    /// Wait until old writers have ended and raise the term, if that is allowed: see `Machine::follows`. Result:
+    /// `Machine::on_term`, `Machine::on_refused` or `Machine::on_lost`.
     RaiseTerm,
-    /// Publish a heartbeat for the own term; then `Machine::on_heartbeat` or `Machine::on_lost`.
+    /// Write a heartbeat for the own term. Result: `Machine::on_heartbeat` or `Machine::on_lost`.
     Heartbeat,
-    /// Name `Machine::successor` in the leader's row; then `Machine::on_handed_over`, `Machine::on_no_such_peer` or
-    /// `Machine::on_lost`.
+    /// Write the name of `Machine::successor` to the leader's row. Result: `Machine::on_handed_over`,
+    /// `Machine::on_no_such_peer` or `Machine::on_lost`.
     HandOver,
-    /// Close the session, if there is one, which gives the lock up; then `Machine::on_closed`.
+    /// Close the session, if there is one. This releases the lock. Result: `Machine::on_closed`.
     Close(Reason),
 }
 
-/// Why a role was left or taken: the words of log and metric.
+/// The reason why a role was left or taken, as written in log and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The lock was obtained and the term raised.
+    /// The term was raised and the buffered samples were stored.
     Elected,
     /// Another adapter leads.
     LeaderElsewhere,
@@ -42,20 +42,21 @@ pub enum Reason {
     Fenced,
     /// The own writes have failed for longer than the lease.
     WritesFailing,
-    /// The lock was obtained, and what was held could not be stored.
+    /// The term was raised, but the buffered samples could not be stored.
     TakeOverFailed,
     /// The holder of the lock shows no fresh heartbeat.
     LeaderStale,
-    /// No fresh heartbeat, and this adapter may not lead: it is held, stands back for another, or was not told to.
+    /// No fresh heartbeat, and this adapter may not lead: it is excluded, yields to another adapter, or is not
+    /// appointed.
     NobodyLeads,
     /// This adapter is stopping.
     Shutdown,
-    /// An operator asked for it.
+    /// Requested by an order.
     Requested,
 }
 
 impl Reason {
-    /// The label of the metric.
+    /// Returns the label of the metric.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The machine against a model of PostgreSQL: two or three adapters in virtual time, and faults at any moment.
+//! The machine against a model of PostgreSQL: two or three adapters in virtual time, with faults at any moment.
 
 use crate::election::role::LeaderRow;
 use std::time::{Duration, Instant};
@@ -19,17 +19,17 @@ mod world;
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// The process does nothing; what is sent to it waits.
+    /// The process is stopped. Messages to it wait.
     Freeze,
-    /// Nothing passes between adapter and server, and neither learns of it.
+    /// No message passes between adapter and server, and neither of them learns of it.
     Cut,
     /// Its Prometheus sends nothing.
     Silence,
     /// Messages take up to two seconds.
     Slow,
-    /// Its next transactions are not ended by it.
+    /// The adapter does not end its next transactions.
     StuckWrites,
-    /// Its transactions fail, while its lock session is well.
+    /// The adapter's transactions fail, while its lock session is healthy.
     FailingWrites,
     /// An administrator ends its lock session.
     Terminate,
@@ -39,7 +39,7 @@ enum Kind {
     Kill,
     /// The server is down: every session ends.
     ServerDown,
-    /// A stranger takes the lock if it is free, and keeps it.
+    /// Another program takes the lock if it is free, and keeps it.
     Stranger,
 }
 
@@ -57,7 +57,7 @@ struct Story {
     lease: Duration,
     timeout: PrometheusTimeout,
     faults: Vec<Fault>,
-    /// Whose Prometheus sends in the end; the last adapter's always does.
+    /// The adapters, except the last, whose Prometheus sends after the faults. The last adapter's always does.
     sends_at_last: [bool; 2],
     seed: u64,
 }
@@ -125,13 +125,13 @@ fn lease_bounds_what_is_derived_from_it() {
             let config = config(Duration::from_millis(seconds * 1000 + millis), PrometheusTimeout::Never);
             let (deadline, timeout) = (config.leader_deadline(), config.session_timeout());
             assert!(deadline < timeout && timeout < config.lease, "{config:?}");
-            // A clock that runs a tenth slow.
+            // With a clock that runs 10 % slow.
             assert!(deadline * 11 / 10 < timeout, "{config:?}");
-            // One heartbeat may be lost, and the next may take as long as it is given, before the term is in danger.
+            // One heartbeat may be lost, and the next may take as long as its timeout, before the term is in danger.
             assert!(config.stale_after() + config.heartbeat_interval() > config.heartbeat_interval() * 2);
             assert!(config.stale_after() < deadline, "{config:?}");
             assert!(config.heartbeat_interval() * 2 < deadline, "{config:?}");
-            // The server sees a standby that is silent look at the row often enough.
+            // A silent standby reads the row often enough for the server to see it.
             assert!(config.heartbeat_interval() < timeout, "{config:?}");
         }
     }
@@ -163,7 +163,7 @@ fn a_new_session_of_a_sender_is_not_resigned() {
     assert_eq!(machine.role(later), Role::Unknown);
 }
 
-/// One that leads in term `term` since `now`.
+/// Makes the machine lead in term `term` since `now`.
 fn leads(machine: &mut Machine, term: i64, now: Instant) {
     assert_eq!(machine.next(now), Action::TryLock);
     machine.on_tried(true, None, now);
@@ -207,7 +207,7 @@ fn one_whose_writes_fail_for_its_lease_stands_back_for_half_of_it() {
     assert_eq!(machine.reason(at(26)), Reason::NobodyLeads);
     assert_eq!(machine.next(at(29)), Action::Observe);
     machine.on_observed(Some(observed(1, 6)), at(29));
-    // There is none: it leads again, and has its lease again.
+    // No other adapter took the lead: this one leads again, and has a whole lease again.
     leads(&mut machine, 2, at(30));
     assert!(is_up(&mut machine, 30));
     machine.on_writes(failing(15, 39));

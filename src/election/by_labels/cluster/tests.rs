@@ -11,7 +11,7 @@ fn nothing_is_known_of_a_cluster_before_its_row_is_read() {
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The term in which `replica` leads, not heard in it yet.
+/// Returns a row of the term in which `replica` leads, and in which it has not been heard yet.
 fn term(term: i64, replica: &str) -> Option<ClusterRow> {
     let token = Uuid::from_u128(u128::from(term.unsigned_abs()));
     let fence = Fence { group_no: 1, term, token };
@@ -25,7 +25,7 @@ fn term(term: i64, replica: &str) -> Option<ClusterRow> {
     })
 }
 
-/// One that has gone on for a minute in which `a` led, and `b` and `c` were heard.
+/// Returns a cluster after one minute in which `a` led, and `b` and `c` were heard.
 fn settled(start: Instant) -> (Cluster, Instant) {
     let mut cluster = Cluster::new(PrometheusTimeout::After(TIMEOUT));
     let mut now = start;
@@ -57,7 +57,7 @@ fn a_replica_that_leads_has_its_whole_timeout_to_be_heard() {
     assert_eq!((succession.replica.as_str(), succession.told_within), ("c", None));
 }
 
-/// A request of `replica` comes and is answered.
+/// Lets a request of `replica` arrive and be answered.
 fn send(cluster: &mut Cluster, replica: &str, now: Instant) {
     cluster.on_request(replica, now);
     cluster.on_answer(replica, false, now);
@@ -80,7 +80,8 @@ fn a_connection_that_a_replica_closed_before_it_led_tells_nothing() {
     }
 }
 
-/// One in which `a` has led and sent once in `interval` to this adapter, as `b` has, for a while; and when they did last.
+/// Returns a cluster in which `a` has led for a while, and in which `a` and `b` have sent once in `interval` to this
+/// adapter. Also returns when they sent last.
 fn steady(timeout: PrometheusTimeout, interval: Duration) -> (Cluster, Instant) {
     let mut cluster = Cluster::new(timeout);
     let mut now = Instant::now();
@@ -91,7 +92,7 @@ fn steady(timeout: PrometheusTimeout, interval: Duration) -> (Cluster, Instant) 
                 connections(&mut cluster, replica).connected();
             }
         }
-        // Coordinator go on meanwhile.
+        // Rounds go on meanwhile.
         for second in 0..interval.as_secs().max(1) {
             let now = now + Duration::from_secs(second);
             let seen = term(1, "a").map(|seen| ClusterRow { heard_ago: Some(Duration::from_secs(second)), ..seen });
@@ -105,7 +106,7 @@ fn steady(timeout: PrometheusTimeout, interval: Duration) -> (Cluster, Instant) 
 const TIMEOUTS: [PrometheusTimeout; 2] =
     [PrometheusTimeout::Automatic, PrometheusTimeout::After(Duration::from_secs(180))];
 
-/// What is read while `a` was heard last at `last`.
+/// Reads a row according to which `a` was last heard at `last`.
 fn read(cluster: &mut Cluster, last: Instant, now: Instant) {
     let seen = term(1, "a").map(|seen| ClusterRow { heard_ago: Some(now - last), ..seen });
     cluster.on_read(seen, now, now);
@@ -209,7 +210,7 @@ fn how_long_a_replica_may_be_silent_is_for_those_to_say_that_hear_it() {
     }
     send(&mut cluster, "b", at(5_000));
     assert_eq!(cluster.next_check_at(at(5_000)), Some(at(151_000)), "nobody has said");
-    // Its connections are closed there.
+    // Its connections to the adapter that hears it are closed.
     cluster.on_read(read(Some(5_000), Some(6_000)), at(6_000), at(6_000));
     assert_eq!(cluster.succession(at(6_999)), None);
     assert_eq!(cluster.succession(at(7_000)).map(|succession| succession.replica), Some("b".to_owned()));
@@ -222,7 +223,7 @@ fn what_was_not_read_is_no_silence() {
     let (mut cluster, last) = steady(PrometheusTimeout::After(Duration::from_secs(10)), Duration::from_secs(1));
     let at = |second| last + Duration::from_secs(second);
     connections(&mut cluster, "a").closed(true, last);
-    // The database was out of reach, and what others told last is as old.
+    // The database was out of reach, so the last reports of the other adapters are as old.
     read(&mut cluster, last, at(60));
     send(&mut cluster, "b", at(60));
     assert_eq!(cluster.succession(at(60)), None);

@@ -1,4 +1,4 @@
-//! One adapter's doing, as the driver does it: machine, session, Prometheus.
+//! The actions of one adapter in the model, as the driver does them: machine, session, Prometheus.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::election::liveness::Liveness;
 use crate::election::role::Role;
 use crate::storage::fence::Fence;
 
-/// How often a Prometheus sends.
+/// Interval of the requests of a Prometheus, ms.
 const SEND_INTERVAL: u64 = 500;
 
-/// What is asked of the server and not answered yet.
+/// A statement that the server has not answered yet.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) number: u64,
@@ -20,7 +20,7 @@ pub(super) struct Asked {
     pub(super) gives_up_at: u64,
 }
 
-/// What the driver knows of its term: the machine's role is held against it.
+/// The driver's own record of its term. The machine's role is compared with it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tenure {
     pub(super) fence: Fence,
@@ -37,7 +37,7 @@ pub(super) struct Adapter {
     pub(super) has_lock: bool,
     pub(super) tenure: Option<Tenure>,
     pub(super) asked: Option<Asked>,
-    /// Came while it was frozen, or busy.
+    /// Messages that arrived while the adapter was frozen or busy.
     pub(super) mail: Vec<Event>,
     pub(super) wakes_at: u64,
     pub(super) sends_at: u64,
@@ -49,12 +49,12 @@ pub(super) struct Adapter {
     pub(super) failing_until: u64,
     pub(super) write_path: WritePath,
     pub(super) starts_at: Option<u64>,
-    /// Messages to an earlier process are lost.
+    /// The last event before the process started. Earlier messages were sent to an earlier process, and are lost.
     pub(super) born_at_event: u64,
 }
 
 impl World {
-    /// The adapter's own doing at this moment, as the driver does it.
+    /// Runs the adapter's actions at this moment, as the driver does them.
     pub(super) fn drive(&mut self, number: usize) {
         let now = self.now;
         if self.adapters[number].starts_at.is_some_and(|starts_at| starts_at <= now) {
@@ -86,7 +86,7 @@ impl World {
         }
     }
 
-    /// Takes in what has come, and gives up what has not.
+    /// Reads the messages that have arrived, and gives up a statement whose timeout is over.
     pub(super) fn receive(&mut self, number: usize) {
         let now = self.instant(self.now);
         let now_ms = self.now;
@@ -99,7 +99,7 @@ impl World {
                 Event::Ended { session } => is_lost |= adapter.session == Some(session),
                 Event::Answer { number, reply } => {
                     let Some(asked) = adapter.asked.take_if(|asked| asked.number == number) else {
-                        // To a statement given up: a session that opened too late is dropped.
+                        // The answer to a statement given up: a session that opened too late is dropped.
                         continue;
                     };
                     let sent_at = start + Duration::from_millis(asked.sent_at);
@@ -147,7 +147,7 @@ impl World {
         adapter.wakes_at = adapter.wakes_at.max(now_ms);
     }
 
-    /// Its Prometheus sends when it is time; a leader's write goes to the server.
+    /// Lets the Prometheus send when its time has come. The write of a leader goes to the server.
     pub(super) fn hear(&mut self, number: usize) {
         let now = self.instant(self.now);
         let lasts = if self.now < self.adapters[number].stuck_until { 60_000 } else { 1 + self.random(50) };
@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// Asks the machine once and does what it says; false when there is nothing to do now.
+    /// Asks the machine once and does the action. Returns `false` if nothing is to be done now.
     pub(super) fn act(&mut self, number: usize) -> bool {
         let now = self.instant(self.now);
         let lease = self.config.lease;

@@ -9,7 +9,7 @@ use super::world::{Event, Reply, World};
 use crate::election::role::Leader;
 use crate::storage::fence::Fence;
 
-/// A writer of an old term is terminated after so long.
+/// Time, in ms, after which a writer of an old term is terminated.
 const DRAIN_PATIENCE: u64 = 500;
 
 /// The server: sessions, one lock, one row.
@@ -36,12 +36,12 @@ pub(super) enum Holder {
 pub(super) struct Session {
     pub(super) owner: usize,
     pub(super) alive: bool,
-    /// The server hears of it at this time at the latest by a message on the way; statements keep it from being idle.
+    /// `u64::MAX` while a statement waits for a lock, else 0. A running statement keeps the session from being idle.
     pub(super) busy_until: u64,
     pub(super) heard_at: u64,
-    /// Messages of one session arrive in order.
+    /// The arrival of the last message. Messages of one session arrive in order.
     pub(super) last_arrival: u64,
-    /// Ended by an administrator or a restart, not by silence.
+    /// Ended by an administrator or a restart, not because it was silent.
     pub(super) is_forced: bool,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Transaction {
 }
 
 impl World {
-    /// What the server does by itself.
+    /// Does what the server does by itself.
     pub(super) fn serve(&mut self) {
         for session in 0..self.server.sessions.len() {
             let known = &self.server.sessions[session];
@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    /// A statement at the server; `None` while it waits for a lock.
+    /// Executes a statement at the server. Returns `None` while it waits for a lock.
     pub(super) fn execute(
         &mut self,
         adapter: usize,

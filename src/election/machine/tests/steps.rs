@@ -1,10 +1,10 @@
-//! The machine step by step: what is not seen in the stories, where somebody leads and nobody asks why.
+//! The machine step by step: details that the stories do not show, since they only check who leads, and not the reason.
 
 use super::*;
 
 const LEASE: Duration = Duration::from_secs(10);
 
-/// One that is connected, and whose Prometheus sends.
+/// Returns a machine that is connected and whose Prometheus sends.
 fn connected(method: Method, start: Instant) -> Machine {
     let mut machine = Machine::new(Config { method, ..config(LEASE, PrometheusTimeout::Never) }, start);
     machine.on_liveness(None, start);
@@ -13,7 +13,7 @@ fn connected(method: Method, start: Instant) -> Machine {
     machine
 }
 
-/// One that leads by its lock.
+/// Returns a machine that leads by its lock.
 fn leading(start: Instant) -> Machine {
     let mut machine = connected(Method::AdvisoryLock(1), start);
     leads(&mut machine, 1, start);
@@ -122,7 +122,7 @@ fn whoever_is_named_has_half_of_the_lease_to_take_the_lead() {
     assert_eq!((machine.next(before), machine.next(then)), (Action::Observe, Action::TryLock));
     machine.on_observed(None, before);
     assert_eq!(machine.reason(before), Reason::LeaderStale, "nobody is named any more");
-    // One that got the lock first gives it back.
+    // An adapter that obtained the lock first releases it.
     let mut machine = connected(Method::AdvisoryLock(1), start);
     machine.on_tried(true, None, start);
     assert_eq!(machine.next(start), Action::RaiseTerm);
@@ -212,7 +212,7 @@ fn one_that_is_held_is_out_of_elections_until_released() {
     machine.on_connected(start);
     assert_eq!((machine.outcome(start), machine.is_held()), (Some(Ok(())), true));
     assert_eq!(machine.next(start + seconds(100)), Action::Observe);
-    // What is held cannot be told to lead.
+    // An excluded adapter cannot be appointed.
     let mut machine = Machine::new(Config { method: Method::External("1".into()), ..held }, start);
     machine.on_order(Order::Lead, start, start + seconds(8));
     assert_eq!(machine.outcome(start), Some(Err(Refusal::Held)));
@@ -259,12 +259,12 @@ fn one_that_was_told_leads_on_unless_another_was_told_later() {
     assert_eq!(machine.outcome(start), None);
     machine.on_prepared();
     assert_eq!((machine.outcome(start), machine.follows()), (Some(Ok(())), Some(token)));
-    // Told again, it has to prove that its term is in force.
+    // After a second appointment it must prove that its term is in force.
     machine.on_order(Order::Lead, start, until);
     assert_eq!((machine.outcome(start), machine.next(start)), (None, Action::Heartbeat));
     machine.on_heartbeat(start);
     assert_eq!((machine.outcome(start), machine.follows()), (Some(Ok(())), Some(token)));
-    // A lost session is no order: it leads again, if its own term is still in force.
+    // A lost session is no order: the adapter leads again if its own term is still in force.
     machine.on_lost(Reason::SessionLost, start);
     machine.on_closed(start);
     let later = start + seconds(1);
@@ -276,7 +276,7 @@ fn one_that_was_told_leads_on_unless_another_was_told_later() {
     let last = later + seconds(1);
     machine.on_connected(last);
     assert_eq!((machine.next(last), machine.follows()), (Action::Observe, None));
-    // An order that is not carried out yet holds.
+    // An order that is not carried out yet stays in force.
     machine.on_order(Order::Lead, last, last + seconds(8));
     assert_eq!(machine.next(last), Action::RaiseTerm);
     machine.on_lost(Reason::Fenced, last);

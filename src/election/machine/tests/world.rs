@@ -1,4 +1,4 @@
-//! Everything there is in a story: server, adapters, messages under way, time; and what must be true of it.
+//! The whole state of a story: server, adapters, messages in flight and time. Also the conditions that must hold.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use crate::election::role::Role;
 use crate::election::{Config, WritePath};
 use crate::storage::fence::Fence;
 
-/// Within this of the last fault everything must have settled: a session's end by the server, the longest Prometheus
-/// timeout with our own refusals excused before it, and a second.
+/// Time after the last fault, in ms, within which everything must settle. It covers the end of a session by the server,
+/// before it the longest Prometheus timeout with the pause after our own refusals, and one second.
 const SETTLED_AFTER: u64 = 25_000;
 
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ impl World {
         self.events.push((at, self.serial, adapter, event));
     }
 
-    /// Sends a statement or a good-bye, in order with what the session sent before.
+    /// Sends a statement or the end of a session, after everything that the session sent before.
     pub(super) fn send_to_server(&mut self, adapter: usize, session: Option<usize>, event: Event) {
         if self.is_cut(adapter) {
             return;
@@ -188,7 +188,7 @@ impl World {
         self.check_settled();
     }
 
-    /// When something happens next.
+    /// Returns the time of the next event.
     pub(super) fn next_time(&self) -> u64 {
         let events = self.events.iter().map(|event| event.0);
         let transactions = self.server.transactions.iter().map(|transaction| transaction.ends_at);
@@ -259,7 +259,7 @@ impl World {
         }
     }
 
-    /// What must be true at every moment.
+    /// Checks the conditions that hold at every moment.
     pub(super) fn check(&self) {
         let now = self.instant(self.now);
         let mut leaders = 0;
@@ -275,7 +275,7 @@ impl World {
                     assert!(adapter.has_lock, "leads without the lock");
                     assert_eq!((*fence, *until), (Some(tenure.fence), Some(deadline(tenure))));
                     assert_eq!(role.at(deadline(tenure)), Role::Unknown, "leads beyond the deadline");
-                    // One whose session was ended by force learns of it, or of its fence, a moment later.
+                    // An adapter whose session was ended by force learns of it, or of the fence, a moment later.
                     let session = &self.server.sessions[adapter.session.expect("leads without a session")];
                     leaders += usize::from(!session.is_forced);
                 }
@@ -290,7 +290,7 @@ impl World {
         assert!(leaders <= 1, "{leaders} leaders at one time");
     }
 
-    /// What must be true when nothing has gone wrong for a while.
+    /// Checks the conditions that hold when no fault has occurred for a while.
     pub(super) fn check_settled(&self) {
         let now = self.instant(self.now);
         let role = |adapter: &Adapter| adapter.machine.as_ref().map(|machine| machine.role(now));
