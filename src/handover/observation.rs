@@ -119,7 +119,7 @@ impl Senders {
         for handover in members.values().flat_map(|(_, handovers)| handovers) {
             handover.with(|state| state.on_observed(now));
             // For a sender that appeared since the last observation, nothing was observed before. The first observation
-            // covers all that is hot.
+            // reads all that is hot.
             let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
             if is_fresh && last.position.is_some() {
                 handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
