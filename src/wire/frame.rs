@@ -37,7 +37,7 @@ pub fn write_frame(payload: &[u8], out: &mut impl BufMut) {
 ///
 /// # Errors
 ///
-/// [`FrameError`]; the stream is then left somewhere within the frame.
+/// `FrameError`; the stream is then left somewhere within the frame.
 pub fn read_frame<'a>(stream: &mut &'a [u8], max: usize) -> Result<Option<&'a [u8]>, FrameError> {
     if stream.is_empty() {
         return Ok(None);

@@ -70,7 +70,7 @@ impl Query {
     ///
     /// # Errors
     ///
-    /// [`QueryError`] if a matcher is not valid, or there are too many matchers.
+    /// `QueryError` if a matcher is not valid, or there are too many matchers.
     pub fn compile_matchers(&self) -> Result<Vec<Matcher>, QueryError> {
         if self.matchers.len() > MATCHERS_MAX {
             return Err(QueryError::TooManyMatchers(self.matchers.len()));

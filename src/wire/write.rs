@@ -54,7 +54,7 @@ impl Request<'_> {
 ///
 /// # Errors
 ///
-/// [`DecodeError`] if a label is malformed, with the offset within `labels`; nothing follows an error.
+/// `DecodeError` if a label is malformed, with the offset within `labels`; nothing follows an error.
 pub fn label_pairs(labels: &[u8]) -> impl Iterator<Item = Result<Pair<'_>, DecodeError>> {
     let mut fields = Scanner::new(labels);
     let mut failed = false;

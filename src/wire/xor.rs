@@ -153,7 +153,7 @@ fn fits(change: i64, bits: u32) -> bool {
 ///
 /// # Errors
 ///
-/// [`DecodeError`] if the bytes end before the samples do, or no encoder can have written them.
+/// `DecodeError` if the bytes end before the samples do, or no encoder can have written them.
 pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, DecodeError> {
     let Some((&count, stream)) = chunk.split_first_chunk() else {
         return Err(DecodeError { sample: 0, what: "no count" });

@@ -175,7 +175,7 @@ pub struct Chunk {
     /// Time of the last sample; clients seek by it.
     #[prost(int64, tag = "2")]
     pub max_time_ms: i64,
-    /// [`ChunkEncoding`] of `data`.
+    /// `ChunkEncoding` of `data`.
     #[prost(enumeration = "ChunkEncoding", tag = "3")]
     pub encoding: i32,
     /// Bytes of the chunk, as `wire::xor` encodes them.

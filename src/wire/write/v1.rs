@@ -32,7 +32,7 @@ const LABEL_TAG: u8 = 1 << 3 | 2;
 ///
 /// # Errors
 ///
-/// [`DecodeError`] if the body is no such message (a truncated or overlong value, a group, a known field of the wrong
+/// `DecodeError` if the body is no such message (a truncated or overlong value, a group, a known field of the wrong
 /// type), or if it has more than [`SERIES_MAX`] series or [`SAMPLES_MAX`] samples.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
