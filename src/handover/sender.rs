@@ -118,7 +118,7 @@ impl Sender {
     #[must_use]
     pub fn sort_sent(&mut self, came: &Came) -> Sorted {
         let sorted = self.sort_each(came.samples(), Some(&came.rows));
-        // In a request that is sent again nearly all samples are late. Where few are late, an exporter was.
+        // In a request that is sent again nearly all samples are late. Where few are late, an exporter was late.
         if 2 * sorted.late.len() > came.rows.len() {
             self.sent_again = Some(came.arrived);
         }

@@ -30,8 +30,8 @@ pub struct SeriesTimes {
     /// Time from which steps of the leader's stored samples count, ms since 1970. Earlier samples were buffered, and
     /// each adapter stores its part of them at its own time, so their steps do not show the interval.
     led_from_ms: i64,
-    /// `true` if intervals are learned from what is sent. `false` where only a part of the samples comes by this
-    /// adapter: then they are learned from what is observed.
+    /// `true` if intervals are learned from what is sent, beside what is observed. `false` where only a part of the
+    /// samples comes by this adapter: then what is sent counts only until the leader was observed to store the series.
     learns_from_sent: bool,
 }
 

@@ -274,7 +274,7 @@ mod tests {
             for pair in all.windows(2) {
                 prop_assert!(pair[0].1 == pair[1].1 || pair[1].0 - pair[0].0 > 50, "{:?}", pair);
             }
-            // What was inserted is then found stored.
+            // The inserted samples are then found to be stored.
             let mut again: Vec<Stored> = stored(&leader, OTHER);
             again.extend(found.iter().map(|place| Stored { time_ms: other[*place], by: By::Own }));
             again.sort_by_key(|stored| stored.time_ms);

@@ -49,7 +49,7 @@ pub enum Error {
     /// The store contains something that no adapter stored; the text says where.
     #[error("{0}")]
     Corrupt(String),
-    /// Others use the object all the time; the next round tries again.
+    /// Others interfere faster than this can finish; the next round tries again.
     #[error("{0}")]
     Contended(String),
     /// A task of this adapter has ended, or is about to end.
