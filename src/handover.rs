@@ -1,8 +1,10 @@
-//! What passes from one leader to the next: nothing that was acknowledged is let go of before it was observed stored.
+//! Hand-over from one leader to the next: a sample that was acknowledged is not dropped before it was observed to be
+//! stored.
 //!
-//! Pure parts: [`slots`], the rule of what is missing; [`series`], what is known of each series; [`buffer`], what was
-//! acknowledged for a sender that does not lead; [`sender`], which ties them together; [`replicas`], who else has a sender's series.
-//! Here is what ties one sender to the store, and in [`senders`] what all senders of an adapter share: what was observed, and who leads.
+//! Pure parts: [`slots`] is the rule of what is missing; [`series`] has what is known of each series; [`buffer`] keeps
+//! the samples that were acknowledged for a sender that does not lead; [`sender`] ties them together; [`replicas`]
+//! knows who else has the series of a sender. This module ties one sender to the store. [`senders`] has what all
+//! senders of an adapter share: what was observed, and who leads.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
@@ -47,35 +49,35 @@ pub mod series;
 pub mod slots;
 mod stranded;
 
-/// Attempts to append what others keep getting in the way of; then it is compared instead.
+/// Attempts to append samples that writes of others keep overtaking; then the samples are compared instead.
 const APPEND_ATTEMPTS: usize = 3;
 
 /// One sender on one adapter, and its way to the store.
 pub struct Handover {
-    /// How its samples' sender is called.
+    /// Name of the sender.
     name: String,
-    /// The number its samples are stored under, and when that was found.
+    /// Number under which its samples are stored, and the epoch in which the number was found.
     number: Mutex<Option<(Epoch, SenderNo)>>,
     group: Arc<Group>,
     shared: Weak<dyn Shared>,
     store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
-    /// What may be buffered of it.
+    /// Maximum bytes that may be buffered for this sender.
     bytes_max: usize,
-    /// Its samples may come by other adapters too.
+    /// `true` if its samples may come by other adapters too.
     is_shared: bool,
-    /// Whether nothing was observed since it came.
+    /// `true` until the first observation after this sender appeared, or after the server became another one.
     is_fresh: AtomicBool,
-    /// The token of the last term in which this sender came to lead.
+    /// Token of the last term in which this sender came to lead.
     leads: Mutex<Option<Uuid>>,
     state: Mutex<State>,
     requests: Requests,
-    /// Held while something taken out of the buffer is being stored.
+    /// Locked while samples that were taken out of the buffer are being stored.
     taking_out: tokio::sync::Mutex<()>,
 }
 
-/// What all senders of an adapter share, as far as one of them asks for it.
+/// Operations on what all senders of an adapter share, as far as one sender calls them.
 trait Shared: Send + Sync {
     /// Observes what was committed since the last time.
     fn observe(&self) -> BoxFuture<'_, Result<(), Error>>;
@@ -84,23 +86,25 @@ trait Shared: Send + Sync {
     fn find_numbers(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
 }
 
-/// What is kept of a sender.
+/// State of one sender.
 struct State {
-    /// In which its series have the ids that they go by here.
+    /// Epoch in which its series have the ids that are used here.
     epoch: Epoch,
-    /// What those are ids of.
+    /// Identities of the series behind these ids.
     identities: Arc<Identities>,
     sender: Sender,
-    /// What was acknowledged in earlier ones.
+    /// Samples that were acknowledged in earlier epochs.
     stranded: Stranded,
 }
 
 impl Handover {
-    /// Buffers what is sent in the request `key` while another sender leads; the ids of its series were found in `epoch`.
+    /// Buffers the samples of the request `key` while another sender leads. The ids of their series were found in
+    /// `epoch`.
     ///
     /// # Errors
     ///
-    /// When no more can be buffered, or a take-over has begun, or that epoch is over.
+    /// `NotBuffered::Full` if no more can be buffered, `NotBuffered::Closed` if a take-over has begun,
+    /// `NotBuffered::Moved` if that epoch is over.
     pub fn buffer(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>) -> Result<(), NotBuffered> {
         let count = rows.len() as u64;
         self.with_state(|state| match self.memory.is_full() {
@@ -112,16 +116,16 @@ impl Handover {
         Ok(())
     }
 
-    /// Stores what is sent in the request `key` while this sender leads, by right of `fence`; returns when all of it is. The ids of
-    /// its series were found in `epoch`.
+    /// Stores the samples of the request `key` while this sender leads, by right of `fence`; returns when all of them
+    /// are stored. The ids of their series were found in `epoch`.
     ///
     /// # Errors
     ///
-    /// What the server said, or that a newer term has begun, or that this epoch is over; some of it may be stored, and is found stored
-    /// by the next attempt.
+    /// Errors of the server or of the connection; `Error::Fenced` if a newer term has begun; `Error::Moved` if this
+    /// epoch is over. Some of the samples may be stored then; the next attempt finds them stored.
     pub async fn store(&self, key: Uuid, epoch: Epoch, rows: Vec<Row>, fence: Option<Fence>) -> Result<(), Error> {
         let sender = self.number_in(epoch).await?;
-        // Read before the samples are sorted: what others store from here on is told by another one.
+        // Read before the samples are sorted: the counter then shows whether others have stored something since.
         let right = self.right(sender, fence, epoch);
         let (came, sorted, in_flight) = self.in_epoch(epoch, |state| {
             let came = state.sender.came(rows, Uuid::nil(), Instant::now());
@@ -133,13 +137,13 @@ impl Handover {
         self.in_epoch(epoch, |state| state.sender.keep(came.samples(), Instant::now()))
     }
 
-    /// By what right samples are stored that are sorted from now on.
+    /// Returns the right by which samples that are sorted from now on are stored.
     fn right(&self, sender: SenderNo, fence: Option<Fence>, epoch: Epoch) -> Right {
         let observed = self.is_shared.then(|| self.group.observed());
         Right { sender, fence, reconciled: self.group.reconciled(), observed, epoch }
     }
 
-    /// What is late first: once the key of a request is claimed, all of it is stored.
+    /// Stores the late samples first: once the key of a request is claimed, all of the request is stored.
     async fn store_sorted(
         &self,
         key: Uuid,
@@ -149,7 +153,7 @@ impl Handover {
     ) -> Result<(), Error> {
         for attempt in 1.. {
             if !late.is_empty() {
-                // The same samples may be about to be appended by an earlier request.
+                // An earlier request may be about to append the same samples.
                 if let Some(in_flight) = in_flight {
                     in_flight.is_first().await;
                 }
@@ -176,8 +180,8 @@ impl Handover {
         Ok(())
     }
 
-    /// Of samples that were to be appended, and were not because others had stored meanwhile what was observed since: which are to
-    /// be appended still, and which to be compared.
+    /// Sorts samples again that were not appended because others had stored samples meanwhile, which have been observed
+    /// since. Returns the samples that are still to be appended, and those that are to be compared.
     async fn sort_again(
         &self,
         append: Vec<Row>,
@@ -203,15 +207,15 @@ impl Handover {
         Ok((Arc::new(rows(&self.with(|state| state.missing(&late, &around, sender)))), Vec::new()))
     }
 
-    /// Compares samples, in the order of series and time, with what is stored around them, and stores what is missing. `is_told`: the
-    /// leader has to hear of it.
+    /// Compares samples, in the order of series and time, with what is stored around them, and stores those that are
+    /// missing. `is_told`: the group's counter is raised, to tell the leader.
     async fn reconcile(&self, samples: &[Buffered], right: Right, is_told: bool) -> Result<(), Error> {
         let Right { sender, fence, epoch, .. } = right;
         let group_no = fence.map_or(0, |fence| fence.group_no);
         let (window_ms, unbounded) =
             self.in_epoch(epoch, |state| (state.sender.window_ms(samples), state.sender.unbounded(samples)))?;
         let rows = rows(samples);
-        // Most is found stored: that needs no lock.
+        // Most samples are found stored, and that needs no lock.
         let around = self.store.around(&rows, window_ms, &unbounded, epoch).await?;
         let missing = self.with(|state| state.missing(samples, &around, sender));
         if missing.is_empty() {
@@ -219,7 +223,7 @@ impl Handover {
             self.covered("late", samples.len());
             return Ok(());
         }
-        // The second look is only for those that miss something.
+        // The second comparison is only for series that miss something.
         let is_missing =
             |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
@@ -231,7 +235,8 @@ impl Handover {
         self.in_epoch(epoch, |state| state.sender.on_reconciled(&done.inserted, &unbounded, &done.around, sender))?;
         self.metrics.samples_filled_total.inc_by(done.inserted.len() as u64);
         self.covered("late", samples.len() - done.inserted.len());
-        // Another sender by this adapter, which may lead, does not know yet what was inserted.
+        // Only if this sender leads: another sender of this adapter, which may lead, does not know yet what was
+        // inserted.
         let leads = self.group.leading().is_some_and(|leading| leading.sender == Some(sender));
         if is_told && leads && !done.inserted.is_empty() {
             self.group.told(done.reconciled);
@@ -239,40 +244,40 @@ impl Handover {
         Ok(())
     }
 
-    /// Another sender leads: samples may be buffered.
+    /// Allows buffering, because another sender leads.
     pub fn open(&self) {
         self.with(Sender::open);
     }
 
-    /// The token of the last term in which this sender came to lead, by way of this adapter.
+    /// Returns the token of the last term in which this sender came to lead by way of this adapter.
     #[must_use]
     pub fn leads(&self) -> Option<Uuid> {
         *self.leads.lock()
     }
 
-    /// How its sender is called.
+    /// Returns the name of the sender.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether nothing is buffered, nor taken out of the buffer to be stored.
+    /// Returns `true` if nothing is buffered, nor taken out of the buffer to be stored.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let is_idle = self.taking_out.try_lock().is_ok();
         is_idle && self.with_state(|state| state.samples() == 0)
     }
 
-    /// The number its samples are stored under.
+    /// Returns the number under which its samples are stored.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection.
     pub async fn number(&self) -> Result<SenderNo, Error> {
         self.number_in(self.store.epoch()).await
     }
 
-    /// The same, for use in `epoch`.
+    /// Returns the number, for use in `epoch`.
     async fn number_in(&self, epoch: Epoch) -> Result<SenderNo, Error> {
         if self.known_number(epoch).is_none()
             && let Some(shared) = self.shared.upgrade()
@@ -281,12 +286,12 @@ impl Handover {
         }
         match self.known_number(epoch) {
             Some(number) => Ok(number),
-            // Its sender was silent for long, and is not among them any more.
+            // The sender was silent for long and is no longer one of this adapter's senders.
             None => Ok(self.store.sender_numbers(epoch, &[(self.group.name(), &self.name)]).await?[0]),
         }
     }
 
-    /// The same if it is known already.
+    /// Returns the number if it is already known.
     #[must_use]
     pub fn number_if_known(&self) -> Option<SenderNo> {
         self.known_number(self.store.epoch())
@@ -297,7 +302,7 @@ impl Handover {
         known.filter(|(found, _)| *found == epoch).map(|(_, number)| number)
     }
 
-    /// Observes what was committed since the last time, for all senders of this adapter.
+    /// Observes what was committed since the last observation, for all senders of this adapter.
     async fn observe(&self) -> Result<(), Error> {
         match self.shared.upgrade() {
             Some(shared) => shared.observe().await,
@@ -336,12 +341,12 @@ impl State {
         Self { epoch, identities, sender, stranded: Stranded::default() }
     }
 
-    /// How many samples are buffered.
+    /// Returns the number of buffered samples, stranded ones included.
     fn samples(&self) -> usize {
         self.sender.buffered().samples() + self.stranded.samples()
     }
 
-    /// How many bytes they take.
+    /// Returns the bytes that they take.
     fn bytes(&self) -> usize {
         self.sender.buffered().bytes() + self.stranded.bytes()
     }

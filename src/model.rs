@@ -1,4 +1,4 @@
-//! Labels, samples, matchers. Pure.
+//! Labels, samples, matchers, senders, spans of time. Pure.
 
 pub mod labels;
 pub mod matcher;

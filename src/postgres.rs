@@ -20,41 +20,43 @@ pub mod tls;
 
 use crate::postgres::error::Error;
 
-/// How to reach PostgreSQL.
+/// Configuration of the connections to PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Address, user, password and database of the sessions that write and read: `-pg-uri`, or `-pg-host` and its kin.
+    /// Address, user, password and database of the sessions that write and read: `-pg-uri`, or `-pg-host` and the like.
     pub server: tokio_postgres::Config,
-    /// The same for the lock session, straight to the primary: `-pg-lock-uri`, or `server`.
+    /// The same for the lock session, which connects directly to the primary: `-pg-lock-uri`, or `server`.
     pub lock_server: tokio_postgres::Config,
     /// `-pg-ssl-mode`, or `sslmode` in `-pg-uri`.
     pub ssl_mode: SslMode,
-    /// `-pg-ssl-root-cert` or `sslrootcert` in `-pg-uri`: PEM file of the authorities to trust; the system's without it.
+    /// `-pg-ssl-root-cert`, or `sslrootcert` in `-pg-uri`: PEM file of the trusted authorities; without it the system's
+    /// are trusted.
     pub ssl_root_cert: Option<PathBuf>,
-    /// `-pg-max-open-conns`: connections at most, the lock session not counted; at least 1.
+    /// `-pg-max-open-conns`: maximum connections, without the lock session; at least 1.
     pub max_open_conns: usize,
     /// `-pg-max-idle-conns`: connections kept open while idle.
     pub max_idle_conns: usize,
-    /// `-pg-db-connect-retries`: attempts after the first at start, one a second, before giving up; 0 = try for ever.
+    /// `-pg-db-connect-retries`: attempts after the first one at start, one a second, before the adapter gives up; 0 =
+    /// no limit.
     pub connect_retries: u32,
 }
 
-/// What lib/pq's `sslmode` means: how far the server's certificate is checked.
+/// Verification of the server's certificate, as lib/pq's `sslmode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SslMode {
     /// No TLS.
     Disable,
-    /// TLS if the server offers it, unverified.
+    /// TLS if the server offers it, without verification.
     Prefer,
-    /// TLS, unverified, unless a root certificate is configured.
+    /// TLS, without verification unless a root certificate is configured.
     Require,
-    /// TLS; the certificate comes from a trusted authority.
+    /// TLS; the certificate must come from a trusted authority.
     VerifyCa,
-    /// As `VerifyCa`, and it names the host.
+    /// As `VerifyCa`, and the certificate must name the host.
     VerifyFull,
 }
 
-/// Opens connections, all with one configuration.
+/// Opener of connections, all with one configuration.
 #[derive(Clone)]
 pub struct Connector {
     config: Config,
@@ -62,49 +64,49 @@ pub struct Connector {
     tracker: TaskTracker,
 }
 
-/// One connection with one owner. Dropping it closes the socket, and with that the server's session and its locks.
+/// A connection with one owner. Dropping it closes the socket, which ends the server's session and its locks.
 pub struct Session {
     client: Option<Client>,
     connection: JoinHandle<()>,
     ended: CancellationToken,
 }
 
-/// How long a close may take before the socket is simply dropped.
+/// Timeout of a close; after it the socket is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long one host may take to be connected to, DNS and TLS and log-in together, unless `connect_timeout` says so.
+/// Timeout of connecting to one host, with DNS, TLS and log-in, unless `connect_timeout` sets it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long to wait for a connection of the pool to come free.
+/// Timeout of waiting for a free connection of the pool.
 const POOL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Connector {
-    /// Prepares the connector; opens nothing.
+    /// Prepares the connector; opens no connection.
     ///
     /// # Errors
     ///
-    /// When the root certificates cannot be read.
+    /// `tls::TlsError` if the root certificates cannot be read.
     pub fn new(config: Config, tracker: TaskTracker) -> Result<Self, tls::TlsError> {
         let tls = tls::connector(config.ssl_mode, config.ssl_root_cert.as_deref())?;
         Ok(Self { config, tls, tracker })
     }
 
-    /// Opens the session that will hold a lock: to the primary itself, never pooled.
+    /// Opens the session for a lock: to the primary itself, never pooled.
     ///
     /// # Errors
     ///
-    /// When no writable server can be reached in time.
+    /// Errors of the server or of the connection, among them that no writable server can be reached in time.
     pub async fn lock_session(&self, application_name: &str) -> Result<Session, Error> {
         let mut config = self.config.lock_server.clone();
         config.application_name(application_name);
         self.open(config).await
     }
 
-    /// Opens a session that writes, to the primary, perhaps by a pooler.
+    /// Opens a session that writes: to the primary, possibly by a pooler.
     ///
     /// # Errors
     ///
-    /// When no writable server can be reached in time.
+    /// Errors of the server or of the connection, among them that no writable server can be reached in time.
     pub async fn write_session(&self) -> Result<Session, Error> {
         self.open(self.config.server.clone()).await
     }
@@ -124,8 +126,9 @@ impl Connector {
         Ok(Session { client: Some(client), connection, ended })
     }
 
-    /// The pool for everything that is neither lock nor COPY: series, queries, jobs. `reserved` connections are the
-    /// writers' own and are taken off `-pg-max-open-conns`. With `read_only`, any server will do, a replica too.
+    /// Returns the pool for everything except lock and COPY: series, queries, jobs. `reserved` connections belong to
+    /// the writers and are subtracted from `-pg-max-open-conns`. With `read_only` the pool connects to any server, also
+    /// to a replica.
     #[must_use]
     pub fn pool(&self, reserved: usize, read_only: bool) -> Pool {
         let mut config = self.config.server.clone();
@@ -144,7 +147,7 @@ impl Connector {
             .expect("a pool with timeouts has been given its runtime")
     }
 
-    /// Asks the server to cancel what `token`'s session runs. Best effort: a failure is logged at debug.
+    /// Asks the server to cancel the query of `token`'s session. A failure is only logged, at debug.
     pub async fn cancel(&self, token: tokio_postgres::CancelToken) {
         if let Err(error) = token.cancel_query(self.tls.clone()).await {
             log::debug!("cancelling a query failed: {error}");
@@ -153,38 +156,40 @@ impl Connector {
 }
 
 impl Session {
-    /// The client to send statements by.
+    /// Returns the client that sends statements.
     #[must_use]
     pub fn client(&self) -> &Client {
         self.client.as_ref().expect("taken only by closing, by value")
     }
 
-    /// Ends when the connection has ended, whoever ended it: a server that goes down or terminates the backend is
-    /// noticed here at once.
+    /// Returns a future that ends when the connection has ended, whoever ended it: a shutdown of the server or a
+    /// terminated backend is noticed at once.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         self.ended.clone().cancelled_owned()
     }
 
-    /// Says good-bye and waits until the socket is closed, so that the server gives the session's locks away now.
+    /// Ends the session in order and waits until the socket is closed, so that the server releases the session's locks
+    /// now.
     pub async fn close(mut self) {
         drop(self.client.take());
-        // Still under way after this, it is closed by the drop.
+        // If the close is not complete by then, the drop closes the socket.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.connection).await;
     }
 }
 
 impl Drop for Session {
-    /// Without a word: the connection's task would otherwise wait for answers still due.
+    /// Closes the socket at once: the connection's task would otherwise wait for outstanding answers.
     fn drop(&mut self) {
         self.connection.abort();
     }
 }
 
-/// Runs `work`, at most `limit` long. What the server makes of a statement cut off here is unknown: drop the session.
+/// Runs `work` for at most `limit`. Whether the server completes a statement that is cut off here is unknown: drop the
+/// session.
 ///
 /// # Errors
 ///
-/// `work`'s own, or [`Error::Timeout`].
+/// Errors of `work`, or [`Error::Timeout`].
 pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
@@ -194,7 +199,7 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Err
 
 type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
-/// How the pool connects.
+/// Connector of the pool.
 struct PoolConnect {
     tls: MakeRustlsConnect,
     tracker: TaskTracker,
@@ -218,8 +223,8 @@ impl Connect for PoolConnect {
     }
 }
 
-/// Connects to the first host that will do. Each host has its own time: tokio-postgres bounds only a part of a log-in,
-/// and one frozen host must not keep the next from being tried.
+/// Connects to the first host that accepts. Each host has its own timeout: tokio-postgres bounds only a part of a
+/// log-in, and one frozen host must not prevent an attempt at the next.
 async fn connect(
     config: &tokio_postgres::Config,
     tls: &MakeRustlsConnect,
@@ -236,19 +241,19 @@ async fn connect(
     }
     match last {
         Some(error) => Err(error),
-        // None of them answered: the bound of the whole, which is the caller's, ends now.
+        // No host answered: the caller's timeout for all hosts ends now.
         None => std::future::pending().await,
     }
 }
 
-/// What [`connect`] may take for all hosts together.
+/// Returns the timeout of [`connect`] for all hosts together.
 fn connect_timeout(config: &tokio_postgres::Config) -> Duration {
     let limit = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
     let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
     limit * u32::try_from(hosts).unwrap_or(u32::MAX) + Duration::from_millis(100)
 }
 
-/// `config` once for each of its hosts.
+/// Returns `config` once for each of its hosts.
 fn hosts(config: &tokio_postgres::Config) -> Vec<tokio_postgres::Config> {
     let count = config.get_hosts().len().max(config.get_hostaddrs().len());
     let ports = config.get_ports();
@@ -287,7 +292,8 @@ fn hosts(config: &tokio_postgres::Config) -> Vec<tokio_postgres::Config> {
         .collect()
 }
 
-/// A peer that vanished without a word is noticed in seconds, not in Linux' two hours, unless the operator chose.
+/// Makes the connection notice in seconds that the peer has vanished, not after Linux' two hours, unless the operator
+/// has set these options.
 fn bound_silence(config: &mut tokio_postgres::Config) {
     let unset = tokio_postgres::Config::new();
     if config.get_keepalives_idle() == unset.get_keepalives_idle() {
@@ -300,23 +306,23 @@ fn bound_silence(config: &mut tokio_postgres::Config) {
     }
 }
 
-/// A connection of the pool. Dropped before [`Pooled::give_back`] it is closed, not reused: nobody knows what it still
-/// does.
+/// A connection of the pool. If it is dropped before [`Pooled::give_back`], it is closed and not reused, because the
+/// server may still work for it.
 pub struct Pooled {
     object: Option<deadpool_postgres::Object>,
 }
 
 impl Pooled {
-    /// Takes one out of `pool`.
+    /// Takes a connection out of `pool`.
     ///
     /// # Errors
     ///
-    /// When none comes free or can be opened in time.
+    /// Errors of the server or of the connection, among them that no connection becomes free or can be opened in time.
     pub async fn take(pool: &Pool) -> Result<Self, Error> {
         Ok(Self { object: Some(pool.get().await?) })
     }
 
-    /// Gives it back for others to use.
+    /// Returns the connection to the pool.
     pub fn give_back(mut self) {
         drop(self.object.take());
     }

@@ -1,4 +1,4 @@
-//! Log, what is worth a line of it again, and metrics as a value.
+//! Log, throttling of repeated log lines, and metrics as a value.
 
 pub mod log;
 pub mod log_throttle;

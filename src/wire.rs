@@ -1,4 +1,4 @@
-//! Bytes to model and back: snappy, protobuf, chunks. Pure.
+//! Conversion of bytes to the model and back: snappy, protobuf, chunks. Pure.
 
 pub mod frame;
 pub mod protobuf;

@@ -1,4 +1,4 @@
-//! What an adapter has acknowledged for a sender that does not lead. Pure.
+//! Buffer of the samples that an adapter acknowledged for a sender that does not lead. Pure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::storage::row::Row;
 
-/// Acknowledged samples that were not observed covered yet. Bounded in bytes.
+/// Acknowledged samples that were not observed to be covered yet. Bounded in bytes.
 #[derive(Debug)]
 pub struct Buffer {
     bytes_max: usize,
@@ -18,48 +18,48 @@ pub struct Buffer {
     blocks: VecDeque<Block>,
 }
 
-/// Nothing more can be buffered: the sender is to keep it.
+/// Reason why samples were not buffered: the sender must keep them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotBuffered {
-    /// The bound is reached.
+    /// The bound of the memory is reached.
     #[error("this standby can hold no more: the leader is far behind, or -standby-memory-mib is small")]
     Full,
-    /// A take-over is under way, or over.
+    /// A take-over is in progress, or has ended.
     #[error("this adapter is taking over")]
     Closed,
-    /// The database server is another one since the ids of the samples' series were found.
+    /// The database server became another one after the ids of the samples' series were found.
     #[error("the database server was replaced meanwhile")]
     Moved,
 }
 
-/// A sample with what is known of its coming.
+/// A sample, and what is known of its arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffered {
     /// The sample.
     pub row: Row,
-    /// Its sender had sent newer ones, and it lies between its scrapes: an exporter has stamped it.
+    /// `true` if an exporter stamped it: its sender had sent newer ones, and it lies between the sender's scrapes.
     pub is_stamped: bool,
-    /// When it came.
+    /// Time of arrival.
     pub arrived: Instant,
-    /// The key of the request it came with.
+    /// Key of the request that contained it.
     pub key: Uuid,
 }
 
-/// What came in one request.
+/// Samples of one request.
 #[derive(Debug)]
 pub struct Came {
-    /// In the order of series and time.
+    /// Samples in the order of series and time.
     pub rows: Arc<Vec<Row>>,
-    /// Of each, as [`Buffered::is_stamped`].
+    /// [`Buffered::is_stamped`] of each sample.
     pub are_stamped: Vec<bool>,
-    /// When it came.
+    /// Time of arrival.
     pub arrived: Instant,
-    /// The key of the request.
+    /// Key of the request.
     pub key: Uuid,
 }
 
 impl Came {
-    /// Its samples.
+    /// Returns its samples.
     pub fn samples(&self) -> impl ExactSizeIterator<Item = Buffered> + Clone {
         let Self { arrived, key, .. } = *self;
         let sample =
@@ -68,56 +68,56 @@ impl Came {
     }
 }
 
-/// What becomes of a buffered sample.
+/// Decision about a buffered sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It stays.
+    /// It stays in the buffer.
     Keep,
-    /// It was observed covered: it goes.
+    /// It was observed to be covered: it is dropped.
     Covered,
-    /// It goes to be reconciled.
+    /// It is taken out, to be reconciled.
     Due,
 }
 
-/// Samples that came together: 20 bytes each.
+/// Samples that arrived together: 20 bytes each.
 #[derive(Debug)]
 pub(super) struct Block {
     arrived: Instant,
     key: Uuid,
-    /// When its samples were last looked at.
+    /// Time of the last look at its samples.
     looked_at: Instant,
     base_ms: i64,
     samples: Box<[Packed]>,
 }
 
-/// A sample of a block.
+/// One sample of a block.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed(4))]
 pub(super) struct Packed {
     series_id: i64,
     value: f64,
-    /// Milliseconds after [`Block::base_ms`], and [`STAMPED`].
+    /// Milliseconds after [`Block::base_ms`], and the bit [`STAMPED`].
     after_base_ms: u32,
 }
 
-/// The bit that says that a sample was stamped by an exporter.
+/// Bit of a sample that was stamped by an exporter.
 const STAMPED: u32 = 1 << 31;
 
-/// The span of times in one block, 24 days; samples that span more are split.
+/// Maximum span of the times in one block, 24 days; samples that span more are split.
 const BLOCK_SPAN_MS: u32 = STAMPED - 1;
 
 impl Buffer {
-    /// Empty, and of at most `bytes_max` bytes.
+    /// Returns an empty buffer of at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         Self { bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new() }
     }
 
-    /// Buffers samples that came together.
+    /// Buffers samples that arrived together.
     ///
     /// # Errors
     ///
-    /// [`NotBuffered::Full`]; none of them is buffered then.
+    /// [`NotBuffered::Full`]; then none of them is buffered.
     pub fn add(&mut self, samples: impl Iterator<Item = Buffered> + Clone) -> Result<(), NotBuffered> {
         let blocks = blocks(samples);
         let bytes: usize = blocks.iter().map(Block::bytes).sum();
@@ -128,7 +128,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Takes back samples that were taken out and have not become stored, whatever the bound.
+    /// Puts back samples that were taken out and have not become stored, regardless of the bound.
     pub fn put_back(&mut self, samples: &[Buffered]) {
         self.extend(blocks(samples.iter().copied()));
     }
@@ -141,8 +141,8 @@ impl Buffer {
         }
     }
 
-    /// Looks at samples that were last looked at `every` ago or longer: those that are covered go, those that are due are
-    /// returned. Ends when about `due_max` are due; the next look goes on from there. Returns how many went covered, too.
+    /// Looks at the samples whose last look is `every` ago or longer: drops the covered ones, and returns the due ones
+    /// and the number of covered ones. Ends when about `due_max` samples are due; the next look goes on from there.
     pub fn look(
         &mut self,
         now: Instant,
@@ -189,7 +189,7 @@ impl Buffer {
         (covered, due)
     }
 
-    /// Takes out what came first: whole requests, until there are `count` samples or none are left.
+    /// Takes out the oldest samples: whole requests, until there are `count` samples or none are left.
     pub fn take(&mut self, count: usize) -> Vec<Buffered> {
         let mut taken: Vec<Buffered> = Vec::new();
         let mut request = None;
@@ -205,33 +205,34 @@ impl Buffer {
         taken
     }
 
-    /// Takes out everything, as it is.
+    /// Takes out everything, as a buffer.
     #[must_use]
     pub fn take_all(&mut self) -> Self {
         let bytes_max = self.bytes_max;
         std::mem::replace(self, Self::new(bytes_max))
     }
 
-    /// How many samples are buffered.
+    /// Returns the number of buffered samples.
     #[must_use]
     pub fn samples(&self) -> usize {
         self.samples
     }
 
-    /// How many bytes they take.
+    /// Returns the bytes that they take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// When the oldest of them came.
+    /// Returns the time of arrival of the oldest block.
     #[must_use]
     pub fn oldest(&self) -> Option<Instant> {
         self.blocks.iter().map(|block| block.arrived).min()
     }
 }
 
-/// Usually one block. Far-apart times would not fit a block's offsets, and a block came at one time.
+/// Splits samples into blocks; usually there is one. A block has one time of arrival, and the offsets of a block cannot
+/// express times that are far apart.
 fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Block> {
     let Some(first) = samples.clone().next() else { return Vec::new() };
     let came_with = |sample: &Buffered| (sample.arrived, sample.key);
@@ -259,12 +260,13 @@ fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Block> {
 }
 
 impl Packed {
-    /// A time that is as far from a sample's as those before and after it may be.
+    /// Returns a base for the time of `sample`, so that the times of other samples may be equally far before and after
+    /// it.
     pub(super) fn base_ms(sample: &Buffered) -> i64 {
         sample.row.time_ms.saturating_sub(i64::from(BLOCK_SPAN_MS / 2))
     }
 
-    /// `None`: its time is not within [`BLOCK_SPAN_MS`] after `base_ms`.
+    /// Returns `None` if the time of the sample is not within [`BLOCK_SPAN_MS`] after `base_ms`.
     pub(super) fn new(sample: &Buffered, base_ms: i64) -> Option<Self> {
         let Row { series_id, time_ms, value } = sample.row;
         let after_ms = u32::try_from(time_ms.checked_sub(base_ms)?).ok().filter(|ms| *ms <= BLOCK_SPAN_MS)?;
@@ -274,14 +276,14 @@ impl Packed {
 }
 
 impl Block {
-    /// `samples` came at one time, and are within [`BLOCK_SPAN_MS`] after `base_ms`.
+    /// Returns a block of `samples`, which arrived together and are within [`BLOCK_SPAN_MS`] after `base_ms`.
     fn new(arrived: Instant, key: Uuid, base_ms: i64, samples: impl Iterator<Item = Buffered>) -> Self {
         let mut packed = Vec::with_capacity(samples.size_hint().0);
         packed.extend(samples.filter_map(|sample| Packed::new(&sample, base_ms)));
         Self::packed(arrived, key, base_ms, packed.into())
     }
 
-    /// The same of samples that are packed.
+    /// Returns a block of samples that are packed already.
     pub(super) fn packed(arrived: Instant, key: Uuid, base_ms: i64, samples: Box<[Packed]>) -> Self {
         Self { arrived, key, looked_at: arrived, base_ms, samples }
     }

@@ -1,9 +1,9 @@
-//! How far the clocks are apart by which senders stamp their samples. Pure.
+//! Differences between the clocks by which senders stamp their samples. Pure.
 //!
-//! Each adapter measures its own clock against the server's, and writes that down for the others. Any of them may be set, the server's
-//! too, and is measured, and read, a little later; one that is gone writes nothing more. So all are kept here as they are against a
-//! clock that nobody sets, that of [`Instant`]; and what another one has written down is taken together with what the server's clock
-//! showed when it was first read.
+//! Each adapter measures its own clock against the server's, and stores the offset for the others. Every clock may be
+//! set, the server's too; the change is measured, and read, a little later. An adapter that is gone stores no new
+//! offset. So all clocks are kept as offsets from a clock that nobody sets, the monotonic one of [`Instant`]. An offset
+//! that another adapter stored is combined with the server's clock as it was when the offset was first read.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -16,45 +16,47 @@ use crate::model::time::as_ms;
 #[derive(Debug)]
 pub struct Clocks {
     start: Instant,
-    /// When they were read last, ms after the start.
+    /// Time of the last reading, ms after the start.
     read_at: i64,
-    /// That of the sender whose samples are judged.
+    /// Clock of the sender whose samples are judged.
     own: Option<Clock>,
-    /// The server's, ms ahead of the one that nobody sets.
+    /// The server's clock, ms ahead of the monotonic one.
     server_ms: i64,
-    /// With what each has written down.
+    /// Offset that each other sender stored, and its clock.
     others: BTreeMap<SenderNo, (i64, Clock)>,
 }
 
-/// Ahead of the clock that nobody sets.
+/// A clock as its offsets from the monotonic one.
 #[derive(Clone, Debug)]
 struct Clock {
     ahead_ms: i64,
-    /// What it showed when it was set so, ms since 1970.
+    /// Time that the clock showed when it got its present offset, ms since 1970.
     from_ms: i64,
-    /// What it was before, in the order in which it was set: from and until which time it stamped so, and how far it was ahead.
+    /// Earlier offsets, in the order of setting: from and until which time the clock stamped with the offset, and how
+    /// far it was ahead.
     before: Vec<(i64, i64, i64)>,
 }
 
-/// Between when and when it was set, ms after the start, and how far ahead the server's was then.
+/// A setting of a clock: the times between which it was set, ms after the start, and how far ahead the server's clock
+/// was then.
 #[derive(Clone, Copy, Debug)]
 struct Set {
     between: (i64, i64),
     server_ms: i64,
 }
 
-/// So many settings of a clock are kept.
+/// Maximum earlier offsets kept of a clock.
 const BEFORE_MAX: usize = 8;
 
 impl Clocks {
-    /// Nothing is known.
+    /// Returns clocks of which nothing is known.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self { start: now, read_at: 0, own: None, server_ms: 0, others: BTreeMap::new() }
     }
 
-    /// This sender's clock shows `wall_ms`, in ms since 1970, and was measured to be `offset_ms` ahead of the server's; how far those
-    /// of others of its group are ahead of that was read from what they have written down.
+    /// Notes a reading. This sender's clock shows `wall_ms`, in ms since 1970, and was measured to be `offset_ms` ahead
+    /// of the server's. `others` are the offsets that the other senders of its group stored.
     pub fn on_read(
         &mut self,
         wall_ms: i64,
@@ -73,7 +75,7 @@ impl Clocks {
         for (sender, offset_ms) in others {
             let ahead_ms = self.server_ms.saturating_add(offset_ms);
             let (written_ms, clock) = self.others.entry(sender).or_insert_with(|| (offset_ms, Clock::new(ahead_ms)));
-            // What was written down before may have been true by what the server's clock showed then.
+            // An offset that was stored before may have been true only by the server's clock of that time.
             if *written_ms != offset_ms {
                 *written_ms = offset_ms;
                 clock.set(ahead_ms, set);
@@ -81,35 +83,35 @@ impl Clocks {
         }
     }
 
-    /// How far the clock by which this sender stamped a sample of `time_ms` was ahead of the one by which `sender` stamped one that is
-    /// stored at `stored_ms`; 0 if that is not known.
+    /// Returns how far the clock by which this sender stamped a sample of `time_ms` was ahead of the one by which
+    /// `sender` stamped a sample that is stored at `stored_ms`; 0 if that is not known.
     #[must_use]
     pub fn skew_ms(&self, time_ms: i64, sender: SenderNo, stored_ms: i64) -> i64 {
         let (Some(own), Some((_, other))) = (&self.own, self.others.get(&sender)) else { return 0 };
         own.at(time_ms).saturating_sub(other.at(stored_ms))
     }
 
-    /// The others whose clocks are known.
+    /// Returns the other senders whose clocks are known.
     pub fn others(&self) -> impl Iterator<Item = SenderNo> {
         self.others.keys().copied()
     }
 
-    /// How far the clock by which this sender stamped a sample of `time_ms` was ahead of the server's as it is now; 0 if that is not
-    /// known.
+    /// Returns how far the clock by which this sender stamped a sample of `time_ms` was ahead of the server's present
+    /// clock; 0 if that is not known.
     #[must_use]
     pub fn offset_ms(&self, time_ms: i64) -> i64 {
         self.own.as_ref().map_or(0, |own| own.at(time_ms).saturating_sub(self.server_ms))
     }
 
-    /// By how much two times that this sender stamped may be farther apart than when they were, ms: for each two settings of its
-    /// clock, the same one twice among them.
+    /// Returns by how much the distance of two times that this sender stamped may exceed the real distance, ms: for
+    /// each two settings of its clock, including twice the same one.
     pub fn own_shifts_ms(&self) -> impl Iterator<Item = i64> {
         let all = || self.own.iter().flat_map(Clock::all);
         let shifts = all().flat_map(move |one_ms| all().map(move |other_ms| one_ms.saturating_sub(other_ms)));
         shifts.chain(self.own.is_none().then_some(0))
     }
 
-    /// The most that [`Clocks::skew_ms`] may be, either way.
+    /// Returns the maximum of [`Clocks::skew_ms`], in either direction.
     #[must_use]
     pub fn most_ms(&self) -> i64 {
         let own = || self.own.iter().flat_map(Clock::all);
@@ -123,10 +125,11 @@ impl Clock {
         Self { ahead_ms, from_ms: i64::MIN, before: Vec::new() }
     }
 
-    /// It is so far ahead now.
+    /// Sets the present offset.
     fn set(&mut self, ahead_ms: i64, Set { between, server_ms }: Set) {
         if !is_close(self.ahead_ms, ahead_ms) {
-            // What it stamped meanwhile counts as stamped by the one that is off less: the other would make it cover too much.
+            // Samples stamped between the two readings count as stamped with the offset that is closer to the server's:
+            // with the other one they would cover too much.
             let is_corrected = ahead_ms.abs_diff(server_ms) < self.ahead_ms.abs_diff(server_ms);
             let at = if is_corrected { between.0 } else { between.1 };
             self.before.truncate(BEFORE_MAX - 1);
@@ -136,7 +139,7 @@ impl Clock {
         self.ahead_ms = ahead_ms;
     }
 
-    /// How far it was ahead when it showed `time_ms`; where it has shown that twice, the first time.
+    /// Returns how far the clock was ahead when it showed `time_ms`; if it showed that time twice, the first time.
     fn at(&self, time_ms: i64) -> i64 {
         let before = self.before.iter().find(|(from_ms, until_ms, _)| (*from_ms..=*until_ms).contains(&time_ms));
         before.map_or(self.ahead_ms, |(.., before_ms)| *before_ms)
@@ -172,7 +175,8 @@ mod tests {
             Self { clocks: Clocks::new(start), start, second: 0 }
         }
 
-        /// A second later: how far this sender's clock and the server's are off, and what others have written down.
+        /// Advances by a second and reads: how far this sender's clock and the server's are off, and what others
+        /// stored.
         fn read(&mut self, own_ms: i64, server_ms: i64, others: &[(SenderNo, i64)]) {
             self.second += 1;
             let now = self.start + Duration::from_secs(self.second);
@@ -214,7 +218,7 @@ mod tests {
     fn what_was_stamped_before_a_clock_was_set_keeps_its_offset() {
         let mut scene = Scene::new();
         scene.read(0, 0, &[(A, 0), (B, 0)]);
-        // At 2 s A is set forward and B back; what they show then.
+        // At 2 s A is set forward and B back. These are the times that they show then.
         scene.read(0, 0, &[(A, 30_000), (B, -30_000)]);
         scene.read(0, 0, &[(A, 30_010), (B, -30_000)]);
         assert_eq!(
@@ -222,7 +226,7 @@ mod tests {
             [0, 0, -30_010, -30_010]
         );
         assert_eq!([-28_000, 2_000, 3_000].map(|stored_ms| scene.skew(0, B, stored_ms)), [0, 0, 30_000]);
-        // And corrected.
+        // Both clocks are corrected.
         scene.read(0, 0, &[(A, 0), (B, 0)]);
         let skews = [2_000, 20_000, 33_010, 33_011].map(|stored_ms| scene.skew(0, A, stored_ms));
         assert_eq!(skews, [0, 0, -30_010, 0], "what it did not show then was stamped later");

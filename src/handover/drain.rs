@@ -1,4 +1,4 @@
-//! What is taken out of a buffer to be stored: what has stayed uncovered, and all of it at a take-over.
+//! Samples that are taken out of a buffer to be stored: those that stayed uncovered, and all of them at a take-over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,22 +16,23 @@ use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
 
-/// Samples of a buffer that are stored, or compared, at once: bounds the memory of it.
+/// Maximum samples of a buffer that are stored or compared at once: bounds the memory of that.
 pub(super) const CHUNK_SAMPLES: usize = 20_000;
 
-/// Buffered requests that are on their way to the writers at once, at a take-over.
+/// Maximum buffered requests that are on their way to the writers at once, at a take-over.
 const REPLAY_REQUESTS: usize = 64;
 
-/// Samples taken out of a buffer; back in it when dropped, but for [`TakenOut::done`].
+/// Samples taken out of a buffer. They are put back on drop, unless [`TakenOut::done`] was called.
 pub(super) struct TakenOut<'a> {
     pub(super) handover: &'a Handover,
-    /// What the ids of their series are ids of.
+    /// Identities of the series behind their ids.
     pub(super) identities: Arc<Identities>,
     pub(super) samples: Vec<Buffered>,
 }
 
 impl TakenOut<'_> {
-    /// All of them are stored, or covered. An error that the server is another one meanwhile, which may lack them.
+    /// Marks all of them as stored or covered. Fails if the server became another one meanwhile: that one may lack
+    /// them.
     pub(super) fn done(mut self) -> Result<(), Error> {
         self.handover.with_state(|state| {
             if !Arc::ptr_eq(&state.identities, &self.identities) {
@@ -56,16 +57,17 @@ impl Drop for TakenOut<'_> {
 }
 
 impl Handover {
-    /// Lets go of what was observed covered, and reconciles what has stayed uncovered, by right of the leader's `fence`, or without an
-    /// election. `is_last`: the adapter is about to end, so nothing is waited for.
+    /// Drops samples that were observed to be covered, and reconciles those that stayed uncovered, by right of the
+    /// leader's `fence`, or without an election. `is_last`: the adapter is about to end, so due samples do not wait.
     ///
     /// # Errors
     ///
-    /// What the server said, or that a newer term has begun; what could not be stored is in the buffer as before.
+    /// Errors of the server or of the connection; `Error::Fenced` if a newer term has begun; `Error::Moved` if the
+    /// server is another one. Samples that could not be stored are in the buffer as before.
     pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
-        // A take-over sees to all of it.
+        // A take-over stores the whole buffer.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
-        // What a leader has buffered, for the server is another one, nobody else is about to store.
+        // A leader has buffered samples after the server became another one; nobody else is about to store them.
         let leads = match fence {
             Some(fence) => self.leads() == Some(fence.token),
             None => self.group.name() == NO_GROUP,
@@ -103,11 +105,13 @@ impl Handover {
         }
     }
 
-    /// This sender leads now, by right of `fence`: stores what is buffered, in bounded memory. From its end on nothing is buffered.
+    /// Stores what is buffered, in bounded memory, because this sender leads now, by right of `fence`. After it nothing
+    /// is buffered.
     ///
     /// # Errors
     ///
-    /// What the server said, or that a newer term has begun; what is not stored is in the buffer as before.
+    /// Errors of the server or of the connection; `Error::Fenced` if a newer term has begun; `Error::Moved` if the
+    /// server is another one. Samples that are not stored are in the buffer as before.
     pub async fn drain(&self, fence: Fence) -> Result<(), Error> {
         let _taking_out = self.taking_out.lock().await;
         *self.leads.lock() = Some(fence.token);
@@ -124,7 +128,8 @@ impl Handover {
             count += samples.len();
             let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
             let right = self.right(sender, Some(fence), epoch);
-            // In the order in which they came. Under the keys of their requests, so that what another adapter has of one is stored once.
+            // In the order of arrival, and under the keys of the requests, so that a request that another adapter has
+            // buffered too is stored once.
             let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
                 sort_and_dedup(&mut samples);
                 let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
@@ -140,7 +145,7 @@ impl Handover {
             let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
             stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
             taken_out.done()?;
-            // Heartbeats and other requests go on meanwhile.
+            // Lets heartbeats and other requests run meanwhile.
             tokio::task::yield_now().await;
         }
         self.metrics.samples_replayed_total.inc_by(stored as u64);

@@ -1,4 +1,4 @@
-//! What is known of a group: who leads it, and what was observed of it.
+//! A group: who leads it, and what was observed of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,7 +9,7 @@ use crate::model::sender::SenderNo;
 use crate::storage::fence::Fence;
 use crate::storage::observe::{GroupState, Position};
 
-/// What is known of a group.
+/// A group as last observed.
 #[derive(Debug)]
 pub struct Group {
     name: String,
@@ -20,16 +20,17 @@ pub struct Group {
     leading: Mutex<Option<Leading>>,
 }
 
-/// Who leads a group.
+/// Leader of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leading {
     /// The right to write.
     pub fence: Fence,
-    /// Whose samples are stored as they come; `None` of a term begun by an adapter of before senders had numbers.
+    /// Sender whose samples are stored as they come; `None` for a term that was begun by an adapter from before senders
+    /// had numbers.
     pub sender: Option<SenderNo>,
 }
 
-/// The group of an adapter without an election.
+/// Group of an adapter without an election.
 pub const NO_GROUP: &str = "";
 
 impl Group {
@@ -42,36 +43,37 @@ impl Group {
         }
     }
 
-    /// What it is called in the leader table.
+    /// Returns the group's name in the leader table.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its counter of reconciliations as last observed.
+    /// Returns the counter of reconciliations as last observed.
     #[must_use]
     pub fn reconciled(&self) -> i64 {
         self.reconciled.load(Ordering::Acquire)
     }
 
-    /// What was observed of it.
+    /// Returns the position up to which the group was observed.
     #[must_use]
     pub fn observed(&self) -> Arc<Position> {
         Arc::clone(&self.observed.lock())
     }
 
-    /// Who leads it, as last observed.
+    /// Returns the leader as last observed.
     #[must_use]
     pub fn leading(&self) -> Option<Leading> {
         *self.leading.lock()
     }
 
-    /// This adapter has raised the counter to `reconciled`. If it was as last observed before, nobody else has raised it.
+    /// Notes that this adapter has raised the counter to `reconciled`. If the last observed value is one less, nobody
+    /// else has raised it meanwhile.
     pub(super) fn told(&self, reconciled: i64) {
         let _ = self.reconciled.compare_exchange(reconciled - 1, reconciled, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// The server is another one: nothing is known of the group.
+    /// Forgets what is known of the group, because the server is another one.
     pub(super) fn moved(&self) {
         // No counter has this value, so a write that shows it is refused until the group was read.
         self.reconciled.store(-1, Ordering::Release);

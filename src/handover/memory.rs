@@ -1,22 +1,22 @@
-//! What may be buffered, and what is: for all senders of an adapter together.
+//! Memory bound and memory use of the buffers of all senders of an adapter together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::telemetry::metrics::Metrics;
 
-/// What a standby may buffer.
+/// Bounds of what a standby may buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `-standby-memory-mib`, in bytes.
     pub memory_bytes_max: usize,
 }
 
-/// What is buffered for all senders together.
+/// Memory use of all senders together.
 pub struct Memory {
     bytes_max: usize,
     bytes: AtomicUsize,
-    /// What is kept beside, though it is stored, as far as there is room.
+    /// Bytes of samples that are kept beside the buffers though they are stored, as far as there is memory.
     kept_bytes: AtomicUsize,
     metrics: Arc<Metrics>,
 }
@@ -27,7 +27,7 @@ impl Memory {
         Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
     }
 
-    /// What a sender that keeps `kept` bytes may keep.
+    /// Returns the bytes that a sender may keep beside its buffer, if it keeps `kept` bytes now.
     pub(super) fn available(&self, kept: usize) -> usize {
         let others = self.kept_bytes.load(Ordering::Relaxed).saturating_sub(kept);
         self.bytes_max.saturating_sub(self.bytes.load(Ordering::Relaxed)).saturating_sub(others)

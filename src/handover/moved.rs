@@ -1,4 +1,5 @@
-//! The server has become another one: what was acknowledged on the one before is found again, and stored where it is missing.
+//! Change of the server: samples that were acknowledged on the server before are found again, and stored where they are
+//! missing.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,8 +14,8 @@ use crate::storage::identities::Identities;
 use crate::storage::server::Epoch;
 
 impl Handover {
-    /// The server is another one, and `epoch` has begun, in which ids are those of `identities`. What was acknowledged lately counts as
-    /// not stored.
+    /// Begins `epoch` on another server, where ids are those of `identities`. Samples that were acknowledged lately
+    /// count as not stored.
     pub(super) fn moved(&self, epoch: Epoch, identities: Arc<Identities>) {
         let count = self.with_state(|state| {
             if state.epoch == epoch {
@@ -35,18 +36,19 @@ impl Handover {
         }
     }
 
-    /// Puts what was acknowledged on another server back into the buffer, under the ids that its series have now.
+    /// Puts samples that were acknowledged on another server back into the buffer, under the present ids of their
+    /// series.
     ///
     /// # Errors
     ///
-    /// What the server said; it is tried again then.
+    /// Errors of the server or of the connection; the samples stay stranded until the next attempt.
     pub async fn find_again(&self) -> Result<(), Error> {
-        // A take-over sees to all of it.
+        // A take-over stores the whole buffer.
         let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
         self.find_stranded().await
     }
 
-    /// The same, while [`Handover::taking_out`] is held.
+    /// Does the same, while the caller holds [`Handover::taking_out`].
     pub(super) async fn find_stranded(&self) -> Result<(), Error> {
         while let Some((identities, samples)) = self.with_state(|state| state.stranded.take(CHUNK_SAMPLES)) {
             let mut taken_out = TakenOut { handover: self, identities, samples };
@@ -65,7 +67,8 @@ impl Handover {
         Ok(())
     }
 
-    /// The series of these are not there, and were made so long ago that their labels are not known any more.
+    /// Reports samples as lost: their series are not on this server, and were created so long ago that their labels are
+    /// no longer known.
     fn lost(&self, samples: &[Buffered]) {
         let times = || samples.iter().map(|sample| sample.row.time_ms);
         let Some((first_ms, last_ms)) = times().min().zip(times().max()) else { return };

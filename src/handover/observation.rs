@@ -1,4 +1,4 @@
-//! What was committed since the last look, told to all senders of an adapter.
+//! Observation of what was committed, for all senders of an adapter.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,21 +13,21 @@ use crate::handover::senders::{Observed, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error};
 
-/// What takes longer tells too little of the server's clock, ms.
+/// Maximum round trip of a clock measurement, ms: a longer one shows too little of the server's clock.
 const ROUND_TRIP_MAX_MS: i64 = 100;
 
 impl Senders {
-    /// Observes what was committed since the last time, in all groups. On another server than the last time everything is observed anew,
-    /// and what was acknowledged lately is to be found there.
+    /// Observes what was committed since the last observation, in all groups. If the server is another one, everything
+    /// is observed anew, and samples that were acknowledged lately are to be found again there.
     ///
     /// # Errors
     ///
-    /// What the server said; the next observation goes on from where the last one ended.
+    /// Errors of the server or of the connection. The next observation goes on from the end of the last one.
     pub async fn observe(&self) -> Result<(), Error> {
         let begun_before = self.begun.load(Ordering::Acquire);
         let mut last = self.observed.lock().await;
         if last.completed > begun_before {
-            // Another one that waited has observed all that there was when this was asked.
+            // Another caller has observed, while this one waited, everything that was committed when this was called.
             return Ok(());
         }
         match self.observe_from(&mut last).await {
@@ -55,13 +55,13 @@ impl Senders {
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let members = self.members();
         let names: Vec<String> = members.keys().cloned().collect();
-        // Without an election an adapter is to see which series groups store that elect, but from its second look on: they may have
-        // ended before.
+        // An adapter without an election must see which series are stored by groups with an election. This begins with
+        // its second observation, because those that the first one would see may have ended before.
         let is_alone = self.own.as_ref().is_some_and(|(group, _)| group == NO_GROUP);
         let groups = if is_alone && last.position.is_some() { None } else { Some(names.as_slice()) };
-        // Its own are not to be taken for another one's.
+        // The adapter's own senders must not be taken for another adapter's.
         self.find_numbers(self.store.epoch()).await?;
-        // Nobody but this adapter stores what its own Prometheus sends, and it knows that.
+        // Only this adapter stores the samples of its own Prometheus, and it knows them.
         let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
         let except = if last.position.is_some() { own.as_slice() } else { &[] };
@@ -70,8 +70,8 @@ impl Senders {
             let leader = group.leading().and_then(|leading| leading.sender);
             on_leader(handovers, leader, self.store.server_ms());
         }
-        // Rows of senders that are new, and all where several adapters store what a sender sends: a series' are to be seen in the
-        // order of their times.
+        // Rows of senders that are new, and all rows where several adapters store the samples of one sender: the
+        // samples of a series are to be observed in the order of their times.
         let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
         let observed = self
             .store
@@ -118,7 +118,8 @@ impl Senders {
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {
             handover.with(|state| state.on_observed(now));
-            // Of a sender that has come since, nothing was observed before; of the first observation, all that is hot was.
+            // For a sender that appeared since the last observation, nothing was observed before. The first observation
+            // reads all that is hot.
             let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
             if is_fresh && last.position.is_some() {
                 handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
@@ -127,7 +128,7 @@ impl Senders {
             }
         }
         let position = Arc::new(observed.position);
-        // Last of all: who knows of a counter knows of what was stored before it.
+        // Last of all: whoever knows a counter must know what was stored before it.
         for group in observed.groups {
             if let Some((known, _)) = members.get(&group.group_name) {
                 known.on_read(&group, &position);
@@ -145,7 +146,7 @@ fn on_leader(handovers: &[Arc<Handover>], leader: Option<SenderNo>, server_ms: i
     handovers.iter().for_each(|handover| handover.with(|state| state.on_leader(leader, server_ms)));
 }
 
-/// Tells all senders of a group what one of them, which leads or not, has stored.
+/// Tells all senders of a group what one sender stored, and whether that one leads.
 fn on_stored(
     handovers: &[Arc<Handover>],
     (sender, leads): (SenderNo, bool),
@@ -155,7 +156,7 @@ fn on_stored(
 ) {
     let (_, is_marker) = sender.split();
     for handover in handovers {
-        // A stale marker stands for nobody's sample, as an own one does not for others of its own.
+        // A stale marker covers nobody's sample, as an own sample covers no other own sample.
         let is_own = is_marker || handover.number_if_known() == Some(sender);
         handover.with(|state| state.on_stored(time_ms, is_own, leads, series.clone(), now));
     }

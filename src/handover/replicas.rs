@@ -1,7 +1,8 @@
-//! Who else sends, or stores, the series that an adapter is sent which serves one Prometheus. Pure: time is an argument.
+//! Other owners of the series that are sent to an adapter which serves one Prometheus. Pure: time is an argument.
 //!
-//! Where labels do not say who leads, all that an adapter is sent counts as one sender's, and a sender's own samples never stand for
-//! each other: of two replicas both would be stored. An adapter without an election compares with no group's samples either.
+//! Where labels do not say who leads, all samples that are sent to an adapter count as one sender's, and a sender's own
+//! samples never cover each other: the samples of two replicas would both be stored. An adapter without an election
+//! compares with the samples of no group either.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,60 +10,60 @@ use std::time::{Duration, Instant};
 
 use crate::storage::sources::SourceId;
 
-/// Who has series.
+/// Owner of series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
-    /// A replica that sends them to this adapter.
+    /// A replica that sends the series to this adapter.
     Replica(SourceId),
-    /// A group that elects a leader, and stores them by way of other adapters.
+    /// A group that elects a leader, and stores the series by other adapters.
     Group(Arc<str>),
 }
 
-/// Which series each of them has, as far as they are remembered.
+/// Series of each owner, as far as they are remembered.
 #[derive(Debug, Default)]
 pub struct Replicas {
-    /// Those who have a series: groups, and then replicas in the order in which they came.
+    /// Owners of each series: groups, and then replicas in the order of their arrival.
     owners: HashMap<i64, Vec<Owner>>,
     counts: Counts,
-    /// When each was heard last and not refused.
+    /// Time at which each owner was last heard and not refused.
     heard: HashMap<Owner, Instant>,
-    /// Only ids are remembered whose last bits, so many, are zero.
+    /// Number of low bits that are zero in each remembered id.
     zero_bits: u32,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// How many series one has.
+    /// Number of series of each owner.
     all: HashMap<Owner, usize>,
-    /// How many series the first of two has that the second had before it.
+    /// Number of series of the first owner that the second owner had before it.
     shared: HashMap<(Owner, Owner), usize>,
 }
 
-/// So many series are remembered at most.
+/// Maximum series that are remembered.
 const SERIES_MAX: usize = 20_000;
 
-/// So many owners of one are.
+/// Maximum owners that are remembered of one series.
 const OWNERS_MAX: usize = 8;
 
-/// One that was silent for so long gives way to another: its name was changed, or it is gone.
+/// Silence after which an owner gives way to another: its name was changed, or it is gone.
 const SILENT_AFTER: Duration = Duration::from_secs(60);
 
 impl Replicas {
-    /// `replica` sends these series, which it was not known to send.
+    /// Notes that `replica` sends these series, which it was not known to send.
     pub fn sends(&mut self, replica: SourceId, series: impl Iterator<Item = i64>) {
         self.remember(&Owner::Replica(replica), series);
     }
 
-    /// `group` has stored samples of these series.
+    /// Notes that `group` has stored samples of these series.
     pub fn stores(&mut self, group: &str, series: impl Iterator<Item = i64>, now: Instant) {
         let owner = Owner::Group(group.into());
         self.remember(&owner, series);
         self.heard.insert(owner, now);
     }
 
-    /// A request of `replica` has come. Returns whose series these are, if that one is active still: then it is to be refused. They count
-    /// as another's if that one had most of them before: a single series may be anybody's. One that does not say who it is may be any of
-    /// the others.
+    /// Notes a request of `replica`. Returns the owner of its series if that owner is still active: then the request
+    /// must be refused. The series count as another owner's if that one had most of them before, because a single
+    /// series may be anybody's. A replica that does not name itself may be any of the others.
     pub fn on_request(&mut self, replica: SourceId, now: Instant) -> Option<Owner> {
         let replica = Owner::Replica(replica);
         self.heard.retain(|_, heard| now.saturating_duration_since(*heard) < SILENT_AFTER);
@@ -90,7 +91,7 @@ impl Replicas {
             self.counts.add(owners);
         }
         while self.owners.len() > SERIES_MAX {
-            // Of all owners alike, so that what is left tells as much.
+            // Drops the series of all owners alike, so that the rest shows as much.
             self.zero_bits += 1;
             self.owners.retain(|series_id, _| series_id.trailing_zeros() >= self.zero_bits);
             self.counts = Counts::default();
@@ -156,7 +157,8 @@ mod tests {
         assert_eq!(replicas.on_request(b, at(119)), None, "it has fallen silent");
         assert_eq!(replicas.on_request(a, at(120)), None, "and comes back");
         assert_eq!(replicas.on_request(b, at(121)), Some(owner_a.clone()));
-        // One series may be anybody's: who sends it is served once most are its own, and makes nobody else be refused.
+        // One series may be anybody's: its sender is served once most of its series are its own, and causes nobody else
+        // to be refused.
         replicas.sends(stranger, 17..18);
         assert_eq!(replicas.on_request(stranger, at(122)), Some(owner_a));
         replicas.sends(stranger, 2_000..2_001);

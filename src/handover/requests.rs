@@ -1,25 +1,25 @@
-//! A leader's requests on their way, in the order in which their samples were sorted.
+//! Requests of a leader that are being stored, in the order in which their samples were sorted.
 
 use std::collections::BTreeSet;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// A leader's requests that are being stored, by the order in which their samples were sorted.
+/// Requests of a leader that are being stored, by the order in which their samples were sorted.
 #[derive(Default)]
 pub(super) struct Requests {
     numbers: Mutex<(u64, BTreeSet<u64>)>,
     ended: Notify,
 }
 
-/// One of them.
+/// A request that is being stored.
 pub(super) struct InFlight<'a> {
     requests: &'a Requests,
     number: u64,
 }
 
 impl Requests {
-    /// One more; to be called while nobody else sorts samples.
+    /// Adds a request; to be called while nobody else sorts samples.
     pub(super) fn begin(&self) -> InFlight<'_> {
         let mut numbers = self.numbers.lock();
         let (last, in_flight) = &mut *numbers;

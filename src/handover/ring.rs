@@ -1,4 +1,4 @@
-//! What became stored lately: the server may be replaced by one that lacks it. Pure.
+//! Samples that were stored lately: the server may be replaced by one that lacks them. Pure.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,48 +7,49 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Block, Buffered, Packed};
 
-/// Samples that were stored within the last minute, or observed covered, as far as there is room. 20 bytes each.
+/// Samples that were stored, or observed to be covered, within the last minute, as far as there is memory. 20 bytes
+/// each.
 #[derive(Debug, Default)]
 pub struct Ring {
     bytes: usize,
-    /// In the order of being stored.
+    /// In the order in which they were stored.
     slabs: VecDeque<Slab>,
 }
 
-/// What was stored within some seconds, in one allocation: many small ones that stay for a minute, in between those of requests, keep an
-/// allocator busy. A slab is let go of as a whole.
+/// Samples that were stored within some seconds, in one allocation. Many small allocations that live for a minute,
+/// between those of requests, would keep an allocator busy. A slab is dropped as a whole.
 #[derive(Debug)]
 struct Slab {
-    /// When the first and the last of its samples were stored.
+    /// Times at which the first and the last of its samples were stored.
     first: Instant,
     last: Instant,
     parts: Vec<Part>,
-    /// Never more than there is room for at first.
+    /// Never grows beyond its first capacity.
     samples: Vec<Packed>,
 }
 
-/// Samples of a slab that came together.
+/// Samples of a slab that arrived together.
 #[derive(Debug)]
 struct Part {
     arrived: Instant,
     key: Uuid,
     base_ms: i64,
-    /// Where they end among the slab's.
+    /// End of these samples among the slab's samples.
     end: usize,
 }
 
-/// Samples are kept for so long: an asynchronous replica that lags by more is not one to be promoted.
+/// Time for which samples are kept: an asynchronous replica that lags by more should not be promoted.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// A slab has room for an eighth more samples than the one before had, within these bounds.
+/// Bounds of the capacity of a slab, which is an eighth more than the number of samples in the slab before.
 const SLAB_SAMPLES_MIN: usize = 64;
 const SLAB_SAMPLES_MAX: usize = 8_192;
 
-/// A slab ends so long after it was begun, whether or not it is full.
+/// Maximum time for which a slab is filled; then it ends, full or not.
 const SLAB_SPAN: Duration = Duration::from_secs(10);
 
 impl Ring {
-    /// Keeps samples that are stored `now`, or seen to be.
+    /// Adds samples that were stored, or observed to be stored, at `now`.
     pub fn add(&mut self, samples: impl Iterator<Item = Buffered>, now: Instant) {
         for sample in samples {
             if self.slabs.back().is_none_or(|last| last.is_full(now)) {
@@ -63,7 +64,8 @@ impl Ring {
         }
     }
 
-    /// Lets go of what was stored longer ago than it is kept, and of the oldest of what takes more than `bytes_max`.
+    /// Drops samples that were stored longer ago than `KEPT`, and the oldest ones while all take more than
+    /// `bytes_max`.
     pub fn trim(&mut self, bytes_max: usize, now: Instant) {
         while let Some(oldest) = self.slabs.front()
             && (self.bytes > bytes_max || now.saturating_duration_since(oldest.last) >= KEPT)
@@ -79,7 +81,7 @@ impl Ring {
         self.slabs.drain(..).flat_map(Slab::into_blocks).collect()
     }
 
-    /// How many bytes it takes.
+    /// Returns the bytes that all samples take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -99,7 +101,7 @@ impl Slab {
         size_of::<Self>() + size_of::<Packed>() * self.samples.len() + size_of::<Part>() * self.parts.len()
     }
 
-    /// Returns how many bytes more it takes.
+    /// Adds a sample. Returns the number of additional bytes that the slab takes.
     fn push(&mut self, sample: &Buffered, now: Instant) -> usize {
         self.last = now;
         if let Some(Part { arrived, key, base_ms, end }) = self.parts.last_mut()

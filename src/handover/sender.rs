@@ -1,7 +1,8 @@
-//! One sender on one adapter: what becomes of its samples, and what was observed of its group's others. Pure: time is an argument.
+//! One sender on one adapter: decides about its samples, and keeps what was observed of the other senders of its group.
+//! Pure: time is an argument.
 //!
-//! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; whoever drives it does the storing.
-//! The simulation under `tests/` drives the same code.
+//! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; the caller does the
+//! storing. The simulation under `tests/` calls the same code.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,39 +23,41 @@ pub use self::look::Looked;
 mod compare;
 mod look;
 
-/// See the module.
+/// State of one sender on one adapter.
 #[derive(Debug)]
 pub struct Sender {
     is_alone: bool,
     series: SeriesTimes,
     buffer: Buffer,
-    /// What is stored, lest the server be replaced by one that lacks it.
+    /// Samples that were stored lately, because the server may be replaced by one that lacks them.
     recent: Ring,
-    /// Whether samples may be buffered: not from the end of a take-over until another sender leads.
+    /// `true` if samples may be buffered; `false` from the end of a take-over until another sender leads.
     is_open: bool,
     clocks: Clocks,
-    /// Before that, in ms since 1970, it scraped at other times within an interval, as far as its samples show: its clock was set, which
-    /// is not known otherwise where it sends by several adapters, or its configuration was changed.
+    /// Time, in ms since 1970, before which it scraped at other times within an interval, as far as its samples show:
+    /// its clock was set, or its configuration was changed. Where it sends by several adapters, nothing else shows that
+    /// its clock was set.
     set_ms: i64,
-    /// When a request came most of which was late, if nothing that was observed since shows all that was stored until then.
+    /// Arrival of a request most of which was late, unless an observation since then shows all that was stored until
+    /// then.
     sent_again: Option<Instant>,
-    /// The newest sample of the leading sender that was observed, ms since 1970, and when it became newer.
+    /// The newest observed sample of the leading sender, ms since 1970, and when a newer one was observed last.
     leader_newest: Option<(i64, Instant)>,
 }
 
-/// A leader's samples, told apart.
+/// Samples of a leader, sorted by what has to be done with them.
 #[derive(Debug, Default)]
 pub struct Sorted {
-    /// Newer than anything that may be stored in their series: to be appended.
+    /// Samples newer than anything that may be stored in their series: to be appended.
     pub append: Arc<Vec<Row>>,
-    /// To be compared with what is stored around them.
+    /// Samples to be compared with what is stored around them.
     pub late: Vec<Buffered>,
-    /// How many were observed stored, by another sender.
+    /// Number of samples that were observed to be covered by another sender's.
     pub covered: usize,
 }
 
 impl Sorted {
-    /// The same of `samples`, which were sorted, with all that is not covered to be compared.
+    /// Returns the result of the same sorted `samples`, with all samples that are not covered to be compared.
     fn all_late(self, samples: impl Iterator<Item = Buffered>) -> Self {
         let key = |row: &Row| (row.series_id, row.time_ms);
         let is_left = |sample: &Buffered| {
@@ -67,7 +70,7 @@ impl Sorted {
     }
 }
 
-/// Where a sample belongs.
+/// Decision about one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Append,
@@ -76,14 +79,14 @@ enum Place {
 }
 
 impl Sender {
-    /// Nothing is known, and at most `bytes_max` bytes are buffered. `is_alone`: it is in no election, so no other sender's samples
-    /// stand for its own.
+    /// Returns a sender of which nothing is known, with a buffer of at most `bytes_max` bytes. `is_alone`: the sender
+    /// is in no election, so no other sender's samples cover its own.
     #[must_use]
     pub fn new(bytes_max: usize, is_alone: bool) -> Self {
         Self::with(SeriesTimes::new(false), bytes_max, is_alone)
     }
 
-    /// The same of a sender whose samples come by way of several adapters.
+    /// Returns a sender whose samples come by several adapters.
     #[must_use]
     pub fn shared(bytes_max: usize, is_alone: bool) -> Self {
         Self::with(SeriesTimes::new(true), bytes_max, is_alone)
@@ -103,43 +106,45 @@ impl Sender {
         }
     }
 
-    /// Its samples as they come while it leads, in the order of series and time. What is to be appended counts as stored from here
-    /// on.
+    /// Sorts samples as they arrive while this sender leads, in the order of series and time. Samples to be appended
+    /// count as stored from here on.
     #[must_use]
     pub fn sort(&mut self, rows: &[Row], now: Instant) -> Sorted {
         let came = self.came(rows.to_vec(), Uuid::nil(), now);
         self.sort_sent(&came)
     }
 
-    /// The same of one request's samples, with what is known of their coming.
+    /// Sorts the samples of one request, with what is known of their arrival.
     #[must_use]
     pub fn sort_sent(&mut self, came: &Came) -> Sorted {
         let sorted = self.sort_each(came.samples(), Some(&came.rows));
-        // Of what is sent again nearly all is late; where few are, an exporter was.
+        // In a request that is sent again nearly all samples are late. Where few are late, an exporter was late.
         if 2 * sorted.late.len() > came.rows.len() {
             self.sent_again = Some(came.arrived);
         }
-        // The newest samples of what is sent again may have been stored by other adapters, too, and not be observed yet.
+        // Other adapters may have stored the newest samples of a repeated request too, and this adapter may not have
+        // observed them yet.
         if self.series.is_shared() && self.sent_again.is_some() { sorted.all_late(came.samples()) } else { sorted }
     }
 
-    /// These are stored, or were found to be, at `now`.
+    /// Keeps samples that were stored, or found to be stored, at `now`.
     pub fn keep(&mut self, samples: impl Iterator<Item = Buffered>, now: Instant) {
         self.recent.add(samples, now);
     }
 
-    /// Lets go of what it keeps beside the buffer and need not any more, or that takes more than `bytes_max`.
+    /// Drops samples kept beside the buffer that are old enough, or that take more than `bytes_max`.
     pub fn trim(&mut self, bytes_max: usize, now: Instant) {
         self.recent.trim(bytes_max, now);
     }
 
-    /// What it keeps beside the buffer.
+    /// Returns the samples kept beside the buffer.
     #[must_use]
     pub fn kept(&self) -> &Ring {
         &self.recent
     }
 
-    /// What it has sent, in the order of series and time, with what is known of each sample's coming.
+    /// Notes samples that this sender sent, in the order of series and time. Returns them with what is known of each
+    /// one's arrival.
     pub fn came(&mut self, rows: Vec<Row>, key: Uuid, now: Instant) -> Came {
         let (mut in_step, mut out_of_step, mut set_ms) = (0_usize, 0_usize, i64::MIN);
         let mut unsure = Vec::new();
@@ -158,7 +163,8 @@ impl Sender {
                     unsure.push(*row);
                     false
                 }
-                // What lies between scrapes was not scraped, however the clock was set: an exporter has stamped it.
+                // No scrape happened between two scrapes, however the clock was set: an exporter has stamped such a
+                // sample.
                 Sent::Again { newest_ms } => {
                     let is_between = |shift_ms: i64| {
                         self.series.is_in_step(series_id, time_ms.saturating_add(shift_ms), newest_ms) == Some(false)
@@ -175,8 +181,8 @@ impl Sender {
         Came { rows: Arc::new(rows), are_stamped, arrived: now, key }
     }
 
-    /// What has the same time was scraped together: those of `unsure` whose series have sent once are taken to have the interval of the
-    /// others of `rows`.
+    /// Learns intervals from samples of the same time, which were scraped together: series of `unsure` that have sent
+    /// once get the interval of the others of `rows`.
     fn learn_from_others(&mut self, unsure: &[Row], rows: &[Row]) {
         let known = |row: &Row| self.series.get(row.series_id, row.time_ms);
         let new: Vec<Row> = unsure.iter().filter(|row| known(row).guess_ms == 0).copied().collect();
@@ -198,19 +204,19 @@ impl Sender {
         }
     }
 
-    /// The same of samples that were buffered.
+    /// Sorts samples that were buffered.
     #[must_use]
     pub fn sort_buffered(&mut self, samples: &[Buffered]) -> Sorted {
         self.sort_each(samples.iter().copied(), None)
     }
 
-    /// `rows`: the samples', if they are together somewhere.
+    /// Sorts samples. `rows`: their rows, if those already exist together.
     fn sort_each(
         &mut self,
         samples: impl ExactSizeIterator<Item = Buffered> + Clone,
         rows: Option<&Arc<Vec<Row>>>,
     ) -> Sorted {
-        // As a rule all are. `append` decides as `place` does, by one look.
+        // Usually all are to be appended. `append` decides as `place` does, with one lookup.
         let is_next = |sample: &Buffered| self.series.append(sample.row.series_id, sample.row.time_ms);
         let next = samples.clone().take_while(is_next).count();
         if let Some(rows) = rows.filter(|rows| rows.len() == next) {
@@ -235,7 +241,7 @@ impl Sender {
                     continue;
                 }
             }
-            // What is late is not to be appended either when it comes a second time before it is compared.
+            // A late sample that comes a second time before it was compared must not be appended either.
             self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
         }
         Sorted { append: Arc::new(append), ..sorted }
@@ -262,8 +268,8 @@ impl Sender {
         }
     }
 
-    /// Of samples that were sorted as to be appended, and were not because others had stored meanwhile what is observed by now:
-    /// which are to be appended still.
+    /// Sorts samples again that were to be appended, but were not, because others had stored samples meanwhile, which
+    /// are observed by now. Those that still are the newest are to be appended, the others to be compared.
     #[must_use]
     pub fn sort_again(&self, rows: Vec<Row>, now: Instant) -> Sorted {
         let (mut append, mut sorted) = (Vec::new(), Sorted::default());
@@ -280,11 +286,12 @@ impl Sender {
         Sorted { append: Arc::new(append), ..sorted }
     }
 
-    /// Buffers samples of the request `key` while it does not lead, in the order of series and time.
+    /// Buffers samples of the request `key`, in the order of series and time, while this sender does not lead.
     ///
     /// # Errors
     ///
-    /// When no more can be buffered, or it has begun to lead; nothing of `rows` is buffered then.
+    /// `NotBuffered::Full` if no more can be buffered, `NotBuffered::Closed` if it has begun to lead; nothing of `rows`
+    /// is buffered then.
     pub fn buffer(&mut self, rows: Vec<Row>, key: Uuid, now: Instant) -> Result<(), NotBuffered> {
         if !self.is_open {
             return Err(NotBuffered::Closed);
@@ -293,13 +300,14 @@ impl Sender {
         self.buffer.add(came.samples())
     }
 
-    /// `leader` is observed to lead when it is `server_ms` by the server's clock, in ms since 1970. Said before what it stored.
+    /// Notes that `leader` is observed to lead at `server_ms` of the server's clock, in ms since 1970. To be called
+    /// before what the leader stored is noted.
     pub fn on_leader(&mut self, leader: SenderNo, server_ms: i64) {
         self.series.led(leader, server_ms);
     }
 
-    /// These series have a sample stored at this time. What others stored is known to be committed.
-    /// `leads`: whoever sent them leads.
+    /// Notes that these series have a stored sample at this time. What others stored is known to be committed. `leads`:
+    /// the sender of the samples leads.
     pub fn on_stored(
         &mut self,
         time_ms: i64,
@@ -317,7 +325,7 @@ impl Sender {
         }
     }
 
-    /// All that was stored at `at` is observed.
+    /// Notes that everything that was stored at `at` is observed.
     pub fn on_observed(&mut self, at: Instant) {
         self.sent_again = self.sent_again.filter(|came| *came > at);
     }
@@ -333,59 +341,62 @@ impl Sender {
         self.clocks.on_read(wall_ms, offset_ms, others, now);
     }
 
-    /// Some of what was stored was not observed, nothing of it later than `newest_ms`; series with ids above `floor` were made since.
+    /// Notes that some of what was stored was not observed. Nothing of it is later than `newest_ms`, and series with
+    /// ids above `floor` were created since.
     pub fn on_missed(&mut self, newest_ms: i64, floor: i64) {
         self.series.missed(newest_ms, floor);
     }
 
-    /// Another sender leads: samples may be buffered.
+    /// Allows buffering, because another sender leads.
     pub fn open(&mut self) {
         self.is_open = true;
     }
 
-    /// Takes out what was buffered first, about `count` samples. `None` once there is nothing left, from when on nothing is buffered.
+    /// Takes out the oldest buffered samples, about `count` of them. Returns `None` once nothing is left; from then on
+    /// nothing is buffered.
     pub fn drain(&mut self, count: usize) -> Option<Vec<Buffered>> {
         let taken = self.buffer.take(count);
         self.is_open = !taken.is_empty();
         self.is_open.then_some(taken)
     }
 
-    /// The server is another one, where series have other ids: forgets what is known of them, and returns under the old ones what is
-    /// buffered, and what was stored lately.
+    /// Forgets what is known of series, because they have other ids on another server. Returns, under the old ids, the
+    /// samples that are buffered and those that were stored lately.
     pub fn moved(&mut self, now: Instant) -> Buffer {
         self.series.forget();
-        // Senders have other numbers there.
+        // Senders have other numbers on the other server.
         (self.clocks, self.leader_newest) = (Clocks::new(now), None);
         let mut samples = self.buffer.take_all();
         samples.extend(self.recent.take());
         samples
     }
 
-    /// Puts back what was taken out and is not known to be stored.
+    /// Puts back samples that were taken out and are not known to be stored.
     pub fn put_back(&mut self, samples: &[Buffered]) {
         self.buffer.put_back(samples);
     }
 
-    /// How often a series is scraped around a time, ms; 0 as long as that is not known for sure.
+    /// Returns the interval of a series around a time, ms; 0 as long as it is not known for sure.
     #[must_use]
     pub fn interval_ms(&self, series_id: i64, time_ms: i64) -> i64 {
         self.series.get(series_id, time_ms).interval_ms
     }
 
-    /// What it has in its buffer.
+    /// Returns the buffer.
     #[must_use]
     pub fn buffered(&self) -> &Buffer {
         &self.buffer
     }
 
-    /// How far, at most, the clock that stamped a sample was ahead of that of another sender, when that stored one at `stored_ms`.
+    /// Returns the maximum by which the clock that stamped a sample was ahead of the clock of another sender, when that
+    /// one stored a sample at `stored_ms`.
     fn skew_ms(&self, sample: &Buffered, stored_ms: i64) -> i64 {
         let skew_ms = |other| self.clocks.skew_ms(sample.row.time_ms, other, stored_ms);
         self.clocks.others().map(skew_ms).max().unwrap_or(0)
     }
 }
 
-/// Puts samples in the order of series and time and leaves the one that came first of those with equal series and time.
+/// Sorts samples by series and time. Of samples with equal series and time, the one that arrived first is left.
 pub fn sort_and_dedup(samples: &mut Vec<Buffered>) {
     samples.sort_by_key(|sample| (sample.row.series_id, sample.row.time_ms, sample.arrived));
     samples.dedup_by_key(|sample| (sample.row.series_id, sample.row.time_ms));

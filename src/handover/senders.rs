@@ -31,63 +31,64 @@ use crate::telemetry::metrics::Metrics;
 /// See the module.
 pub struct Senders {
     this: Weak<Self>,
-    /// Where an adapter leads for its own Prometheus: its group, and how that is called. By labels `None`.
+    /// Group and name of the own Prometheus, where the adapter serves one; `None` by labels.
     pub(super) own: Option<(String, String)>,
     bytes_max: usize,
     pub(super) store: Arc<Store>,
     metrics: Arc<Metrics>,
     memory: Arc<Memory>,
-    /// By group.
+    /// Members of each group.
     groups: RwLock<BTreeMap<String, Members>>,
     pub(super) observed: tokio::sync::Mutex<Observed>,
-    /// Held while numbers of senders are looked for: what several ask for at once is one statement.
+    /// Locked while numbers of senders are looked up, so that the lookups of several callers are one statement.
     numbering: tokio::sync::Mutex<()>,
-    /// Observations begun.
+    /// Number of observations begun.
     pub(super) begun: AtomicU64,
-    /// How far this host's clock is ahead of the server's, by which its own Prometheus stamps. Whose clock a sender goes by whose
-    /// samples come by way of several adapters, nobody knows.
+    /// Offset of this host's clock from the server's clock; the own Prometheus stamps by this host's clock. For a
+    /// sender whose samples come by several adapters, the clock is not known.
     pub(super) clock_offset_ms: Mutex<Option<i64>>,
-    /// Who has the series that the own Prometheus sends.
+    /// Owners of the series that the own Prometheus sends.
     replicas: Mutex<Replicas>,
 }
 
-/// A group, and its senders on this adapter by their names.
+/// A group, and its senders on this adapter by name.
 struct Members {
     group: Arc<Group>,
     senders: BTreeMap<String, Arc<Handover>>,
 }
 
-/// Where the last observation ended.
+/// End of the last observation.
 #[derive(Default)]
 pub(super) struct Observed {
     pub(super) position: Option<Arc<Position>>,
-    /// The number of that observation.
+    /// Number of that observation.
     pub(super) completed: u64,
-    /// Groups by the numbers of their senders, as far as they are known.
+    /// Group of each known sender number.
     pub(super) groups: HashMap<SenderNo, String>,
 }
 
-/// What one sender may take of the memory there is, where an adapter has several: one with much to send must not keep others from
-/// being buffered.
+/// Divisor of the memory that one sender may use where an adapter has several: a sender with much to send must not keep
+/// others from being buffered.
 const PART_OF_MEMORY: usize = 4;
 
 /// Pause between observations.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A clock offset is written down when it differs by so much, ms, from the one written last.
+/// Minimum difference from the clock offset stored last, ms, at which the offset is stored again.
 const OFFSET_NEWS_MS: i64 = 50;
 
 impl Senders {
-    /// Of an adapter whose own Prometheus sends, called `name` in `group`, which is [`NO_GROUP`] without an election.
+    /// Returns the senders of an adapter with one own Prometheus, called `name` in `group`. Without an election `group`
+    /// is [`NO_GROUP`].
     #[must_use]
     pub fn own(config: Config, group: String, name: String, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
         let senders = Self::new(config.memory_bytes_max, Some((group, name)), config, store, metrics);
-        // There before the first observation, so that this is of all that is hot.
+        // The sender must exist before the first observation, so that it observes all that is hot.
         let _ = senders.of(None);
         senders
     }
 
-    /// Of an adapter to which replicas of any cluster send, each perhaps by way of others too.
+    /// Returns the senders of an adapter to which replicas of any cluster send, each perhaps by other adapters too.
     #[must_use]
     pub fn by_labels(config: Config, store: Arc<Store>, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::new(config.memory_bytes_max / PART_OF_MEMORY, None, config, store, metrics)
@@ -117,7 +118,8 @@ impl Senders {
         })
     }
 
-    /// The hand-over of a replica, or of one that does not say which it is; of the own Prometheus where there is one.
+    /// Returns the hand-over of the own Prometheus where there is one; else that of the replica, or of one that does
+    /// not name itself.
     #[must_use]
     pub fn of(&self, source: Option<&Source>) -> Arc<Handover> {
         match (&self.own, source) {
@@ -162,10 +164,10 @@ impl Senders {
         Arc::clone(members.senders.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
     }
 
-    /// A request of `replica` has come, with these series, which it was not known to send. Returns whose they are, if both would be stored:
-    /// then it is to be refused.
+    /// Notes a request of `replica` with these series, which the replica was not known to send. Returns their owner if
+    /// the samples of both would be stored: then the request must be refused.
     pub fn on_request(&self, replica: SourceId, series: impl Iterator<Item = i64>) -> Option<Owner> {
-        // By labels all that senders have in common is compared.
+        // By labels, the samples of all senders are compared with each other.
         self.own.as_ref()?;
         let mut replicas = self.replicas();
         replicas.sends(replica, series);
@@ -199,8 +201,8 @@ impl Senders {
         groups.iter().map(|(name, members)| (name.clone(), cloned(members))).collect()
     }
 
-    /// Observes, and reconciles what has stayed uncovered, about once a second. Once `stop` is cancelled, from when on nothing more
-    /// comes, all that is buffered is reconciled; ends when nothing is left.
+    /// About once a second, observes and reconciles what stayed uncovered. Once `stop` is cancelled, no more samples
+    /// arrive, so everything buffered is reconciled; ends when nothing is left.
     pub async fn run(&self, stop: CancellationToken) {
         let mut trouble = LogThrottle::default();
         let mut told_offset = None;
@@ -211,7 +213,7 @@ impl Senders {
             }
             let round = tokio::select! {
                 round = self.round(&mut told_offset, is_last) => round,
-                // What was taken out of a buffer is put back.
+                // Dropping the round puts back what was taken out of a buffer.
                 () = stop.cancelled(), if !is_last => continue,
             };
             match round {
@@ -240,7 +242,7 @@ impl Senders {
                 let epoch = self.store.epoch();
                 let number = handover.number().await?;
                 let offset_ms = *self.clock_offset_ms.lock();
-                // A server that takes another one's place may lack it.
+                // A server that replaces another one may lack the offset.
                 let should_log = |offset_ms: i64| {
                     told_offset.is_none_or(|(told_in, told_ms)| {
                         told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
@@ -250,7 +252,7 @@ impl Senders {
                     self.store.set_clock_offset(number, offset_ms, epoch).await?;
                     *told_offset = Some((epoch, offset_ms));
                 }
-                // By right of whoever leads, be it this sender: a take-over may have been given up half-way.
+                // By right of whoever leads, even if that is this sender: its take-over may have been aborted half-way.
                 match handover.look(group.leading().map(|leading| leading.fence), is_last).await {
                     // The next observation shows the new term, or the other server.
                     Ok(()) | Err(Error::Fenced | Error::Moved) => {}

@@ -1,8 +1,9 @@
-//! What is known of each series of one sender: the newest times that are stored, and how often its sender scrapes it. Pure.
+//! State of each series of one sender: the newest times that are stored, and the interval at which its sender scrapes
+//! it. Pure.
 //!
-//! For each series there is an upper bound of the times that are stored, by whomever. A sample that is newer cannot be stored
-//! yet, so a leader appends it without a look into the database; that raises the bound, whether or not the transaction ends
-//! well. A bound that is too high costs one look; one that is too low would store a sample twice.
+//! Each series has an upper bound of the times that are stored, whoever stored them. A sample that is newer cannot be
+//! stored yet, so a leader appends it without a query. Appending raises the bound, whether or not the transaction
+//! succeeds. A bound that is too high costs one query; a bound that is too low would store a sample twice.
 
 use crate::handover::slots::Slot;
 use crate::model::sender::SenderNo;
@@ -14,58 +15,61 @@ use self::pages::Pages;
 mod entry;
 mod pages;
 
-/// See the module. 48 bytes a series, for ids are given in order.
+/// State of all series of one sender. 48 bytes a series, because ids are given in order.
 #[derive(Debug)]
 pub struct SeriesTimes {
     pages: Pages,
-    /// Series with larger ids were made after the first observation: of those that have no entry nothing is stored.
+    /// Series with larger ids were created after the first observation: if they have no entry, nothing of them is
+    /// stored.
     floor: i64,
-    /// Of what others stored nothing later was missed, ms since 1970.
+    /// Upper bound of the times of missed samples, which others stored and this adapter did not observe, ms since 1970.
     missed_ms: i64,
     intervals: Intervals,
     /// The sender that leads, as last observed.
     leader: Option<SenderNo>,
-    /// Of what it stored of earlier times, ms since 1970, steps teach nothing: that was buffered, and each adapter stores its part of it
-    /// when it comes to it.
+    /// Time from which steps of the leader's stored samples count, ms since 1970. Earlier samples were buffered, and
+    /// each adapter stores its part of them at its own time, so their steps do not show the interval.
     led_from_ms: i64,
-    /// Intervals are learned from what is sent; else from what is observed, where only a part of what is sent comes by this adapter.
+    /// `true` if intervals are learned from what is sent, beside what is observed. `false` where only a part of the
+    /// samples comes by this adapter: then what is sent counts only until the leader was observed to store the series.
     learns_from_sent: bool,
 }
 
-/// What is known of one series.
+/// State of one series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeriesHistory {
     /// The newest stored time.
     pub last: Option<Slot>,
-    /// Whether nothing later can be stored.
+    /// `true` if nothing later can be stored.
     pub is_bounded: bool,
-    /// Its sender's interval, ms; 0 if that is not known for sure.
+    /// Interval of its sender, ms; 0 if it is not known for sure.
     pub interval_ms: i64,
-    /// What its few steps make it look like, ms; 0 if there are none.
+    /// Interval that its few steps suggest, ms; 0 if there are none.
     pub guess_ms: i64,
-    /// Whether several of these were steps of a sender that leads, or led, or it is that of others that were scraped at the same time.
+    /// `true` if several of these steps were steps of a sender that leads, or led; or if the interval was given by
+    /// other series that were scraped at the same time.
     pub is_repeated: bool,
-    /// Whether the sender that leads has been seen to store it.
+    /// `true` if the sender that leads was observed to store it.
     pub is_led: bool,
 }
 
-/// How a sample follows on what its sender had sent before.
+/// Relation of a sample to what its sender had sent before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It is newer.
+    /// The sample is newer.
     Newer {
-        /// Whether whole intervals lie between it and the newest one before; `None` if that is not known.
+        /// `true` if whole intervals lie between it and the newest sample before; `None` if that is not known.
         is_in_step: Option<bool>,
     },
-    /// It is not.
+    /// The sample is not newer.
     Again {
-        /// The newest time, ms since 1970.
+        /// The newest time sent before, ms since 1970.
         newest_ms: i64,
     },
 }
 
 impl SeriesTimes {
-    /// Nothing is known. `is_shared`: only a part of what is sent comes by this adapter.
+    /// Returns a state in which nothing is known. `is_shared`: only a part of the samples comes by this adapter.
     #[must_use]
     pub fn new(is_shared: bool) -> Self {
         Self {
@@ -79,23 +83,23 @@ impl SeriesTimes {
         }
     }
 
-    /// Forgets every series, not how often most are scraped: their ids are another server's.
+    /// Forgets every series, because the ids are another server's, but not the usual interval.
     pub fn forget(&mut self) {
         self.pages = Pages::default();
         (self.floor, self.missed_ms) = (i64::MAX, i64::MIN);
         (self.leader, self.led_from_ms) = (None, i64::MIN);
     }
 
-    /// `leader` is observed to lead when it is `server_ms`, in ms since 1970.
+    /// Notes that `leader` is observed to lead at `server_ms`, in ms since 1970.
     pub fn led(&mut self, leader: SenderNo, server_ms: i64) {
         let before = self.leader.replace(leader);
-        // What led before the first observation led a while, as far as is known.
+        // The leader of the first observation is taken to have led for a while.
         if before.is_some_and(|before| before != leader) {
             self.led_from_ms = server_ms;
         }
     }
 
-    /// This sender sent a sample.
+    /// Notes that this sender sent a sample.
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Sent {
         let entry = self.pages.entry(series_id);
         if time_ms <= entry.sent_ms {
@@ -108,14 +112,14 @@ impl SeriesTimes {
             self.intervals.step(entry, before_ms, time_ms);
         }
         if !self.learns_from_sent && !is_led {
-            // What comes by other adapters is not seen, and perhaps never stored by one that leads.
+            // Samples that come by other adapters are not seen, and a sender that leads may never store them.
             entry.votes = entry.votes.min(VOTES_SURE - 1);
         }
         Sent::Newer { is_in_step }
     }
 
-    /// Whether a sample of this sender is later than anything that is stored in its series, none of which is known to be another's; it
-    /// counts as stored then.
+    /// Returns `true` if a sample of this sender is later than anything stored in its series, and no stored sample
+    /// known of the series is another sender's. Then it counts as stored.
     pub fn append(&mut self, series_id: i64, time_ms: i64) -> bool {
         let entry = self.pages.entry(series_id);
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
@@ -127,7 +131,8 @@ impl SeriesTimes {
         is_later
     }
 
-    /// A series of which no step is known was scraped together with others that have this interval.
+    /// Sets the interval of a series of which no step is known: other series that were scraped together with it have
+    /// this interval.
     pub fn scraped_with(&mut self, series_id: i64, time_ms: i64, interval_ms: i64) {
         let entry = self.pages.entry(series_id);
         (entry.interval_ms, entry.votes, entry.exact) = (u32::try_from(interval_ms).unwrap_or(0), 1, 0);
@@ -135,8 +140,8 @@ impl SeriesTimes {
         entry.learned_ms = entry.learned_ms.max(time_ms);
     }
 
-    /// A sample was observed to be stored. Of the sender that leads (`leads`) all are, in the order of their times, but for those that
-    /// another's stand for.
+    /// Notes that a sample was observed to be stored. All samples of the sender that leads (`leads`) are observed, in
+    /// the order of their times, except those that a sample of another sender covers.
     pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
         let entry = self.pages.entry(series_id);
         entry.add(slot);
@@ -147,7 +152,8 @@ impl SeriesTimes {
         }
         if entry.led_ms < slot.time_ms {
             let before_ms = std::mem::replace(&mut entry.led_ms, slot.time_ms);
-            // Another's, or one of its own that is not observed yet; later ones only if they are another's.
+            // A sample of another sender, or an own one that is not observed yet; a later one only if it is another
+            // sender's.
             let is_between = |other: Slot| {
                 other.time_ms > before_ms && (other.time_ms < slot.time_ms || other.is_own != slot.is_own)
             };
@@ -157,18 +163,19 @@ impl SeriesTimes {
         }
     }
 
-    /// A sample is stored, or is about to be.
+    /// Notes that a sample is stored, or is about to be.
     pub fn stored(&mut self, series_id: i64, slot: Slot) {
         self.pages.entry(series_id).add(slot);
     }
 
-    /// Nothing later is stored in this series than what is known of it.
+    /// Notes that nothing later is stored in this series than what is known of it.
     pub fn bounded(&mut self, series_id: i64) {
         self.pages.entry(series_id).flags |= BOUNDED;
     }
 
-    /// Some of what others stored may not have been seen; nothing of it is later than `newest_ms`, and series with ids above
-    /// `floor` were made since. So a newest time that is later is a bound, and no other is.
+    /// Notes that some of what others stored may not have been observed. Nothing of it is later than `newest_ms`, and
+    /// series with ids above `floor` were created since. So a newest time is a bound only if it is later than
+    /// `newest_ms`.
     pub fn missed(&mut self, newest_ms: i64, floor: i64) {
         (self.floor, self.missed_ms) = (floor, self.missed_ms.max(newest_ms));
         for entry in self.pages.all.iter_mut().flat_map(|page| page.iter_mut()) {
@@ -176,7 +183,7 @@ impl SeriesTimes {
         }
     }
 
-    /// What is known of a series around a time.
+    /// Returns what is known of a series around a time.
     #[must_use]
     pub fn get(&self, series_id: i64, time_ms: i64) -> SeriesHistory {
         let Some(entry) = self.pages.find(series_id) else {
@@ -199,7 +206,7 @@ impl SeriesTimes {
         };
         SeriesHistory {
             last: entry.stored().next(),
-            // Of a series that was made later, an entry without a time says as much as no entry.
+            // For a series with an id above the floor, an entry without a time means the same as no entry.
             is_bounded: entry.flags & BOUNDED != 0 || series_id > self.floor,
             interval_ms: if votes >= VOTES_SURE { interval_ms } else { 0 },
             guess_ms: if votes > 0 { interval_ms } else { 0 },
@@ -208,47 +215,48 @@ impl SeriesTimes {
         }
     }
 
-    /// Whether one who scrapes a series at `one_ms` scrapes it at `other_ms`, too; `None` if that is not known.
+    /// Returns `true` if a sender that scrapes a series at `one_ms` scrapes it at `other_ms` too; `None` if that is not
+    /// known.
     #[must_use]
     pub fn is_in_step(&self, series_id: i64, one_ms: i64, other_ms: i64) -> Option<bool> {
         self.pages.find(series_id)?.is_in_step(one_ms, other_ms)
     }
 
-    /// The newest stored times known of a series, newest first.
+    /// Returns the newest stored times known of a series, newest first.
     pub fn times(&self, series_id: i64) -> impl Iterator<Item = Slot> + Clone + use<> {
         self.pages.find(series_id).unwrap_or(&Entry::UNKNOWN).stored()
     }
 
-    /// No sample of another sender is known to be stored that is later; `None` is that none is known at all.
+    /// Returns a time after which no stored sample of another sender is known; `None` if none is known at all.
     #[must_use]
     pub fn newest_of_others(&self, series_id: i64) -> Option<i64> {
         let times = self.times(series_id);
         let newest = times.clone().find(|slot| !slot.is_own);
-        // Earlier ones are not kept.
+        // Earlier times are not kept.
         let earliest_kept = times.skip(KNOWN - 1).last();
         newest.or(earliest_kept).map(|slot| slot.time_ms)
     }
 
-    /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
+    /// Returns the interval of most samples of this sender, ms; 0 before a series has sent twice.
     #[must_use]
     pub fn usual_ms(&self) -> i64 {
         i64::from(self.intervals.usual_ms)
     }
 
-    /// Whether a sample at this time may be among what others stored and was missed, though its series is bounded: by itself, for it is
-    /// about to be stored.
+    /// Returns `true` if a sample at this time may be among the samples that others stored and this adapter missed. Its
+    /// series may be bounded all the same: by the sample itself, which is about to be stored.
     #[must_use]
     pub fn may_be_missed(&self, time_ms: i64) -> bool {
         time_ms <= self.missed_ms
     }
 
-    /// Whether only a part of what is sent comes by this adapter.
+    /// Returns `true` if only a part of the samples comes by this adapter.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         !self.learns_from_sent
     }
 
-    /// The shortest interval that any series of this sender had twice, ms; 0 if that is known of none.
+    /// Returns the shortest interval that any series of this sender had twice, ms; 0 if no such interval is known.
     #[must_use]
     pub fn shortest_ms(&self) -> i64 {
         i64::from(self.intervals.shortest.interval_ms)

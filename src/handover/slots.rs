@@ -1,67 +1,69 @@
-//! The one rule of what is missing: whether the slot of a sample in its series is empty. Pure.
+//! The rule of what is missing: a sample is missing if its slot in the series is empty. Pure.
 //!
-//! Two replicas scrape a target at the same interval and in different phases. The slot of a sample is half an interval to both
-//! sides of it: if another replica's sample is stored there, or its stored neighbours are no farther apart than one and a half
-//! intervals, it is covered. A sender's own samples never cover each other, but for the same timestamp.
+//! Two replicas scrape a target at the same interval and in different phases. The slot of a sample extends half an
+//! interval to both sides of it. The sample is covered if another replica's sample is stored in the slot, or if its
+//! stored neighbours are no farther apart than one and a half intervals. A sender's own samples never cover each other,
+//! except at the same timestamp.
 
-/// A stored sample as known of its series.
+/// A known stored sample of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// Its timestamp, ms since 1970.
     pub time_ms: i64,
-    /// Whether the sender whose samples are judged sent it.
+    /// `true` if the sender whose samples are judged sent it.
     pub is_own: bool,
 }
 
-/// Who sent a stored sample.
+/// Sender of a stored sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// The sender whose samples are judged.
     Own,
-    /// Another one. The judged sender's clock is ahead of that one's by so many ms.
+    /// Another sender. The judged sender's clock is ahead of that one's by this skew.
     Other {
         /// Milliseconds; negative if behind.
         skew_ms: i64,
     },
 }
 
-/// A stored sample around those that are judged.
+/// A stored sample near the judged ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// Its timestamp, ms since 1970.
     pub time_ms: i64,
-    /// Who sent it.
+    /// Its sender.
     pub by: By,
 }
 
-/// A sample that is judged.
+/// A sample to be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Its timestamp, ms since 1970.
     pub time_ms: i64,
-    /// An exporter has stamped it: no other sample stands for it.
+    /// `true` if an exporter stamped it: no other sample covers it.
     pub is_stamped: bool,
 }
 
-/// Clocks that differ by less are taken for equal: so exactly is their difference known.
+/// Maximum difference at which clocks count as equal: the difference is not known more exactly.
 pub const CLOCK_ERROR_MS: i64 = 100;
 
-/// The span of time that a stored sample of another sender stands for, on both senders' clocks: a sample in between would be
-/// scraped after it and stored before it, or the reverse, and a counter would run backwards.
+/// Returns the span of time that a stored sample of another sender covers, on both senders' clocks. A sample inside the
+/// span would be scraped after the stored one and stored before it, or the reverse, and a counter would run backwards.
 fn span(time_ms: i64, skew_ms: i64) -> (i64, i64) {
     let skewed_ms = if skew_ms.abs() <= CLOCK_ERROR_MS { time_ms } else { time_ms.saturating_add(skew_ms) };
     (time_ms.min(skewed_ms), time_ms.max(skewed_ms))
 }
 
-/// Whether a sample at `time_ms` comes after another sender's stored one at `other_ms` and outside of its slot.
+/// Returns `true` if a sample at `time_ms` comes after another sender's stored one at `other_ms`, and outside of its
+/// slot.
 #[must_use]
 pub fn follows(time_ms: i64, other_ms: i64, skew_ms: i64, interval_ms: i64) -> bool {
     let (_, hi_ms) = span(other_ms, skew_ms);
     time_ms.saturating_sub(hi_ms) > interval_ms / 2
 }
 
-/// Whether the slot at `time_ms` is known to be taken by `times`, some of the stored ones of its series by others, newest first.
-/// `false` may only mean that too few are known.
+/// Returns `true` if the slot at `time_ms` is known to be taken by `times`: some of the samples that others stored in
+/// the series, newest first. `false` may only mean that too few are known.
 #[must_use]
 pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Stored>, interval_ms: i64) -> bool {
     let mut later_ms: Option<i64> = None;
@@ -81,8 +83,9 @@ pub fn is_taken(time_ms: i64, times: impl Iterator<Item = Stored>, interval_ms: 
     false
 }
 
-/// Of `candidates`, samples of one sender and series, ascending and each time once, those whose slot is empty, as their places; `stored` has
-/// what is stored around all of them, ascending. One that is found missing counts as stored for those after it.
+/// Returns the places of those `candidates` whose slot is empty. `candidates` are of one sender and series, ascending,
+/// each time once. `stored` has what is stored around all of them, ascending. A candidate that is found missing counts
+/// as stored for those after it.
 #[must_use]
 pub fn missing(candidates: &[Candidate], stored: &[Stored], interval_ms: i64) -> Vec<usize> {
     let others = |stored: &Stored| match stored.by {
@@ -146,7 +149,7 @@ mod tests {
         times.iter().map(|time_ms| Stored { time_ms: *time_ms, by }).collect()
     }
 
-    /// At an interval of 10.
+    /// Judges samples at an interval of 10.
     #[track_caller]
     fn check(stored_by: &[(&[i64], By)], judged: &[i64], is_stamped: bool, expected: &[i64]) {
         let mut all: Vec<Stored> = stored_by.iter().flat_map(|(times, by)| stored(times, *by)).collect();
@@ -184,7 +187,7 @@ mod tests {
         check(&[(&[10], By::Own), (&[24], OTHER)], &[17], false, &[]);
         check(&[(&[10], OTHER), (&[24], By::Own)], &[17], false, &[]);
         check(&[(&[10, 24], By::Own)], &[17], false, &[17]);
-        // What was found missing is a neighbour only as long as none that is stored is nearer.
+        // A sample found missing is a neighbour only while no stored sample is nearer.
         check(&[(&[10, 24], OTHER)], &[2, 17], false, &[2]);
     }
 
@@ -203,9 +206,10 @@ mod tests {
 
     #[test]
     fn no_clock_makes_a_counter_run_backwards() {
-        // Its clock is 30 ahead: what the other stored at 100 was scraped at 130 by it.
+        // Its clock is 300 ahead: what the other stored at 100 was scraped at 400 by it.
         check(&[(&[90, 100], By::Other { skew_ms: 300 })], &[104, 114, 404, 406, 416], false, &[406, 416]);
-        // Behind: what it sends with times that are stored is older than those; what is newer than those, newer.
+        // Its clock is 300 behind: what it would stamp 90 and 100 is stored at 390 and 400. A sample in between would
+        // be scraped after the stored one and stored before it.
         check(
             &[(&[390, 400], By::Other { skew_ms: -300 })],
             &[84, 96, 104, 200, 404, 406, 416],
@@ -270,7 +274,7 @@ mod tests {
             for pair in all.windows(2) {
                 prop_assert!(pair[0].1 == pair[1].1 || pair[1].0 - pair[0].0 > 50, "{:?}", pair);
             }
-            // What is stored then is found stored.
+            // The inserted samples are then found to be stored.
             let mut again: Vec<Stored> = stored(&leader, OTHER);
             again.extend(found.iter().map(|place| Stored { time_ms: other[*place], by: By::Own }));
             again.sort_by_key(|stored| stored.time_ms);

@@ -9,17 +9,17 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffer, Buffered};
 use crate::storage::identities::Identities;
 
-/// Samples that were acknowledged in earlier epochs, with what the ids of their series were ids of.
+/// Samples that were acknowledged in earlier epochs, with the identities of the series behind their ids.
 #[derive(Debug, Default)]
 pub(super) struct Stranded(Vec<(Arc<Identities>, Buffer)>);
 
 impl Stranded {
-    /// Adds what was buffered on a server that is gone.
+    /// Adds samples that were acknowledged on a server that is gone.
     pub(super) fn push(&mut self, identities: Arc<Identities>, samples: Buffer) {
         self.0.push((identities, samples));
     }
 
-    /// Adds samples.
+    /// Adds samples that were taken out to be stored, and are not stored.
     pub(super) fn put_back(&mut self, identities: &Arc<Identities>, samples: &[Buffered]) {
         let known = self.0.iter().position(|(known, _)| Arc::ptr_eq(known, identities));
         let place = known.unwrap_or_else(|| {
@@ -36,19 +36,19 @@ impl Stranded {
         Some((Arc::clone(identities), samples.take(count)))
     }
 
-    /// How many there are.
+    /// Returns the number of samples.
     pub(super) fn samples(&self) -> usize {
         self.0.iter().map(|(_, samples)| samples.samples()).sum()
     }
 
-    /// How many bytes they take.
+    /// Returns the bytes that they take.
     pub(super) fn bytes(&self) -> usize {
         self.0.iter().map(|(_, samples)| samples.bytes()).sum()
     }
 }
 
-/// Those whose series have an id in `found`, under that; and the others. They go by keys of their own, for of a request some may be stored
-/// there, and others not.
+/// Splits `samples` into those whose series have an id in `found`, under that id, and the others. The found ones get
+/// new request keys, because some samples of a request may be stored on this server, and others not.
 pub(super) fn renumbered(samples: Vec<Buffered>, found: &HashMap<i64, i64>) -> (Vec<Buffered>, Vec<Buffered>) {
     let (mut known, mut unknown) = (Vec::with_capacity(samples.len()), Vec::new());
     let mut keys: HashMap<(Instant, Uuid), Uuid> = HashMap::new();

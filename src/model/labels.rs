@@ -1,51 +1,51 @@
-//! A series' identity: its sorted label set.
+//! Identity of a series: its sorted label set.
 //!
-//! What a store may hold is decided here, label by label; what a sender may put around it is `wire`'s.
+//! This module decides which labels a store may contain; `wire` decides in which message a sender may send them.
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-/// The name of the label that holds a metric's name.
+/// Name of the label with a metric's name.
 pub const METRIC_NAME: &str = "__name__";
 
-/// Characters of a label's name that an error shows; names are the sender's and may be as long as the request.
+/// Maximum characters of a label's name in an error text: names come from the sender and may be as long as the request.
 const SHOWN_CHARS: usize = 64;
 
-/// A name and its value, neither of them empty.
+/// A label: a name and its value, both not empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Label {
-    /// Any UTF-8 but the empty string.
+    /// Any UTF-8 except the empty string.
     pub name: String,
-    /// Any UTF-8 but the empty string: an empty value means that the label is absent.
+    /// Any UTF-8 except the empty string: an empty value means that the label is absent.
     pub value: String,
 }
 
 /// A label set: sorted by name, each name once.
 ///
-/// Ordered as Prometheus orders series: label by label, names before values, both byte by byte, and a set before
-/// the sets that it begins. Merging clients rely on that order.
+/// Ordered as Prometheus orders series: label by label, names before values, both byte by byte, and a set before the
+/// longer sets that begin with it. Merging clients rely on that order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Labels(Vec<Label>);
 
-/// Why a label set can never be stored. Names are shown lossily and cut short.
+/// Reason why a label set can never be stored. Names are shown lossily and cut short.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LabelsError {
-    /// A label without a name; holds its value.
+    /// A label without a name; contains its value.
     #[error("a label with the value {0:?} has an empty name")]
     EmptyName(String),
-    /// A name that is no UTF-8.
+    /// A name that is not UTF-8.
     #[error("the label name {0:?} is not UTF-8")]
     NameNotUtf8(String),
-    /// A value that is no UTF-8; holds the name.
+    /// A value that is not UTF-8; contains the name.
     #[error("the value of the label {0:?} is not UTF-8")]
     ValueNotUtf8(String),
-    /// U+0000 in a name: legal for Prometheus, but PostgreSQL's text has no room for it.
+    /// U+0000 in a name: legal for Prometheus, but PostgreSQL's text cannot store it.
     #[error("the label name {0:?} contains U+0000, which PostgreSQL cannot store")]
     NameWithNul(String),
-    /// U+0000 in a value; holds the name.
+    /// U+0000 in a value; contains the name.
     #[error("the value of the label {0:?} contains U+0000, which PostgreSQL cannot store")]
     ValueWithNul(String),
-    /// The same name twice, whatever the values.
+    /// The same name twice, with equal or different values.
     #[error("the label {0:?} occurs more than once")]
     Duplicate(String),
     /// No `__name__`, or an empty one.
@@ -54,15 +54,15 @@ pub enum LabelsError {
 }
 
 impl Labels {
-    /// Makes the label set of a series that is to be stored, from labels in any order.
+    /// Creates the label set of a series that is to be stored, from labels in any order.
     ///
-    /// Labels with an empty value count as absent, and those named in `dropped` (the replica labels) are left out:
-    /// the replicas of a pair must come to the same set.
+    /// Labels with an empty value count as absent. Labels named in `dropped` (the replica labels) are left out, because
+    /// the replicas of a pair must result in the same set.
     ///
     /// # Errors
     ///
-    /// Names the first label, in order of names, that can never be stored. Labels that are left out are held to the
-    /// same rules as the others.
+    /// `LabelsError` of a name that occurs twice, else of the first label, in the order of names, that can never be
+    /// stored. The same rules apply to labels that are left out.
     pub fn new(
         pairs: impl IntoIterator<Item = (impl AsRef<[u8]>, impl AsRef<[u8]>)>,
         dropped: &[String],
@@ -83,19 +83,19 @@ impl Labels {
         if labels.metric_name().is_empty() { Err(LabelsError::NoMetricName) } else { Ok(labels) }
     }
 
-    /// Makes the label set of a series that was stored, whose labels [`Labels::new`] has seen.
+    /// Creates the label set of a stored series, whose labels have passed [`Labels::new`].
     pub fn from_stored(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut labels: Vec<Label> = pairs.into_iter().map(|(name, value)| Label { name, value }).collect();
         labels.sort_unstable();
         Self(labels)
     }
 
-    /// The metric's name, or "" without one.
+    /// Returns the metric's name, or "" if there is none.
     pub fn metric_name(&self) -> &str {
         self.get(METRIC_NAME)
     }
 
-    /// The value of a label, or "" without it: to Prometheus the two are the same.
+    /// Returns the value of a label, or "" without it: for Prometheus both are the same.
     pub fn get(&self, name: &str) -> &str {
         match self.0.binary_search_by(|label| label.name.as_str().cmp(name)) {
             Ok(at) => &self.0[at].value,
@@ -103,27 +103,27 @@ impl Labels {
         }
     }
 
-    /// The labels in order of their names.
+    /// Returns the labels in the order of their names.
     pub fn iter(&self) -> std::slice::Iter<'_, Label> {
         self.0.iter()
     }
 
-    /// How many labels there are, the metric's name among them.
+    /// Returns the number of labels, the metric's name included.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is no label at all.
+    /// Returns `true` if there is no label.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The key of the series in the database: the first 16 bytes of SHA-256 over every label's name and value in
-    /// order, each preceded by its length in bytes as a big-endian u64.
+    /// Returns the key of the series in the database: the first 16 bytes of SHA-256 over the name and value of each
+    /// label in order, each preceded by its length in bytes as a big-endian u64.
     ///
-    /// Stored, and computed by every adapter of a group: it must never change. The lengths keep `a="bc"` and
-    /// `ab="c"` apart; 128 bits of a cryptographic hash leave no collision to handle, neither by chance nor by a
-    /// sender's will.
+    /// The key is stored, and every adapter of a group computes it: it must never change. The lengths keep `a="bc"` and
+    /// `ab="c"` apart. With 128 bits of a cryptographic hash no collision needs handling, neither by chance nor made by
+    /// a sender.
     pub fn identity(&self) -> [u8; 16] {
         let mut hash = Sha256::new();
         for part in self.0.iter().flat_map(|label| [&label.name, &label.value]) {
@@ -144,7 +144,7 @@ impl<'a> IntoIterator for &'a Labels {
     }
 }
 
-/// The label as text, if it can be stored.
+/// Returns the label as text, if it can be stored.
 fn check_label<'a>(name: &'a [u8], value: &'a [u8]) -> Result<(&'a str, &'a str), LabelsError> {
     if name.is_empty() {
         return Err(LabelsError::EmptyName(shown(value)));
@@ -160,9 +160,10 @@ fn check_label<'a>(name: &'a [u8], value: &'a [u8]) -> Result<(&'a str, &'a str)
     Ok((name_text, value_text))
 }
 
-/// Enough of a sender's bytes to recognise them by in a message.
+/// Returns enough of a sender's bytes to recognise them in a message.
 fn shown(bytes: &[u8]) -> String {
-    // A char has at most 4 bytes, so this prefix holds every char that is shown, and no request is copied for a message.
+    // A char has at most 4 bytes, so this prefix contains every char that is shown, and no whole request is copied for
+    // a message.
     let prefix = &bytes[..bytes.len().min(4 * SHOWN_CHARS)];
     let text = String::from_utf8_lossy(prefix);
     let mut shown: String = text.chars().take(SHOWN_CHARS).collect();

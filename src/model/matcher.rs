@@ -1,7 +1,7 @@
-//! What a query selects series by.
+//! Matchers, by which a query selects series.
 //!
-//! The meaning is Prometheus': an absent label is the empty string, and a regular expression must match the whole
-//! value. Which database rows that touches is `storage`'s.
+//! The meaning is that of Prometheus: an absent label is the empty string, and a regular expression must match the
+//! whole value. `storage` decides which database rows are read.
 
 use regex::{Regex, RegexBuilder};
 use thiserror::Error;
@@ -10,10 +10,10 @@ use crate::model::labels::Labels;
 
 mod re2;
 
-/// Bytes that one compiled expression may take: what a few thousand alternatives need, and no query may take more.
+/// Maximum bytes of one compiled expression: enough for a few thousand alternatives; no query may take more.
 const REGEX_BYTES_MAX: usize = 10 << 20;
 
-/// How a matcher compares.
+/// Comparison of a matcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// `=`
@@ -26,17 +26,17 @@ pub enum Op {
     NotRegex,
 }
 
-/// One condition on one label.
+/// A condition on one label.
 #[derive(Clone, Debug)]
 pub struct Matcher {
     op: Op,
     name: String,
     value: String,
-    /// The compiled `value` of the two operators that take an expression.
+    /// Compiled `value`, for the two operators that take an expression.
     regex: Option<Regex>,
 }
 
-/// A matcher that means nothing.
+/// Error of a matcher without a valid regular expression.
 #[derive(Clone, Debug, Error)]
 #[error("the matcher {name:?}{op}{value:?} has no valid regular expression")]
 pub struct MatcherError {
@@ -47,7 +47,7 @@ pub struct MatcherError {
 }
 
 impl Op {
-    /// The operator as PromQL writes it.
+    /// Returns the operator as PromQL writes it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Equal => "=",
@@ -59,11 +59,11 @@ impl Op {
 }
 
 impl Matcher {
-    /// Makes a matcher of the label `name`.
+    /// Creates a matcher of the label `name`.
     ///
     /// # Errors
     ///
-    /// When `value` is to be a regular expression and is none, or one too large to compile.
+    /// `MatcherError` if `value` should be a regular expression and is not, or is one too large to compile.
     pub fn new(op: Op, name: String, value: String) -> Result<Self, MatcherError> {
         let regex = match op {
             Op::Equal | Op::NotEqual => Ok(None),
@@ -75,7 +75,7 @@ impl Matcher {
         }
     }
 
-    /// Whether a label of this value is selected; "" stands for an absent label.
+    /// Returns `true` if a label with this value is selected; "" stands for an absent label.
     pub fn matches_value(&self, value: &str) -> bool {
         let equal = match &self.regex {
             Some(regex) => regex.is_match(value),
@@ -84,34 +84,34 @@ impl Matcher {
         equal == matches!(self.op, Op::Equal | Op::Regex)
     }
 
-    /// Whether a series is selected.
+    /// Returns `true` if a series is selected.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.matches_value(labels.get(&self.name))
     }
 
-    /// Whether series without the label are selected.
+    /// Returns `true` if series without the label are selected.
     pub fn matches_empty(&self) -> bool {
         self.matches_value("")
     }
 
-    /// How the matcher compares.
+    /// Returns the operator.
     pub fn op(&self) -> Op {
         self.op
     }
 
-    /// The label's name.
+    /// Returns the label's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The value or the expression, as it was given.
+    /// Returns the value or the expression, as given.
     pub fn value(&self) -> &str {
         &self.value
     }
 }
 
-/// Compiles an expression that must match a whole value, in which `.` matches a newline too.
-/// The meaning is RE2's. The group keeps `a|b` together, and the expression's own flags inside.
+/// Compiles an expression with the meaning of RE2 that must match a whole value, and in which `.` also matches a
+/// newline. The group keeps `a|b` together, and keeps the expression's own flags inside.
 fn anchored(expression: &str) -> Result<Regex, regex::Error> {
     let expression = re2::translate(expression)?;
     RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(REGEX_BYTES_MAX).build()

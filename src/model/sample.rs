@@ -1,7 +1,7 @@
-//! One observation.
+//! A sample: a value at a time.
 
-/// The value Prometheus writes when a series ends: a signalling NaN, so its bits must never pass through arithmetic.
-/// Source: Prometheus, `model/value/value.go`.
+/// Bits of the value that Prometheus writes when a series ends: a signalling NaN, so the bits must never pass through
+/// arithmetic. Source: Prometheus, `model/value/value.go`.
 pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
 
 /// A value at a time.
@@ -14,7 +14,7 @@ pub struct Sample {
 }
 
 impl PartialEq for Sample {
-    /// Bit for bit, so that a NaN equals itself.
+    /// Compares bit for bit, so that a NaN equals itself.
     fn eq(&self, other: &Self) -> bool {
         self.timestamp_ms == other.timestamp_ms && self.value.to_bits() == other.value.to_bits()
     }

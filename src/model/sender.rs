@@ -1,21 +1,22 @@
 //! Numbers of senders.
 
-/// The number under which the samples of one sender, a Prometheus replica of a group, are stored: from the senders table.
+/// Number under which the samples of one sender (a Prometheus replica of a group) are stored; it comes from the senders
+/// table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SenderNo(pub i32);
 
 impl SenderNo {
-    /// Nobody known: of rows stored before senders were recorded.
+    /// Unknown sender: the sender of rows that were stored before senders were recorded.
     pub const UNKNOWN: Self = Self(0);
 
-    /// The number under which its stale markers are stored: they say that a series has ended for this sender, so they stand for no
-    /// other one's sample.
+    /// Returns the number under which the sender's stale markers are stored. A marker says that a series has ended for
+    /// this sender, so it covers no sample of another sender.
     #[must_use]
     pub fn of_markers(self) -> Self {
         Self(-self.0)
     }
 
-    /// The sender, and whether the number is that of its stale markers.
+    /// Returns the sender, and whether the number is that of its stale markers.
     #[must_use]
     pub fn split(self) -> (Self, bool) {
         (Self(self.0.saturating_abs()), self.0 < 0)

@@ -1,60 +1,61 @@
-//! Who sends a series: a replica of a cluster, by its external labels.
+//! Sender of a series: a replica of a cluster, by its external labels.
 
 /// A replica of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source {
-    /// The value of the label that all replicas of the cluster share.
+    /// Value of the label that all replicas of the cluster share.
     pub cluster: String,
-    /// The value of the label that tells them apart.
+    /// Value of the label that differs between them.
     pub replica: String,
 }
 
-/// Where a series says who sends it.
+/// Labels by which a series names its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceLabels {
-    /// The label that names the cluster; stored.
+    /// Label that names the cluster; stored.
     pub cluster: String,
-    /// The labels that may name the replica; the first in this order that a series has counts. Not stored.
+    /// Labels that may name the replica, in order of preference: the first one that a series has counts. Not stored.
     pub replica: Vec<String>,
 }
 
-/// The longest name of a cluster or replica, in bytes: an index has them, and what it can hold is bounded.
+/// Maximum length of the name of a cluster or replica, in bytes: the names are in an index, whose entries are bounded.
 pub const NAME_BYTES_MAX: usize = 256;
 
-/// Why it cannot be told who sends a series; each names the label.
+/// Reason why the sender of a series is not known; each variant names the label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unnamed {
-    /// The series lacks it, or has it with an empty value or one that is not UTF-8.
+    /// The series lacks the label, or its value is empty or not UTF-8.
     #[error("the label {0:?}, which says who sends the series, is missing")]
     Missing(String),
-    /// Its value is longer than [`NAME_BYTES_MAX`].
+    /// The value is longer than [`NAME_BYTES_MAX`].
     #[error("the label {label:?}, which says who sends the series, has {bytes} bytes, more than {NAME_BYTES_MAX}")]
     TooLong {
-        /// The label's name.
+        /// Name of the label.
         label: String,
-        /// The length of its value.
+        /// Length of its value.
         bytes: usize,
     },
-    /// Its value has a character that the database's encoding may lack.
+    /// The value has a character that the database's encoding may lack.
     #[error(
         "the label {label:?}, which says who sends the series, is not ASCII: that needs a database with the encoding UTF8, and \
          this one has {encoding}"
     )]
     NotAscii {
-        /// The label's name.
+        /// Name of the label.
         label: String,
-        /// The database's encoding.
+        /// Encoding of the database.
         encoding: String,
     },
 }
 
 impl SourceLabels {
-    /// Who sends a series with these labels, in any order. `encoding` is the database's, if that lacks some characters: names
-    /// are ASCII then, for one that cannot be converted would fail the statement that serves all clusters.
+    /// Returns the sender of a series with these labels, in any order. `encoding` is the database's, if it lacks some
+    /// characters. Then names must be ASCII: a name that cannot be converted would fail the statement that serves all
+    /// clusters.
     ///
     /// # Errors
     ///
-    /// What is wrong with the first label that does not do.
+    /// `Unnamed` of the first label that is missing or not accepted.
     pub fn source(
         &self,
         pairs: &[(impl AsRef<[u8]>, impl AsRef<[u8]>)],

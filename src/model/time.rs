@@ -1,8 +1,8 @@
-//! Spans of time as samples have them, in ms.
+//! Spans of time in ms, the unit of samples.
 
 use std::time::Duration;
 
-/// `duration` in ms, of which an `i64` has room for 290 million years; the longest of those for a longer one.
+/// Returns `duration` in ms. An `i64` can express 290 million years; a longer duration becomes the longest one.
 #[must_use]
 pub fn as_ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

@@ -1,4 +1,4 @@
-//! What a failed statement means for the caller.
+//! Errors of statements and connections, and their meaning for the caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,75 +6,76 @@ use std::time::Duration;
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 
-/// The state our fence function raises when another adapter has begun a new term.
+/// SQLSTATE that the fence function raises if another adapter has begun a new term.
 pub const FENCED: &str = "PF001";
 
-/// The state it raises when others than the leader have stored samples of the group since it last looked.
+/// SQLSTATE that the fence function raises if others than the leader have stored samples of the group since the leader
+/// last observed it.
 pub const OVERTAKEN: &str = "PF002";
 
-/// The state our check of the server raises when it is another one than that on which ids were found.
+/// SQLSTATE that the check of the server raises if it is not the server on which ids were found.
 pub const MOVED: &str = "PF003";
 
-/// A statement, or a connection, that failed.
+/// Error of a statement or of a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The server, or the way to it, failed.
+    /// The server or the connection to it failed.
     #[error("{}", describe(.0))]
     Server(#[source] tokio_postgres::Error),
-    /// No connection came free or could be made in time.
+    /// No connection became free or could be opened in time.
     #[error("no connection from the pool: {0}")]
     Pool(String),
-    /// No answer in time; whether the statement was carried out is unknown.
+    /// No answer in time; it is unknown whether the statement was carried out.
     #[error("no answer from PostgreSQL within {limit:?}")]
     Timeout {
-        /// What it was given.
+        /// The timeout that passed.
         limit: Duration,
     },
-    /// Another adapter has begun a newer term than the one by right of which this was to be written.
+    /// Another adapter has begun a newer term than the one whose right this write used.
     #[error("another adapter has begun a newer term")]
     Fenced,
-    /// The server is another one than that on which the ids to be written were found, or may be.
+    /// The server is not, or may not be, the one on which the ids of this write were found.
     #[error("the database server was replaced or restarted meanwhile")]
     Moved,
-    /// The same happened to others, too.
+    /// An error that occurred for several callers together.
     #[error(transparent)]
     Shared(#[from] Arc<Error>),
-    /// The server can be reached and is not set up as is needed; the text says what to change.
+    /// The server can be reached, but its setup is not suitable; the text says what to change.
     #[error("{0}")]
     Misconfigured(String),
-    /// What is asked for is more than is answered at once; the text says how much that is.
+    /// The request is larger than is answered at once; the text says how much that is.
     #[error("{0}")]
     TooLarge(String),
-    /// What the store has cannot be what an adapter stored; the text says where it is.
+    /// The store contains something that no adapter stored; the text says where.
     #[error("{0}")]
     Corrupt(String),
-    /// Others are at it all the time: it is tried again in the next round.
+    /// Others interfere faster than this can finish; the next round tries again.
     #[error("{0}")]
     Contended(String),
-    /// A task of this adapter has ended, or is about to.
+    /// A task of this adapter has ended, or is about to end.
     #[error("{0}")]
     Stopping(String),
 }
 
-/// What the caller does about an [`Error`].
+/// Class of an [`Error`] by what the caller does about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The text can never be stored in this database, whose encoding has no room for it: refuse it, and it alone.
-    /// Everything else a label set may be is checked before the server sees it, and samples are numbers; so whatever else
-    /// the server says, classes 22, 23 and 54 included, is our trouble.
+    /// The text can never be stored in this database, because its encoding lacks a character: refuse this text alone.
+    /// All other properties of a label set are checked before the server sees it, and samples are numbers. So any other
+    /// error of the server, classes 22, 23 and 54 included, is not the sender's fault.
     Data,
     /// Another adapter leads: this term is over.
     Fenced,
-    /// The server is another one, or was restarted: ids that were found on it are to be found again.
+    /// The server is another one, or was restarted: the ids that were found on it must be found again.
     Moved,
-    /// The server no longer takes writes (demoted, or set read-only): every connection to it is worthless.
+    /// The server no longer accepts writes (it was demoted or set read-only): all connections to it are useless.
     ReadOnly,
-    /// It may work later, on a new connection: keep the data.
+    /// It may succeed later, on a new connection: keep the data.
     Transient,
 }
 
 impl Error {
-    /// What to do about it. Everything unknown is [`Class::Transient`]: our trouble is never the sender's fault.
+    /// Returns the class. Every unknown error is [`Class::Transient`]: such an error is never the sender's fault.
     #[must_use]
     pub fn class(&self) -> Class {
         let error = match self {
@@ -102,7 +103,7 @@ impl Error {
         }
     }
 
-    /// What the server called it; `None` where it did not get to say.
+    /// Returns the SQLSTATE of the server; `None` if the server reported none.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
@@ -112,7 +113,7 @@ impl Error {
         }
     }
 
-    /// Whether the server said `state`.
+    /// Returns `true` if the server reported `state`.
     #[must_use]
     pub fn is(&self, state: &SqlState) -> bool {
         self.sqlstate() == Some(state.code())
@@ -134,7 +135,7 @@ impl From<PoolError> for Error {
     }
 }
 
-/// The server's own words with their SQLSTATE, or the chain of causes: tokio-postgres' own text hides both.
+/// Returns the server's message with its SQLSTATE, or the chain of causes: tokio-postgres' own text has neither.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! timestamptz as it is on the wire, whole range and both infinities included.
+//! timestamptz in its binary format, with the whole range and both infinities.
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};

@@ -1,6 +1,6 @@
-//! rustls as libpq's `sslmode` wants it.
+//! rustls, configured as libpq's `sslmode` requires.
 //!
-//! Only the client's configuration is made here; the handshake is tokio-postgres's and rustls's.
+//! This module makes only the client's configuration; tokio-postgres and rustls do the handshake.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::SslMode;
 
-/// Why no TLS configuration could be made.
+/// Reason why no TLS configuration could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file of `-pg-ssl-root-cert` cannot be read or is no PEM.
+    /// The file of `-pg-ssl-root-cert` cannot be read or is not PEM.
     #[error("cannot read the root certificates in {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What happened.
+        /// The cause.
         #[source]
         source: pem::Error,
     },
-    /// The file of `-pg-ssl-root-cert` holds no certificate that could be an authority.
+    /// The file of `-pg-ssl-root-cert` contains no certificate that can be an authority.
     #[error("{} holds no usable root certificate", .0.display())]
     Empty(PathBuf),
-    /// This machine trusts nobody.
+    /// This machine has no trusted authorities.
     #[error("this machine has no root certificates: install ca-certificates or set -pg-ssl-root-cert")]
     NoSystemRoots,
     /// rustls refused the configuration.
@@ -38,19 +38,19 @@ pub enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-/// A TLS connector that checks the server's certificate as `mode` asks.
+/// Returns a TLS connector that checks the server's certificate as `mode` requires.
 ///
-/// `root_cert` is a PEM file of the authorities to trust; without it the system's are. As in lib/pq, `Require` with a
-/// root certificate verifies as `VerifyCa`. `Disable` needs no connector; the one it gets checks nothing.
+/// `root_cert` is a PEM file of the trusted authorities; without it the system's are trusted. As in lib/pq, `Require`
+/// with a root certificate verifies as `VerifyCa`. `Disable` needs no connector; the one it gets checks nothing.
 ///
 /// # Errors
 ///
-/// [`TlsError`], if the authorities cannot be read or there are none.
+/// [`TlsError`] if the authorities cannot be read or there are none.
 pub fn connector(mode: SslMode, root_cert: Option<&Path>) -> Result<MakeRustlsConnect, TlsError> {
     Ok(MakeRustlsConnect::new(client_config(mode, root_cert)?))
 }
 
-/// Whether tokio-postgres asks for TLS and insists on it; the certificate is the business of [`connector`].
+/// Returns whether tokio-postgres asks for TLS and requires it; the certificate is checked by [`connector`].
 #[must_use]
 pub fn sslmode(mode: SslMode) -> tokio_postgres::config::SslMode {
     match mode {
@@ -60,11 +60,12 @@ pub fn sslmode(mode: SslMode) -> tokio_postgres::config::SslMode {
     }
 }
 
-/// Checks less of the server's certificate than rustls would, never the proof that the server holds its key.
+/// Verifier that checks less of the server's certificate than rustls would. It always checks the proof that the server
+/// has its key.
 #[derive(Debug)]
 struct Lenient {
     provider: Arc<CryptoProvider>,
-    /// `Some` checks the chain but not the name (verify-ca); `None` neither (prefer, require).
+    /// `Some` checks the chain but not the name (verify-ca); `None` checks neither (prefer, require).
     chain: Option<Arc<WebPkiServerVerifier>>,
 }
 
@@ -81,7 +82,7 @@ impl ServerCertVerifier for Lenient {
             return Ok(ServerCertVerified::assertion());
         };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at after the chain was found good.
+            // The name is checked after the chain was found good.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -132,7 +133,7 @@ fn client_config(mode: SslMode, root_cert: Option<&Path>) -> Result<ClientConfig
     Ok(config)
 }
 
-/// rustls's own verifier: chain, dates and name.
+/// Returns rustls's own verifier: chain, dates and name.
 fn strict(provider: &Arc<CryptoProvider>, root_cert: Option<&Path>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     let roots = match root_cert {
         Some(path) => roots_from(path)?,
@@ -154,7 +155,7 @@ fn roots_from(path: &Path) -> Result<RootCertStore, TlsError> {
 
 fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    // A few unreadable ones among the system's hundred are no reason to refuse the rest.
+    // A few unreadable certificates among the system's hundred are no reason to refuse the others.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(roots) }
 }

@@ -1,6 +1,6 @@
-//! One line an event, as logfmt or JSON, on standard error.
+//! Log on standard error, one line per event, as logfmt or JSON.
 //!
-//! Only how a line looks and which lines there are is decided here; what is worth a line, by the rooms.
+//! This module decides the format of a line and which levels are written. The other modules decide what is logged.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,21 +16,21 @@ pub struct Config {
     pub format: Format,
 }
 
-/// How a line is written.
+/// Format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `time=… level=… msg="…"`.
     Logfmt,
-    /// The same keys, as an object.
+    /// The same keys, as a JSON object.
     Json,
 }
 
-/// Starts the process's logger: our own lines from the configured level, those of dependencies from WARN. At DEBUG a
-/// line also names the module it comes from.
+/// Starts the logger of the process: lines of this crate from the configured level on, lines of dependencies from WARN
+/// on. At DEBUG a line also names its module.
 ///
 /// # Errors
 ///
-/// If the process has a logger already.
+/// `SetLoggerError` if the process already has a logger.
 pub fn init(config: &Config) -> Result<(), SetLoggerError> {
     let format = config.format;
     let targets = config.level >= LevelFilter::Debug;
@@ -45,11 +45,11 @@ pub fn init(config: &Config) -> Result<(), SetLoggerError> {
         .try_init()
 }
 
-/// One event without the line's end. A message of several lines stays one line.
+/// Formats one event, without the line's end. A message of several lines becomes one line.
 fn line(format: Format, time: SystemTime, level: Level, target: Option<&str>, message: &str) -> String {
-    // A clock before 1970 is shown as 1970: better a line with a wrong time than none.
+    // A clock before 1970 is shown as 1970: a line with a wrong time is better than no line.
     let time = rfc3339(time.duration_since(UNIX_EPOCH).unwrap_or_default());
-    // serde_json escapes controls, quotes and backslashes, which is all that logfmt's quoted values need too.
+    // serde_json escapes control characters, quotes and backslashes; quoted values of logfmt need no more.
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let message = quote(message);
     match (format, target) {
@@ -64,12 +64,12 @@ fn line(format: Format, time: SystemTime, level: Level, target: Option<&str>, me
     }
 }
 
-/// Time since 1970 as UTC with milliseconds.
+/// Formats the time since 1970 as UTC with milliseconds.
 fn rfc3339(since_epoch: Duration) -> String {
     let (days, second) = (since_epoch.as_secs() / 86_400, since_epoch.as_secs() % 86_400);
-    // Counted from 0000-03-01, so that the day a leap year adds is the last of its year; an era is 400 years, after
+    // Days are counted from 0000-03-01, so that the leap day is the last day of its year. An era is 400 years, after
     // which the calendar repeats. Within a year the months from March on have 31, 30, 31, 30, 31 days, twice, and so
-    // on: 153 days every five.
+    // on: 153 days for every five months.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

@@ -1,21 +1,22 @@
-//! A trouble that lasts is said when it begins and now and then, not each time. Pure: time is an argument.
+//! Throttling of log lines: an error that lasts is logged when it begins and then at intervals, not each time. Pure:
+//! time is an argument.
 
 use std::time::{Duration, Instant};
 
-/// What was said lately.
+/// Texts that were logged lately.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
     said: Vec<(String, Instant)>,
 }
 
-/// What lasts is said again after so long.
+/// Time after which an error that lasts is logged again.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Different things said within [`AGAIN`]: words that are never the same twice must not fill the log.
+/// Maximum different texts logged within [`AGAIN`]: texts that are never the same twice must not fill the log.
 const SAID_MAX: usize = 8;
 
 impl LogThrottle {
-    /// Whether `text` is worth a line at `now`; it then counts as said.
+    /// Returns `true` if `text` is to be logged at `now`; it then counts as logged.
     pub fn should_log(&mut self, text: &str, now: Instant) -> bool {
         self.said.retain(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
         if self.said.len() >= SAID_MAX || self.said.iter().any(|(said, _)| said == text) {
@@ -25,7 +26,8 @@ impl LogThrottle {
         true
     }
 
-    /// It is over: if it comes again, that is news. Whether anything was said of it lately.
+    /// Notes that the error is over, so that it is logged at once if it comes again. Returns `true` if anything was
+    /// logged of it lately.
     pub fn over(&mut self) -> bool {
         !std::mem::take(&mut self.said).is_empty()
     }

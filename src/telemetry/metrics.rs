@@ -1,6 +1,6 @@
-//! Everything the adapter counts, as one value: built once, handed down, never a global.
+//! All metrics of the adapter as one value: built once, passed on, never a global.
 //!
-//! This room owns names, help texts and buckets. When a number changes is the business of the room it belongs to.
+//! This module owns names, help texts and buckets. Each module decides when its numbers change.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,23 +12,23 @@ use prometheus::{
     TextEncoder,
 };
 
-/// The media type of [`Metrics::render`]'s text.
+/// Media type of the text of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What [`Metrics::set_role`] takes, the values of the label `role`.
+/// Arguments of [`Metrics::set_role`]: the values of the label `role`.
 pub const ROLES: [&str; 6] = ["unknown", "standby", "taking_over", "leader", "resigned", "by_labels"];
 
-/// The first part of the name of every metric except `process_*`.
+/// Prefix of the name of every metric except `process_*`.
 const PREFIX: &str = "prometheus_postgresql_adapter";
 
-/// From half a millisecond, a commit on a fast disk, to twice the default `-adapter-send-timeout`.
+/// Buckets from half a millisecond (a commit on a fast disk) to twice the default `-adapter-send-timeout`.
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-/// Samples a transaction: from a lone request of one sample to many requests of 10,000.
+/// Buckets of samples per transaction: from a single request of one sample to many requests of 10,000.
 const SAMPLES: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5];
 
-/// All metrics of one adapter. Clones share the same numbers.
+/// All metrics of one adapter. Clones share the numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -36,7 +36,7 @@ pub struct Metrics {
     role: IntGaugeVec,
     /// 1 on the leader, else 0.
     pub leader: IntGauge,
-    /// 1 if this adapter is held out of elections, else 0.
+    /// 1 if this adapter is excluded from elections by an order (`hold`), else 0.
     pub held: IntGauge,
     /// The number of our own term while we lead, else the last one known.
     pub term: IntGauge,
@@ -44,31 +44,32 @@ pub struct Metrics {
     pub transitions_total: IntCounterVec,
     /// Clusters that send to this adapter, where leaders are found by labels.
     pub clusters: IntGauge,
-    /// Those of them in which no replica leads, or the leading one is silent.
+    /// Clusters in which no replica leads, or the leading replica is silent.
     pub clusters_silent: IntGauge,
     /// Changes of a cluster's leading replica that this adapter made.
     pub cluster_leader_changes_total: IntCounter,
-    /// Seconds since the last heartbeat on the lock session that succeeded was sent.
+    /// Seconds since the last successful heartbeat on the lock session was sent.
     pub lock_check_age_seconds: Gauge,
-    /// Samples in write requests that could be decoded, whatever became of them.
+    /// Samples in write requests that could be decoded, whether or not they were stored.
     pub samples_received_total: IntCounter,
     /// Samples committed.
     pub samples_stored_total: IntCounter,
     /// Samples acknowledged as standby.
     pub samples_standby_total: IntCounter,
-    /// Samples held as standby and stored on taking over.
+    /// Samples that were buffered as standby and stored at a take-over.
     pub samples_replayed_total: IntCounter,
-    /// Samples that were compared with what is stored around them, and were missing: stored.
+    /// Samples that were compared with what is stored around them, found missing, and stored.
     pub samples_filled_total: IntCounter,
-    /// Samples acknowledged and not stored, for their slot was observed to be taken, by `from` where they were.
+    /// Samples acknowledged and not stored, because their slot was observed to be taken; `from` tells where the samples
+    /// were.
     pub samples_covered_total: IntCounterVec,
-    /// Samples acknowledged and lost: the database server was replaced by one that lacks their series.
+    /// Samples acknowledged and lost, because the database server was replaced by one that lacks their series.
     pub samples_lost_total: IntCounter,
-    /// Samples acknowledged and not stored, for they are older than the retention.
+    /// Samples acknowledged and not stored, because they are older than the retention.
     pub samples_expired_total: IntCounter,
-    /// Samples held at the moment.
+    /// Samples buffered now.
     pub standby_held_samples: IntGauge,
-    /// What they take.
+    /// Bytes that the buffered samples take.
     pub standby_held_bytes: IntGauge,
     /// Samples acknowledged but not stored again, by `reason`.
     pub samples_duplicate_total: IntCounterVec,
@@ -82,7 +83,7 @@ pub struct Metrics {
     pub metadata_received_total: IntCounter,
     /// Write requests, by the status of the answer (`code`).
     pub write_requests_total: IntCounterVec,
-    /// Write requests answered 415, for their message or encoding.
+    /// Write requests answered 415 because of their message or encoding.
     pub write_requests_unsupported_total: IntCounter,
     /// Seconds from the head of a write request to its answer.
     pub write_duration_seconds: Histogram,
@@ -98,9 +99,9 @@ pub struct Metrics {
     pub batch_samples: Histogram,
     /// Seconds from BEGIN to the end of a write transaction.
     pub transaction_duration_seconds: Histogram,
-    /// Seconds COMMIT of a write transaction took.
+    /// Seconds that COMMIT of a write transaction took.
     pub commit_duration_seconds: Histogram,
-    /// Errors of the database, by `class`: see [`Metrics::postgres_error`].
+    /// Errors of the database, by `class`; see [`Metrics::postgres_error`].
     pub postgres_errors_total: IntCounterVec,
     /// Series whose id is in the cache.
     pub series_cached: IntGauge,
@@ -114,26 +115,26 @@ pub struct Metrics {
     pub hot_oldest_seconds: Gauge,
     /// Samples this adapter has sealed.
     pub sealed_samples_total: IntCounter,
-    /// Seconds a round of sealing took.
+    /// Seconds that a round of sealing took.
     pub seal_duration_seconds: Histogram,
     /// Rounds of sealing that failed.
     pub seal_failures_total: IntCounter,
-    /// Rounds of retention and its kin that failed.
+    /// Rounds of upkeep (retention and other deletion) that failed.
     pub upkeep_failures_total: IntCounter,
     /// Segments of sealed samples in the database.
     pub segments: IntGauge,
-    /// Samples in them.
+    /// Samples in the segments.
     pub sealed_samples: IntGauge,
-    /// Bytes of them, indexes included.
+    /// Bytes of the segments, indexes included.
     pub sealed_bytes: IntGauge,
 }
 
 impl Metrics {
-    /// Registers everything, the metrics of the process included, in a registry of its own.
+    /// Creates all metrics, those of the process included, in a new registry.
     ///
     /// # Panics
     ///
-    /// If two metrics have one name or a name is malformed: a mistake in this file, which its tests find.
+    /// Panics if two metrics have one name, or a name is malformed: an error in this file, which its tests find.
     #[must_use]
     pub fn new() -> Metrics {
         let registry = Registry::new();
@@ -304,7 +305,7 @@ impl Metrics {
         metrics
     }
 
-    /// Shows `role`, one of [`ROLES`], as the current one, and `leader` with it.
+    /// Sets `role`, one of [`ROLES`], as the current one, and `leader` with it.
     pub fn set_role(&self, role: &str) {
         debug_assert!(ROLES.contains(&role), "{role} is no role");
         for known in ROLES {
@@ -313,26 +314,26 @@ impl Metrics {
         self.leader.set(i64::from(role == "leader"));
     }
 
-    /// Counts an error of the database by the first two characters of its SQLSTATE; `None` is a connection that
-    /// failed or broke.
+    /// Counts an error of the database by the first two characters of its SQLSTATE. `None` is a connection that failed
+    /// or broke.
     pub fn postgres_error(&self, sqlstate: Option<&str>) {
         let class = sqlstate.and_then(|code| code.get(..2)).unwrap_or("connection");
         self.postgres_errors_total.with_label_values(&[class]).inc();
     }
 
-    /// The lock session answered a statement that was sent at `sent_at`.
+    /// Notes that the lock session answered a statement that was sent at `sent_at`.
     pub fn lock_checked(&self, sent_at: Instant) {
         *self.lock_checked_at.lock() = Some(sent_at);
     }
 
-    /// Everything as Prometheus' text format 0.0.4; serve it as [`CONTENT_TYPE`].
+    /// Returns all metrics in Prometheus' text format 0.0.4, to be served as [`CONTENT_TYPE`].
     #[must_use]
     pub fn render(&self) -> String {
         if let Some(at) = *self.lock_checked_at.lock() {
             self.lock_check_age_seconds.set(at.elapsed().as_secs_f64());
         }
         let mut text = Vec::new();
-        // Fails only on a family without name or metrics, which a registry does not gather.
+        // This fails only for a family without a name or metrics, and a registry returns none.
         expect(TextEncoder::new().encode(&self.registry.gather(), &mut text));
         String::from_utf8_lossy(&text).into_owned()
     }

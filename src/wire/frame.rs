@@ -1,4 +1,4 @@
-//! The frames of a streamed remote-read answer: length, checksum, payload.
+//! Frames of a streamed remote-read answer: length, checksum, payload.
 //!
 //! A frame is the payload's length as a varint, its CRC-32C as four bytes, the highest first, and the payload. The
 //! stream ends with the connection. Source: Prometheus, `storage/remote/chunked.go`.
@@ -7,21 +7,21 @@ use bytes::{Buf, BufMut};
 use prost::encoding::{decode_varint, encode_varint};
 use thiserror::Error;
 
-/// Why bytes are no frame.
+/// Error of bytes that are no frame.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum FrameError {
-    /// The stream ends within a frame, or its length is no varint.
+    /// The stream ends within a frame, or the length is no varint.
     #[error("the stream ends within a frame")]
     Truncated,
-    /// The frame is longer than the reader takes.
+    /// The frame is longer than the reader allows.
     #[error("a frame declares {declared} bytes, more than the {max} allowed")]
     TooLarge {
-        /// Bytes, as declared by the frame.
+        /// Bytes that the frame declares.
         declared: u64,
-        /// Bytes, as allowed by the reader.
+        /// Bytes that the reader allows.
         max: usize,
     },
-    /// The payload is not what was sent.
+    /// The payload differs from what was sent.
     #[error("a frame's checksum is wrong")]
     Checksum,
 }
@@ -33,11 +33,11 @@ pub fn write_frame(payload: &[u8], out: &mut impl BufMut) {
     out.put_slice(payload);
 }
 
-/// Takes the next frame's payload off the front of a stream, or `None` at its end.
+/// Takes the payload of the next frame off the front of a stream; returns `None` at the end of the stream.
 ///
 /// # Errors
 ///
-/// Leaves the stream somewhere within the frame.
+/// `FrameError`; the stream is then left somewhere within the frame.
 pub fn read_frame<'a>(stream: &mut &'a [u8], max: usize) -> Result<Option<&'a [u8]>, FrameError> {
     if stream.is_empty() {
         return Ok(None);
@@ -63,7 +63,7 @@ mod tests {
         out
     }
 
-    /// The checksum of "123456789" is the check value of every catalogue of CRCs.
+    /// The checksum of "123456789" is the check value in every catalogue of CRCs.
     #[test]
     fn known_bytes() {
         assert_eq!(framed(b"123456789"), b"\x09\xe3\x06\x92\x83123456789");

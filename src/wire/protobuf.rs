@@ -1,72 +1,72 @@
-//! A scanner of protobuf's wire format that borrows instead of building messages.
+//! A scanner of protobuf's wire format that borrows from the message and builds none.
 //!
-//! For the one message that is read by the million. Everything else uses `prost`'s derived messages.
+//! It is used for the one message of which millions are read. For everything else, `prost` derives the messages.
 //! Source: protobuf.dev, "Encoding".
 
 use prost::encoding::decode_varint;
 use thiserror::Error;
 
-/// Bytes that are no such message; the same bytes never will be.
+/// Error of bytes that are no such message; a retry with the same bytes cannot succeed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{what} at byte {offset} of the message")]
 pub struct DecodeError {
-    /// Where the offending field or value begins, in bytes from the start of what was decoded.
+    /// Start of the faulty field or value, in bytes from the start of the decoded message.
     pub offset: usize,
-    /// What is wrong there.
+    /// The fault.
     pub what: &'static str,
 }
 
-/// The payload of one field.
+/// Payload of one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Value<'a> {
     /// Wire type 0.
     Varint(u64),
     /// Wire type 1.
     Fixed64(u64),
-    /// Wire type 2: string, bytes, or a message.
+    /// Wire type 2: a string, bytes, or a message.
     Bytes(&'a [u8]),
     /// Wire type 5.
     Fixed32,
 }
 
-/// A field as it stands on the wire.
+/// A field of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field<'a> {
-    /// Its number, 1 or more.
+    /// Field number, 1 or more.
     pub(crate) number: u32,
-    /// Its payload.
+    /// Payload.
     pub(crate) value: Value<'a>,
-    /// Where its tag begins, for errors.
+    /// Start of its tag, for errors.
     pub(crate) offset: usize,
 }
 
-/// Reads field after field.
+/// Reader of one field after another.
 #[derive(Clone, Debug)]
 pub(crate) struct Scanner<'a> {
     rest: &'a [u8],
-    /// Where `rest` ends, counted like the offsets of errors.
+    /// End of `rest`, counted like the offsets of errors.
     end: usize,
 }
 
 impl<'a> Scanner<'a> {
-    /// Reads a whole message.
+    /// Returns a scanner of a whole message.
     pub(crate) fn new(message: &'a [u8]) -> Self {
         Self { rest: message, end: message.len() }
     }
 
-    /// Reads a message inside another: the payload of the field that the scanner of the outer one has just read.
+    /// Returns a scanner of a message inside another: the payload of the field that this scanner has just read.
     #[inline]
     pub(crate) fn nested(&self, message: &'a [u8]) -> Self {
         Self { rest: message, end: self.offset() }
     }
 
-    /// Where the next field begins.
+    /// Returns the start of the next field.
     #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.end - self.rest.len()
     }
 
-    /// The next field, or `None` at the end of the message.
+    /// Returns the next field, or `None` at the end of the message.
     ///
     /// Inlined by force: its result then stays in registers, which makes decoding three times as fast.
     #[inline(always)]
@@ -103,8 +103,8 @@ impl<'a> Scanner<'a> {
         Ok(Some(Field { number, value, offset }))
     }
 
-    /// Skips fields that begin with `tag`, of one byte and wire type 2, while they are short: what [`Scanner::next_field`]
-    /// would do, for fields that come in runs and are looked at later, if at all.
+    /// Skips fields with the one-byte `tag` of wire type 2 while they are short. [`Scanner::next_field`] would skip
+    /// them too; this is faster for fields that come in runs and are read later, if at all.
     #[inline(always)]
     pub(crate) fn skip_run(&mut self, tag: u8) {
         while let [first, len @ ..0x80, rest @ ..] = self.rest
@@ -115,7 +115,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Tags and lengths have one byte as a rule, or two, which is worth a shortcut that the compiler can inline.
+    /// Reads a varint. Tags and lengths usually have one or two bytes, which is worth a shortcut that the compiler can
+    /// inline.
     #[inline(always)]
     fn varint(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         match self.rest {
@@ -157,7 +158,7 @@ impl<'a> Scanner<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// The payload of a field that the schema gives wire type 2.
+    /// Returns the payload of a field that has wire type 2 in the schema.
     #[inline]
     pub(crate) fn bytes(&self) -> Result<&'a [u8], DecodeError> {
         match self.value {
@@ -166,7 +167,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The payload of a field that the schema calls `double`, bit for bit.
+    /// Returns the payload of a field that is a `double` in the schema, bit for bit.
     #[inline]
     pub(crate) fn double(&self) -> Result<f64, DecodeError> {
         match self.value {
@@ -175,7 +176,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The payload of a field that the schema calls `int64`.
+    /// Returns the payload of a field that is an `int64` in the schema.
     #[inline]
     pub(crate) fn int64(&self) -> Result<i64, DecodeError> {
         match self.value {

@@ -1,6 +1,6 @@
-//! Remote read on the wire: what a client asks, and the two forms of an answer.
+//! Remote read on the wire: the request of a client, and the two forms of an answer.
 //!
-//! Which series those are is `storage`'s to find, and which status an error gets is `http`'s to say.
+//! `storage` finds the series, and `http` chooses the status of an error.
 
 use bytes::BufMut;
 use prost::Message;
@@ -18,17 +18,17 @@ use crate::wire::xor;
 
 pub mod messages;
 
-/// Samples in one chunk: what Prometheus cuts its own chunks at.
+/// Samples in one chunk: the number at which Prometheus cuts its own chunks.
 pub const CHUNK_SAMPLES: usize = 120;
 
-/// Matchers of one query: a person writes a handful, and a compiled expression may take megabytes.
+/// Maximum matchers of one query: a person writes a handful, and a compiled expression may take megabytes.
 pub const MATCHERS_MAX: usize = 256;
 
-/// Bytes of chunks after which a series should go on in a frame of its own. Prometheus refuses frames of more than
-/// 50 MB, and takes the parts of a split series for two series, so a split is the last resort.
+/// Bytes of chunks after which a series should continue in a new frame. Prometheus refuses frames of more than 50 MB,
+/// and takes the parts of a split series for two series, so a split is the last resort.
 pub const FRAME_BYTES: usize = 40_000_000;
 
-/// Why a query cannot be answered, by its own fault.
+/// Error of a query that cannot be answered because of the query itself.
 #[derive(Clone, Debug, Error)]
 pub enum QueryError {
     /// A type of matcher that does not exist.
@@ -36,10 +36,10 @@ pub enum QueryError {
     MatcherType {
         /// The label's name.
         name: String,
-        /// The number given.
+        /// The number in the query.
         kind: i32,
     },
-    /// An expression that does not compile.
+    /// An expression does not compile.
     #[error(transparent)]
     Matcher(#[from] MatcherError),
     /// More than [`MATCHERS_MAX`].
@@ -47,17 +47,17 @@ pub enum QueryError {
     TooManyMatchers(usize),
 }
 
-/// Decodes a request, already decompressed.
+/// Decodes a request that is already decompressed.
 ///
 /// # Errors
 ///
-/// When the body is no such message, or a string in it no UTF-8.
+/// The decoder's error if the body is no such message, or a string in it is not UTF-8.
 pub fn decode_request(body: &[u8]) -> Result<ReadRequest, prost::DecodeError> {
     ReadRequest::decode(body)
 }
 
-/// Chooses how to answer: the first type that is known here, or `None` when all are foreign. Clients from before
-/// there was a choice name none, and take samples.
+/// Chooses the type of the answer: the first accepted type that is known here, or `None` if none is known. Clients
+/// older than this choice list no type; they get samples.
 pub fn negotiate(accepted: &[i32]) -> Option<ResponseType> {
     if accepted.is_empty() {
         return Some(ResponseType::Samples);
@@ -66,11 +66,11 @@ pub fn negotiate(accepted: &[i32]) -> Option<ResponseType> {
 }
 
 impl Query {
-    /// The query's matchers, ready to use.
+    /// Compiles the query's matchers.
     ///
     /// # Errors
     ///
-    /// When one of them means nothing, or there are too many.
+    /// `QueryError` if a matcher is not valid, or there are too many matchers.
     pub fn compile_matchers(&self) -> Result<Vec<Matcher>, QueryError> {
         if self.matchers.len() > MATCHERS_MAX {
             return Err(QueryError::TooManyMatchers(self.matchers.len()));
@@ -78,7 +78,7 @@ impl Query {
         self.matchers.iter().map(LabelMatcher::compile).collect()
     }
 
-    /// Whether only the labels of series are asked for, and samples would be for nothing.
+    /// Returns `true` if only the labels of series are asked for, so that samples need not be sent.
     pub fn wants_labels_only(&self) -> bool {
         self.hints.as_ref().is_some_and(|hints| hints.func == "series")
     }
@@ -99,14 +99,14 @@ impl LabelMatcher {
     }
 }
 
-/// One series of an answer with samples, which must be sorted by time.
+/// Returns one series of an answer with samples, which must be sorted by time.
 pub fn time_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> TimeSeries {
     let value = |value: f64| (value.to_bits() != 0).then_some(value);
     let sample = |sample: Sample| messages::Sample { value: value(sample.value), timestamp: sample.timestamp_ms };
     TimeSeries { labels: label_messages(labels), samples: samples.into_iter().map(sample).collect() }
 }
 
-/// One series of a streamed answer with samples, which must be sorted by time.
+/// Returns one series of a streamed answer with samples, which must be sorted by time.
 pub fn chunked_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> ChunkedSeries {
     let mut encoder = SeriesEncoder::new(labels, 0);
     for sample in samples {
@@ -116,23 +116,23 @@ pub fn chunked_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>
     ChunkedSeries { labels: encoder.labels, chunks: encoder.chunks }
 }
 
-/// Encodes one series of a streamed answer while its samples arrive, without ever holding them.
+/// Encoder of one series of a streamed answer: it takes samples as they arrive and never stores all of them.
 #[derive(Clone, Debug)]
 pub struct SeriesEncoder {
     labels: Vec<Label>,
     query_index: i64,
-    /// Complete chunks not yet in a frame.
+    /// Complete chunks that are not yet in a frame.
     chunks: Vec<Chunk>,
     /// Bytes of those chunks.
     chunk_bytes: usize,
-    /// The chunk being written, and the times of its first and last sample.
+    /// The chunk that is being written, and the times of its first and last sample.
     encoder: xor::Encoder,
     min_time_ms: i64,
     max_time_ms: i64,
 }
 
 impl SeriesEncoder {
-    /// Begins a series that answers the request's query number `query_index`, from 0.
+    /// Begins a series that answers the query number `query_index` of the request, counted from 0.
     pub fn new(labels: &Labels, query_index: i64) -> Self {
         Self {
             labels: label_messages(labels),
@@ -145,7 +145,7 @@ impl SeriesEncoder {
         }
     }
 
-    /// Appends a sample, later than those before.
+    /// Appends a sample that is later than those before.
     pub fn push(&mut self, sample: Sample) {
         if self.encoder.count() == 0 {
             self.min_time_ms = sample.timestamp_ms;
@@ -157,13 +157,14 @@ impl SeriesEncoder {
         }
     }
 
-    /// Whether so much has come together that [`SeriesEncoder::write_frame`] must not wait for the end of the series.
+    /// Returns `true` if the complete chunks fill a frame, so that [`SeriesEncoder::write_frame`] must not wait for the
+    /// end of the series.
     pub fn is_full(&self) -> bool {
         self.chunk_bytes >= FRAME_BYTES
     }
 
-    /// Appends one frame with all samples since the last frame to a growing buffer; the series may go on after it.
-    /// Without samples the frame holds the labels alone.
+    /// Appends one frame with all samples since the last frame to a growing buffer. The series may go on after it.
+    /// Without samples the frame contains only the labels.
     pub fn write_frame(&mut self, out: &mut impl BufMut) {
         self.cut_chunk();
         self.chunk_bytes = 0;

@@ -1,31 +1,31 @@
-//! Snappy's block format, with the size known before a byte is allocated.
+//! Snappy's block format; the decompressed size is known before a byte is allocated.
 
 use thiserror::Error;
 
-/// Why a body was not decompressed.
+/// Reason why a body was not decompressed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// The body claims to hold more than is allowed; a body of six bytes may claim 4 GiB.
+    /// The body declares more than is allowed; a body of six bytes may declare 4 GiB.
     #[error("the body declares {declared} bytes when decompressed, more than the {max} allowed")]
     TooLarge {
-        /// Bytes, as declared by the body.
+        /// Bytes that the body declares.
         declared: usize,
-        /// Bytes, as allowed by the caller.
+        /// Bytes that the caller allows.
         max: usize,
     },
-    /// The body is no snappy block.
+    /// The body is not a snappy block.
     #[error("the body is not a valid snappy block")]
     Corrupt(#[source] snap::Error),
 }
 
-/// How many bytes the body declares that it holds, at most `u32::MAX`. Nothing else of the body is checked.
+/// Returns the decompressed bytes that the body declares, at most `u32::MAX`. Nothing else of the body is checked.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`].
+/// [`Error::Corrupt`] if the length is missing or not valid; [`Error::TooLarge`] if `snap` refuses it as too big.
 pub fn decompressed_len(body: &[u8]) -> Result<usize, Error> {
     if body.is_empty() {
-        // snap takes no bytes for a block of none; Go's decoder refuses them, for the length is missing.
+        // snap accepts an empty body as an empty block; Go's decoder refuses it, because the length is missing.
         return Err(Error::Corrupt(snap::Error::Empty));
     }
     snap::raw::decompress_len(body).map_err(|error| match error {
@@ -34,12 +34,13 @@ pub fn decompressed_len(body: &[u8]) -> Result<usize, Error> {
     })
 }
 
-/// Decompresses a body into at most `max` bytes, allocated only once the declared length is known to fit. If there is room
-/// in `memory`, whatever that holds, it is used: what had been written there before need not be filled with zeros.
+/// Decompresses a body into at most `max` bytes, which are allocated only after the declared length is known to fit.
+/// `memory` is reused if it is large enough, whatever its contents: bytes that it has already need not be filled with
+/// zeros.
 ///
 /// # Errors
 ///
-/// [`Error::TooLarge`] and [`Error::Corrupt`].
+/// [`Error::TooLarge`] if the body declares more than `max` bytes; [`Error::Corrupt`] if it is not a snappy block.
 pub fn decompress(body: &[u8], max: usize, mut memory: Vec<u8>) -> Result<Vec<u8>, Error> {
     let declared = decompressed_len(body)?;
     if declared > max {
@@ -57,7 +58,7 @@ pub fn decompress(body: &[u8], max: usize, mut memory: Vec<u8>) -> Result<Vec<u8
 ///
 /// # Errors
 ///
-/// [`Error::TooLarge`] for 4 GiB and more, which the format has no room for.
+/// [`Error::TooLarge`] for 4 GiB and more, which the format cannot express.
 pub fn compress(bytes: &[u8]) -> Result<Vec<u8>, Error> {
     snap::raw::Encoder::new()
         .compress_vec(bytes)

@@ -1,7 +1,7 @@
-//! What a remote-write request says, whichever version of the message said it.
+//! A remote-write request, in the form that all versions of the message share.
 //!
-//! Labels stay bytes as they came: most series are known by the hash of those bytes, and a label that is no UTF-8
-//! must sink its series and not its request. What makes a series storable is `model::labels`' to say.
+//! Labels stay bytes as they arrived: most series are known by the hash of those bytes, and a label that is not UTF-8
+//! must make its series fail and not its request. `model::labels` decides which series can be stored.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,37 +14,37 @@ pub mod v1;
 /// A decoded request; borrows from the body.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request<'a> {
-    /// In the order of the message. Real senders repeat a series for each of its samples.
+    /// Series in the order of the message. Real senders repeat a series for each of its samples.
     pub series: Vec<Series<'a>>,
-    /// The samples of all series, one series after the other.
+    /// Samples of all series, one series after the other.
     pub samples: Vec<Sample>,
-    /// How many exemplars all series carry. Counted, not decoded.
+    /// Number of exemplars of all series. Counted, not decoded.
     pub exemplars: usize,
-    /// How many native histograms all series carry. Counted, not decoded.
+    /// Number of native histograms of all series. Counted, not decoded.
     pub histograms: usize,
-    /// How many entries of metadata the request carries. Counted, not decoded.
+    /// Number of metadata entries of the request. Counted, not decoded.
     pub metadata: usize,
 }
 
 /// One series of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series<'a> {
-    /// The label fields of a 1.0 `TimeSeries` as they stand on the wire, tags and lengths included, in order: what
-    /// [`label_pairs`] reads, and what a cache may hash. Not validated. Borrowed unless other fields stand between.
+    /// Label fields of a 1.0 `TimeSeries` as on the wire, with tags and lengths, in order. [`label_pairs`] reads them,
+    /// and a cache may hash them. Not validated. Borrowed unless other fields stand between them.
     pub labels: Cow<'a, [u8]>,
-    /// Where the samples are in [`Request::samples`].
+    /// Range of its samples in [`Request::samples`].
     pub samples: Range<u32>,
-    /// How many exemplars the series carries.
+    /// Number of exemplars of the series.
     pub exemplars: u32,
-    /// How many native histograms the series carries.
+    /// Number of native histograms of the series.
     pub histograms: u32,
 }
 
-/// A label's name and value, as they came.
+/// Name and value of a label, as they arrived.
 pub type Pair<'a> = (&'a [u8], &'a [u8]);
 
 impl Request<'_> {
-    /// The samples of one of the request's series.
+    /// Returns the samples of one series of the request.
     pub fn samples_of(&self, series: &Series<'_>) -> &[Sample] {
         &self.samples[series.samples.start as usize..series.samples.end as usize]
     }
@@ -54,7 +54,7 @@ impl Request<'_> {
 ///
 /// # Errors
 ///
-/// When a label is malformed, with the offset within `labels`; nothing comes after an error.
+/// `DecodeError` if a label is malformed, with the offset within `labels`; nothing follows an error.
 pub fn label_pairs(labels: &[u8]) -> impl Iterator<Item = Result<Pair<'_>, DecodeError>> {
     let mut fields = Scanner::new(labels);
     let mut failed = false;
@@ -68,7 +68,7 @@ pub fn label_pairs(labels: &[u8]) -> impl Iterator<Item = Result<Pair<'_>, Decod
     })
 }
 
-/// The next `TimeSeries.labels` field: a message of name=1 and value=2.
+/// Reads the next `TimeSeries.labels` field: a message of name=1 and value=2.
 fn next_pair<'a>(fields: &mut Scanner<'a>) -> Result<Option<Pair<'a>>, DecodeError> {
     let Some(field) = fields.next_field()? else {
         return Ok(None);

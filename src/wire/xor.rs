@@ -1,32 +1,32 @@
-//! The chunk that streamed remote read carries: Gorilla's compression as Prometheus varies it, bit for bit.
+//! The chunk of streamed remote read: Prometheus' variant of Gorilla's compression, bit for bit.
 //!
-//! A chunk is a u16 count and then, bit after bit: the first timestamp (zigzag varint) and value (64 bits); the
-//! second's difference to it (varint); from the third on the difference of differences, behind a prefix that says
-//! how wide it is; and each value but the first as the window of bits in which it differs from the one before.
-//! Differences wrap, so any timestamps in any order survive, and so does any float.
-//! Source: Prometheus, `tsdb/docs/format/chunks.md` and `tsdb/chunkenc/xor.go`.
+//! A chunk is a count of 16 bits, followed by a stream of bits. The first sample is its timestamp (zigzag varint) and
+//! its value (64 bits). The second timestamp is the difference to the first (varint). From the third on, a timestamp is
+//! the difference of differences, behind a prefix that tells its width. Each value but the first is the window of bits
+//! in which it differs from the value before. Differences wrap, so timestamps in any order survive, and so does any
+//! float. Source: Prometheus, `tsdb/docs/format/chunks.md` and `tsdb/chunkenc/xor.go`.
 
 use thiserror::Error;
 
 use crate::model::sample::Sample;
 
-/// Samples that one chunk can hold: its count has 16 bits.
+/// Maximum samples of one chunk: its count has 16 bits.
 pub const SAMPLES_MAX: usize = u16::MAX as usize;
 
-/// Leading zeros that the five bits of a window can say.
+/// Maximum of leading zeros that the five bits of a window can express.
 const LEADING_MAX: u32 = 31;
 
-/// Why bytes are no chunk.
+/// Error of bytes that are no chunk.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{what} in sample {sample} of the XOR chunk")]
 pub struct DecodeError {
-    /// Which sample, from 0.
+    /// Number of the sample, from 0.
     pub sample: usize,
-    /// What is wrong with it.
+    /// The fault in it.
     pub what: &'static str,
 }
 
-/// Writes one chunk.
+/// Writer of one chunk.
 #[derive(Clone, Debug)]
 pub struct Encoder {
     bits: BitWriter,
@@ -34,11 +34,11 @@ pub struct Encoder {
     last: Sample,
     /// The last difference between timestamps, modulo 2^64.
     delta: u64,
-    /// The window of the last value that did not fit into the window before it.
+    /// Window of the last value that did not fit into the window before it.
     window: Option<Window>,
 }
 
-/// The bits in which a value differs from the one before: all but so many at either end.
+/// Bits in which a value differs from the one before: all but the leading and trailing ones.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     leading: u32,
@@ -54,7 +54,7 @@ impl Default for Encoder {
 impl Encoder {
     /// Begins a chunk.
     pub fn new() -> Self {
-        // The count stands first and is filled in by `finish`.
+        // The count stands first; `finish` fills it in.
         let bits = BitWriter { bytes: vec![0, 0], free: 0 };
         Self { bits, count: 0, last: Sample { timestamp_ms: 0, value: 0.0 }, delta: 0, window: None }
     }
@@ -63,7 +63,7 @@ impl Encoder {
     ///
     /// # Panics
     ///
-    /// When the chunk already holds [`SAMPLES_MAX`]; chunks of real servers hold 120.
+    /// Panics if the chunk already has [`SAMPLES_MAX`] samples; chunks of real servers have 120.
     pub fn push(&mut self, sample: Sample) {
         let delta = sample.timestamp_ms.wrapping_sub(self.last.timestamp_ms).cast_unsigned();
         match self.count {
@@ -87,12 +87,12 @@ impl Encoder {
         self.delta = delta;
     }
 
-    /// How many samples the chunk holds.
+    /// Returns the number of samples in the chunk.
     pub fn count(&self) -> usize {
         usize::from(self.count)
     }
 
-    /// The chunk's bytes, padded with zero bits.
+    /// Returns the chunk's bytes, padded with zero bits.
     pub fn finish(self) -> Vec<u8> {
         let mut bytes = self.bits.bytes;
         bytes[..2].copy_from_slice(&self.count.to_be_bytes());
@@ -126,7 +126,7 @@ impl Encoder {
             _ => {
                 self.bits.write(0b11, 2);
                 self.bits.write(u64::from(needed.leading), 5);
-                // 64 wraps to 0, and 0 bits are never written.
+                // A length of 64 wraps to 0, which is free because a window of 0 bits is never written.
                 self.bits.write(u64::from(needed.len()), 6);
                 self.window = Some(needed);
                 needed
@@ -142,18 +142,18 @@ impl Window {
     }
 }
 
-/// Whether Prometheus writes a change of differences in so many bits: the range of two's complement, moved up by
-/// one.
+/// Returns `true` if Prometheus writes a change of differences in so many bits: the range of two's complement, moved up
+/// by one.
 fn fits(change: i64, bits: u32) -> bool {
     let half = 1 << (bits - 1);
     (1 - half..=half).contains(&change)
 }
 
-/// Reads a whole chunk; bytes after its last sample do not count.
+/// Decodes a whole chunk; bytes after its last sample are ignored.
 ///
 /// # Errors
 ///
-/// When the bytes end before the samples do, or no encoder can have written them.
+/// `DecodeError` if the bytes end before the samples do, or no encoder can have written them.
 pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, DecodeError> {
     let Some((&count, stream)) = chunk.split_first_chunk() else {
         return Err(DecodeError { sample: 0, what: "no count" });
@@ -172,7 +172,7 @@ pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, DecodeError> {
     Ok(samples)
 }
 
-/// What a bit stream that ends too early is reported as.
+/// Error text of a bit stream that ends too early.
 const TRUNCATED: &str = "missing bits";
 
 struct Decoder<'a> {
@@ -230,7 +230,7 @@ impl Decoder<'_> {
 #[derive(Clone, Debug)]
 struct BitWriter {
     bytes: Vec<u8>,
-    /// Bits of the last byte not yet written, 0 to 7.
+    /// Number of unused bits of the last byte, 0 to 7.
     free: u32,
 }
 
@@ -264,7 +264,7 @@ impl BitWriter {
 
 struct BitReader<'a> {
     bytes: &'a [u8],
-    /// Bits read so far.
+    /// Number of bits read so far.
     at: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What of a sender's samples is missing, compared with what is stored around them. Pure.
+//! Comparison of a sender's samples with what is stored around them, to find the missing ones. Pure.
 
 use std::collections::HashMap;
 
@@ -10,22 +10,22 @@ use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;
 
-/// So many steps of stored times are not taken for gaps.
+/// Number of alike steps of stored times from which they are not taken for gaps.
 const STEPS_SURE: usize = 4;
 
-/// Stored samples are looked for as far around a sample as so many intervals of its series, and so many ms at least: neighbours may
-/// be one and a half apart.
+/// Stored samples are looked up within a distance of this number of intervals around a sample, and at least of
+/// `AROUND_MIN_MS`: neighbours may be one and a half intervals apart.
 const AROUND_INTERVALS: i64 = 2;
 const AROUND_MIN_MS: i64 = 2_000;
 
-/// The same where an interval is not known: as far as shows how often there are some.
+/// Distance where the interval is not known: far enough to show how often samples are stored.
 const AROUND_UNKNOWN_MS: i64 = 2 * 60_000;
 
-/// And so far at most: series of other intervals than an hour are not scraped.
+/// Maximum distance: no series is scraped at an interval longer than an hour.
 const AROUND_MAX_MS: i64 = 2 * 60 * 60_000;
 
 impl Sender {
-    /// How far around these samples to look for stored ones, ms.
+    /// Returns the distance around these samples at which to look for stored ones, ms.
     #[must_use]
     pub fn window_ms(&self, samples: &[Buffered]) -> i64 {
         let around = |sample: &Buffered| match self.series.get(sample.row.series_id, sample.row.time_ms).interval_ms {
@@ -36,7 +36,7 @@ impl Sender {
         window_ms.saturating_add(self.clocks.most_ms().min(AROUND_MAX_MS))
     }
 
-    /// The series of these, which are in the order of series, of which it is not known what is stored last.
+    /// Returns the series of these samples, which are in the order of series, whose last stored time is not known.
     #[must_use]
     pub fn unbounded(&self, samples: &[Buffered]) -> Vec<i64> {
         let mut series: Vec<i64> = samples.iter().map(|sample| sample.row.series_id).collect();
@@ -45,8 +45,8 @@ impl Sender {
         series
     }
 
-    /// Of these samples, in the order of series and time, each once, those that are not stored, going by what is stored
-    /// around them. This sender is `own`.
+    /// Returns those of `samples` that are not stored, judged by what is stored around them. `samples` are in the order
+    /// of series and time, each once. This sender is `own`.
     #[must_use]
     pub fn missing(&self, samples: &[Buffered], around: &Around, own: SenderNo) -> Vec<Buffered> {
         let mut found = Vec::new();
@@ -57,7 +57,7 @@ impl Sender {
             let series_id = of_series[0].row.series_id;
             let times = around.times.get(&series_id).map_or(&[][..], Vec::as_slice);
             let interval_ms = self.interval_of(of_series, times);
-            // Each is judged by how far the clock was off that stamped it.
+            // Each sample is judged by the offset of the clock that stamped it.
             let offset_ms = |sample: &Buffered| self.clocks.offset_ms(sample.row.time_ms);
             for samples in of_series.chunk_by(|one, next| offset_ms(one) == offset_ms(next)) {
                 let by =
@@ -89,7 +89,7 @@ impl Sender {
         match sender {
             Some(sender) => By::Other { skew_ms: self.clocks.skew_ms(sample_ms, sender, time_ms) },
             None if self.series.times(series_id).any(|slot| slot.is_own && slot.time_ms == time_ms) => By::Own,
-            // It may be its own.
+            // The stored sample may be this sender's own.
             None if self.series.is_in_step(series_id, sample_ms, time_ms) != Some(false) => By::Other { skew_ms: 0 },
             None => {
                 let skew_ms = |other| self.clocks.skew_ms(sample_ms, other, time_ms);
@@ -99,7 +99,7 @@ impl Sender {
         }
     }
 
-    /// These samples were looked for: those of `inserted` are stored now, all others are stored or covered.
+    /// Notes the result of a comparison: the samples of `inserted` are stored now, all others are stored or covered.
     pub fn on_reconciled(&mut self, inserted: &[Row], unbounded: &[i64], around: &Around, own: SenderNo) {
         for series_id in unbounded {
             if let Some(last) = around.last_ms.get(series_id) {
@@ -116,28 +116,30 @@ impl Sender {
         }
     }
 
-    /// As what is known of the series says for sure; else by the steps of `samples` and of what is stored around them; 0 where there are
-    /// none.
+    /// Returns the interval of the series if it is known for sure; else an estimate by the steps of `samples` and of
+    /// what is stored around them; 0 if there are no steps.
     pub(super) fn interval_of(&self, samples: &[Buffered], stored: &[StoredTime]) -> i64 {
         let SeriesHistory { interval_ms, guess_ms, is_repeated, .. } =
             self.series.get(samples[0].row.series_id, samples[0].row.time_ms);
         if interval_ms > 0 {
             return interval_ms;
         }
-        // Those of one sender are an interval apart, or several where scrapes were missed, or came by way of other adapters.
+        // Samples of one sender are an interval apart, or several intervals where scrapes were missed or came by other
+        // adapters.
         let (known, mut sealed) = steps_ms(stored);
         let own = steps(samples.iter().map(|sample| sample.row.time_ms));
         let guess = Some(guess_ms).filter(|ms| *ms > 0);
         let least_ms = known.iter().copied().chain(own).chain(guess).min();
         if least_ms.is_none() && sealed.is_empty() {
-            // From one sender's to another's: that says little, and nothing says more.
+            // Steps from one sender's sample to another's show little, but nothing else is known.
             sealed = steps(stored.iter().filter(|stored| !stored.is_marker).map(|stored| stored.time_ms)).collect();
         }
         let shortest_ms = Some(self.series.shortest_ms()).filter(|ms| *ms > 0);
-        // Where nothing is known, no sample stands for another.
+        // Where nothing is known, no sample covers another.
         let Some(found_ms) = least_ms.into_iter().chain(median(&sealed)).min() else { return 0 };
         let is_alike = |step_ms: &&i64| (**step_ms - found_ms).abs() <= found_ms / 4;
-        // A few may all be gaps, and one of two scrapes where a half of what is sent comes by another adapter.
+        // A few steps may all be gaps. A single step may span two scrapes where half of the samples come by another
+        // adapter.
         match known.iter().chain(&sealed).filter(is_alike).count() {
             0..=1 if self.series.is_shared() && !is_repeated => found_ms.min(shortest_ms.unwrap_or(found_ms / 2)),
             0..STEPS_SURE => found_ms.min(shortest_ms.unwrap_or(i64::MAX)),
@@ -146,13 +148,13 @@ impl Sender {
     }
 }
 
-/// Whether a stored sample stands for none of `own`'s: it is its own, or a stale marker, by whomever.
+/// Returns `true` if a stored sample covers none of `own`'s: it is an own one, or a stale marker of any sender.
 fn is_own(stored: &StoredTime, own: SenderNo) -> bool {
     stored.is_marker || stored.sender == Some(own)
 }
 
-/// Steps of stored times, which are ascending: from one of a sender to the next of the same, and from a sealed one to the next, whoever
-/// sent them.
+/// Returns the steps of stored times, which are ascending: from each sample of a sender to its next one, and from each
+/// sealed sample to the next sealed one, whoever sent them.
 pub(super) fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
     let mut last: HashMap<Option<SenderNo>, i64> = HashMap::new();
     let (mut known, mut sealed) = (Vec::new(), Vec::new());
@@ -167,7 +169,7 @@ pub(super) fn steps_ms(stored: &[StoredTime]) -> (Vec<i64>, Vec<i64>) {
     (known, sealed)
 }
 
-/// Steps between times, which are ascending, but for those that are too long to be of a series that is scraped.
+/// Returns the steps between ascending times, except those that are too long for a series that is scraped.
 fn steps(times: impl Iterator<Item = i64> + Clone) -> impl Iterator<Item = i64> {
     let later = times.clone().skip(1);
     times.zip(later).map(|(earlier, later)| later - earlier).filter(|step_ms| *step_ms <= STEP_MAX_MS.into())

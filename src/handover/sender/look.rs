@@ -1,4 +1,5 @@
-//! What of a buffer was observed to be stored, and what has waited long enough to be compared. Pure.
+//! A look at the buffer: which samples were observed to be stored, and which have waited long enough to be compared.
+//! Pure.
 
 use std::time::{Duration, Instant};
 
@@ -9,30 +10,31 @@ use crate::handover::slots::{By, Slot, Stored, is_taken};
 use crate::model::sender::SenderNo;
 use crate::storage::row::Row;
 
-/// What one look at the buffer came to.
+/// Result of one look at the buffer.
 #[derive(Debug, Default)]
 pub struct Looked {
-    /// How many samples were observed covered.
+    /// Number of samples that were observed to be covered.
     pub covered: usize,
-    /// To be compared with what is stored around them. To be put back if that fails.
+    /// Samples to be compared with what is stored around them. To be put back if that fails.
     pub due: Vec<Buffered>,
 }
 
-/// A sample that stays uncovered for two intervals and so long is reconciled: Prometheus' default `batch_send_deadline`.
+/// Time after two intervals at which an uncovered sample is reconciled: Prometheus' default `batch_send_deadline`.
 const DUE_AFTER: Duration = Duration::from_secs(5);
 
-/// Two intervals count for so long at most: what is not scraped at all, like history, must not wait for hours. As long is waited where the
-/// interval is not known.
+/// Maximum for two intervals: samples that are not scraped at all, like history, must not wait for hours. Also the wait
+/// where the interval is not known.
 const DUE_MAX: Duration = Duration::from_secs(120);
 
-/// Buffered samples are looked at four times an interval, within these bounds.
+/// Bounds of the time between two looks at a buffered sample, which is a quarter of the usual interval.
 const LOOK_MIN: Duration = Duration::from_millis(900);
 
 const LOOK_MAX: Duration = Duration::from_secs(15);
 
 impl Sender {
-    /// Lets go of what was observed covered, and takes out about `count` samples that have stayed uncovered for so long that they are
-    /// to be reconciled; for `is_last`, the last look before the adapter ends, or if this sender leads, however short that is.
+    /// Drops samples that were observed to be covered, and takes out about `count` samples that stayed uncovered for so
+    /// long that they are to be reconciled. With `is_last` (the last look before the adapter ends, or this sender
+    /// leads), uncovered samples are taken out without waiting.
     #[must_use]
     pub fn look(&mut self, count: usize, is_last: bool, now: Instant) -> Looked {
         let every = match is_last {
@@ -57,7 +59,8 @@ impl Sender {
     fn is_due(&self, sample: &Buffered, now: Instant) -> bool {
         let SeriesHistory { interval_ms, guess_ms, is_led, .. } =
             self.series.get(sample.row.series_id, sample.row.time_ms);
-        // Of what the leader sends, its next samples will tell; what comes by way of one of several adapters may be several intervals apart.
+        // If the leader sends the series, its next samples will show whether it is covered. Samples that come by one of
+        // several adapters may be several intervals apart.
         let guesses_ms = if is_led { [0, 0] } else { [guess_ms, self.series.usual_ms()] };
         let guess_ms = guesses_ms.into_iter().filter(|ms| *ms > 0).min().unwrap_or(0);
         let two_intervals = match if interval_ms > 0 { interval_ms } else { guess_ms } {
@@ -73,7 +76,8 @@ impl Sender {
         age >= waited && !(is_led && is_catching_up && age < DUE_MAX + DUE_AFTER)
     }
 
-    /// Whether another sender's stored samples are known to cover it. Its own do not count: they may have failed to be stored.
+    /// Returns `true` if stored samples of another sender are known to cover it. Own samples do not count: storing them
+    /// may have failed.
     pub(super) fn is_covered(&self, sample: &Buffered) -> bool {
         let Row { series_id, time_ms, .. } = sample.row;
         let times = self.series.times(series_id).filter(|slot| !slot.is_own);
@@ -85,7 +89,7 @@ impl Sender {
             };
             is_taken(time_ms, times.clone().map(stored), interval_ms)
         };
-        // Whoever of them stored it.
+        // It must be covered whichever of the others stored the samples.
         let mut others = self.clocks.others().peekable();
         if others.peek().is_none() { is_taken_by(None) } else { others.all(|other| is_taken_by(Some(other))) }
     }

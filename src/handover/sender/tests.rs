@@ -11,7 +11,7 @@ mod compare;
 const OWN: SenderNo = SenderNo(1);
 const OTHER: SenderNo = SenderNo(2);
 
-/// A sender of which everything is known that is stored, scraping each 10 s; milliseconds are a thousandth of that.
+/// A sender that knows everything that is stored and scrapes every 10 s; times are in milliseconds.
 struct Scene {
     sender: Sender,
     now: Instant,
@@ -25,7 +25,7 @@ impl Scene {
         Self { sender, now: Instant::now() }
     }
 
-    /// The same, with an interval known in series 1.
+    /// Returns a scene in which the interval of series 1 is known.
     fn scraping() -> Self {
         let mut scene = Self::new();
         for time_ms in [-50_000, -40_000, -30_000, -20_000, -10_000] {
@@ -34,7 +34,7 @@ impl Scene {
         scene
     }
 
-    /// A sender that leads and has sent series 1 at these times.
+    /// Returns a scene whose sender leads and has sent series 1 at these times.
     fn leading(times: &[i64]) -> Self {
         let mut scene = Self::scraping();
         for time_ms in times {
@@ -43,7 +43,8 @@ impl Scene {
         scene
     }
 
-    /// A sender that stands by and has buffered series 1 at these times, the other one having stored it at those.
+    /// Returns a scene whose sender stands by and has buffered series 1 at these times; the other sender has stored it
+    /// at `stored`.
     fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
         let mut scene = Self::scraping();
         for time_ms in buffered {
@@ -59,7 +60,7 @@ impl Scene {
         }
     }
 
-    /// Its clock is ahead of those of others by so much.
+    /// Sets by how much its clock is ahead of those of others.
     fn clocks(mut self, others: &[(SenderNo, i64)]) -> Self {
         let others = others.iter().map(|(sender, ahead_ms)| (*sender, -ahead_ms));
         self.sender.on_clocks(0, 0, others, self.now);
@@ -73,7 +74,7 @@ impl Scene {
         }
     }
 
-    /// How many are covered, and which are due.
+    /// Returns the number of covered samples, and the due ones.
     fn look(&mut self, count: usize) -> (usize, Vec<i64>) {
         let looked = self.sender.look(count, false, self.now);
         (looked.covered, times(&looked.due))
@@ -103,7 +104,7 @@ fn late(times: &[i64], is_stamped: bool) -> Vec<Buffered> {
     times.iter().map(sample).collect()
 }
 
-/// Of markers by the number of theirs.
+/// Returns a stored time; a marker is given by the number for markers of its sender.
 fn stored_time(time_ms: i64, sender: Option<SenderNo>) -> StoredTime {
     let (sender, is_marker) = sender.map_or((None, false), |sender| (Some(sender.split().0), sender.split().1));
     StoredTime { time_ms, sender, is_marker }
@@ -166,7 +167,7 @@ fn what_others_have_stored_meanwhile_is_sorted_again() {
     assert_eq!(again(&scene, &[40_000]), (vec![], vec![40_000], 0));
     scene.sender.on_missed(50_000, 1);
     assert_eq!(again(&scene, &[60_000]), (vec![], vec![60_000], 0));
-    // Its own that are about to be stored are no bound of what was missed.
+    // Own samples that are about to be stored do not bound what was missed.
     let mut scene = Scene::leading(&[10_000, 20_000, 30_000, 40_000]);
     assert_eq!(scene.sort(&[50_000, 60_000]), (vec![50_000, 60_000], vec![], 0));
     scene.sender.on_missed(50_500, 1);
@@ -244,7 +245,8 @@ fn a_new_series_has_the_interval_of_what_was_scraped_with_it() {
         sender.buffer([1, 2, 3].map(|series_id| Row { series_id, ..row(90_400) }).to_vec(), Uuid::nil(), now).unwrap();
         assert_eq!(judged(&sender), 0);
         assert_eq!(sender.series.get(1, 90_400).guess_ms, 10_000);
-        // A step of its own counts as soon as it is shorter; where it comes by several adapters, the leader's.
+        // An own step counts as soon as it is shorter. Where samples come by several adapters, the leader's steps
+        // count.
         sender.on_stored(92_000, false, true, [1].into_iter(), now);
         sender.buffer(vec![row(92_400)], Uuid::nil(), now).unwrap();
         assert_eq!(sender.series.get(1, 92_400).guess_ms, 2_000);

@@ -1,45 +1,49 @@
-//! What is known of one series: its latest stored times, and what the steps between them tell of its interval. Pure.
+//! State of one series: its latest stored times, and the interval that the steps between its times show. Pure.
 
 use crate::handover::slots::Slot;
 use crate::model::sender::SenderNo;
 
-/// A longer step is none of a series that is scraped: Prometheus itself takes one for gone after twice as long.
+/// Maximum step of a series that is scraped: Prometheus itself takes a series for gone after twice as long.
 pub const STEP_MAX_MS: u32 = 150_000;
 
-/// Samples that are farther apart, ms, need not be sent at the same interval: some may be history.
+/// Maximum distance, ms, of samples that are taken to be sent at the same interval. Samples farther apart may be
+/// history.
 pub const GAP_MS: i64 = 3_600_000;
 
-/// Votes that a step of its length gives an interval, and one of another takes from it. A shorter one counts at once, for a sender's
-/// samples are never closer than its interval.
+/// Votes that a step adds to an interval of its length, and takes from a shorter one of which it is no multiple. A step
+/// that is shorter than the interval replaces it at once, because a sender's samples are never closer than its
+/// interval.
 pub(super) const VOTES: u8 = 2;
 
-/// Votes an interval has at most: after so many steps that are several of it, those count.
+/// Maximum votes of an interval: after as many steps that are multiples of it, the next step replaces it.
 const VOTES_MAX: u8 = 12;
 
-/// Votes that an interval has once it is relied on: the first steps may be as long as two, where scrapes were missed.
+/// Votes from which an interval counts as known for sure. The first steps may be two intervals long, where scrapes were
+/// missed.
 pub(super) const VOTES_SURE: u8 = 8;
 
-/// Votes of exactly its length that an interval has once it is known to the millisecond.
+/// Votes for exactly its length from which an interval counts as known to the millisecond.
 const EXACT_SURE: u8 = 3;
 
 const EXACT_MAX: u8 = 15;
 
-/// The same for the interval of most samples.
+/// Maximum votes of the interval of most samples.
 const USUAL_VOTES_MAX: u8 = 250;
 
-/// Steps that one looks like are off from it by such a part of them at most.
+/// A step counts as a multiple of a shorter one if it differs from the multiple by at most this fraction of the shorter
+/// one.
 const STEP_PART: i64 = 20;
 
-/// And are so many at most.
+/// Maximum factor of such a multiple.
 const STEPS_MAX: i64 = 5;
 
-/// A scrape may be late by such a part of its interval.
+/// Fraction of its interval by which a scrape may be late.
 const GRID_PART: i64 = 8;
 
-/// Stored times known of a series.
+/// Number of stored times kept of a series.
 pub(super) const KNOWN: usize = 3;
 
-/// `before` of a time that is not known.
+/// Value in `before_ms` for a time that is not known.
 const NONE_BEFORE: u32 = u32::MAX;
 
 /// Flags: the n-th newest time is of this sender.
@@ -48,44 +52,44 @@ const OWN: u8 = (1 << KNOWN) - 1;
 /// Flag: nothing later is stored than the newest time known.
 pub(super) const BOUNDED: u8 = 1 << 7;
 
-/// Flag: the interval is that of others that were scraped at the same time.
+/// Flag: the interval is that of other series that were scraped at the same time.
 pub(super) const GIVEN: u8 = 1 << 6;
 
-/// See the module.
+/// State of one series.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
-    /// The newest stored time known, ms since 1970; [`i64::MIN`] is none.
+    /// The newest stored time known, ms since 1970; [`i64::MIN`] if there is none.
     pub(super) last_ms: i64,
-    /// The newest time sent by this sender; [`i64::MIN`] is none.
+    /// The newest time sent by this sender; [`i64::MIN`] if there is none.
     pub(super) sent_ms: i64,
-    /// The newest time observed of the leading sender; [`i64::MIN`] is none.
+    /// The newest time observed of the leading sender; [`i64::MIN`] if there is none.
     pub(super) led_ms: i64,
-    /// How much earlier than `last_ms` the two stored times before it are, ms.
+    /// Distances from `last_ms` to the two stored times before it, ms.
     pub(super) before_ms: [u32; KNOWN - 1],
-    /// The newest time from which its interval was learned.
+    /// The newest time from which the interval was learned.
     pub(super) learned_ms: i64,
-    /// The interval that the latest steps had, ms; 0 before the first.
+    /// Interval of the latest steps, ms; 0 before the first.
     pub(super) interval_ms: u32,
-    /// For that interval.
+    /// Votes for that interval.
     pub(super) votes: u8,
-    /// For exactly that interval.
+    /// Votes for exactly that interval.
     pub(super) exact: u8,
     /// [`BOUNDED`], [`GIVEN`], [`OWN`].
     pub(super) flags: u8,
-    /// The lowest bits of the number of the sender that `led_ms` is of.
+    /// Lowest bits of the number of the sender of `led_ms`.
     pub(super) led_by: u8,
 }
 
-/// What the steps of all series tell.
+/// Intervals that the steps of all series show.
 #[derive(Debug, Default)]
 pub(super) struct Intervals {
-    /// The interval that most samples of this sender have, ms; 0 before a series has sent twice.
+    /// Interval of most samples of this sender, ms; 0 before a series has sent twice.
     pub(super) usual_ms: u32,
     pub(super) usual_votes: u8,
     pub(super) shortest: Shortest,
 }
 
-/// Lets a step vote for the value that most of the latest ones have (Boyer and Moore, "A Fast Majority Vote Algorithm").
+/// Lets a step vote for the value of most of the latest steps (Boyer and Moore, "A Fast Majority Vote Algorithm").
 fn vote(interval_ms: &mut u32, votes: &mut u8, votes_max: u8, step_ms: u32) {
     if *votes == 0 {
         (*interval_ms, *votes) = (step_ms, 1);
@@ -96,14 +100,14 @@ fn vote(interval_ms: &mut u32, votes: &mut u8, votes_max: u8, step_ms: u32) {
     }
 }
 
-/// The shortest interval seen, until it is not for so many steps.
+/// The shortest interval seen, until it was not seen for `SHORTEST_STEPS` steps.
 #[derive(Debug, Default)]
 pub(super) struct Shortest {
     pub(super) interval_ms: u32,
     steps: u32,
 }
 
-/// So many longer ones.
+/// Number of longer steps after which the shortest interval is forgotten.
 const SHORTEST_STEPS: u32 = 1_000_000;
 
 impl Shortest {
@@ -119,13 +123,13 @@ impl Shortest {
 }
 
 impl Intervals {
-    /// One sender's samples of a series and these times came one right after the other.
+    /// Notes that samples of a series at these times, both of one sender, followed each other directly.
     pub(super) fn step(&mut self, entry: &mut Entry, before_ms: i64, time_ms: i64) {
         if before_ms == i64::MIN {
             return;
         }
         let step_ms = u32::try_from(time_ms.saturating_sub(before_ms)).ok().filter(|ms| *ms <= STEP_MAX_MS);
-        // What is known of scrapes is known no better by history, which is sent at other intervals.
+        // History is sent at other intervals, so it must not change what is known of scrapes.
         let Some(step_ms) = step_ms.filter(|_| time_ms.saturating_add(GAP_MS) >= entry.learned_ms) else { return };
         if time_ms.saturating_sub(entry.learned_ms) > GAP_MS {
             entry.votes = 0;
@@ -133,7 +137,7 @@ impl Intervals {
         entry.learned_ms = entry.learned_ms.max(time_ms);
         entry.step(step_ms);
         let (interval_ms, votes) = (entry.interval_ms, entry.votes);
-        // Two samples alone may be anything.
+        // Two samples alone show no interval.
         if votes > VOTES {
             self.shortest.saw(interval_ms);
         }
@@ -145,8 +149,8 @@ pub(super) fn low_bits(sender: SenderNo) -> u8 {
     sender.0.to_le_bytes()[0]
 }
 
-/// Whether a step is several of a shorter one, between which scrapes were missed or have not been seen: not so many that it may be by
-/// chance.
+/// Returns `true` if a step is a multiple of a shorter one, because scrapes between were missed or not seen. The factor
+/// is limited, so that a match by chance is unlikely.
 fn are_several(step_ms: i64, shorter_ms: i64) -> bool {
     let off_ms = step_ms % shorter_ms.max(1);
     off_ms.min(shorter_ms - off_ms) <= shorter_ms / STEP_PART && step_ms < shorter_ms * (STEPS_MAX + 1)
@@ -166,7 +170,7 @@ impl Entry {
         led_by: 0,
     };
 
-    /// A sender's sample came right after another of it.
+    /// Notes that a sample of a sender directly followed another one of it.
     pub(super) fn step(&mut self, step_ms: u32) {
         if self.is_close(step_ms) {
             self.votes = (self.votes + VOTES).min(VOTES_MAX);
@@ -192,8 +196,8 @@ impl Entry {
         }
     }
 
-    /// Whether what was scraped at one time may have been scraped at the other, too: whole intervals lie between them. `None` if the
-    /// interval is not known for sure, to the millisecond.
+    /// Returns `true` if a sender that scraped at one time may have scraped at the other too, because whole intervals
+    /// lie between them. `None` if the interval is not known for sure, to the millisecond.
     pub(super) fn is_in_step(&self, one_ms: i64, other_ms: i64) -> Option<bool> {
         let interval_ms = i64::from(self.interval_ms);
         if self.votes < VOTES_SURE || self.exact < EXACT_SURE {
@@ -203,7 +207,7 @@ impl Entry {
         Some(off_ms.min(interval_ms - off_ms) <= interval_ms / GRID_PART)
     }
 
-    /// The stored times known, newest first.
+    /// Returns the stored times known, newest first.
     pub(super) fn stored(&self) -> impl Iterator<Item = Slot> + Clone + use<> {
         let times = [Some(0), self.before(0), self.before(1)];
         let (last_ms, flags) = (self.last_ms, self.flags);
@@ -218,7 +222,7 @@ impl Entry {
         (self.before_ms[n] != NONE_BEFORE).then(|| i64::from(self.before_ms[n]))
     }
 
-    /// Whether no stored time is known that is another sender's.
+    /// Returns `true` if no known stored time is another sender's.
     pub(super) fn are_all_own(&self) -> bool {
         self.stored().all(|slot| slot.is_own)
     }
@@ -228,7 +232,7 @@ impl Entry {
         if let Some(after_ms) = new.time_ms.checked_sub(self.last_ms).and_then(|ms| u32::try_from(ms).ok())
             && (1..NONE_BEFORE).contains(&after_ms)
         {
-            // Most are the newest.
+            // Most samples are the newest.
             let [before_ms, _] = self.before_ms;
             self.before_ms = [after_ms, before_ms.saturating_add(after_ms)];
             let own = (self.flags << 1 | u8::from(new.is_own)) & OWN;
@@ -239,7 +243,7 @@ impl Entry {
         self.merge(new);
     }
 
-    /// The same of one that may be of any time.
+    /// Notes that a sample of any time is stored.
     pub(super) fn merge(&mut self, new: Slot) {
         let mut slots = [Slot { time_ms: i64::MIN, is_own: false }; KNOWN];
         let mut count = 0;
@@ -249,7 +253,8 @@ impl Entry {
             let next = match (new, rest.peek()) {
                 (Some(one), Some(known)) if one.time_ms == known.time_ms => {
                     new = None;
-                    // Its own may have been only about to be stored; what others have stored is.
+                    // A sample noted as own may only have been about to be stored; a sample of another sender is
+                    // stored.
                     let is_own = one.is_own && known.is_own;
                     rest.next().map(|known| Slot { is_own, ..known })
                 }

@@ -1,4 +1,4 @@
-//! Entries of series by their ids, which are given in order. Pure.
+//! Entries of series by id; ids are given in order. Pure.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -8,17 +8,17 @@ use crate::handover::series::entry::Entry;
 #[derive(Debug)]
 pub(super) struct Pages {
     pub(super) all: Vec<Box<[Entry; PAGE]>>,
-    /// Where each is there, by id / [`PAGE`].
+    /// Index in `all` of each page, by id / [`PAGE`].
     places: HashMap<i64, usize, BuildHasherDefault<IdHasher>>,
-    /// That of the last entry, for most ids come in their order: its number, and where it is.
+    /// Page of the entry used last, because most ids come in order: its number, and its index.
     last: (i64, usize),
 }
 
-/// Series in a page.
+/// Number of series in a page.
 const PAGE: usize = 256;
 
-/// Ids come from a sequence, so pages are few and their numbers spread by themselves. The map tells entries apart by the topmost bits
-/// first, which page numbers do not use.
+/// Hash that changes only the topmost bits of a page number: ids come from a sequence, so pages are few and their
+/// numbers are spread already. The map first compares the topmost bits, which page numbers do not use.
 #[derive(Debug, Default)]
 struct IdHasher(u64);
 
@@ -64,7 +64,7 @@ impl Pages {
     }
 }
 
-/// The page of a series, and its place there.
+/// Returns the page of a series, and the place in the page.
 fn split(series_id: i64) -> (i64, usize) {
     (series_id.div_euclid(PAGE as i64), series_id.rem_euclid(PAGE as i64) as usize)
 }

@@ -16,7 +16,7 @@ fn an_entry_takes_48_bytes() {
 const LEADER: SenderNo = SenderNo(1);
 const OTHER: SenderNo = SenderNo(2);
 
-/// The interval of series 1 that is known for sure around a time, and the one it looks like.
+/// Returns the interval of series 1 that is known for sure around a time, and the one that its steps suggest.
 fn known(series: &SeriesTimes, time_ms: i64) -> (i64, i64) {
     let known = series.get(1, time_ms);
     (known.interval_ms, known.guess_ms)
@@ -166,7 +166,7 @@ fn what_another_ones_samples_stand_for_is_no_step() {
     for n in 0..9 {
         series.observed(1, led(n * 10_000), true);
     }
-    // Every second one was stored by another sender, before and between.
+    // Every second sample was stored by another sender, before these steps and between them.
     for n in 0..9 {
         series.observed(1, other(100_300 + n * 20_000), false);
     }

@@ -76,7 +76,7 @@ fn a_missing_label_reads_as_empty() {
     assert!(Labels::default().is_empty());
 }
 
-/// The key of every series of every database there is: if this fails, the code is wrong, not the test.
+/// These are the keys of every series in every existing database: if this test fails, the code is wrong, not the test.
 #[test]
 fn the_identity_never_changes() {
     let identity = |pairs| labels_of(pairs).identity().map(|byte| format!("{byte:02x}")).concat();

@@ -1,15 +1,15 @@
-//! RE2's syntax, as Prometheus' Go has it, into that of the `regex` crate.
+//! Translation of RE2's syntax, as Prometheus' Go uses it, into that of the `regex` crate.
 //!
-//! The two are siblings, but the same text can mean something else: `\d`, `\w`, `\s` and `\b` are ASCII in RE2 and
-//! Unicode here, and `[[]`, `[a&&b]`, `a{`, `\Q…\E`, `\<` and `\101` are something else here or nothing at all. What RE2
-//! refuses is not looked for: Prometheus has refused it before it asks. Source: Go, `regexp/syntax`.
+//! The two are similar, but the same text can mean something else. `\d`, `\w`, `\s` and `\b` are ASCII in RE2 and
+//! Unicode here. `[[]`, `[a&&b]`, `a{`, `\Q…\E`, `\<` and `\101` mean something else here, or nothing. Expressions that
+//! RE2 refuses are not checked for: Prometheus refuses them before it asks. Source: Go, `regexp/syntax`.
 
 use std::fmt::Write;
 
 use regex::Error;
 
-/// Translates an expression; what is wrong with it is left for the `regex` crate to say, but for parentheses that
-/// would escape from a group around it.
+/// Translates an expression. Errors in the expression are left for the `regex` crate to report, except parentheses that
+/// would end a group around the expression.
 pub(super) fn translate(expression: &str) -> Result<String, Error> {
     let mut translator = Translator { rest: expression, out: String::with_capacity(expression.len()) };
     let mut depth = 0_usize;
@@ -45,7 +45,7 @@ impl Translator<'_> {
         next
     }
 
-    /// What follows a backslash outside of a class.
+    /// Translates the text after a backslash outside of a class.
     fn escape(&mut self) -> Result<(), Error> {
         if let Some(rest) = self.rest.strip_prefix('Q') {
             let (literal, rest) = rest.split_once(r"\E").ok_or_else(|| syntax(r"unclosed \Q"))?;
@@ -60,7 +60,8 @@ impl Translator<'_> {
         Ok(())
     }
 
-    /// `d`, `s`, `w`, `p{…}` and their opposites, in a class and outside.
+    /// Translates `d`, `s`, `w`, `p{…}` and their opposites, in a class and outside. Returns `false` if the text is
+    /// none of them.
     fn class_escape(&mut self) -> bool {
         let (len, class) = match self.rest.as_bytes() {
             [b'd', ..] => (1, "[0-9]"),
@@ -78,7 +79,7 @@ impl Translator<'_> {
         self.out.push_str(class);
         self.rest = &self.rest[len..];
         if class.ends_with('{') {
-            // An unclosed name is left for the crate to complain of.
+            // An unclosed name is left for the crate to report.
             let (name, rest) = self.rest.split_at(self.rest.find('}').map_or(self.rest.len(), |end| end + 1));
             self.out.push_str(name);
             self.rest = rest;
@@ -86,7 +87,7 @@ impl Translator<'_> {
         true
     }
 
-    /// What stands for one char after a backslash, in a class and outside.
+    /// Translates the text after a backslash that stands for one char, in a class and outside.
     fn char_escape(&mut self) -> Result<(), Error> {
         let octal = self.rest.bytes().take(3).take_while(|byte| (b'0'..=b'7').contains(byte)).count();
         if octal > 1 || self.rest.starts_with('0') {
@@ -108,7 +109,8 @@ impl Translator<'_> {
         let _ = write!(self.out, r"\x{{{code:x}}}");
     }
 
-    /// What follows `[`: chars, ranges and classes, of which `[` and `&&` are mere chars unless `[:` opens a name.
+    /// Translates the text after `[`: chars, ranges and classes. `[` and `&&` are plain chars in it, unless `[:` opens
+    /// a name.
     fn class(&mut self) -> Result<(), Error> {
         self.out.push('[');
         if let Some(rest) = self.rest.strip_prefix('^') {
@@ -139,7 +141,7 @@ impl Translator<'_> {
         }
     }
 
-    /// One char or escape in a class; whether a range may begin with it.
+    /// Translates one char or escape in a class. Returns `true` if a range may begin with it.
     fn class_item(&mut self) -> Result<bool, Error> {
         match self.next() {
             Some('\\') if self.class_escape() => return Ok(false),
@@ -151,7 +153,8 @@ impl Translator<'_> {
     }
 }
 
-/// What makes `{` a repetition: `n}`, `n,}` or `n,m}`, numbers without leading zeros; otherwise it is a char.
+/// Returns `true` if `{` begins a repetition: `n}`, `n,}` or `n,m}`, with numbers without leading zeros. Otherwise `{`
+/// is a char.
 fn is_repetition(rest: &str) -> bool {
     let Some((counts, _)) = rest.split_once('}') else {
         return false;

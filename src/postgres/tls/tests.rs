@@ -9,14 +9,14 @@ use super::*;
 
 const HOST: &str = "db.example";
 
-/// What the client is told to trust, and whom it meets.
+/// Certificate of the server that the client meets.
 #[derive(Clone, Copy, Debug)]
 enum Server {
-    /// A certificate of the trusted authority for the host asked for.
+    /// A certificate of the trusted authority for the requested host.
     Right,
     /// A certificate of the trusted authority for another host.
     WrongHost,
-    /// A certificate of another authority for the host asked for.
+    /// A certificate of another authority for the requested host.
     UnknownAuthority,
 }
 
@@ -60,7 +60,7 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A whole handshake in memory.
+/// Does a whole handshake in memory.
 fn handshake(config: ClientConfig, mut server: ServerConnection) -> Result<(), rustls::Error> {
     let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from(HOST).unwrap()).unwrap();
     // Three flights suffice; the bound is for a handshake that hangs.
@@ -141,7 +141,7 @@ fn a_bad_root_file_is_named() {
 
 #[test]
 fn a_forged_signature_is_refused_even_unverified() {
-    // The server shows a certificate whose key it does not hold.
+    // The server shows a certificate without having its key.
     let world = World::new();
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new([HOST.to_owned()]).unwrap().signed_by(&key, &world.trusted).unwrap();

@@ -1,22 +1,20 @@
-//! The messages of remote read, field for field.
-//!
-//! Only the fields that are read or written here; `prost` skips the others. Source: Prometheus,
-//! `prompb/remote.proto` and `prompb/types.proto`.
+//! Messages of remote read, with the fields that are read or written here; `prost` skips the others. Source:
+//! Prometheus, `prompb/remote.proto` and `prompb/types.proto`.
 
 use prost::{Enumeration, Message};
 
-/// What is asked for.
+/// Request of a remote read.
 #[derive(Clone, PartialEq, Message)]
 pub struct ReadRequest {
-    /// Answered in this order.
+    /// Queries, answered in this order.
     #[prost(message, repeated, tag = "1")]
     pub queries: Vec<Query>,
-    /// [`ResponseType`]s in the client's order of preference, unknown ones among them.
+    /// [`ResponseType`]s in the client's order of preference; unknown ones may be among them.
     #[prost(enumeration = "ResponseType", repeated, tag = "2")]
     pub accepted_response_types: Vec<i32>,
 }
 
-/// How a request may be answered.
+/// Type of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enumeration)]
 #[repr(i32)]
 pub enum ResponseType {
@@ -26,27 +24,27 @@ pub enum ResponseType {
     StreamedXorChunks = 1,
 }
 
-/// Series within a span of time.
+/// Query for series within a span of time.
 #[derive(Clone, PartialEq, Message)]
 pub struct Query {
-    /// The first millisecond asked for.
+    /// First millisecond asked for.
     #[prost(int64, tag = "1")]
     pub start_timestamp_ms: i64,
-    /// The last millisecond asked for, itself included.
+    /// Last millisecond asked for, inclusive.
     #[prost(int64, tag = "2")]
     pub end_timestamp_ms: i64,
-    /// All of them must match a series.
+    /// Matchers, all of which must match a series.
     #[prost(message, repeated, tag = "3")]
     pub matchers: Vec<LabelMatcher>,
-    /// What the query is for; advice, never a condition.
+    /// Purpose of the query; advice, never a condition.
     #[prost(message, optional, tag = "4")]
     pub hints: Option<ReadHints>,
 }
 
-/// A condition on one label; an absent label is an empty one.
+/// Condition on one label; an absent label counts as empty.
 #[derive(Clone, PartialEq, Message)]
 pub struct LabelMatcher {
-    /// A [`MatcherType`], or a number that is none.
+    /// A [`MatcherType`], or an unknown number.
     #[prost(enumeration = "MatcherType", tag = "1")]
     pub kind: i32,
     /// The label's name.
@@ -57,7 +55,7 @@ pub struct LabelMatcher {
     pub value: String,
 }
 
-/// How a matcher compares.
+/// Comparison of a matcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enumeration)]
 #[repr(i32)]
 pub enum MatcherType {
@@ -71,44 +69,44 @@ pub enum MatcherType {
     NotRegex = 3,
 }
 
-/// What the client will do with the answer.
+/// Use that the client will make of the answer.
 #[derive(Clone, PartialEq, Message)]
 pub struct ReadHints {
-    /// The query's step, in milliseconds.
+    /// Step of the query, in milliseconds.
     #[prost(int64, tag = "1")]
     pub step_ms: i64,
-    /// The function around the selector; "series" asks for labels only.
+    /// Function around the selector; "series" asks for labels only.
     #[prost(string, tag = "2")]
     pub func: String,
-    /// The first millisecond that matters.
+    /// First millisecond that matters.
     #[prost(int64, tag = "3")]
     pub start_ms: i64,
-    /// The last millisecond that matters.
+    /// Last millisecond that matters.
     #[prost(int64, tag = "4")]
     pub end_ms: i64,
     /// Labels that the result is grouped by, or without.
     #[prost(string, repeated, tag = "5")]
     pub grouping: Vec<String>,
-    /// Whether grouped by them.
+    /// `true` if grouped by these labels, `false` if without them.
     #[prost(bool, tag = "6")]
     pub by: bool,
-    /// The selector's range, in milliseconds.
+    /// Range of the selector, in milliseconds.
     #[prost(int64, tag = "7")]
     pub range_ms: i64,
 }
 
-/// The answer of type [`ResponseType::Samples`].
+/// Answer of type [`ResponseType::Samples`].
 #[derive(Clone, PartialEq, Message)]
 pub struct ReadResponse {
-    /// One for each query, in the order of the queries.
+    /// Results, one for each query, in the order of the queries.
     #[prost(message, repeated, tag = "1")]
     pub results: Vec<QueryResult>,
 }
 
-/// The answer to one query.
+/// Answer to one query.
 #[derive(Clone, PartialEq, Message)]
 pub struct QueryResult {
-    /// In any order.
+    /// Series, in any order.
     #[prost(message, repeated, tag = "1")]
     pub timeseries: Vec<TimeSeries>,
 }
@@ -116,10 +114,10 @@ pub struct QueryResult {
 /// A series with its samples.
 #[derive(Clone, PartialEq, Message)]
 pub struct TimeSeries {
-    /// Sorted by name.
+    /// Labels, sorted by name.
     #[prost(message, repeated, tag = "1")]
     pub labels: Vec<Label>,
-    /// Sorted by time.
+    /// Samples, sorted by time.
     #[prost(message, repeated, tag = "2")]
     pub samples: Vec<Sample>,
 }
@@ -138,7 +136,7 @@ pub struct Label {
 /// A sample.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Sample {
-    /// Any float; absent is 0. Optional because prost leaves out -0 otherwise, which equals 0.
+    /// Value, any float; absent means 0. Optional, because `prost` otherwise leaves out -0, which equals 0.
     #[prost(double, optional, tag = "1")]
     pub value: Option<f64>,
     /// Milliseconds since 1970-01-01 UTC.
@@ -149,10 +147,10 @@ pub struct Sample {
 /// One frame of an answer of type [`ResponseType::StreamedXorChunks`].
 #[derive(Clone, PartialEq, Message)]
 pub struct ChunkedReadResponse {
-    /// Exactly one: clients read no further.
+    /// Exactly one series: clients read no further.
     #[prost(message, repeated, tag = "1")]
     pub chunked_series: Vec<ChunkedSeries>,
-    /// Which of the request's queries this answers, from 0.
+    /// Number of the query in the request that this answers, from 0.
     #[prost(int64, tag = "2")]
     pub query_index: i64,
 }
@@ -160,10 +158,10 @@ pub struct ChunkedReadResponse {
 /// A series with its chunks.
 #[derive(Clone, PartialEq, Message)]
 pub struct ChunkedSeries {
-    /// Sorted by name.
+    /// Labels, sorted by name.
     #[prost(message, repeated, tag = "1")]
     pub labels: Vec<Label>,
-    /// Sorted by time.
+    /// Chunks, sorted by time.
     #[prost(message, repeated, tag = "2")]
     pub chunks: Vec<Chunk>,
 }
@@ -171,26 +169,26 @@ pub struct ChunkedSeries {
 /// Some samples of a series.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Chunk {
-    /// The time of the first sample.
+    /// Time of the first sample.
     #[prost(int64, tag = "1")]
     pub min_time_ms: i64,
-    /// The time of the last sample; clients seek by it.
+    /// Time of the last sample; clients seek by it.
     #[prost(int64, tag = "2")]
     pub max_time_ms: i64,
-    /// What `data` is.
+    /// `ChunkEncoding` of `data`.
     #[prost(enumeration = "ChunkEncoding", tag = "3")]
     pub encoding: i32,
-    /// The chunk itself, as `wire::xor` has it.
+    /// Bytes of the chunk, as `wire::xor` encodes them.
     #[prost(bytes = "vec", tag = "4")]
     pub data: Vec<u8>,
 }
 
-/// How a chunk is encoded; those for histograms are left out.
+/// Encoding of a chunk; the encodings of histograms are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enumeration)]
 #[repr(i32)]
 pub enum ChunkEncoding {
-    /// Not said.
+    /// Not stated.
     Unknown = 0,
-    /// As `wire::xor` has it.
+    /// The encoding of `wire::xor`.
     Xor = 1,
 }

@@ -17,7 +17,7 @@ fn query(matchers: Vec<LabelMatcher>) -> Query {
     Query { start_timestamp_ms: 0, end_timestamp_ms: 1, matchers, hints: None }
 }
 
-/// The field numbers, by hand.
+/// The field numbers are written by hand.
 #[test]
 fn a_known_request() {
     let body = [
@@ -49,7 +49,7 @@ fn a_known_request() {
     assert!(decode_request(b"\x0a\x05\x1a\x03\x12\x01\xff").is_err());
 }
 
-/// Go's encoder packs the accepted types, and others may not.
+/// Go's encoder packs the accepted types; other encoders may not.
 #[test]
 fn types_may_be_packed_or_not() {
     for body in [&b"\x12\x02\x01\x00"[..], b"\x10\x01\x10\x00"] {

@@ -1,7 +1,8 @@
 //! `prometheus.WriteRequest`, the message of remote write 1.0.
 //!
-//! Scanned by hand: it is the hot path, and a decoder that builds strings spends its time on labels that the next
-//! module already knows by their bytes. Source: Prometheus, `prompb/remote.proto` and `prompb/types.proto`.
+//! It is scanned by hand because this is the hot path: a decoder that builds strings would spend its time on labels
+//! that the next module already knows by their bytes. Source: Prometheus, `prompb/remote.proto` and
+//! `prompb/types.proto`.
 
 use std::borrow::Cow;
 
@@ -11,28 +12,28 @@ use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
 use crate::wire::write::{Request, Series};
 
-/// Series one request may have. Prometheus sends 2,000 unless told otherwise (`max_samples_per_send`).
+/// Maximum series of one request. Prometheus sends 2,000 by default (`max_samples_per_send`).
 pub const SERIES_MAX: usize = 500_000;
 
-/// Samples one request may have, the same.
+/// Maximum samples of one request.
 pub const SAMPLES_MAX: usize = 2_000_000;
 
-/// What a series with a sample takes in a request, rather less than it commonly does.
+/// Low estimate of the bytes that a series with one sample takes in a request.
 const SERIES_BYTES: usize = 128;
 
-/// How a label begins, in a `TimeSeries`: field 1, length-delimited.
+/// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
 
-/// Decodes a request. Label messages are left as they are, to be judged series by series; exemplars, histograms and
-/// metadata are counted without a look inside.
+/// Decodes a request. Label messages are left as they are, to be validated series by series. Exemplars, histograms and
+/// metadata are counted and not decoded.
 ///
-/// What it allocates grows with the body, by less than a byte for one of what Prometheus sends; [`SERIES_MAX`] bounds
-/// it for bodies made of next to nothing.
+/// The allocated memory grows with the body, by less than a byte for each byte of what Prometheus sends. For bodies of
+/// nearly empty series, [`SERIES_MAX`] bounds it.
 ///
 /// # Errors
 ///
-/// When the body is no such message: a truncated or overlong value, a group, a known field of the wrong type; or when
-/// it has more than [`SERIES_MAX`] series or [`SAMPLES_MAX`] samples.
+/// `DecodeError` if the body is no such message (a truncated or overlong value, a group, a known field of the wrong
+/// type), or if it has more than [`SERIES_MAX`] series or [`SAMPLES_MAX`] samples.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
     let expected = body.len() / SERIES_BYTES;
@@ -64,15 +65,15 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     Ok(request)
 }
 
-/// Whether `body`, in which [`decode`] found neither series nor metadata, is a request of version 2.0: one has its symbols
-/// and series in the fields 4 and 5, which 1.0 does not have.
+/// Returns `true` if `body`, in which [`decode`] found neither series nor metadata, is a request of version 2.0: that
+/// has its symbols and series in the fields 4 and 5, which 1.0 does not have.
 #[must_use]
 pub fn is_version_2(body: &[u8]) -> bool {
     let mut fields = Scanner::new(body);
     std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| matches!(field.number, 4 | 5))
 }
 
-/// Encodes a request, labels in the order given: what load generators and tests send.
+/// Encodes a request, with labels in the given order. Load generators and tests send it.
 pub fn encode<L, S, N, V>(series: impl IntoIterator<Item = (L, S)>) -> Vec<u8>
 where
     L: IntoIterator<Item = (N, V)>,
@@ -87,7 +88,7 @@ where
     body
 }
 
-/// Encodes the label fields of one series, as [`Series::labels`] has them.
+/// Encodes the label fields of one series in the form of [`Series::labels`].
 pub fn encode_labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<Item = (N, V)>) -> Vec<u8> {
     let (mut fields, mut label) = (Vec::new(), Vec::new());
     for (name, value) in labels {
@@ -99,9 +100,9 @@ pub fn encode_labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<I
     fields
 }
 
-/// Appends one series to a request; `labels` as [`encode_labels`] makes them, once for many requests.
+/// Appends one series to a request. `labels` are the result of [`encode_labels`], which can be used for many requests.
 pub fn encode_series(labels: &[u8], samples: &[Sample], body: &mut Vec<u8>) {
-    // Tag and length, tag and value, tag and varint: an upper bound for one sample.
+    // Upper bound for one sample: tag and length, tag and value, tag and varint.
     let mut series = Vec::with_capacity(labels.len() + samples.len() * (2 + 9 + 11));
     series.extend_from_slice(labels);
     for sample in samples {
@@ -115,7 +116,7 @@ pub fn encode_series(labels: &[u8], samples: &[Sample], body: &mut Vec<u8>) {
     encode_bytes(1, &series, body);
 }
 
-/// Decodes a `TimeSeries`, appending its samples to those of the request.
+/// Decodes a `TimeSeries` and appends its samples to those of the request.
 fn decode_series<'a>(
     message: &'a [u8],
     mut fields: Scanner<'a>,
@@ -158,12 +159,12 @@ fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
     Ok(sample)
 }
 
-/// Gathers the label fields of a `TimeSeries`, copying only when other fields stand between them.
+/// Collects the label fields of a `TimeSeries`; copies them only if other fields stand between them.
 struct LabelFields<'a> {
     message: &'a [u8],
-    /// The fields since the last interruption.
+    /// Range of the fields since the last interruption.
     run: std::ops::Range<usize>,
-    /// Those before.
+    /// Fields before the last interruption.
     copied: Vec<u8>,
 }
 

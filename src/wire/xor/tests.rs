@@ -12,7 +12,7 @@ fn encode(samples: &[Sample]) -> Vec<u8> {
     encoder.finish()
 }
 
-/// `bits` is what follows the count, as written in the format's description; spaces are for the reader.
+/// `bits` is the stream after the count, as written in the description of the format; spaces are for the reader.
 #[track_caller]
 fn check(samples: &[(i64, u64)], bits: &str) {
     let samples: Vec<_> =
@@ -39,13 +39,13 @@ fn the_first_two_samples() {
     check(&[(i64::MIN, 0)], &format!("{} 00000001 {}", "1".repeat(72), zeros(64)));
     // 15000 = 117 * 128 + 24.
     check(&[(0, 0), (15_000, 0)], &format!("{} 10011000 01110101 0", zeros(72)));
-    // Backwards: 2^64 - 1.
+    // A step backwards: 2^64 - 1.
     check(&[(0, 0), (-1, 0)], &format!("{} {} 00000001 0", zeros(72), "1".repeat(72)));
 }
 
 #[test]
 fn the_widths_of_a_change_of_differences() {
-    // After the timestamps 0 and 0, the third one is its own difference of differences.
+    // After the timestamps 0 and 0, the third timestamp equals its difference of differences.
     let third = |timestamp, bits: &str| check(&[(0, 0), (0, 0), (timestamp, 0)], &format!("{} 0 {bits} 0", zeros(80)));
     third(0, "0");
     third(1, "10 00000000000001");
@@ -70,7 +70,7 @@ fn the_windows_of_values() {
     let second = |value, bits: &str| check(&[(0, 0), (0, value)], &format!("{} {bits}", zeros(80)));
     // 1.0 = 0x3ff << 52: two leading zeros, ten ones.
     second(1.0_f64.to_bits(), "11 00010 001010 1111111111");
-    // Leading zeros are cut to 31, and the 33 bits that are left begin with zeros.
+    // Leading zeros are cut to 31, and the remaining 33 bits begin with zeros.
     second(1, &format!("11 11111 100001 {}1", zeros(32)));
     // 64 bits wrap to 0.
     second(u64::MAX, &format!("11 00000 000000 {}", "1".repeat(64)));
@@ -89,7 +89,7 @@ fn known_bytes() {
     assert_eq!(decode(bytes), Ok(samples.to_vec()));
 }
 
-/// Written by Prometheus 2.42 (`promtool tsdb create-blocks-from openmetrics`).
+/// This chunk was written by Prometheus 2.42 (`promtool tsdb create-blocks-from openmetrics`).
 #[test]
 fn a_chunk_of_prometheus() {
     let bytes = b"\x00\x09\x80\xc0\xb8\x84\xfa\x62\x00\x00\x00\x00\x00\x00\x00\x00\x98\x75\x31\x15\xff\
@@ -136,7 +136,7 @@ fn a_chunk_that_is_full_takes_no_more() {
     encode(&vec![Sample { timestamp_ms: 0, value: 0.0 }; SAMPLES_MAX + 1]);
 }
 
-/// Timestamps as scrapes have them and as nobody should, values that move a little and at random.
+/// Timestamps as in scrapes and arbitrary ones; values that change a little and at random.
 fn any_samples() -> impl Strategy<Value = Vec<Sample>> {
     let step = prop_oneof![Just(15_000), 14_990..15_010_i64, -600_000..600_000_i64, any::<i64>()];
     let bits = prop_oneof![Just(STALE_NAN_BITS), (0..1000_u32).prop_map(|n| f64::from(n).to_bits()), any::<u64>()];

@@ -104,7 +104,7 @@ fn an_interval_that_is_not_known_is_guessed() {
     assert_eq!(interval_ms(&[], &[10_000], &two), 5_600, "but all there is");
     let sealed: Vec<_> = (0..9).map(|n| (n * 5_000, None)).collect();
     assert_eq!(interval_ms(&[40_000, 58_000], &[40_400], &sealed), 5_000, "its only step was none");
-    // One step that is known of where other scrapes may have come by another adapter.
+    // A single step is known, and other scrapes may have come by another adapter.
     let shared = Sender::shared(usize::MAX, false);
     let stored = around(&other(&[0, 30_000]));
     assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 15_000);
@@ -117,7 +117,7 @@ fn an_interval_that_is_not_known_is_guessed() {
     }
     let stored = around(&other(&[0, 30_000]));
     assert_eq!(shared.interval_of(&late(&[15_000], false), &stored.times[&1]), 30_000);
-    // The shortest known of any series, where it is not known for sure.
+    // Where the interval is not known for sure, the shortest one known of any series counts.
     let mut scene = Scene::new();
     for n in 0..9 {
         scene.sender.series.sent(2, n * 5_000);

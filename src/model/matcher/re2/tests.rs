@@ -8,7 +8,7 @@ fn check(expression: &str, value: &str, expected: bool) {
     assert_eq!(matcher.matches_value(value), expected, "{expression:?} on {value:?}");
 }
 
-/// What Prometheus 2.42 says of each (`promtool test rules`).
+/// The expected results are those of Prometheus 2.42 (`promtool test rules`).
 #[test]
 fn as_prometheus_matches() {
     check(r"\d", "٣", false);
@@ -75,7 +75,7 @@ fn as_prometheus_matches() {
     check(r"\b", "", false);
 }
 
-/// The same of classes, repetitions and folding.
+/// The same for classes, repetitions and case folding.
 #[test]
 fn as_prometheus_matches_more() {
     check("[+--]", ",", true);

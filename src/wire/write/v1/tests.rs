@@ -8,7 +8,7 @@ use crate::model::sample::STALE_NAN_BITS;
 use crate::wire::snappy;
 use crate::wire::write::label_pairs;
 
-/// The same message by a decoder that is not ours. Labels are bytes, for one bad label must not sink a request.
+/// The same message for an independent decoder. Labels are bytes, because one bad label must not make the request fail.
 #[derive(Clone, PartialEq, Message)]
 struct ProstRequest {
     #[prost(message, repeated, tag = "1")]
@@ -45,7 +45,7 @@ struct ProstSample {
     timestamp: i64,
 }
 
-/// Labels and samples of one series, as both decoders must see them.
+/// Labels and samples of one series, as both decoders must return them.
 type Seen = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Sample>, usize, usize);
 
 fn seen(request: &Request<'_>) -> Vec<Seen> {
@@ -143,7 +143,7 @@ fn absent_fields_are_zero_and_the_last_of_several_counts() {
 
 #[test]
 fn unknown_fields_are_skipped() {
-    // Fields 15 and 2000 of every wire type but groups, on every level.
+    // Fields 15 and 2000 of every wire type except groups, on every level.
     let unknown = b"\x78\x80\x01\x79\0\0\0\0\0\0\0\0\x7a\x01x\x7d\0\0\0\0\x80\x7d\x01";
     let nest = |tag: u8, parts: &[&[u8]]| {
         let payload = [unknown, &parts.concat()[..], unknown].concat();
@@ -197,7 +197,7 @@ fn nan_bits_survive() {
     }
 }
 
-/// Only where the captures are at hand; they are too large for the repository.
+/// Runs only where the captures are available; they are too large for the repository.
 #[test]
 #[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn what_a_real_pair_sent_decodes() {
