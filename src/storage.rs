@@ -232,7 +232,7 @@ impl Store {
         self.ingest.store(Batch { key, rows: rows.into(), right }).await
     }
 
-    /// Begins a read of one consistent state.
+    /// Begins a read. With chunks it sees one consistent state; with a hypertable each statement takes its own snapshot.
     ///
     /// # Errors
     ///
