@@ -81,8 +81,7 @@ pub struct Config {
     pub read_only: bool,
     /// `-replica-labels`: names of labels that distinguish the replicas of a group; dropped before storing.
     pub replica_labels: Vec<String>,
-    /// How labels name the sender of a series, and whether series without them are stored; `None` if labels do not name
-    /// it.
+    /// Rule by which labels name the sender of a series; `None` if labels do not name it.
     pub sources: Option<SourcesConfig>,
     /// `-adapter-send-timeout`: bound of one transaction.
     pub send_timeout: Duration,
@@ -232,7 +231,8 @@ impl Store {
         self.ingest.store(Batch { key, rows: rows.into(), right }).await
     }
 
-    /// Begins a read. With chunks it sees one consistent state; with a hypertable each statement takes its own snapshot.
+    /// Begins a read. With chunks it sees one consistent state. With a hypertable each statement takes its own
+    /// snapshot.
     ///
     /// # Errors
     ///

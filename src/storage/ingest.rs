@@ -54,7 +54,7 @@ impl Batch {
     }
 }
 
-/// What a write shows: the sender of its samples, and the right to write them.
+/// Sender of a write's samples, and the right to write them, as shown to the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
     /// Sender of the samples.

@@ -165,8 +165,8 @@ impl Store {
         let bytes: i64 = client.query_typed_one(&size, &[]).await?.try_get(0)?;
         let samples = self.config.seal_samples.max(total.samples as u64);
         let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
-        // A VACUUM that truncates may skip no page: otherwise it would ascribe the rows once counted in removed pages to the
-        // few that are left, and the planner would expect hundreds of times too many rows.
+        // A VACUUM that truncates may skip no page. Otherwise it would ascribe the rows once counted in removed pages to
+        // the few that are left, and the planner would expect hundreds of times too many rows.
         // The index is cleaned each time: rows fill their page to the last pointer.
         let vacuum = format!(
             "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}"

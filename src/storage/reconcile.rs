@@ -57,7 +57,7 @@ pub struct StoredTime {
     pub is_marker: bool,
 }
 
-/// What is stored around some samples.
+/// Stored samples around some samples.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
     /// Per series: the stored times within the window around one of the samples, ascending, without duplicates.
