@@ -1,6 +1,6 @@
 //! The store: schema, series, ingest, sealing, query, upkeep.
 //!
-//! [`Store`] is the only thing other modules use. It knows nothing of who leads: a write shows a fence, and the database
+//! Other modules use only [`Store`]. The store does not know who leads: a write shows a fence, and the database
 //! decides.
 
 use std::sync::Arc;
@@ -56,43 +56,43 @@ pub mod server_clock;
 pub mod sources;
 pub mod upkeep;
 
-/// What is stored, where, and for how long.
+/// Configuration of the store: what is stored, where, and for how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// `-pg-schema`: the schema that holds everything; `None` is the first of the session's `search_path`.
+    /// `-pg-schema`: the schema that holds everything; `None` means the first schema of the session's `search_path`.
     pub schema: Option<String>,
-    /// `-pg-table`: the name of the view, and the first part of the name of everything else.
+    /// `-pg-table`: name of the view, and prefix of all other names.
     pub table: String,
-    /// `-pg-use-timescaledb`: where sealed samples go.
+    /// `-pg-use-timescaledb`: layout of sealed samples.
     pub use_timescaledb: UseTimescaledb,
-    /// `-pg-prometheus-chunk-interval`: the span of time of one segment of sealed samples.
+    /// `-pg-prometheus-chunk-interval`: time span of one segment of sealed samples.
     pub chunk_interval: Duration,
-    /// `-pg-seal-samples`: hot samples are sealed when they are so many.
+    /// `-pg-seal-samples`: number of hot samples from which they are sealed.
     pub seal_samples: u64,
-    /// `-pg-seal-after`: and after so long, if they are fewer.
+    /// `-pg-seal-after`: time after which fewer hot samples are sealed too.
     pub seal_after: Duration,
     /// `-pg-retention`: samples older than this are dropped, segment by segment; `None` keeps them.
     pub retention: Option<Duration>,
-    /// `-pg-write-connections`: writers, each committing many requests in one transaction; 1 to 64.
+    /// `-pg-write-connections`: number of writers, 1 to 64; each commits many requests in one transaction.
     pub write_connections: usize,
-    /// `-pg-prometheus-log-samples`: log each sample at info before it is stored.
+    /// `-pg-prometheus-log-samples`: log each sample at level info before it is stored.
     pub log_samples: bool,
-    /// `-pg-read-only`: nothing is stored and no schema is made; reads only.
+    /// `-pg-read-only`: only reads; nothing is stored and no schema is created.
     pub read_only: bool,
-    /// `-replica-labels`: names of labels that tell the replicas of a group apart, dropped before storing.
+    /// `-replica-labels`: names of labels that distinguish the replicas of a group; dropped before storing.
     pub replica_labels: Vec<String>,
-    /// Whether series say who sends them, by which labels, and what becomes of those that do not.
+    /// Rule by which labels name the sender of a series; `None` if labels do not name it.
     pub sources: Option<SourcesConfig>,
-    /// `-adapter-send-timeout`, as the bound of one transaction.
+    /// `-adapter-send-timeout`: bound of one transaction.
     pub send_timeout: Duration,
 }
 
-/// How it is told who sends a series.
+/// Rule by which labels name the sender of a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcesConfig {
-    /// The labels that say so.
+    /// Labels that name the sender.
     pub labels: SourceLabels,
-    /// Series without them are stored as they are, instead of refused.
+    /// `true` to store series without these labels as they are, `false` to refuse them.
     pub stores_unlabelled: bool,
 }
 
@@ -103,7 +103,7 @@ pub struct Store {
     layout: Layout,
     connector: Connector,
     pool: Pool,
-    /// The database's, where the names of those who send have to be ASCII for it.
+    /// Encoding of the database, if names of senders must be ASCII because of it.
     encoding: Option<String>,
     cache: series::Cache,
     sources: Sources,
@@ -112,19 +112,19 @@ pub struct Store {
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
-    /// Held during a round of sealing: the next one waits for it.
+    /// Locked during a round of sealing, so that the next round waits.
     sealing: Mutex<()>,
 }
 
-/// Series known per generation of the cache; see [`series::Cache`].
+/// Maximum number of series per generation of the cache; see [`series::Cache`].
 const CACHED_SERIES_MAX: usize = 1_000_000;
 
 impl Store {
-    /// Finds the store, or makes it, unless it is only read. Returns it with the writers, which are to be run.
+    /// Finds the store, or creates it unless it is read-only. Returns it with the writers, which the caller has to run.
     ///
     /// # Errors
     ///
-    /// When the server cannot be reached, or the store is of a newer version, or (read-only) not there yet.
+    /// If the server cannot be reached, the store is of a newer version, or (read-only) the store does not exist yet.
     pub async fn open(
         config: Config,
         connector: Connector,
@@ -168,10 +168,11 @@ impl Store {
         let server_clock = ServerClock::new(from_postgres_us(server_us), Instant::now());
         let encoding =
             client.query_typed_one("SELECT getdatabaseencoding()::text", &[]).await?.try_get::<_, String>(0)?;
-        // The latter takes any bytes.
+        // SQL_ASCII takes any bytes.
         let encoding = Some(encoding).filter(|encoding| !["UTF8", "SQL_ASCII"].contains(&encoding.as_str()));
         let state = match read_state(&client, &names).await {
-            // Of an earlier version, perhaps; and nothing is written by what is known of it.
+            // The store may be of an earlier version. A read-only adapter writes nothing, so it does not need the
+            // state.
             Err(_) if config.read_only => String::new(),
             state => state?,
         };
@@ -202,19 +203,19 @@ impl Store {
         ))
     }
 
-    /// Its connections, for what else there is to say to its database.
+    /// Returns the connection pool, for other statements on this database.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// The names of everything in it.
+    /// Returns the names of the store's relations and functions.
     #[must_use]
     pub fn names(&self) -> &Names {
         &self.names
     }
 
-    /// Those who send series.
+    /// Returns the sources that have sent series.
     #[must_use]
     pub fn sources(&self) -> &Sources {
         &self.sources
@@ -224,39 +225,41 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// What the server said. Whether it was stored may be unknown then: try again with the same key.
+    /// Errors of the server or of the connection. It may be unknown then whether the rows are stored: retry with the
+    /// same key.
     pub async fn commit(&self, key: Uuid, rows: impl Into<Arc<Vec<Row>>>, right: Right) -> Result<Stored, Arc<Error>> {
         self.ingest.store(Batch { key, rows: rows.into(), right }).await
     }
 
-    /// Begins a read of one consistent state.
+    /// Begins a read. With chunks it sees one consistent state. With a hypertable each statement takes its own
+    /// snapshot.
     ///
     /// # Errors
     ///
-    /// What the server said, or that there is no connection.
+    /// Errors of the server or of the connection, or that no connection is available.
     pub async fn read(&self) -> Result<Reading, Error> {
         self.counted(Reading::begin(&self.pool, &self.names, self.layout, &self.connector, &self.tracker)).await
     }
 
-    /// What the server's clock shows, ms since 1970, going by the last observation.
+    /// Returns the time of the server's clock, ms since 1970, extrapolated from the last observation.
     #[must_use]
     pub fn server_ms(&self) -> i64 {
         self.server_clock.at(Instant::now())
     }
 
-    /// How far this host's clock is ahead of the server's, ms, going by the last observation.
+    /// Returns the time in ms by which this host's clock is ahead of the server's, according to the last observation.
     #[must_use]
     pub fn clock_offset_ms(&self) -> i64 {
         now_ms().saturating_sub(self.server_ms())
     }
 
-    /// Samples committed since the start.
+    /// Returns the number of samples committed since the start.
     #[must_use]
     pub fn samples_stored(&self) -> u64 {
         self.metrics.samples_stored_total.get()
     }
 
-    /// Closes connections that have idled, down to `keep`.
+    /// Closes idle connections, down to `keep`.
     pub fn trim_pool(&self, keep: usize) {
         let mut kept = 0;
         self.pool.retain(|_, metrics| {
@@ -265,7 +268,7 @@ impl Store {
         });
     }
 
-    /// Closes every pooled connection that is not in use: the server they lead to no longer takes writes.
+    /// Closes every pooled connection that is not in use: their server no longer takes writes.
     pub fn drop_connections(&self) {
         self.pool.retain(|_, _| false);
     }

@@ -1,24 +1,25 @@
-//! How sealed samples are encoded: chunks of series that were scraped together. Pure; every bit of every float comes back.
+//! Encoding of sealed samples: chunks of series that were scraped together. Pure; every bit of every float is
+//! preserved.
 //!
-//! A chunk is the samples of up to [`SERIES_PER_BUCKET`] series of one bucket at exactly the same times. It makes one row
-//! or a few, each of as many of its series as let four rows fit in a page, so that nothing is stored out of line and who
-//! asks for one series reads little of the others.
+//! A chunk has the samples of up to [`SERIES_PER_BUCKET`] series of one bucket at exactly the same times. It is stored
+//! as one row or a few. Each row has as many series as let four rows fit in a page: nothing is stored out of line, and
+//! a query for one series reads little of the others.
 //!
 //! | column | |
 //! | --- | --- |
-//! | `bucket` | the ids of its series, without their last five bits |
-//! | `first`, `last` | its first and last time |
-//! | `places` | the last five bits of the ids: for each a bit is set |
-//! | `times` | how many times there are less one (16 bits), the times in ms since 1970, a check |
-//! | `data` | where the stream of each series but the first begins, in bits (16 bits each); the streams: values, a check |
-//! | `floats` | floats that no scale fits, as they are; NULL if there are none |
+//! | `bucket` | the ids of the series, without their last five bits |
+//! | `first`, `last` | the first and last time |
+//! | `places` | the last five bits of the ids, as a bit set |
+//! | `times` | the number of times less one (16 bits), the times in ms since 1970, a check |
+//! | `data` | the start of each stream but the first, in bits (16 bits each); a stream per series: values, a check |
+//! | `floats` | floats that no scale fits, unchanged; NULL if there are none |
 //!
-//! A *check* is eight bits: how many of the bits before it in the stream are set, plus the place, modulo 256. It finds
-//! any one flipped bit and most other damage, and SQL has it at the cost of a single `bit_count`. A start that is wrong is
-//! found by the stream before it, which then does not end where it should.
+//! A *check* has eight bits: the number of set bits before it in the stream, plus the place, modulo 256. It detects any
+//! single flipped bit and most other damage, and costs SQL only one `bit_count`. A wrong start is detected by the
+//! stream before it, which then does not end at the right bit.
 //!
-//! The times and the values are lists of integers (`integers`); what a value's integer means is said by its scale
-//! (`values`). [`SQL`] decodes the same in the database.
+//! Times and values are lists of integers (`integers`). The meaning of a value's integer depends on its scale
+//! (`values`). [`SQL`] decodes the same format in the database.
 
 use std::fmt;
 
@@ -37,77 +38,78 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-/// Series that may share a chunk.
+/// Maximum number of series in a chunk.
 pub const SERIES_PER_BUCKET: i64 = 32;
 
-/// More times than this a chunk never has.
+/// Maximum number of times in a chunk.
 pub const SAMPLES_MAX: usize = 65_536;
 
 const COUNT_BITS: u32 = 16;
 const CHECK_BITS: u32 = 8;
 const START_BITS: u32 = 16;
 
-/// A row of several series is no larger, with everything PostgreSQL adds: four of them fill a page of 8 KiB.
+/// Maximum bytes of a row of several series, with everything that PostgreSQL adds: four of them fill a page of 8 KiB.
 const ROW_BYTES_MAX: usize = 2032;
 
-/// What a row takes beside times, streams and floats: PostgreSQL's head, four numbers, and the heads of what follows.
+/// Bytes of a row besides times, streams and floats: the tuple header, the five fixed-size columns, and the headers of
+/// what follows.
 const ROW_BYTES: usize = 24 + 30 + 3 + 9 + 7;
 
-/// The head of an array.
+/// Bytes of the header of an array.
 const ARRAY_BYTES: usize = 28;
 
-/// Makes the functions that decode chunks in the database, with names to fill in: `{decode}` gives the samples of one
-/// series of a row.
+/// SQL that creates the functions for decoding chunks in the database, with placeholders for names. `{decode}` returns
+/// the samples of one series of a row.
 pub const SQL: &str = include_str!("chunk.sql");
 
-/// The bucket of a series.
+/// Returns the bucket of a series.
 #[must_use]
 pub fn bucket_of(series_id: i64) -> i64 {
     series_id.div_euclid(SERIES_PER_BUCKET)
 }
 
-/// The place of a series in its bucket.
+/// Returns the place of a series in its bucket.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "from 0 to 31")]
 pub fn place_of(series_id: i64) -> u32 {
     series_id.rem_euclid(SERIES_PER_BUCKET) as u32
 }
 
-/// The series at `place` in `bucket`: the reverse of [`bucket_of`] and [`place_of`].
+/// Returns the series at `place` in `bucket`: the reverse of [`bucket_of`] and [`place_of`].
 #[must_use]
 pub fn series_at(bucket: i64, place: u32) -> i64 {
     bucket * SERIES_PER_BUCKET + i64::from(place)
 }
 
-/// Some places of a bucket; for each a bit of PostgreSQL's integer is set.
+/// A set of places in a bucket, as the bits of PostgreSQL's integer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Places(pub i32);
 
 impl Places {
-    /// With one place more, below [`SERIES_PER_BUCKET`].
+    /// Adds a place, below [`SERIES_PER_BUCKET`].
     #[must_use]
     pub fn with(self, place: u32) -> Self {
         Self(self.0 | 1 << place)
     }
 
-    /// Whether `place` is one of them.
+    /// Returns `true` if `place` is in the set.
     #[must_use]
     pub fn contains(self, place: u32) -> bool {
         i64::from(place) < SERIES_PER_BUCKET && self.0 >> place & 1 == 1
     }
 
-    /// How many they are.
+    /// Returns the number of places.
     #[must_use]
     pub fn count(self) -> usize {
         self.0.count_ones() as usize
     }
 
-    /// Themselves, ascending.
+    /// Returns the places, ascending.
     pub fn iter(self) -> impl Iterator<Item = u32> {
         (0..u32::BITS).filter(move |place| self.contains(*place))
     }
 
-    /// How many come before `place`, one of them.
+    /// Returns the number of places before `place`, which is in the set.
     fn before(self, place: u32) -> usize {
         (self.0.cast_unsigned() & ((1 << place) - 1)).count_ones() as usize
     }
@@ -118,22 +120,22 @@ impl Places {
 pub struct Chunk {
     /// See [`bucket_of`].
     pub bucket: i64,
-    /// Ascending, none twice; one to [`SAMPLES_MAX`], between `TIME_MIN_MS` and `TIME_MAX_MS`.
+    /// Ascending, without duplicates; one to [`SAMPLES_MAX`], between `TIME_MIN_MS` and `TIME_MAX_MS`.
     pub times_ms: Vec<i64>,
-    /// Places in the bucket, ascending, with as many values as there are times.
+    /// Places in the bucket, ascending, each with as many values as there are times.
     pub series: Vec<(u32, Vec<f64>)>,
 }
 
 /// A row of the table of chunks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Encoded {
-    /// As in the chunk.
+    /// The same as in the chunk.
     pub bucket: i64,
     /// The first time.
     pub first_ms: i64,
     /// The last time.
     pub last_ms: i64,
-    /// Which series of the bucket.
+    /// Places of the series in the bucket.
     pub places: Places,
     /// The times.
     pub times: Bits,
@@ -143,7 +145,7 @@ pub struct Encoded {
     pub floats: Vec<f64>,
 }
 
-/// What is wrong with a chunk, in words fit for a log.
+/// Description of a corrupt chunk, for a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corrupt(String);
 
@@ -155,8 +157,8 @@ impl fmt::Display for Corrupt {
 
 impl std::error::Error for Corrupt {}
 
-/// Groups the series of a bucket into chunks, in no order. A series is its rows, one or more, in the order of time and none
-/// twice; series ascend. More than `samples_max` times are cut into equal parts.
+/// Groups the series of a bucket into chunks, in no order. Each series is given by its rows, at least one, in the order
+/// of time without duplicates; the series ascend. More than `samples_max` times are split into equal parts.
 pub fn group<'a>(series: impl IntoIterator<Item = &'a [Row]>, samples_max: usize) -> Vec<Chunk> {
     let samples_max = samples_max.clamp(1, SAMPLES_MAX);
     let mut groups: Vec<Vec<&[Row]>> = Vec::new();
@@ -187,18 +189,18 @@ pub fn group<'a>(series: impl IntoIterator<Item = &'a [Row]>, samples_max: usize
 }
 
 fn have_same_times(one: &[Row], other: &[Row]) -> bool {
-    // The ends tell most lists apart.
+    // Most lists differ in their last time.
     let end = |rows: &[Row]| rows.last().map(|row| row.time_ms);
     one.len() == other.len()
         && end(one) == end(other)
         && one.iter().zip(other).all(|(one, other)| one.time_ms == other.time_ms)
 }
 
-/// The rows of a chunk. One that is larger than others has a single series.
+/// Encodes a chunk as rows. Only a row with a single series can exceed `ROW_BYTES_MAX`.
 ///
 /// # Panics
 ///
-/// When the chunk is none: without times, with more than [`SAMPLES_MAX`], or with another number of values.
+/// If the chunk has no times, more than [`SAMPLES_MAX`] times, or a series with another number of values.
 #[must_use]
 pub fn encode(chunk: &Chunk) -> Vec<Encoded> {
     let count = chunk.times_ms.len();
@@ -238,7 +240,7 @@ pub fn encode(chunk: &Chunk) -> Vec<Encoded> {
     rows.into_iter().map(encoded).collect()
 }
 
-/// The series of a row in the making.
+/// The series of an unfinished row.
 #[derive(Default)]
 struct Streams {
     places: Places,
@@ -254,7 +256,8 @@ impl Streams {
         self.streams.push(stream);
     }
 
-    /// The bytes of the row with one more stream, whose floats are there already, but for its times.
+    /// Returns the bytes of the row, without its times, if `stream` is added. The floats of the stream are already in
+    /// the row.
     fn bytes_with(&self, stream: &Bits) -> usize {
         let starts = self.streams.len() * START_BITS as usize;
         row_bytes((starts + self.bits + stream.len).div_ceil(8), self.floats.values.len())
@@ -274,7 +277,7 @@ impl Streams {
     }
 }
 
-/// What a row takes but for its times.
+/// Returns the bytes of a row without its times.
 fn row_bytes(data_bytes: usize, floats: usize) -> usize {
     ROW_BYTES + data_bytes + if floats == 0 { 0 } else { ARRAY_BYTES + 8 * floats }
 }
@@ -286,7 +289,7 @@ fn write_stream(place: u32, values: &[f64], lists: &mut Lists, floats: &mut Floa
     stream.finish()
 }
 
-/// Ends a stream.
+/// Writes the check at the end of a stream.
 fn put_check(stream: &mut Writer, place: u32) {
     stream.put(check(stream.ones(), place), CHECK_BITS);
 }
@@ -295,7 +298,7 @@ fn check(ones: usize, place: u32) -> u64 {
     (ones as u64 + u64::from(place)) % (1 << CHECK_BITS)
 }
 
-/// Takes the check off the end of a stream and compares it.
+/// Removes the check from the end of a stream and compares it.
 fn take_check(mut stream: Reader<'_>, place: u32) -> Result<Reader<'_>, Corrupt> {
     let found = stream.split_end(CHECK_BITS as usize)?.get(CHECK_BITS)?;
     let expected = check(stream.ones(), place);
@@ -313,17 +316,17 @@ fn at_end(stream: &Reader<'_>) -> Result<(), Corrupt> {
 }
 
 impl Encoded {
-    /// What the row takes in a page, to some bytes.
+    /// Returns the approximate bytes of the row in a page.
     #[must_use]
     pub fn bytes(&self) -> usize {
         row_bytes(self.data.bytes.len(), self.floats.len()) + self.times.bytes.len()
     }
 
-    /// The whole row.
+    /// Decodes the whole row.
     ///
     /// # Errors
     ///
-    /// What is corrupt.
+    /// A description of the corruption.
     pub fn decode(&self) -> Result<Chunk, Corrupt> {
         let times_ms = self.times()?;
         let mut integers = Vec::new();
@@ -335,11 +338,11 @@ impl Encoded {
         Ok(Chunk { bucket: self.bucket, times_ms, series })
     }
 
-    /// The values of one series, if it is in the row, at `times`.
+    /// Decodes the values of one series at `times`; `None` if the series is not in the row.
     ///
     /// # Errors
     ///
-    /// What is corrupt.
+    /// A description of the corruption.
     pub fn decode_series(&self, place: u32, times: &[i64]) -> Result<Option<Vec<f64>>, Corrupt> {
         if !self.places.contains(place) {
             return Ok(None);
@@ -347,22 +350,22 @@ impl Encoded {
         self.read(place, times.len(), &mut Vec::new()).map(Some)
     }
 
-    /// When the series at `place`, which is in the row, has stale markers, out of `times`.
+    /// Returns those of `times` at which the series at `place`, which is in the row, has stale markers.
     ///
     /// # Errors
     ///
-    /// What is corrupt.
+    /// A description of the corruption.
     pub fn markers(&self, place: u32, times: &[i64]) -> Result<Vec<i64>, Corrupt> {
         let values = self.read(place, times.len(), &mut Vec::new())?;
         let is_marker = |(_, value): &(&i64, f64)| value.to_bits() == STALE_NAN_BITS;
         Ok(times.iter().zip(values).filter(is_marker).map(|(time_ms, _)| *time_ms).collect())
     }
 
-    /// The times, in ms since 1970.
+    /// Decodes the times, in ms since 1970.
     ///
     /// # Errors
     ///
-    /// What is corrupt.
+    /// A description of the corruption.
     pub fn times(&self) -> Result<Vec<i64>, Corrupt> {
         let mut stream = take_check(Reader::new(&self.times, 0, self.times.len)?, 0)?;
         let count = stream.get(COUNT_BITS)? as usize + 1;
@@ -378,7 +381,8 @@ impl Encoded {
         Ok(times)
     }
 
-    /// Where the stream of the `number`th series begins, and that behind the last would.
+    /// Returns the start of the stream of the `number`th series, or for the number of series the end of the last
+    /// stream.
     fn start(&self, number: usize) -> Result<usize, Corrupt> {
         let count = self.places.count();
         if number == count {

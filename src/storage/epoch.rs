@@ -1,4 +1,5 @@
-//! What becomes of what was found on a server once it is another one: see [`crate::storage::server`].
+//! Handles a change of the server: what was found on the old one is forgotten or found again. See
+//! [`crate::storage::server`].
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -14,24 +15,24 @@ use crate::storage::series::{Wanted, find_by_prefix};
 use crate::storage::server::{Epoch, Server, read_state};
 
 impl Store {
-    /// The epoch there is.
+    /// Returns the current epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.server.epoch()
     }
 
-    /// The server, as it was seen last.
+    /// Returns the server as last seen.
     #[must_use]
     pub fn server(&self) -> &Server {
         &self.server
     }
 
-    /// Finds out whether the server is as it was. If it is not, what was found on it is forgotten, and a new epoch begins; returns
-    /// whether it does.
+    /// Checks if the server is in the same state as before. If not, forgets what was found on it, begins a new epoch,
+    /// and returns `true`.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection.
     pub async fn look_at_server(&self) -> Result<bool, Error> {
         let state = self
             .counted(within(self.config.send_timeout, async {
@@ -44,12 +45,12 @@ impl Store {
         Ok(self.server.found(state, || self.cache.clear()))
     }
 
-    /// The ids that series have now which had `ids` when `identities` held; made anew where the server lacks them and their labels
-    /// are known still. Series of which neither is so are left out.
+    /// Returns the current ids of the series that had `ids` when `identities` were valid. Creates series that the
+    /// server lacks and whose labels are still known. Leaves out series for which neither applies.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection, or that `epoch` is over.
     pub async fn find_again(
         &self,
         ids: &[i64],
@@ -79,13 +80,13 @@ impl Store {
         let (made, _) =
             if wanted.is_empty() { Default::default() } else { self.find_series(wanted, None, epoch).await? };
         let there = known.iter().filter_map(|(id, prefix)| Some((*id, *there.get(prefix)?)));
-        // No request need name them before the server changes again.
+        // Recorded here, because the server may change again before any request names these series.
         self.server.during(epoch, |now| now.take_over(identities, there.clone()))?;
         let made = labelled.iter().filter_map(|(id, key, _)| Some((*id, *made.get(key)?)));
         Ok(there.chain(made).collect())
     }
 
-    /// No series has a larger id than `newest_id` at `now`.
+    /// Records that no series has a larger id than `newest_id` at `now`.
     pub fn on_newest_series(&self, epoch: Epoch, newest_id: i64, now: Instant) {
         let _ = self.server.during(epoch, |identities| identities.on_newest(newest_id, now));
     }

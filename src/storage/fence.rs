@@ -1,4 +1,4 @@
-//! The right to write, and the transaction that shows it. Pure: statements' text.
+//! The right to write, and the transaction that shows it. Pure: texts of statements.
 
 use std::time::Duration;
 
@@ -6,50 +6,51 @@ use uuid::Uuid;
 
 use crate::storage::names::Names;
 
-/// A leader's right to write: each write transaction compares the token with the group's row.
+/// A leader's right to write: each write transaction compares its token with the group's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fence {
-    /// The group's number in the leader table; none is 0.
+    /// Number of the group in the leader table; never 0.
     pub group_no: i32,
-    /// Counts the group's leaders.
+    /// Counter of the group's leaders.
     pub term: i64,
-    /// New with each term; random, so that a term row rolled back by a fail-over of PostgreSQL is not mistaken.
+    /// Token, new with each term. It is random, so that a term is not mistaken for another one after a fail-over of
+    /// PostgreSQL has rolled the row back.
     pub token: Uuid,
 }
 
-/// The group of those that write without an election.
+/// Group number of writers without an election.
 pub const NO_GROUP: i32 = 0;
 
-/// A writer that idles so long between the statements of a transaction is frozen: its transaction must not hold the
-/// next leader up.
+/// Idle time between the statements of a transaction after which its writer is frozen. Its transaction must not delay
+/// the next leader.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For transactions with statements over many segments: a plan that looks costly enough the server would compile first, which
-/// takes up to seconds, and saves little where each segment's part of it runs but briefly.
+/// Setting for transactions with statements over many segments. The server would compile an expensive plan first. That
+/// takes up to seconds, and saves little if the plan's part for each segment runs only briefly.
 pub const WITHOUT_JIT: &str = "SET LOCAL jit = off";
 
-/// How long the server lets parts of a transaction last.
+/// Timeouts of the server for parts of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// A statement.
+    /// Timeout of a statement.
     pub statement: Duration,
-    /// A wait for a lock.
+    /// Timeout of a wait for a lock.
     pub lock: Duration,
-    /// The pause between two statements.
+    /// Timeout of the pause between two statements.
     pub idle: Duration,
 }
 
 impl Limits {
-    /// Those of a writer that is given `timeout` for all of it.
+    /// Returns the limits of a writer that has `timeout` for the whole transaction.
     #[must_use]
     pub fn of(timeout: Duration) -> Self {
         Self { statement: timeout, lock: timeout, idle: IDLE_IN_TRANSACTION_TIMEOUT }
     }
 }
 
-/// Opens a transaction that may write, bounded. Everything is set for the transaction alone, so that it holds behind a pooler
-/// too. `check` is an expression that fails where nothing is to be written. BEGIN itself never fails, so whatever is sent behind is within
-/// the transaction, be it one that has failed.
+/// Returns the statements that open a write transaction with these limits. All settings are local to the transaction,
+/// so that they also work with a pooler. `check` is an expression that fails if nothing may be written. BEGIN itself
+/// never fails, so all statements sent after it are within the transaction, even if that has failed.
 #[must_use]
 pub fn begin(limits: Limits, check: &str) -> String {
     format!(
@@ -62,8 +63,8 @@ pub fn begin(limits: Limits, check: &str) -> String {
     )
 }
 
-/// Shows the right to write, in a transaction that is open already; without one, only that there is a writer. `reconciled` is
-/// what is known of the group's counter; `None` is not compared.
+/// Returns the statement that shows the right to write in an open transaction. Without a fence it shows only that there
+/// is a writer. `reconciled` is the known value of the group's counter; `None` is not compared.
 #[must_use]
 pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> String {
     let group_no = fence.map_or(NO_GROUP, |fence| fence.group_no);
@@ -72,14 +73,15 @@ pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> Str
     names.sql(&format!("SELECT {{fence}}({group_no}, {token}, {reconciled})"))
 }
 
-/// Shows several rights to write at once. The parameters of the statement are the numbers of the groups, the tokens and what is
-/// known of the counters; it returns for each the state that [`show`] would raise, or NULL.
+/// Returns the statement that shows several rights to write at once. Its parameters are the group numbers, the tokens
+/// and the known values of the counters. For each right it returns the state that [`show`] would raise, or NULL.
 #[must_use]
 pub fn show_all(names: &Names) -> String {
     names.sql("SELECT {fences}($1, $2, $3)")
 }
 
-/// Takes the lock of a group that keeps all its writers out, in a transaction that is open already.
+/// Returns the statement that takes a group's exclusive lock in an open transaction, which locks out all writers of the
+/// group.
 #[must_use]
 pub fn exclude(names: &Names, group_no: i32) -> String {
     names.sql(&format!("SELECT pg_advisory_xact_lock({{leader:literal}}::regclass::oid::integer, {group_no})"))

@@ -1,8 +1,8 @@
-//! Hot samples: rows that each hold what many series had at one time. Pure: the bytes of binary COPY.
+//! Hot samples: each row holds the samples of many series at one time. Pure: the bytes of binary COPY.
 //!
-//! The format is PostgreSQL's, "Binary Format" under COPY: a header, then per row the number of fields and per field its
-//! length and its bytes, all big-endian, then -1. An array is its number of dimensions, whether it has NULLs, the type of
-//! its elements, per dimension its length and lower bound, and each element with its length.
+//! The format is PostgreSQL's, "Binary Format" under COPY: a header, then per row the number of fields and per field
+//! its length and its bytes, all big-endian, then -1. An array is its number of dimensions, whether it has NULLs, the
+//! type of its elements, per dimension its length and lower bound, and each element with its length.
 
 use std::collections::HashMap;
 
@@ -12,33 +12,33 @@ use tokio_postgres::types::{FromSql, Type};
 use crate::model::sender::SenderNo;
 use crate::storage::row::{Row, to_postgres_us};
 
-/// Samples in a row at most: two such rows fill a page of 8 KiB.
+/// Maximum number of samples in a row: two such rows fill a page of 8 KiB.
 pub const ROW_SAMPLES_MAX: usize = 248;
 
 const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
-/// Bytes of a row beside its samples: a count, four lengths, the time, the heads of two arrays, the sender.
+/// Bytes of a row besides its samples: a count, four lengths, the time, the headers of two arrays, the sender.
 const ROW_BYTES: usize = 2 + 4 * 4 + 8 + 2 * ARRAY_HEAD_BYTES + 4;
 
 const ARRAY_HEAD_BYTES: usize = 20;
 
-/// An element of an array: its length, and eight bytes.
+/// Bytes of an array element: its length, and eight bytes.
 const ELEMENT_BYTES: usize = 4 + 8;
 
-/// What one sender's series had at one time.
+/// Samples of one sender at one time.
 pub struct Gathered {
-    /// Whose samples they are; of stale markers [`SenderNo::of_markers`].
+    /// Sender of the samples; for stale markers [`SenderNo::of_markers`].
     pub sender: SenderNo,
-    /// In ms since 1970.
+    /// Milliseconds since 1970.
     pub time_ms: i64,
     /// Series ids, ascending, and the bits of their values.
     pub samples: Vec<(i64, u64)>,
 }
 
-/// Gathers samples by sender and time, stale markers apart.
+/// Groups samples by sender and time, with stale markers apart.
 #[must_use]
 pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Vec<Gathered> {
-    // Rows come by series, so neighbours differ in time; few times occur, and mostly one.
+    // Rows arrive series by series, so neighbours differ in time. There are few different times, usually one.
     let mut places: HashMap<(SenderNo, i64), usize> = HashMap::new();
     let mut counts: Vec<((SenderNo, i64), usize)> = Vec::new();
     let mut last: Option<((SenderNo, i64), usize)> = None;
@@ -63,7 +63,7 @@ pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Ve
         gathered[place].samples.push((row.series_id, row.value.to_bits()));
     }
     for Gathered { samples, .. } in &mut gathered {
-        // Readers leave out rows by their first and last series.
+        // Sorted, because readers skip rows by their first and last series.
         if !samples.is_sorted_by_key(|(series_id, _)| *series_id) {
             samples.sort_by_key(|(series_id, _)| *series_id);
         }
@@ -71,8 +71,8 @@ pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Ve
     gathered
 }
 
-/// The body of `COPY … ("time", series, value, sender) FROM STDIN BINARY`: the samples of one transaction, the series of each
-/// sender ascending, gathered by sender and time.
+/// Returns the body of `COPY … ("time", series, value, sender) FROM STDIN BINARY`: the samples of one transaction,
+/// grouped by sender and time, with ascending series.
 #[must_use]
 pub fn encode_copy<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Bytes {
     let gathered = gather(rows);
@@ -113,12 +113,12 @@ fn put_array(out: &mut BytesMut, of: &Type, elements: impl ExactSizeIterator<Ite
     }
 }
 
-/// The elements of an array of eight-byte numbers as they come from the server, with nothing copied.
+/// Elements of an array of eight-byte numbers as received from the server, without a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
-    /// Each one's bytes.
+    /// Returns the bytes of each element.
     pub fn iter(self) -> impl ExactSizeIterator<Item = [u8; 8]> + Clone + 'a {
         let (elements, _) = self.0.as_chunks::<ELEMENT_BYTES>();
         elements.iter().map(|[_, _, _, _, a, b, c, d, e, f, g, h]| [*a, *b, *c, *d, *e, *f, *g, *h])
@@ -127,7 +127,7 @@ impl<'a> Elements<'a> {
 
 impl<'a> FromSql<'a> for Elements<'a> {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        // One dimension, no NULL, and as many bytes as its length says; an empty array has no dimension.
+        // One dimension, no NULL, and as many bytes as its length requires; an empty array has no dimension.
         let elements = match raw {
             [0, 0, 0, 0, ..] => &[][..],
             [0, 0, 0, 1, 0, 0, 0, 0, _, _, _, _, l0, l1, l2, l3, _, _, _, _, elements @ ..]

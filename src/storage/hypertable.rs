@@ -1,7 +1,8 @@
-//! The layout with TimescaleDB: sealed samples are rows of a hypertable, which its columnstore compresses where the
-//! edition has one.
+//! The layout with TimescaleDB: sealed samples are rows of a hypertable. Its columnstore compresses them if the edition
+//! has one.
 //!
-//! What differs from chunks is sealing, retention and how remote read asks; the rest is in `hypertable.sql`.
+//! Sealing, retention and the statements of remote read differ from the layout with chunks; the rest is in
+//! `hypertable.sql`.
 
 use std::time::Duration;
 
@@ -15,23 +16,23 @@ use crate::storage::names::{Names, identifier};
 use crate::storage::row::{TIME_MIN_MS, to_postgres_us};
 use crate::storage::seal::outcome::Outcome;
 
-/// What the layout has beside `schema.sql`.
+/// Schema of this layout in addition to `schema.sql`.
 pub const SQL: &str = include_str!("hypertable.sql");
 
-/// Samples may be so late beyond the time they wait to be sealed before they meet a compressed segment, which takes a
-/// tenth as many a second.
+/// Lateness of samples, beyond the time that they wait to be sealed, from which they reach a compressed segment. Such a
+/// segment takes a tenth as many samples per second.
 const LATE: Duration = Duration::from_secs(3600);
 
-/// The oldest TimescaleDB that serves: in those before, INSERT … ON CONFLICT DO NOTHING into a compressed segment ends,
-/// without a word, at the first row that is there already.
+/// Oldest supported version of TimescaleDB. In earlier versions INSERT … ON CONFLICT DO NOTHING into a compressed
+/// segment silently ends at the first row that exists already.
 pub const VERSION_MIN: &str = "2.18.1";
 
-/// The schema that TimescaleDB is in, quoted; `None` where it is not installed in the database, or older than
+/// Returns the quoted schema of TimescaleDB; `None` if it is not installed in the database, or is older than
 /// [`VERSION_MIN`].
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn extension(client: &Client) -> Result<Option<String>, Error> {
     let statement = "SELECT nspname::text FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace \
                      WHERE extname = 'timescaledb' AND string_to_array(substring(extversion FROM '^[0-9.]+'), '.')::integer[] \
@@ -40,12 +41,12 @@ pub async fn extension(client: &Client) -> Result<Option<String>, Error> {
     Ok(row.map(|row| row.try_get::<_, String>(0)).transpose()?.map(|schema| identifier(&schema)))
 }
 
-/// Sets the span of segments to come, and lets the columnstore compress those that end longer ago than samples wait to be
-/// sealed.
+/// Sets the time span of new segments, and lets the columnstore compress segments that ended longer ago than
+/// `seal_after` and `LATE` together.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// `Error::Misconfigured` if TimescaleDB is missing or too old; errors of the server or of the connection.
 pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_after: Duration) -> Result<(), Error> {
     let schema = extension(client).await?.ok_or_else(|| {
         Error::Misconfigured(format!(
@@ -64,7 +65,7 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
     if client.query_typed_one(statement, &parameters).await?.try_get(0)? {
         return Ok(());
     }
-    // One message, so one transaction.
+    // One message, and therefore one transaction.
     let enable = format!(
         "ALTER TABLE {{samples}} SET (timescaledb.compress, timescaledb.compress_segmentby = 'series_id', \
          timescaledb.compress_orderby = '\"time\"'); \
@@ -81,12 +82,12 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
     }
 }
 
-/// Moves the hot rows of which the condition `taken` holds into the hypertable, in the transaction that is open, which sees
-/// one state of them. Returns the latest time of them, too; `None` where there are none.
+/// Moves the hot rows that meet the condition `taken` into the hypertable, in the open transaction, which sees one
+/// state of them. Also returns their latest time; `None` if there are no such rows.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn seal(
     client: &Client,
     names: &Names,
@@ -96,7 +97,8 @@ pub async fn seal(
     let count =
         format!("SELECT coalesce(sum(cardinality(series)), 0)::bigint, max(\"time\") FROM {{hot}} WHERE {taken}");
     let count = client.query_typed_one(&names.sql(&count), &[]).await?;
-    // Of several in one transaction of a writer, the order within the row is that of storing.
+    // If one transaction of a writer stored several samples of a series at one time, their order within the row is that
+    // of storing.
     let insert = names.sql(&format!(
         "INSERT INTO {{samples}} (\"time\", series_id, value) \
          SELECT DISTINCT ON (id, \"time\") \"time\", id, value FROM (SELECT \"time\", unnest(series) AS id, \
@@ -111,11 +113,11 @@ pub async fn seal(
     Ok((Outcome { samples, dropped, ..Outcome::default() }, count.try_get(1)?))
 }
 
-/// Drops the segments that end before `now - retention`; their names.
+/// Drops the segments that end before `now - retention`, and returns their names.
 ///
 /// # Errors
 ///
-/// What the server said; the next round goes on from there.
+/// Errors of the server or of the connection; the next round continues from there.
 pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -> Result<Vec<String>, Error> {
     let statement = names.sql("SELECT {drop_older}(now() - make_interval(secs => $1))");
     let rows = client.query_typed(&statement, &[(&retention.as_secs_f64(), Type::FLOAT8)]).await?;

@@ -1,4 +1,4 @@
-//! What ids of series are ids of: what it takes to find a series again by its labels. Pure.
+//! Identities of series ids: what is needed to find a series again by its labels. Pure.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -9,27 +9,27 @@ use uuid::Uuid;
 
 use crate::model::labels::Labels;
 
-/// Of every series the first half of its key: 8 bytes, for ids are given in order. Of those made lately the labels too: a server that
-/// lags does not have them.
+/// Identities of known series. Of each series the first half of its key: 8 bytes, because ids are assigned in order. Of
+/// recently created series the labels too: a server that lags does not have them.
 #[derive(Debug, Default)]
 pub struct Identities(Mutex<KnownIdentities>);
 
 #[derive(Debug, Default)]
 struct KnownIdentities {
-    /// By id / [`PAGE`]; 0 is none.
+    /// First halves of keys, by id / [`PAGE`]; 0 means none.
     prefixes: HashMap<i64, Box<[u64; PAGE]>>,
-    /// Of ids above those that were there [`KEPT`] ago.
+    /// Labels of the series with larger ids than those that existed [`KEPT`] ago.
     labels: BTreeMap<i64, Labels>,
-    /// The largest id there was, and when.
+    /// Largest id at some times.
     newest: VecDeque<(Instant, i64)>,
-    /// Series with larger ids were made lately.
+    /// Series with larger ids were created recently.
     floor: i64,
 }
 
-/// Series in a page.
+/// Number of series in a page.
 const PAGE: usize = 256;
 
-/// Labels are kept for so long: twice as long as samples that may have to be stored again.
+/// Time for which labels are kept: twice as long as samples that may have to be stored again.
 const KEPT: Duration = Duration::from_secs(120);
 
 impl KnownIdentities {
@@ -43,7 +43,7 @@ impl KnownIdentities {
 }
 
 impl Identities {
-    /// These are the ids of series, given with their keys and labels.
+    /// Records ids of series with their keys and labels.
     pub fn learn<'a>(&self, series: impl Iterator<Item = (i64, Uuid, &'a Labels)>) {
         let mut known = self.lock();
         for (id, key, labels) in series {
@@ -51,7 +51,7 @@ impl Identities {
         }
     }
 
-    /// Of these ids the second ones are those of the series that had the first ones by `before`.
+    /// Records the second id of each pair with the identity that `before` has for the first id.
     pub fn take_over(&self, before: &Self, ids: impl Iterator<Item = (i64, i64)>) {
         for (id_before, id) in ids {
             if let Some(prefix) = before.prefix(id_before) {
@@ -60,7 +60,7 @@ impl Identities {
         }
     }
 
-    /// No series has a larger id than `newest_id` at `now`.
+    /// Records that no series has a larger id than `newest_id` at `now`.
     pub fn on_newest(&self, newest_id: i64, now: Instant) {
         let mut known = self.lock();
         known.newest.push_back((now, newest_id));
@@ -76,14 +76,14 @@ impl Identities {
         }
     }
 
-    /// The first half of the key of a series.
+    /// Returns the first half of the key of a series.
     #[must_use]
     pub fn prefix(&self, id: i64) -> Option<u64> {
         let (page, place) = split(id);
         self.lock().prefixes.get(&page).map(|page| page[place]).filter(|prefix| *prefix != 0)
     }
 
-    /// The labels of a series that was made lately.
+    /// Returns the labels of a recently created series.
     #[must_use]
     pub fn labels(&self, id: i64) -> Option<Labels> {
         self.lock().labels.get(&id).cloned()
@@ -94,7 +94,7 @@ impl Identities {
     }
 }
 
-/// The page of a series, and its place there.
+/// Returns the page of a series, and its place in the page.
 fn split(id: i64) -> (i64, usize) {
     #[expect(clippy::cast_possible_truncation, reason = "below 256")]
     (id.div_euclid(PAGE as i64), id.rem_euclid(PAGE as i64) as usize)

@@ -1,4 +1,4 @@
-//! The writers: requests that arrive together are stored together, each transaction behind the fence.
+//! The writers: requests that arrive together are stored together. Each transaction shows the fence.
 
 use std::collections::{BTreeSet, HashSet};
 use std::pin::Pin;
@@ -25,82 +25,85 @@ use crate::storage::row::Row;
 use crate::storage::server::{Epoch, Server};
 use crate::telemetry::metrics::Metrics;
 
-/// Rows one transaction takes at most, beyond its first request: bounds its memory (24 bytes a row, 38 more as COPY)
-/// and how long others wait for it.
+/// Number of rows from which no further request is added to a transaction. Bounds the memory of the transaction (24
+/// bytes per row, and at least 24 more as COPY data) and the time that others wait for it.
 const TRANSACTION_ROWS_MAX: usize = 50_000;
 
-/// Requests one transaction takes at most.
+/// Maximum number of requests in one transaction.
 const TRANSACTION_REQUESTS_MAX: usize = 64;
 
-/// A sample is this old, ms, before its sender sends it a second time in another request: it has to start again for that.
+/// Age in ms that a sample has reached before its sender sends it a second time in another request: the sender has to
+/// restart for that.
 pub const SENT_AGAIN_MS: i64 = 2_000;
 
-/// One request's samples, resolved and checked.
+/// Samples of one request, resolved and checked.
 #[derive(Debug)]
 pub struct Batch {
-    /// The same for a retry of the same bytes, by whichever adapter it comes.
+    /// Request key: the same for a retry of the same bytes, whichever adapter receives it.
     pub key: Uuid,
-    /// In the order of series and time, none twice.
+    /// Rows in the order of series and time, without duplicates.
     pub rows: Arc<Vec<Row>>,
-    /// By what right.
+    /// Right to write the rows.
     pub right: Right,
 }
 
 impl Batch {
-    /// Its samples, with who sent them.
+    /// Returns the samples, each with its sender.
     fn samples(&self) -> impl Iterator<Item = (SenderNo, &Row)> + Clone {
         self.rows.iter().map(|row| (self.right.sender, row))
     }
 }
 
-/// What a write shows: whose samples, and by what right.
+/// Sender of a write's samples, and the right to write them, as shown to the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
-    /// Who sent the samples.
+    /// Sender of the samples.
     pub sender: SenderNo,
-    /// The right to write; `None` without an election.
+    /// Fence of the term by whose right the samples are written; `None` without an election.
     pub fence: Option<Fence>,
-    /// The group's counter of what others than its leader have stored, as last observed; 0 without an election.
+    /// Last observed value of the group's counter of writes by others than its leader; 0 without an election.
     pub reconciled: i64,
-    /// What is observed: what other adapters have stored of the sender by other transactions is not stored again. `None` where no other
-    /// adapter stores what it sends.
+    /// Position up to which the store was observed. Samples of this sender that other adapters have stored in
+    /// transactions after it are not stored again. `None` if no other adapter stores samples of this sender.
     pub observed: Option<Arc<Position>>,
-    /// In which the sender's number and the ids of its series were found.
+    /// Epoch in which the sender's number and the series ids were found.
     pub epoch: Epoch,
 }
 
-/// How a batch ended.
+/// Outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// Its rows are committed.
+    /// The rows of the batch are committed.
     Committed,
-    /// An earlier attempt with the same key is committed.
+    /// An earlier attempt with the same request key is committed.
     AlreadyThere,
-    /// Its term is over, or another is just being begun: nothing of it is stored.
+    /// The term is over, or the group's lock was not granted in time, for example because another term is being begun.
+    /// Nothing of the batch is stored.
     Fenced,
-    /// Others have stored samples of its group since that was last observed: nothing of it is stored, for it may be stored
-    /// already.
+    /// Others have stored samples of the group since the store was last observed. Nothing of the batch is stored,
+    /// because its samples may be stored already.
     Overtaken,
 }
 
-/// What became of a right to write when it was shown: in force until the end of the transaction, or why not.
+/// Result of showing a right to write: `Ok` if it is in force until the end of the transaction, else the reason why
+/// not.
 type Standing = Result<(), Stored>;
 
-/// A transaction that was opened for batches.
+/// An open transaction for several batches.
 struct Begun {
-    /// By what right each may be stored.
+    /// Standing of each batch's right to write.
     standing: Vec<Standing>,
-    /// The keys of those of them that are not stored yet.
+    /// Request keys of the batches in force that are not stored yet.
     claimed: HashSet<Uuid>,
 }
 
-/// Hands batches to the writers.
+/// Handle that queues batches for the writers.
 #[derive(Clone)]
 pub struct Ingest {
     queue: mpsc::Sender<Job>,
 }
 
-/// One of a few connections that store.
+/// One of the few connections that store samples.
 pub struct Writer {
     connector: Connector,
     names: Arc<Names>,
@@ -116,7 +119,7 @@ struct Job {
 }
 
 impl Ingest {
-    /// `writers` writers, to be run, and what feeds them. `timeout` bounds one transaction.
+    /// Returns the handle and `writers` writers, which the caller has to run. `timeout` bounds one transaction.
     #[must_use]
     pub fn new(
         connector: &Connector,
@@ -141,11 +144,12 @@ impl Ingest {
         (Self { queue }, writers)
     }
 
-    /// Stores `batch` and returns when its transaction has ended. Dropping the future does not stop it.
+    /// Stores `batch` and returns when its transaction has ended. Dropping the future does not stop the transaction.
     ///
     /// # Errors
     ///
-    /// What the server said of the transaction; none of it is the batch's fault.
+    /// Errors of the server or of the connection, none of them caused by the batch; `Error::Moved` if the epoch of
+    /// the batch is over; `Error::Stopping` if the writers have ended.
     pub async fn store(&self, batch: Batch) -> Result<Stored, Arc<Error>> {
         let (reply, answer) = oneshot::channel();
         let stopped = || Arc::new(Error::Stopping("the adapter is stopping".into()));
@@ -155,7 +159,7 @@ impl Ingest {
 }
 
 impl Writer {
-    /// Stores until `stop`, then what is queued.
+    /// Stores batches until `stop`, then those that are still queued.
     pub async fn run(self, stop: CancellationToken) {
         let mut session: Option<Session> = None;
         loop {
@@ -170,7 +174,7 @@ impl Writer {
         }
     }
 
-    /// The next request and those that wait behind it; none when it is time to stop.
+    /// Returns the next request and those queued behind it; none if the writer has to stop.
     async fn next_jobs(&self, stop: &CancellationToken) -> Vec<Job> {
         let mut queue = self.queue.lock().await;
         let first = tokio::select! {
@@ -202,7 +206,7 @@ impl Writer {
         match self.attempt(session, &batches, epoch).await {
             Ok(outcomes) => {
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
-                    // A sender that hung up has no use for the answer; its data is stored all the same.
+                    // A sender that hung up does not receive the answer; its samples are stored nevertheless.
                     let _ = job.reply.send(Ok(outcome));
                 }
             }
@@ -215,7 +219,7 @@ impl Writer {
         }
     }
 
-    /// One transaction. After any error the session is gone, and with it whatever was left undone.
+    /// Runs one transaction. After any error the session is closed, which ends its unfinished work.
     async fn attempt(
         &self,
         session: &mut Option<Session>,
@@ -227,7 +231,7 @@ impl Writer {
                 Some(open) if !open.client().is_closed() => open,
                 _ => self.connector.write_session().await?,
             };
-            // Kept out of `session` meanwhile: if this future is dropped, the session goes with it.
+            // `session` is empty meanwhile: if this future is dropped, the session is dropped too.
             let outcomes = self.transaction(&open, batches, epoch).await?;
             *session = Some(open);
             Ok(outcomes)
@@ -246,7 +250,8 @@ impl Writer {
         let started = Instant::now();
         let client = session.client();
         let statement = copy_statement(&self.names);
-        // Sent without waiting for what begins the transaction: it stores nothing, and fails where that has failed.
+        // Sent without waiting for the statements that begin the transaction: preparing stores nothing, and fails in a
+        // failed transaction.
         let (begun, prepared) = join(self.begin(client, batches, epoch), client.prepare(&statement)).await;
         let Some(Begun { standing, claimed }) = begun? else {
             return Ok(vec![Stored::Overtaken; batches.len()]);
@@ -268,7 +273,7 @@ impl Writer {
             0 => None,
             _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| batch.samples())).await?),
         };
-        // Before COMMIT, so that a pooler in transaction mode still leads it to the same backend.
+        // Dropped before COMMIT, so that a pooler in transaction mode still routes the message to the same backend.
         drop(prepared);
         let copied = async {
             if let Some(mut copy) = copy {
@@ -280,7 +285,7 @@ impl Writer {
             Some(unseen) => format!("{unseen}; COMMIT"),
             None => "COMMIT".to_owned(),
         };
-        // Sent without waiting for the end of the COPY: behind one that failed, COMMIT rolls back.
+        // Sent without waiting for the end of the COPY: after a failed COPY, COMMIT rolls back.
         let ended = async { client.batch_execute(&end).await.map_err(Error::from) };
         let committing = match try_join(copied, ended).await {
             Ok((committing, ())) => committing,
@@ -300,8 +305,9 @@ impl Writer {
 }
 
 impl Writer {
-    /// Opens a transaction that shows the rights of `batches`, and claims the keys of those in force. Where all are of one term, it is
-    /// an error that this is over. `None`, with no transaction open: all are overtaken.
+    /// Opens a transaction that shows the rights of `batches`, and claims the request keys of those whose right is in
+    /// force. If all batches are of one term, it is an error if that term is over. Returns `None`, with no transaction
+    /// open, if all batches are overtaken.
     async fn begin(&self, client: &Client, batches: &[&Batch], epoch: Epoch) -> Result<Option<Begun>, Error> {
         let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
         let (fence, reconciled) = rights[0];
@@ -309,13 +315,15 @@ impl Writer {
         let check = self.server.check(&self.names, epoch)?;
         let mut begin = begin(Limits::of(self.timeout), &check);
         if rights.iter().all(|(other, _)| *other == fence) {
-            // Waits for the group's lock as long as it may, where the others' writes do not wait for it.
+            // All batches are of one group, so this may wait for the group's lock up to the lock timeout: it delays no
+            // writes of other groups.
             begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
         }
         if is_one {
             begin = format!("{begin}; {}", self.claim(batches.iter().map(|batch| batch.key)));
         }
-        // One message, of which nothing is done after a failure. Nothing that stores is sent before it is answered.
+        // Sent as one message: after a failure the server skips the rest of it. No statement that stores is sent before
+        // the answer.
         match client.simple_query(&begin).await.map_err(Error::from) {
             Ok(answer) if is_one => {
                 Ok(Some(Begun { standing: vec![Ok(()); batches.len()], claimed: claimed(&answer)? }))
@@ -338,16 +346,17 @@ impl Writer {
         }
     }
 
-    /// The statement that claims the keys of requests, and returns those that no committed request has; there is one at least.
+    /// Returns the statement that claims request keys, of which there is at least one. It returns the keys that no
+    /// committed request has.
     fn claim(&self, keys: impl Iterator<Item = Uuid>) -> String {
-        // In one order for all, so that two transactions that share keys wait for each other and never deadlock.
+        // Sorted, so that two transactions that share keys wait for each other and never deadlock.
         let keys: BTreeSet<Uuid> = keys.collect();
         let values = keys.iter().map(|key| format!("('{key}')")).collect::<Vec<_>>().join(", ");
         self.names.sql(&format!("INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key"))
     }
 }
 
-/// The keys in the last answer of several.
+/// Returns the request keys in the last of several answers.
 fn claimed(answer: &[SimpleQueryMessage]) -> Result<HashSet<Uuid>, Error> {
     let ended = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::CommandComplete(_));
     let of_last = answer.iter().rev().skip(1).take_while(|message| !ended(message));
@@ -357,21 +366,21 @@ fn claimed(answer: &[SimpleQueryMessage]) -> Result<HashSet<Uuid>, Error> {
 }
 
 impl Writer {
-    /// The statements that fail as overtaken where one of the samples just stored may be stored already, by another adapter; `None`
-    /// where no other stores any of them.
+    /// Returns the statements that fail as overtaken if another adapter may have stored one of the samples just stored;
+    /// `None` if no other adapter stores samples of these senders.
     fn unseen<'a>(&self, rights: impl Iterator<Item = &'a Right>) -> Option<String> {
         let shared = rights.filter_map(|right| Some((right.observed.as_deref()?, right.fence?, right.sender)));
         let shared: Vec<_> = shared.collect();
         let (observed, fence, _) =
             shared.iter().reduce(|one, other| if one.0.covers(other.0) { other } else { one })?;
         let (xmin, xmax) = (observed.xmin(), observed.xmax);
-        // With the numbers of their stale markers.
+        // Includes the numbers under which the senders' stale markers are stored.
         let numbers = shared.iter().flat_map(|(.., sender)| [sender.0, sender.of_markers().0]);
         let senders = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
-        // No counter has this value.
+        // Never equal to the counter, so the fence raises.
         let raise = show(&self.names, Some(*fence), Some(-1));
-        // Samples are compared only in rows of the same time. Rows are found by sender and transaction, however few the server takes
-        // all of them for.
+        // Samples are compared only in rows of the same time. Rows are found by the index on sender and transaction,
+        // even if the planner takes the table for a small one.
         let exists = self.names.sql(&format!(
             "EXISTS (WITH own AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
              WHERE sender IN ({senders}) AND xid = pg_current_xact_id() \
@@ -390,8 +399,8 @@ impl Writer {
     }
 }
 
-/// Shows rights to write, each with what is known of its group's counter unless that does not matter, in the transaction that
-/// is open; what became of each.
+/// Shows rights to write in the open transaction, each with the known value of its group's counter, or `None` if the
+/// counter does not matter. Returns the standing of each right.
 pub(super) async fn standing(
     client: &Client,
     names: &Names,
@@ -414,12 +423,12 @@ pub(super) async fn standing(
     raised.into_iter().map(standing).collect()
 }
 
-/// Stores samples in the transaction that is open.
+/// Returns the COPY statement that stores samples in the open transaction.
 pub(super) fn copy_statement(names: &Names) -> String {
     names.sql("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
 }
 
-/// Begins [`copy_statement`] and sends it `rows`; it is yet to be finished.
+/// Begins [`copy_statement`] and sends it `rows`. The caller has to finish the COPY.
 pub(super) async fn copy<'a>(
     client: &Client,
     statement: &Statement,

@@ -1,4 +1,4 @@
-//! Rounds of sealing and upkeep, by sessions of their own, and what they measure.
+//! Rounds of sealing and upkeep, on sessions of their own, and the metrics they set.
 
 use std::time::{Duration, Instant};
 
@@ -18,42 +18,43 @@ use crate::storage::seal::outcome::Outcome;
 use crate::storage::server::Epoch;
 use crate::storage::{Store, hypertable, upkeep};
 
-/// What is hot.
+/// State of the hot rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hot {
-    /// Samples.
+    /// Number of samples.
     pub samples: u64,
-    /// How long ago the earliest of their times was.
+    /// Age of the earliest of their times.
     pub age: Duration,
-    /// What this look saw; for [`Store::seal`], once whoever observes has had the time to see it too.
+    /// Position of this look. Passed to [`Store::seal`] once all observers have had the time to see it too.
     pub seen: ObservedPosition,
 }
 
-/// What a look saw. On another server the same position is of other transactions.
+/// Position of a look, with its epoch: on another server the same position refers to other transactions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedPosition {
-    /// Which transactions.
+    /// Transactions that were seen.
     pub position: Position,
-    /// On which server.
+    /// Epoch of the server.
     pub epoch: Epoch,
 }
 
-/// Buckets whose small chunks one round puts together.
+/// Maximum number of buckets whose small chunks are merged in one round.
 const MERGED_BUCKETS_MAX: usize = 1024;
 
-/// If hot rows take so many bytes for each sample of a round, six times what those need, they take room that is not wanted
-/// again: after a backlog, or a session that stayed open and so kept what was sealed.
+/// Bytes of the hot rows per sample of a round from which their table is shrunk: six times what the samples need. The
+/// table then has space that will not be used again, after a backlog, or after a session that stayed open and kept
+/// VACUUM from removing sealed rows.
 const SHRUNK_SAMPLE_BYTES: u64 = 96;
 
-/// A round of [`Store::upkeep`] or [`Store::seal`] may take this long.
+/// Timeout of a round of [`Store::upkeep`] or [`Store::seal`].
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Store {
-    /// Counts what is hot; its meters are set by it.
+    /// Counts the hot samples and sets their metrics.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection, or that the epoch is over.
     pub async fn hot(&self) -> Result<Hot, Error> {
         let epoch = self.epoch();
         let check = self.server.check(&self.names, epoch)?;
@@ -64,7 +65,7 @@ impl Store {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            // By the server too: one that went on would itself keep what is sealed.
+            // The server has a timeout too: a statement that goes on would itself keep sealed rows from being removed.
             let begin = format!(
                 "BEGIN READ ONLY; {WITHOUT_JIT}; SET LOCAL statement_timeout = {}",
                 (timeout * 9 / 10).as_millis()
@@ -81,7 +82,7 @@ impl Store {
             self.metrics.hot_bytes.set(bytes);
             let oldest: f64 = row.try_get(2)?;
             self.metrics.hot_oldest_seconds.set(oldest);
-            // A sample may be of an hour to come.
+            // `oldest` is negative if all samples are in the future.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
             let seen = ObservedPosition { position: position::read(row.try_get(3)?)?, epoch };
             Ok(Hot { samples: samples.unsigned_abs(), age, seen })
@@ -89,7 +90,7 @@ impl Store {
         .await
     }
 
-    /// Sets the meters of what the tables hold to nothing: they are the leader's.
+    /// Sets the metrics of the tables' contents to 0: only the leader reports them.
     pub fn forget_sizes(&self) {
         self.metrics.segments.set(0);
         self.metrics.sealed_samples.set(0);
@@ -99,20 +100,20 @@ impl Store {
         self.metrics.hot_oldest_seconds.set(0.0);
     }
 
-    /// Whether so many samples are to be sealed, `since` the last time.
+    /// Returns `true` if `samples` hot samples are to be sealed when `since` has passed since the last round.
     #[must_use]
     pub fn is_seal_due(&self, samples: u64, since: Duration) -> bool {
         samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
-    /// Seals what is hot when it begins, of that only what `up_to` sees, and puts small chunks together; by sessions of its own.
-    /// Who observes has had the time since `up_to` to see what is sealed; without it everything is. `shrink` gives the room that
-    /// hot rows took back to the system too. `None`: another adapter is at it.
+    /// Seals the rows that are hot at the start, as far as `up_to` sees them, and merges small chunks, on a session of
+    /// its own. Observers have had the time since `up_to` to see these rows; `None` seals all rows. `shrink` returns
+    /// the space of the hot rows to the operating system too. Returns `None` if another adapter is sealing.
     ///
     /// # Errors
     ///
-    /// What the server said, or that it is another one than `up_to` is of; what is sealed already stays so, and the next round goes on
-    /// from there.
+    /// Errors of the server or of the connection, or that the server is another one than that of `up_to`. Rows already
+    /// sealed stay sealed, and the next round continues from there.
     pub async fn seal(&self, up_to: Option<&ObservedPosition>, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
@@ -159,13 +160,13 @@ impl Store {
             self.metrics.samples_duplicate_total.with_label_values(&["sealed"]).inc_by(outcome.dropped as u64);
             total += outcome;
         }
-        // Outside a transaction, so by itself. Without it the next rows would go behind those that are gone.
+        // VACUUM cannot run in a transaction. Without it new rows would be added behind the space of deleted ones.
         let size = self.names.sql("SELECT pg_relation_size({hot:literal}::regclass)");
         let bytes: i64 = client.query_typed_one(&size, &[]).await?.try_get(0)?;
         let samples = self.config.seal_samples.max(total.samples as u64);
         let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
-        // If pages go, none may be skipped: the rows once counted in those would be ascribed to the few that are left, and
-        // the planner would expect hundreds of times as many as there are.
+        // A VACUUM that truncates may skip no page. Otherwise it would ascribe the rows once counted in removed pages to
+        // the few that are left, and the planner would expect hundreds of times too many rows.
         // The index is cleaned each time: rows fill their page to the last pointer.
         let vacuum = format!(
             "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE {shrink}, DISABLE_PAGE_SKIPPING {shrink}) {{hot}}"
@@ -177,15 +178,15 @@ impl Store {
         Ok(Some(total))
     }
 
-    /// One round of retention, by a session of its own, unless another adapter is at it; the keys of old requests too, if
-    /// this adapter has `led` so long that it has seen every retry which an outage held up.
+    /// Runs one round of retention on a session of its own, unless another adapter does. Deletes old request keys too
+    /// if this adapter has `led` long enough to have seen every retry that an outage delayed.
     ///
     /// # Errors
     ///
-    /// What the server said; the next round goes on from there.
+    /// Errors of the server or of the connection; the next round continues from there.
     pub async fn upkeep(&self, led: Duration) -> Result<(), Error> {
         let work = within(UPKEEP_TIMEOUT, async {
-            // Some of it cannot be in a transaction, so the lock is another session's.
+            // Some of the work cannot run in a transaction, so another session holds the lock.
             let lock = Pooled::take(&self.pool).await?;
             if upkeep::lock(&lock, &self.names).await? {
                 let session = self.connector.write_session().await?;
@@ -208,7 +209,7 @@ impl Store {
 
     async fn upkeep_by(&self, client: &Client, led: Duration) -> Result<(), Error> {
         client.batch_execute("SET statement_timeout = 0; SET lock_timeout = '10s'").await?;
-        // What may fail for a reader's lock, or take long, comes last.
+        // Steps that may fail because of a reader's lock, or take long, come last.
         let kept = upkeep::REQUESTS_KEPT + self.config.send_timeout;
         if led >= kept {
             upkeep::forget_requests(client, &self.names, kept).await?;

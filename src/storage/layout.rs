@@ -1,4 +1,4 @@
-//! How sealed samples are stored: chosen when a store is made, found when it is opened.
+//! Layout of sealed samples: chosen when a store is created, detected when it is opened.
 
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
@@ -7,43 +7,43 @@ use crate::postgres::error::Error;
 use crate::storage::hypertable;
 use crate::storage::names::Names;
 
-/// `-pg-use-timescaledb`.
+/// Value of `-pg-use-timescaledb`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UseTimescaledb {
-    /// If the database has it.
+    /// Use TimescaleDB if the database has it.
     Auto,
-    /// Or nothing is stored.
+    /// Use TimescaleDB, or do not create the store.
     Always,
-    /// Even if it is there.
+    /// Do not use TimescaleDB, even if the database has it.
     Never,
 }
 
-/// How sealed samples are stored.
+/// Layout of sealed samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// As chunks, in partitions: plain PostgreSQL.
+    /// Chunks in partitions: plain PostgreSQL.
     Chunks,
-    /// As rows of a hypertable.
+    /// Rows of a hypertable.
     Hypertable,
 }
 
 impl Layout {
-    /// That of the store that is there.
+    /// Returns the layout of the existing store.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection.
     pub async fn of(client: &Client, names: &Names) -> Result<Self, Error> {
         let statement = "SELECT to_regclass($1) IS NOT NULL";
         let row = client.query_typed_one(statement, &[(&names.qualified("_samples"), Type::TEXT)]).await?;
         Ok(if row.try_get(0)? { Self::Hypertable } else { Self::Chunks })
     }
 
-    /// That of a store to be made.
+    /// Returns the layout of a store to be created.
     ///
     /// # Errors
     ///
-    /// [`Error::Misconfigured`] when TimescaleDB must be used and cannot be; or what the server said.
+    /// [`Error::Misconfigured`] if TimescaleDB has to be used and cannot be; errors of the server or of the connection.
     pub async fn choose(client: &Client, wanted: UseTimescaledb) -> Result<Self, Error> {
         if wanted == UseTimescaledb::Never {
             return Ok(Self::Chunks);
@@ -61,7 +61,7 @@ impl Layout {
         }
     }
 
-    /// What `wanted` says of a store that has this layout already, if it is something else.
+    /// Returns a warning if `wanted` disagrees with this layout of an existing store.
     #[must_use]
     pub fn disagreement(self, wanted: UseTimescaledb, names: &Names) -> Option<String> {
         let (is, flag) = match (self, wanted) {

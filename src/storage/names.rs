@@ -1,6 +1,6 @@
-//! The names of everything in the database, quoted. Pure.
+//! Quoted names of everything in the database. Pure.
 
-/// The relations and functions of one store: `schema.table…`, each name quoted and qualified.
+/// Names of the relations and functions of one store: `schema.table…`, each quoted and qualified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     schema: String,
@@ -8,43 +8,43 @@ pub struct Names {
 }
 
 impl Names {
-    /// The store called `table` in `schema`, both as an operator wrote them.
+    /// Names the store `table` in `schema`, both as an operator wrote them.
     #[must_use]
     pub fn new(schema: impl Into<String>, table: impl Into<String>) -> Self {
         Self { schema: schema.into(), table: table.into() }
     }
 
-    /// The schema alone, quoted.
+    /// Returns the quoted schema.
     #[must_use]
     pub fn schema(&self) -> String {
         identifier(&self.schema)
     }
 
-    /// The schema as it is, for comparing with a catalog.
+    /// Returns the unquoted schema, for comparison with a catalog.
     #[must_use]
     pub fn schema_name(&self) -> &str {
         &self.schema
     }
 
-    /// The view `metrics` itself.
+    /// Returns the name of the view `metrics`.
     #[must_use]
     pub fn view(&self) -> String {
         self.qualified("")
     }
 
-    /// `metrics` and `suffix`, qualified and quoted: `"public"."metrics_series"`.
+    /// Returns `metrics` and `suffix`, qualified and quoted: `"public"."metrics_series"`.
     #[must_use]
     pub fn qualified(&self, suffix: &str) -> String {
         format!("{}.{}", identifier(&self.schema), identifier(&self.relation(suffix)))
     }
 
-    /// `metrics` and `suffix` as it is, for comparing with a catalog.
+    /// Returns `metrics` and `suffix`, unquoted, for comparison with a catalog.
     #[must_use]
     pub fn relation(&self, suffix: &str) -> String {
         format!("{}{suffix}", self.table)
     }
 
-    /// `text`, with `{…}` replaced: `{schema}`, `{view}`, and `{x}` by the qualified name with the suffix `_x`;
+    /// Returns `text` with `{…}` replaced: `{schema}`, `{view}`, and `{x}` by the qualified name with the suffix `_x`;
     /// `{x:literal}` is the same as a string constant.
     #[must_use]
     pub fn sql(&self, text: &str) -> String {
@@ -74,13 +74,13 @@ impl Names {
     }
 }
 
-/// `text` as an SQL identifier.
+/// Quotes `text` as an SQL identifier.
 #[must_use]
 pub fn identifier(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-/// `text` as an SQL string constant, whatever `standard_conforming_strings` says.
+/// Quotes `text` as an SQL string constant, valid with any `standard_conforming_strings`.
 #[must_use]
 pub fn literal(text: &str) -> String {
     if text.contains('\\') {

@@ -1,4 +1,4 @@
-//! Observes what was committed: which series have a sample at which time, and whose, since the last look.
+//! Observes what was committed since the last look: which series have a sample at which time, and from which sender.
 
 use std::time::Instant;
 
@@ -21,65 +21,67 @@ use crate::storage::position;
 pub use crate::storage::position::Position;
 use crate::storage::row::from_postgres_us;
 
-/// What a look at the database found, beside rows.
+/// Result of one observation, apart from the rows.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// Where to go on.
+    /// Position from which the next observation continues.
     pub position: Position,
-    /// Every row committed since the last position was seen. Not so at the first look, nor if sealing has removed rows
-    /// that were not seen, nor if the server is another one, with an older state.
+    /// `true` if every row committed since the last position was seen. `false` at the first observation, if sealing has
+    /// removed rows that were not seen, or if the server is another one with an older state.
     pub is_complete: bool,
-    /// The groups asked for, as far as there are such.
+    /// The requested groups, as far as they exist.
     pub groups: Vec<GroupState>,
-    /// All senders of the groups asked for.
+    /// All senders of the requested groups.
     pub senders: Vec<SenderState>,
-    /// How far our clock, halfway between asking and the answer, is ahead of the server's.
+    /// Time by which this host's clock, halfway between query and answer, is ahead of the server's.
     pub clock_offset_ms: i64,
-    /// How long the answer took: half of it is how wrong the offset may be.
+    /// Round-trip time of the query: half of it bounds the error of the offset.
     pub round_trip_ms: i64,
-    /// No series has a larger id yet.
+    /// Largest series id so far.
     pub newest_series_id: i64,
-    /// No sample that sealing has taken away is later, ms since 1970.
+    /// Latest time of any sample that sealing has removed from the hot rows, ms since 1970.
     pub sealed_newest_ms: i64,
 }
 
 /// A group's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupState {
-    /// What the group is called.
+    /// Name of the group.
     pub group_name: String,
-    /// Its number.
+    /// Number of the group.
     pub group_no: i32,
-    /// Counts its leaders.
+    /// Counter of the group's leaders.
     pub term: i64,
-    /// That of the term in force.
+    /// Token of the term in force.
     pub token: Option<Uuid>,
-    /// How often others than its leader have stored samples of it.
+    /// Counter of writes of the group's samples by others than its leader.
     pub reconciled: i64,
-    /// The sender that leads.
+    /// Sender that leads.
     pub sender_no: Option<SenderNo>,
 }
 
 /// One of a group's senders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SenderState {
-    /// Its number.
+    /// Number of the sender.
     pub sender: SenderNo,
-    /// What its group is called.
+    /// Name of its group.
     pub group_name: String,
-    /// How far the clock of its adapter is ahead of the server's.
+    /// Time by which the clock of its adapter is ahead of the server's.
     pub clock_offset_ms: i64,
 }
 
 impl Store {
-    /// Reads, in one snapshot, what was committed since `from` by the senders of the groups called `groups`, or of all, but for those of
-    /// `except`; with no position, whatever is hot. Calls `each` with the sender, the time in ms since 1970 and the series ids of each
-    /// row, in no order; rows of the same transaction come together, none twice.
+    /// Reads, in one snapshot, the rows committed since `from` by the senders of `groups` (all groups if `None`),
+    /// except the senders in `except`. Without a position, reads all hot rows of these senders. Calls `each` with the
+    /// sender, the time in ms since 1970 and the series ids of each row, in no order. Rows of one transaction are read
+    /// in the same observation, each of them once.
     ///
     /// # Errors
     ///
-    /// What the server said; that it is another one than on which the position was found, before any row is seen. Else rows may have
-    /// been seen that come again from the same position.
+    /// Errors of the server or of the connection. If the server is another one than that of the position, fails before
+    /// `each` is called. After any other error `each` may have been called with rows that are read again from the same
+    /// position.
     pub async fn observe(
         &self,
         from: Option<&Position>,
@@ -104,7 +106,7 @@ impl Store {
         except: &[SenderNo],
         mut each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
-        // By the index: of what is hot, little is new.
+        // Uses the index: few of the hot rows are new.
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT set_config('jit', 'off', true), \
              set_config('enable_seqscan', 'off', true), set_config('statement_timeout', '{}', true)",
@@ -141,7 +143,7 @@ impl Store {
             }
             Ok(())
         };
-        // Sent in this order without waiting between.
+        // Sent in this order without waiting for answers in between.
         let read = try_join5(
             client.batch_execute(&begin),
             answered,
@@ -171,10 +173,11 @@ impl Store {
     }
 }
 
-/// The statement that returns sender, time and series of the rows stored since `from`. Its parameters are the names of groups, and
-/// the numbers of senders to be left out.
+/// Returns the statement that reads sender, time and series of the rows stored since `from`. Its parameters are the
+/// names of groups and the numbers of senders to be excluded.
 fn new_rows(names: &Names, from: Option<&Position>) -> String {
-    // None is of a transaction to come, but for rows out of another server's dump.
+    // The condition on `xid` excludes only rows restored from another server's dump: no other row is of a future
+    // transaction.
     let select = names.sql(
         "SELECT sender, \"time\", series FROM {hot} \
          WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} \

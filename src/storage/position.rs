@@ -1,59 +1,60 @@
-//! What a read of the database sees: a snapshot's transactions. Pure.
+//! Position of a read: the transactions that its snapshot sees. Pure.
 
 use std::fmt;
 
 use crate::postgres::error::Error;
 
-/// Where a read ended: transactions from `xmax` on, and those in `xip`, are not seen yet; all others are, if they committed.
-/// Of two positions of one server the later one sees all that the earlier one does.
+/// Snapshot of a read. It does not see transactions from `xmax` on, nor those in `xip`; it sees all others that
+/// committed. Of two positions of one server, the later one sees all that the earlier one sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// One more than the largest transaction that had ended.
+    /// One more than the largest id of an ended transaction.
     pub xmax: u64,
-    /// Those below `xmax` that were in progress, ascending.
+    /// Ids below `xmax` of transactions in progress, ascending.
     pub xip: Vec<u64>,
 }
 
-/// A text that is no snapshot.
+/// A text that is not a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no snapshot of PostgreSQL's")]
 pub struct NoSnapshot(String);
 
 impl Position {
-    /// Nothing is seen.
+    /// Returns a position that sees no transaction.
     #[must_use]
     pub fn none() -> Self {
-        // There is no transaction 0.
+        // No transaction has the id 0.
         Self { xmax: 1, xip: Vec::new() }
     }
 
-    /// All transactions below are seen.
+    /// Returns the id below which all transactions are seen.
     #[must_use]
     pub fn xmin(&self) -> u64 {
         self.xip.first().copied().unwrap_or(self.xmax)
     }
 
-    /// Whether transaction `xid` is seen.
+    /// Returns `true` if transaction `xid` is seen.
     #[must_use]
     pub fn sees(&self, xid: u64) -> bool {
         xid < self.xmax && self.xip.binary_search(&xid).is_err()
     }
 
-    /// Whether it sees everything that `other`, of the same server, sees.
+    /// Returns `true` if this position sees everything that `other`, of the same server, sees.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         other.xmax <= self.xmax && self.xip.iter().all(|xid| !other.sees(*xid))
     }
 
-    /// Whether what `now` sees beyond this position is all there to be seen, where rows have been removed that `removed` sees,
-    /// at most. What `now` does not know of is another server's: it has removed nothing here, and nothing goes on from it.
+    /// Returns `true` if the rows that `now` sees beyond this position are complete. `removed` sees every transaction
+    /// whose rows may have been removed. If `now` does not cover this position, it is of another server and nothing
+    /// continues from it. If `removed` is ahead of `now`, it is of another server and has removed nothing here.
     #[must_use]
     pub fn is_followed(&self, now: &Self, removed: &Self) -> bool {
         now.covers(self) && (self.covers(removed) || removed.xmax > now.xmax)
     }
 }
 
-/// Reads what the server said.
+/// Parses the text of a snapshot from the server.
 pub(super) fn read(text: &str) -> Result<Position, Error> {
     text.parse().map_err(|error: NoSnapshot| Error::Corrupt(error.to_string()))
 }
@@ -61,7 +62,7 @@ pub(super) fn read(text: &str) -> Result<Position, Error> {
 impl std::str::FromStr for Position {
     type Err = NoSnapshot;
 
-    /// From the text of a `pg_snapshot`: `xmin:xmax:xip,xip,…`.
+    /// Parses the text of a `pg_snapshot`: `xmin:xmax:xip,xip,…`.
     fn from_str(text: &str) -> Result<Self, NoSnapshot> {
         let read = || -> Option<Self> {
             let mut parts = text.split(':');
@@ -80,7 +81,7 @@ impl std::str::FromStr for Position {
 }
 
 impl fmt::Display for Position {
-    /// As PostgreSQL writes a `pg_snapshot`.
+    /// Formats the position like PostgreSQL's `pg_snapshot`.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}:{}:", self.xmin(), self.xmax)?;
         for (place, xid) in self.xip.iter().enumerate() {
@@ -132,7 +133,7 @@ mod tests {
         assert!(!is_followed("9:9:", "5:5:"), "it is not the server that was seen");
     }
 
-    /// Transactions that begin and end in some order; a snapshot after each step.
+    /// Returns a snapshot after each step of transactions that begin and end in some order.
     fn history(steps: &[bool], ends: &[prop::sample::Index]) -> Vec<(Position, BTreeSet<u64>)> {
         let (mut next, mut running, mut ended) = (3, BTreeSet::new(), BTreeSet::new());
         let mut snapshots = Vec::new();

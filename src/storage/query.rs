@@ -1,4 +1,4 @@
-//! What remote read asks for: series by matchers, and their samples, streamed.
+//! Remote read: finds series by matchers, and streams their samples.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -24,37 +24,38 @@ use crate::storage::row::{from_postgres_us, to_postgres_us};
 use crate::storage::seal::chunks::{CHUNK_COLUMNS, read_chunk};
 use crate::storage::series::from_json;
 
-/// Series one query may select: bounds the labels held in memory.
+/// Maximum number of series that one query may select. Bounds the memory for their labels.
 pub const SERIES_MAX: usize = 1_000_000;
 
-/// The chunks of the buckets $1 that have times from $2 to $3, and some of the places $4; segments beside the range are
-/// not looked into.
+/// The chunks of the buckets $1 that have times from $2 to $3 and some of the places $4. Skips segments outside the
+/// range.
 const CHUNKS_IN_RANGE: &str = "FROM {sealed} c WHERE c.bucket = ANY ($1) AND c.places & $4 <> 0 AND c.last >= $2 AND c.first <= $3 \
      AND c.first >= (SELECT coalesce(max(lower), '-infinity') FROM {segments} WHERE lower <= $2)";
 
-/// The sealed samples of the series $1 from $2 to $3, where a hypertable has them.
+/// The sealed samples of the series $1 from $2 to $3 in a hypertable.
 const ROWS_IN_RANGE: &str = "FROM {samples} WHERE series_id = ANY ($1) AND \"time\" >= $2 AND \"time\" <= $3";
 
-/// What is hot of the series $1 from $2 to $3, in the order of storing.
+/// The hot samples of the series $1 from $2 to $3, in the order of storing.
 const HOT_IN_RANGE: &str = "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time\", unnest(series) AS id, unnest(value) AS value, no FROM {hot} \
      WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] <= (SELECT max(id) FROM unnest($1) AS u (id)) \
      AND series[cardinality(series)] >= (SELECT min(id) FROM unnest($1) AS u (id)) \
      AND (cardinality($1) > 8 OR series && $1)) h \
      JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no";
 
-/// Bytes that are fetched at once, compressed ones of chunks: bounds a reader's memory, but for a single bucket, or series of a
-/// hypertable, that is larger.
+/// Bytes fetched at once; chunks count compressed. Bounds the memory of a reader, unless a single bucket, or a single
+/// series of a hypertable, is larger.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
-/// How long one statement of a read may take: twice what Prometheus waits (1 m), for those who wait longer.
+/// Timeout of one statement of a read: twice the timeout of Prometheus (1 m), for readers that wait longer.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A read under way: one snapshot, one connection, given back by [`Reading::end`].
+/// A read in progress, on one connection, which [`Reading::end`] returns to the pool. With chunks it has one snapshot;
+/// with a hypertable each statement takes its own.
 pub struct Reading {
     connection: Pooled,
     names: Names,
     layout: Layout,
-    /// Cancels what still runs when the reader has left.
+    /// Cancels the running statement if the reader is dropped early.
     on_leave: OnLeave,
 }
 
@@ -65,21 +66,21 @@ struct OnLeave {
     ended: bool,
 }
 
-/// Samples in the order of the series asked for, then of time.
+/// Samples in the order of the requested series, then of time.
 pub struct Samples<'a> {
     reading: &'a Reading,
     ids: Vec<i64>,
     start_ms: i64,
     end_ms: i64,
-    /// Bytes of each bucket, or series of a hypertable, in the range.
+    /// Bytes in the range, per bucket or per series of a hypertable.
     sizes: HashMap<i64, u64>,
-    /// The place of the series whose samples these are.
+    /// Index of the series whose samples are current.
     place: usize,
     current: std::vec::IntoIter<Sample>,
     batch: Batch,
 }
 
-/// Some of the series: their chunks as they are stored, or rows of a hypertable, and what is hot.
+/// A part of the series: their chunks as stored, or their rows of a hypertable, and their hot samples.
 #[derive(Default)]
 struct Batch {
     places: Range<usize>,
@@ -89,11 +90,11 @@ struct Batch {
 }
 
 impl Reading {
-    /// Begins a read-only transaction that sees one state of the database throughout.
+    /// Begins a read-only transaction. With chunks it sees one state of the database throughout.
     ///
     /// # Errors
     ///
-    /// What the server said, or that there is no connection.
+    /// Errors of the server or of the connection, or that no connection is available.
     pub async fn begin(
         pool: &Pool,
         names: &Names,
@@ -102,7 +103,7 @@ impl Reading {
         tracker: &TaskTracker,
     ) -> Result<Self, Error> {
         let connection = Pooled::take(pool).await?;
-        // TimescaleDB compresses a segment by truncating it, so a snapshot from before would miss what is in it.
+        // TimescaleDB compresses a segment by truncating it, so an earlier snapshot would miss the segment's samples.
         let level = match layout {
             Layout::Chunks => "REPEATABLE READ",
             Layout::Hypertable => "READ COMMITTED",
@@ -121,12 +122,12 @@ impl Reading {
         Ok(Self { connection, names: names.clone(), layout, on_leave })
     }
 
-    /// The series that all `matchers` match, in the order of their labels. PostgreSQL narrows by what it has indexes
-    /// for; what a matcher means is decided here, over every label set it returns.
+    /// Returns the series that all `matchers` match, in the order of their labels. PostgreSQL narrows the candidates by
+    /// its indexes; the matchers are then applied here to every label set that it returns.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] when they are more than [`SERIES_MAX`], or what the server said.
+    /// [`Error::TooLarge`] for more than [`SERIES_MAX`] series; errors of the server or of the connection.
     pub async fn series(&self, matchers: &[Matcher]) -> Result<Vec<(Labels, i64)>, Error> {
         let (statement, parameters) = candidates(&self.names, matchers);
         let parameters = parameters.iter().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT));
@@ -149,11 +150,11 @@ impl Reading {
         Ok(series)
     }
 
-    /// The samples of the series with these ids from `start_ms` to `end_ms`, both included.
+    /// Returns the samples of the series `ids` from `start_ms` to `end_ms`, both included.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection.
     pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
         let rows = match self.layout {
             Layout::Chunks => {
@@ -184,7 +185,7 @@ impl Reading {
         })
     }
 
-    /// The chunks of these series in the range.
+    /// Returns the chunks of these series in the range.
     async fn chunks(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<HashMap<i64, Vec<Encoded>>, Error> {
         let statement = self.names.sql(&format!("SELECT {CHUNK_COLUMNS} {CHUNKS_IN_RANGE}"));
         let rows = self.chunks_in_range(&statement, ids, start_ms, end_ms).await?;
@@ -197,7 +198,7 @@ impl Reading {
         Ok(chunks)
     }
 
-    /// Samples by series: what `statement` gives of id, time and value.
+    /// Returns samples by series; `statement` returns id, time and value.
     async fn rows(
         &self,
         statement: &str,
@@ -251,11 +252,11 @@ impl Reading {
         self.connection.query_typed_raw(statement, parameters).await
     }
 
-    /// Ends the transaction and gives the connection back.
+    /// Ends the transaction and returns the connection to the pool.
     ///
     /// # Errors
     ///
-    /// What the server said; the connection is then closed.
+    /// Errors of the server or of the connection, which is then closed.
     pub async fn end(mut self) -> Result<(), Error> {
         self.on_leave.ended = true;
         self.connection.batch_execute("COMMIT").await?;
@@ -265,12 +266,12 @@ impl Reading {
 }
 
 impl Samples<'_> {
-    /// The next sample, with the place of its series among the ids asked for. Of equal times the one stored first is
-    /// returned.
+    /// Returns the next sample, with the index of its series in the requested ids. Of samples with equal times it
+    /// returns the one stored first.
     ///
     /// # Errors
     ///
-    /// What the server said, in the midst of the stream too; or that a chunk is corrupt.
+    /// Errors of the server or of the connection, also in the middle of the stream; or that a chunk is corrupt.
     pub async fn next(&mut self) -> Result<Option<(usize, Sample)>, Error> {
         loop {
             if let Some(sample) = self.current.next() {
@@ -287,7 +288,7 @@ impl Samples<'_> {
         }
     }
 
-    /// As many series more as fit into the bound, one at least.
+    /// Fetches as many further series as fit into the bound, at least one.
     async fn fetch(&mut self) -> Result<(), Error> {
         let first = self.batch.places.end;
         self.batch = Batch::default();
@@ -306,8 +307,8 @@ impl Samples<'_> {
         let count = self.ids[first..].iter().take_while(fits).count();
         let ids = &self.ids[first..first + count];
         let (reading, start_ms, end_ms) = (self.reading, self.start_ms, self.end_ms);
-        // What is hot comes first: what is sealed meanwhile is then seen twice, where each statement sees a state of its own,
-        // and never not at all.
+        // Hot samples are read first. If each statement takes its own snapshot, samples sealed meanwhile are then read
+        // twice and never missed.
         let hot = reading.rows(HOT_IN_RANGE, ids, start_ms, end_ms).await?;
         let (chunks, sealed) = match reading.layout {
             Layout::Chunks => (reading.chunks(ids, start_ms, end_ms).await?, HashMap::new()),
@@ -320,7 +321,7 @@ impl Samples<'_> {
         Ok(())
     }
 
-    /// One series of the batch, in the order of time.
+    /// Returns one series of the batch, in the order of time.
     fn series(&mut self, id: i64) -> Result<Vec<Sample>, Error> {
         let place = place_of(id);
         let mut samples = Vec::new();
@@ -342,7 +343,7 @@ impl Samples<'_> {
         samples.extend(self.batch.sealed.remove(&id).unwrap_or_default());
         samples.extend(self.batch.hot.remove(&id).unwrap_or_default());
         if !samples.is_sorted_by(|one, next| one.timestamp_ms < next.timestamp_ms) {
-            // Stable: what is sealed comes before what is hot, and of that, what was stored first.
+            // Stable sort: sealed samples stay before hot ones, and hot ones in the order of storing.
             samples.sort_by_key(|sample| sample.timestamp_ms);
             samples.dedup_by_key(|sample| sample.timestamp_ms);
         }
@@ -359,11 +360,11 @@ impl Drop for OnLeave {
     }
 }
 
-/// The statement that fetches every series that might match, and its parameters.
+/// Returns the statement that fetches every series that might match, and its parameters.
 fn candidates(names: &Names, matchers: &[Matcher]) -> (String, Vec<String>) {
     let mut statement = names.sql("SELECT id, name, labels::text FROM {series}");
     let mut parameters = Vec::new();
-    // An empty value would match series without the label, which no index finds; U+0000 is none that the server takes.
+    // An empty value also matches series without the label, which no index finds. The server does not accept U+0000.
     let has_index = |matcher: &&Matcher| {
         let texts = [matcher.name(), matcher.value()];
         matcher.op() == Op::Equal && !matcher.value().is_empty() && !texts.iter().any(|text| text.contains('\0'))

@@ -1,5 +1,5 @@
-//! Compares samples with what is stored around them, and stores those that are missing, in one transaction that no writer of
-//! the group is beside.
+//! Compares samples with what is stored around them, and stores the missing ones, in one transaction that excludes all
+//! writers of the group.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -31,68 +31,71 @@ mod windows;
 /// Samples to be compared with what is stored.
 #[derive(Clone, Debug)]
 pub struct Reconcile<'a> {
-    /// In the order of series and time, none twice.
+    /// Rows in the order of series and time, without duplicates.
     pub rows: &'a [Row],
-    /// Whose they are, and the right to write, shown once the group's writers are kept out; what is known of its counter is not
-    /// compared.
+    /// Sender of the rows and the right to write. The right is shown while the group's writers are locked out. Its
+    /// `reconciled` counter is not compared.
     pub right: Right,
-    /// 0 without an election.
+    /// Group number; 0 without an election.
     pub group_no: i32,
-    /// Its sender does not lead: if anything is stored the group's counter is raised, to tell the leader.
+    /// `true` if the sender does not lead: if anything is stored, the group's counter is raised to inform the leader.
     pub is_told: bool,
-    /// How far around each sample to look, in ms.
+    /// Time in ms before and after each sample within which stored samples are looked for.
     pub window_ms: i64,
-    /// Series of which the last stored time is wanted too; others than those of `rows` are passed over.
+    /// Series whose last stored time is wanted too. Series that are not in `rows` are ignored.
     pub unbounded: &'a [i64],
 }
 
 /// A time at which a series has a stored sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredTime {
-    /// In ms since 1970.
+    /// Milliseconds since 1970.
     pub time_ms: i64,
-    /// Who sent it, as far as that is known: of what is sealed it is not.
+    /// Sender of the sample, if known. The sender of a sealed sample is not known.
     pub sender: Option<SenderNo>,
-    /// It is a stale marker. Of a last time that is sealed, and not around the samples, that is not known.
+    /// `true` for a stale marker. Not known, and `false`, for a last time that is sealed and not around the samples.
     pub is_marker: bool,
 }
 
-/// What is stored around some samples.
+/// Stored samples around some samples.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
-    /// By series: the stored times that are no further from one of the samples than the window, ascending, none twice.
+    /// Per series: the stored times within the window around one of the samples, ascending, without duplicates.
     pub times: HashMap<i64, Vec<StoredTime>>,
-    /// By series, of those for which it was asked: the last stored time, if it is not before the window of the first sample.
+    /// Per series for which it was requested: the last stored time, unless it is before the window of the first sample.
     pub last_ms: HashMap<i64, StoredTime>,
 }
 
-/// What came of it.
+/// Result of reconciling samples.
 #[derive(Clone, Debug)]
 pub struct Reconciled {
-    /// What was missing, and is stored now.
+    /// Samples that were missing and are now stored.
     pub inserted: Vec<Row>,
-    /// What was stored before.
+    /// Samples that were stored before.
     pub around: Around,
-    /// The group's counter now; 0 without an election.
+    /// Current value of the group's counter; 0 without an election.
     pub reconciled: i64,
 }
 
-/// A frozen adapter may keep the leader waiting for so long.
+/// Longest time that a frozen adapter keeps the leader waiting.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A statement may keep the leader waiting for so long, and writers under way those behind them.
+/// Longest time that a statement keeps the leader waiting; also the longest time that writers under way keep the
+/// writers behind them waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Spans of time in which hot rows are looked at, at most: each is a condition on every row.
+/// Maximum number of time spans in which hot rows are searched: each is a condition on every row.
 const SPANS_MAX: usize = 8;
 
 impl Store {
-    /// Reads what is stored around `rows`, has `judge` say which of them are missing, stores those, and returns after COMMIT; all
-    /// while no other transaction writes for the group. `None`: another term is in force, and nothing is stored.
+    /// Reads what is stored around `rows`, lets `judge` decide which of them are missing, stores those, and returns
+    /// after COMMIT. No other transaction writes for the group meanwhile. Returns `None` if another term is in force;
+    /// nothing is stored then.
     ///
     /// # Errors
     ///
-    /// What the server said; nothing is stored then, or what was found stored by the next attempt.
+    /// Errors of the server or of the connection, or that the epoch is over. Then nothing is stored, or the next
+    /// attempt finds the samples stored.
     pub async fn reconcile(
         &self,
         what: Reconcile<'_>,
@@ -105,7 +108,7 @@ impl Store {
             let begin = format!("{}; {}", begin(limits, &check), exclude(&self.names, what.group_no));
             let windows = Windows::new(what.rows, what.window_ms, what.unbounded);
             let token = what.right.fence.map(|fence| fence.token);
-            // Sent in this order without waiting between: what comes behind a BEGIN that failed only reads.
+            // Sent in this order without waiting for answers: the statements after a failed BEGIN only read.
             let ((), in_force, around) = try_join3(
                 async { Ok(client.batch_execute(&begin).await?) },
                 self.in_force(&client, what.group_no, token),
@@ -125,7 +128,7 @@ impl Store {
                 let insert = self.insert(&client, &inserted, what.right.sender);
                 let tell = async { if is_told { self.tell(&client, what.group_no).await.map(Some) } else { Ok(None) } };
                 let commit = async { Ok(client.batch_execute("COMMIT").await?) };
-                // COMMIT rolls back behind a statement that failed.
+                // COMMIT rolls back after a failed statement.
                 let ((), told, ()) = try_join3(insert, tell, commit).await?;
                 reconciled = told.unwrap_or(reconciled);
                 self.metrics.samples_stored_total.inc_by(inserted.len() as u64);
@@ -136,11 +139,11 @@ impl Store {
         .await
     }
 
-    /// What is stored around `rows`, with ids that were found in `epoch`, at the moment; see [`Reconcile`].
+    /// Returns what is stored around `rows` now; their series ids were found in `epoch`. See [`Reconcile`].
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection, or that `epoch` is over.
     pub async fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64], epoch: Epoch) -> Result<Around, Error> {
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;
@@ -162,7 +165,7 @@ impl Store {
         .await
     }
 
-    /// The group's counter, if `token` is in force.
+    /// Returns the group's counter if `token` is in force.
     async fn in_force(&self, client: &Client, group_no: i32, token: Option<Uuid>) -> Result<Option<i64>, Error> {
         if group_no == NO_GROUP {
             return Ok(Some(0));
@@ -173,14 +176,14 @@ impl Store {
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 
-    /// Raises the group's counter.
+    /// Raises the group's counter and returns the new value.
     async fn tell(&self, client: &Client, group_no: i32) -> Result<i64, Error> {
         let statement =
             self.names.sql("UPDATE {leader} SET reconciled = reconciled + 1 WHERE group_no = $1 RETURNING reconciled");
         Ok(client.query_typed_one(&statement, &[(&group_no, Type::INT4)]).await?.try_get(0)?)
     }
 
-    /// Stores samples by a single message, for the server bounds the silence between messages and not within COPY.
+    /// Stores samples with a single message: the server bounds the idle time between messages, but not within COPY.
     async fn insert(&self, client: &Client, rows: &[Row], sender: SenderNo) -> Result<(), Error> {
         let statement = self.names.sql(
             "INSERT INTO {hot} (\"time\", series, value, sender) \
@@ -212,10 +215,11 @@ impl Store {
         Ok(())
     }
 
-    /// Sends its statements at once, and waits for no answer between. Each sees a state of its own: hot rows come first, so
-    /// that what is sealed meanwhile is seen twice, and never not at all.
+    /// Sends its statements at once, without waiting for answers in between. Each statement takes its own snapshot. Hot
+    /// rows are read first, so that samples sealed meanwhile are read twice and never missed.
     async fn read_around(&self, client: &Client, windows: &Windows) -> Result<Around, Error> {
-        // Of hot rows all are looked at; of a segment nothing of this needs all, whatever the planner expects.
+        // The statement before reads all hot rows. The following ones never need all rows of a segment, whatever the
+        // planner expects.
         let by_index = "SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
         let sealed = async {
             match self.layout {
@@ -234,7 +238,7 @@ impl Store {
             around.times.entry(series_id).or_default().push(stored);
         }
         for times in around.times.values_mut() {
-            // Of one that was sealed meanwhile the sender is known.
+            // A sample sealed meanwhile is found twice; the entry that names its sender comes first and is kept.
             times.sort_unstable_by_key(|time| {
                 (time.time_ms, time.sender.is_none(), time.is_marker, Reverse(time.sender))
             });
@@ -259,7 +263,7 @@ impl Store {
         let (Some(least), Some(most)) = (ids.first(), ids.last()) else { return Ok(around) };
         let within = |n| format!("\"time\" >= ($1::timestamptz[])[{n}] AND \"time\" <= ($2::timestamptz[])[{n}]");
         let within: Vec<String> = (1..=spans.len()).map(within).collect();
-        // Rows are left out by a glance, and looked into only for a few series.
+        // The conditions on the first and last series skip rows cheaply; the arrays are searched only for a few series.
         let statement = self.names.sql(&format!(
             "SELECT \"time\", sender, series FROM {{hot}} WHERE ({}) AND series[1] <= $3 AND series[cardinality(series)] >= $4 \
              AND (cardinality($5::bigint[]) > 8 OR series && $5)",
@@ -292,7 +296,8 @@ impl Store {
         Ok(around)
     }
 
-    /// Series and times in chunks. A chunk that cannot be read is as none. Values are read only of chunks that may have a stale marker.
+    /// Returns series and times from chunks. Skips a chunk that cannot be decoded. Decodes values only of chunks that
+    /// may have a stale marker.
     async fn chunks_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, StoredTime)>, Error> {
         let statement = self.names.sql(
             "SELECT c.bucket, c.first, c.last, c.places, c.times, n.data, n.floats FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
@@ -344,7 +349,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Series and times in a hypertable.
+    /// Returns series and times from a hypertable.
     async fn rows_around(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, StoredTime)>, Error> {
         let statement = self.names.sql(
             "SELECT s.series_id, s.\"time\", s.value FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) \
@@ -362,8 +367,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Asks for what is sealed in the windows of `unit`s; the parameters are those, where their windows begin and end, and where
-    /// all do. Nothing where there are none.
+    /// Runs `statement` on the sealed samples in the windows, merged by `unit`. Its parameters are the units, the
+    /// starts and ends of their windows, and the start and end of all windows. Returns `None` if there are no windows.
     async fn in_windows(
         &self,
         client: &Client,
@@ -386,12 +391,12 @@ impl Store {
         Ok(Some(Box::pin(client.query_typed_raw(statement, parameters).await?)))
     }
 
-    /// The last sealed times of the series of which they are wanted.
+    /// Returns the last sealed times of the series for which they are wanted.
     async fn sealed_last(&self, client: &Client, windows: &Windows) -> Result<Vec<(i64, i64)>, Error> {
         let (ids, since): (Vec<i64>, Vec<Timestamp>) =
             windows.unbounded().map(|(id, since_ms)| (id, at(since_ms))).unzip();
         let Some(first) = since.iter().min() else { return Ok(Vec::new()) };
-        // By the end of the index, for each.
+        // Reads the end of the index for each series.
         let statement = match self.layout {
             Layout::Chunks => {
                 "SELECT w.id, l.last FROM unnest($1::bigint[], $2::timestamptz[]) AS w (id, since) CROSS JOIN LATERAL ( \
@@ -417,7 +422,7 @@ impl Store {
 }
 
 impl Around {
-    /// A series has a sample at this time, which may be its last.
+    /// Records a stored time of a series, which may be its last.
     fn later(&mut self, series_id: i64, stored: StoredTime) {
         let last = self.last_ms.entry(series_id).or_insert(stored);
         if last.time_ms < stored.time_ms {

@@ -1,11 +1,11 @@
-//! By what a request that is sent again is told.
+//! Request keys, by which a retry is recognized.
 
 use uuid::Uuid;
 
 use crate::model::source::Source;
 
-/// The key of a request: the same for the same bytes. Cryptographic, so that nobody can make a second body that counts
-/// as stored. BLAKE3, for it is fast on processors without instructions for SHA-256 too.
+/// Returns the key of a request: the same for the same bytes. The hash is cryptographic, so that nobody can make a
+/// second body that counts as stored. BLAKE3 is also fast on processors without instructions for SHA-256.
 #[must_use]
 pub fn request_key(body: &[u8]) -> Uuid {
     let mut key = [0; 16];
@@ -13,7 +13,7 @@ pub fn request_key(body: &[u8]) -> Uuid {
     Uuid::from_bytes(key)
 }
 
-/// The key of what one of several senders has in the request `key`.
+/// Returns the key of the part that one of several senders has in the request `key`.
 #[must_use]
 pub fn part_key(key: Uuid, Source { cluster, replica }: &Source) -> Uuid {
     let mut part = key.as_bytes().to_vec();

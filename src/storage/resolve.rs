@@ -1,4 +1,4 @@
-//! From a request's bytes to rows: whose its series are, which ids they have, and which samples can be stored.
+//! Converts a request to rows: finds the sender and the id of each series, and the samples that can be stored.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -18,59 +18,60 @@ use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
 use crate::wire::write::{Pair, Request, Series, label_pairs};
 
-/// What the cache knows of a request's series.
+/// Result of looking up a request's series in the cache.
 #[derive(Debug, Default)]
 pub struct LookedUp {
-    /// In which ids were looked up.
+    /// Epoch in which ids were looked up.
     epoch: Epoch,
     hashes: Vec<WireHash>,
     known: Vec<Option<CachedSeries>>,
-    /// What it does not know, by identity.
+    /// Label sets that are not in the cache, by identity.
     wanted: HashMap<Uuid, Wanted>,
-    /// Where in the request that is, and who sends it.
+    /// Index in the request, identity and sender of each series that is not in the cache.
     places: Vec<(usize, Uuid, SourceId)>,
     rejected: Rejected,
 }
 
-/// A request with its series found: ready to be stored.
+/// A request whose series ids are known, ready to be stored.
 #[derive(Debug, Default)]
 pub struct Resolved {
-    /// In which its series have the ids that they were found to have.
+    /// Epoch in which the series ids are valid.
     pub epoch: Epoch,
-    /// By who sent them; of most requests one.
+    /// Rows by sender; most requests have one sender.
     pub shares: Vec<Share>,
-    /// What can never be stored.
+    /// Samples that can never be stored.
     pub rejected: Rejected,
-    /// Samples left out because the request has their series and time twice.
+    /// Number of samples left out because the request has their series and time twice.
     pub duplicates: usize,
-    /// Samples left out because they are older than the retention.
+    /// Number of samples left out because they are older than the retention.
     pub expired: usize,
-    /// Series that were not in the cache, and who sends them.
+    /// Senders and ids of the series that were not in the cache.
     pub found: Vec<(SourceId, i64)>,
 }
 
-/// What one source sent in a request.
+/// Samples of one source in a request.
 #[derive(Debug, Default)]
 pub struct Share {
-    /// Who.
+    /// Source of the samples.
     pub source: SourceId,
-    /// In the order of series and time, none twice.
+    /// Rows in the order of series and time, without duplicates.
     pub rows: Vec<Row>,
 }
 
-/// The part of a request that can never be stored.
+/// Part of a request that can never be stored.
 #[derive(Debug, Default)]
 pub struct Rejected {
-    /// How many samples.
+    /// Number of samples.
     pub samples: usize,
-    /// Why, for the first few.
+    /// Reasons for the first few samples.
     pub reasons: Vec<String>,
 }
 
-/// Reasons an answer names; more are counted.
+/// Maximum number of reasons in an answer; further samples are only counted.
 const REASONS_MAX: usize = 10;
 
-/// A sample so far ahead of the server's clock is a mistake: stored, it would make a segment that lasts for ever.
+/// Maximum time in ms by which a sample may be ahead of the server's clock. A larger one is a mistake: the sample would
+/// create a segment that is never dropped.
 const AHEAD_MAX_MS: i64 = 10 * 60 * 1000;
 
 impl Store {
@@ -78,10 +79,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When there are more senders than can be told apart.
+    /// If there are more sources than the adapter can number.
     pub fn look_up(&self, request: &Request<'_>) -> Result<LookedUp, Error> {
         self.cache.clear_if_old(Instant::now());
-        // First: what is found after it is of it, or of a later one.
+        // Read first: ids found after it are of this epoch or of a later one.
         let epoch = self.server.epoch();
         let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
         let known = self.cache.get_all(hashes.iter().copied());
@@ -102,11 +103,11 @@ impl Store {
         Ok(looked_up)
     }
 
-    /// Finds or makes the series of `request` that were not looked up in the cache, and checks its samples.
+    /// Finds or creates the series of `request` that are not in the cache, and checks the samples.
     ///
     /// # Errors
     ///
-    /// What the server said; nothing is wrong with the request then.
+    /// Errors of the server or of the connection, none of them caused by the request; or that the epoch is over.
     pub async fn resolve(
         &self,
         request: &Request<'_>,
@@ -164,7 +165,7 @@ impl Store {
         Ok(resolved)
     }
 
-    /// Who sends a series, and its labels; or why it can never be stored.
+    /// Returns the sender of a series and its labels, or the reason why it can never be stored.
     fn read_labels(&self, series: &Series<'_>) -> Result<Result<(SourceId, Labels), String>, Error> {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
@@ -184,14 +185,14 @@ impl Store {
             Err(why) => return Ok(Err(why)),
         };
         let number = source.map_or(Some(SourceId::NONE), |source| self.sources.number(source));
-        // Without an election by labels a sender that has no number is served all the same.
+        // Without an election by labels, a sender without a number is accepted too.
         let number = number.or(self.config.sources.is_none().then_some(SourceId::NONE));
         let too_many = || Error::TooLarge("there are too many clusters and replicas to tell apart".into());
         number.map(|number| Ok((number, labels))).ok_or_else(too_many)
     }
 
-    /// Ids by key; and, by key too, why the server will have none of a series. A refusal in a set of many is narrowed
-    /// down by halves, so that one series never sinks its neighbours.
+    /// Returns ids by key, and by key the reason why the server refuses a series. If the server refuses a set of
+    /// series, the set is halved until the refused series are found, so that they do not affect the others.
     pub(super) async fn find_series(
         &self,
         wanted: HashMap<Uuid, Wanted>,
@@ -250,7 +251,7 @@ impl Store {
 }
 
 impl LookedUp {
-    /// Who sends samples in `request`.
+    /// Returns the sources that sent samples in `request`.
     #[must_use]
     pub fn senders(&self, request: &Request<'_>) -> Vec<SourceId> {
         let known = self.known.iter().enumerate().filter_map(|(place, known)| Some((place, (*known)?.source)));
@@ -269,13 +270,14 @@ impl LookedUp {
 }
 
 impl Resolved {
-    /// Takes out what `source` sent.
+    /// Takes out the samples that `source` sent.
     pub fn take_rows(&mut self, source: SourceId) -> Vec<Row> {
         let share = self.shares.iter_mut().find(|share| share.source == source);
         share.map(|share| std::mem::take(&mut share.rows)).unwrap_or_default()
     }
 
-    /// Where the share of `source` is, made if need be with room for `samples`.
+    /// Returns the index of the share of `source`. Creates the share, with capacity for `samples`, if it does not
+    /// exist.
     fn share(&mut self, source: SourceId, samples: usize) -> usize {
         let at = self.shares.iter().position(|share| share.source == source);
         at.unwrap_or_else(|| {
@@ -286,7 +288,7 @@ impl Resolved {
 }
 
 impl Rejected {
-    /// Counts `samples` more, for a reason.
+    /// Counts `samples` more, with a reason.
     pub fn add(&mut self, samples: usize, why: impl FnOnce() -> String) {
         self.samples += samples;
         if self.reasons.len() < REASONS_MAX {
@@ -294,14 +296,15 @@ impl Rejected {
         }
     }
 
-    /// Whether everything can be stored.
+    /// Returns `true` if nothing is rejected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.reasons.is_empty()
     }
 }
 
-/// Which replica sends a series, where labels do not say who leads; `None` if it does not say, in words of a usual length.
+/// Returns the replica that sends a series, for elections without labels; `None` if no label names it, or the name is
+/// not UTF-8 or not of an allowed length.
 fn replica(pairs: &[Pair<'_>], labels: &[String]) -> Option<Source> {
     let value = |label: &String| pairs.iter().find(|(name, _)| *name == label.as_bytes()).map(|(_, value)| *value);
     let replica = std::str::from_utf8(labels.iter().find_map(value)?).ok()?;
@@ -309,7 +312,7 @@ fn replica(pairs: &[Pair<'_>], labels: &[String]) -> Option<Source> {
     is_usual.then(|| Source { cluster: String::new(), replica: replica.to_owned() })
 }
 
-/// A series for a message: what can be read of its labels, cut short.
+/// Formats a series for a message: the readable labels, truncated.
 fn show(series: &Series<'_>) -> String {
     let mut text = String::from("{");
     for (name, value) in label_pairs(&series.labels).map_while(Result::ok) {

@@ -1,20 +1,21 @@
-//! A stored sample, and its time as PostgreSQL has it. Pure.
+//! A stored sample, and the conversion of its time to PostgreSQL's. Pure.
 
 use crate::model::sample::STALE_NAN_BITS;
 
 /// Milliseconds from 1970-01-01 to 2000-01-01, where PostgreSQL's timestamps begin.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
-/// The earliest timestamptz, 4714-11-24 BC, in ms since 1970.
+/// Earliest timestamptz, 4714-11-24 BC, in ms since 1970.
 pub const TIME_MIN_MS: i64 = -210_866_803_200_000;
 
-/// The last timestamptz that counts, 294246-12-31, in ms since 1970: PostgreSQL has thirty years more, TimescaleDB has not.
+/// Latest supported timestamptz, 294246-12-31, in ms since 1970. PostgreSQL supports thirty years more, TimescaleDB
+/// does not.
 pub const TIME_MAX_MS: i64 = 9_223_371_331_199_999;
 
 /// One sample of a known series.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The series' id in the database.
+    /// Id of the series in the database.
     pub series_id: i64,
     /// Milliseconds since 1970, between [`TIME_MIN_MS`] and [`TIME_MAX_MS`].
     pub time_ms: i64,
@@ -23,27 +24,27 @@ pub struct Row {
 }
 
 impl Row {
-    /// Whether it is a stale marker, by which Prometheus says that a series has ended.
+    /// Returns `true` for a stale marker, by which Prometheus reports that a series has ended.
     #[must_use]
     pub fn is_marker(&self) -> bool {
         self.value.to_bits() == STALE_NAN_BITS
     }
 }
 
-/// `time_ms` as PostgreSQL's binary timestamptz: microseconds since 2000.
+/// Converts `time_ms` to PostgreSQL's binary timestamptz: microseconds since 2000.
 #[must_use]
 pub fn to_postgres_us(time_ms: i64) -> i64 {
     (time_ms.clamp(TIME_MIN_MS, TIME_MAX_MS) - POSTGRES_EPOCH_MS) * 1000
 }
 
-/// The reverse of [`to_postgres_us`], rounded down to the millisecond.
+/// Reverses [`to_postgres_us`], rounded down to the millisecond.
 #[must_use]
 pub fn from_postgres_us(time_us: i64) -> i64 {
     time_us.div_euclid(1000) + POSTGRES_EPOCH_MS
 }
 
-/// Puts rows in the order of series and time and leaves the first of those with equal series and time. Returns how many
-/// it took out. Senders do repeat a timestamp, with another value even (prometheus/prometheus#12255): the first wins.
+/// Sorts rows by series and time, and keeps the first of those with equal series and time. Returns the number of
+/// removed rows. Senders do repeat a timestamp, even with another value (prometheus/prometheus#12255): the first wins.
 pub fn sort_and_dedup(rows: &mut Vec<Row>) -> usize {
     let before = rows.len();
     rows.sort_by_key(|row| (row.series_id, row.time_ms));

@@ -1,4 +1,4 @@
-//! Makes and migrates the tables, views and functions of a store.
+//! Creates and migrates the tables, views and functions of a store.
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, types::Type};
@@ -8,11 +8,11 @@ use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
 use crate::storage::{chunk, hypertable};
 
-/// The version of the schema that this program writes and reads.
+/// Version of the schema that this program writes and reads.
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// What leads from each version to the next, the first from nothing to 1: with sealed samples as chunks, and in a
-/// hypertable.
+/// Scripts from each version to the next, the first from an empty schema to version 1: for sealed samples in chunks,
+/// and in a hypertable.
 const MIGRATIONS: [(&[&str], &[&str]); 2] = [
     (
         &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
@@ -24,14 +24,14 @@ const MIGRATIONS: [(&[&str], &[&str]); 2] = [
     ),
 ];
 
-/// What the election by labels needs beside: made by the first adapter that finds leaders so.
+/// Additional schema of the election by labels, created by the first adapter that uses it.
 const CLUSTERS: &str = include_str!("clusters.sql");
 
-/// Finds out where the store is: `schema`, or the first schema of the session's `search_path` that exists.
+/// Determines the location of the store: `schema`, or the first existing schema of the session's `search_path`.
 ///
 /// # Errors
 ///
-/// When no schema of the `search_path` exists, or the server fails.
+/// If no schema of the `search_path` exists; errors of the server or of the connection.
 pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Result<Names, Error> {
     let schema = match schema {
         Some(schema) => schema.to_owned(),
@@ -47,14 +47,15 @@ pub async fn locate(client: &Client, schema: Option<&str>, table: &str) -> Resul
     Ok(Names::new(schema, table))
 }
 
-/// Makes the store, or brings it to version `to`. Any number of adapters may do so at once: the first does the work, the
-/// others wait and find it done. `wanted` decides how a store is made that is not there yet; `by_labels` whether the election
-/// by labels finds its tables. Returns how the store is. `to` is [`VERSION`], or for tests of migration a version before.
+/// Creates the store, or migrates it to version `to`. Any number of adapters may call this at once: the first does the
+/// work, the others wait and find it done. `wanted` decides the layout of a new store; `by_labels` adds the tables of
+/// the election by labels. Returns the layout of the store. `to` is [`VERSION`], or an earlier version for tests of
+/// migration.
 ///
 /// # Errors
 ///
-/// [`Error::Misconfigured`] when the store is newer than this program, or its names are taken, or the user may not create
-/// tables; else what the server said.
+/// [`Error::Misconfigured`] if the store is newer than this program, its names are taken, or the user may not create
+/// tables; else errors of the server or of the connection.
 pub async fn migrate(
     client: &Client,
     names: &Names,
@@ -62,13 +63,13 @@ pub async fn migrate(
     by_labels: bool,
     to: i32,
 ) -> Result<Layout, Error> {
-    // Who is frozen now must not keep others from starting.
+    // A frozen adapter must not keep others from starting.
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
     client.batch_execute(begin).await?;
     let migrated = migrate_locked(client, names, wanted, by_labels, to).await;
     let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     if migrated.is_ok() {
-        // Else the first error is the one to report.
+        // Otherwise the first error is reported.
         ended?;
     }
     migrated.map_err(|error| explain(error, names))
@@ -81,7 +82,8 @@ async fn migrate_locked(
     by_labels: bool,
     to: i32,
 ) -> Result<Layout, Error> {
-    // 2615 is pg_namespace: a key that no table of anybody's has. Two starters must not both create the schema.
+    // The lock keeps two adapters from both creating the schema. 2615 is the oid of pg_namespace, which no other table
+    // has as a key.
     client
         .query_typed(
             "SELECT pg_advisory_xact_lock(2615, hashtext($1))",
@@ -112,7 +114,7 @@ async fn migrate_locked(
         }
     }
     if version < to {
-        // A function needs no page, and goes with the transaction like a row.
+        // A function needs no page, and is part of the transaction like a row.
         let statement =
             format!("CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {to}'");
         client.batch_execute(&names.sql(&statement)).await?;
@@ -129,11 +131,11 @@ async fn migrate_locked(
     Ok(layout)
 }
 
-/// The version of the store; `None` where there is none.
+/// Returns the version of the store; `None` if it does not exist.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn version(client: &Client, names: &Names) -> Result<Option<i32>, Error> {
     let exists = client
         .query_typed_one("SELECT to_regprocedure($1) IS NOT NULL", &[(&names.sql("{version}()"), Type::TEXT)])

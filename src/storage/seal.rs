@@ -1,11 +1,11 @@
 //! Sealing: hot samples become chunks.
 //!
-//! One transaction takes out the hot rows stored first, and whatever chunks their samples reach into, and stores new chunks in
-//! their stead. Every reader sees one or the other, at any isolation level; writers only ever add
-//! hot rows, and wait for nothing. A crash at any point leaves what was there before.
+//! One transaction deletes the hot rows stored first and the chunks that their samples reach into, and stores new
+//! chunks instead. Every reader sees the state before or after it, at any isolation level. Writers only add hot rows,
+//! and wait for nothing. A crash at any point leaves the state before the transaction.
 //!
-//! Late samples of any age, doubles (the first that was stored counts) and chunks that turned out small are all the
-//! same case: a bucket's samples, decoded, put together and encoded anew.
+//! Late samples of any age, duplicates (the first stored counts) and chunks that turned out small are handled alike:
+//! the samples of a bucket are decoded, merged and encoded again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -36,82 +36,86 @@ mod hot_rows;
 mod merge;
 pub mod outcome;
 
-/// Samples that one transaction takes, of some ten bytes each in memory.
+/// Number of samples that one transaction takes, of some ten bytes each in memory.
 const SAMPLES_MAX: i64 = 2_000_000;
 
-/// What the server may take for the rows of one transaction, which it gathers before it sends the first: else they go by way of a file.
+/// Memory of the server for sorting the rows of one transaction. The server collects them before it sends the first
+/// one, and with less memory they would go through a temporary file.
 const PART_MEMORY: &str = "64MB";
 
-/// Buckets whose chunks are taken apart at a time: bounds the memory of it.
+/// Number of buckets whose chunks are decoded at a time. Bounds the memory for them.
 const BUCKETS_AT_ONCE: usize = 64;
 
-/// So often new segments are made for what came in since the last look.
+/// Attempts at most; each attempt creates the segments that newly arrived samples need.
 const ATTEMPTS: usize = 10;
 
-/// How long one statement may take.
+/// Timeout of one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A sealer that idles so long within its transaction is frozen, and another takes its place.
+/// A sealer that is idle in its transaction for this long is frozen: the server ends the transaction, and another
+/// adapter can seal.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One adapter's right to seal, for a round.
 pub struct Sealer<'a> {
-    /// A session of the job's own.
+    /// A session used by this job only.
     pub client: &'a Client,
-    /// The store's.
+    /// Names of the store.
     pub names: &'a Names,
-    /// Where sealed samples go.
+    /// Layout of the sealed samples.
     pub layout: Layout,
-    /// The span of a segment to be made.
+    /// Time span of a new segment.
     pub interval: Duration,
-    /// Now by the server's clock, in ms since 1970: an adapter's may be wrong, and would drop what is young.
+    /// Current time of the server's clock, in ms since 1970. An adapter's clock may be wrong, and young samples would
+    /// be dropped.
     pub now_ms: i64,
     /// Samples older than this are dropped, in ms since 1970.
     pub expired_ms: Option<i64>,
-    /// Hot rows that this does not see stay hot, for others have yet to observe them; `None` seals all.
+    /// Hot rows that this position does not see stay hot, because other adapters have yet to observe them. `None` seals
+    /// all rows.
     pub up_to: Option<&'a Position>,
-    /// An SQL expression that fails on another server than `up_to` is of.
+    /// SQL expression that fails on another server than that of `up_to`.
     pub check: String,
 }
 
-/// How a transaction ended.
+/// Outcome of a transaction.
 enum TxOutcome {
     Done(Outcome),
-    /// Another adapter is at it.
+    /// Another adapter is sealing.
     Busy,
-    /// Samples came in for which there is no segment yet, or another adapter has sealed these meanwhile.
+    /// Samples arrived for which no segment exists yet, or another adapter has sealed these rows meanwhile.
     Again,
 }
 
 /// Hot rows that one transaction seals.
 #[derive(Debug)]
 pub struct HotRange {
-    /// The number of the last of them.
+    /// Number of the last row.
     last: i64,
-    /// Their times, in ms since 1970, each once.
+    /// Times of the rows, in ms since 1970, without duplicates.
     times_ms: Vec<i64>,
 }
 
-/// The hot rows of one transaction.
+/// Hot rows of one transaction.
 #[derive(Default)]
 struct HotBatch {
-    /// The time of the latest, in ms since 1970; `None` where there are none.
+    /// Latest time of any row, in ms since 1970; `None` if there are no rows.
     newest_ms: Option<i64>,
-    /// Samples in those that are older than the retention.
+    /// Number of samples in rows older than the retention.
     expired: usize,
-    /// The others.
+    /// Rows within the retention.
     hot: HotRows,
 }
 
 impl Sealer<'_> {
-    /// Divides the hot rows that are to be sealed, in the order of storing, into parts of about two million samples each. What a
-    /// series has in the next part is later, so no chunk is made twice.
+    /// Divides the hot rows to be sealed, in the order of storing, into parts of about two million samples each.
+    /// Samples of a series in the next part are usually later, so no chunk is encoded twice.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection.
     pub async fn parts(&self) -> Result<Vec<HotRange>, Error> {
-        // OFFSET keeps the arrays out of what is sorted.
+        // OFFSET keeps the arrays out of the sort.
         let statement = self.names.sql(&format!(
             "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples \
              FROM (SELECT no, \"time\", cardinality(series) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
@@ -123,11 +127,11 @@ impl Sealer<'_> {
         records.iter().map(part).collect()
     }
 
-    /// The condition on the hot rows to be sealed, those up to the one numbered `last`. Rows of transactions that are yet to come
-    /// are out of another server's dump, and nobody observes them.
+    /// Returns the condition on the hot rows to be sealed, up to the row with number `last`. Rows of future
+    /// transactions are from another server's dump and are sealed too: nobody observes them.
     fn taken(&self, last: i64) -> String {
         let observed = self.up_to.map_or_else(String::new, |up_to| {
-            // Most are older than any transaction that was in progress, which is quickly seen.
+            // This condition is fast and holds for most rows: they are older than any transaction in progress.
             format!(
                 " AND (xid < '{}' OR pg_visible_in_snapshot(xid, '{up_to}') \
                  OR xid >= (SELECT pg_snapshot_xmax(pg_current_snapshot())))",
@@ -137,11 +141,12 @@ impl Sealer<'_> {
         format!("no <= {last}{observed}")
     }
 
-    /// Seals a part, once those before it are sealed, and says whether anything was left of it. `None`: another adapter is at it.
+    /// Seals a part, after the parts before it. Returns what was sealed; `None` if another adapter is sealing.
     ///
     /// # Errors
     ///
-    /// What the server said; nothing has changed then.
+    /// Errors of the server or of the connection, or that all attempts were used up; the attempt that failed has
+    /// changed nothing.
     pub async fn seal(&self, part: HotRange) -> Result<Option<Outcome>, Error> {
         let HotRange { last, mut times_ms } = part;
         for _ in 0..ATTEMPTS {
@@ -150,7 +155,7 @@ impl Sealer<'_> {
                 Layout::Chunks => {
                     let times: BTreeSet<i64> =
                         times_ms.iter().copied().filter(|time_ms| !self.is_expired(*time_ms)).collect();
-                    // Before the transaction, which would not see them.
+                    // Created before the transaction, whose snapshot would not include them otherwise.
                     let spans = segments::ensure(self.client, self.names, &times, self.now_ms, self.interval).await?;
                     self.transaction(self.seal_locked(last, &spans)).await?
                 }
@@ -171,8 +176,9 @@ impl Sealer<'_> {
     }
 
     async fn transaction(&self, work: impl Future<Output = Result<TxOutcome, Error>>) -> Result<TxOutcome, Error> {
-        // TimescaleDB compresses a segment by truncating it, which older snapshots see. So no snapshot is taken before it
-        // has ended, however long that takes, and none begins.
+        // TimescaleDB compresses a segment by truncating it, which older snapshots notice. The lock waits for a running
+        // compression to end, however long that takes, and keeps another from starting, before this transaction takes
+        // its snapshot.
         let lock = match self.layout {
             Layout::Chunks => String::new(),
             Layout::Hypertable => self.names.sql("LOCK TABLE {samples} IN ROW EXCLUSIVE MODE; "),
@@ -190,7 +196,7 @@ impl Sealer<'_> {
         ));
         let ended = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
             true => match work.await {
-                // Another adapter committed between this transaction's first look and its lock.
+                // Another adapter committed between the snapshot and the lock of this transaction.
                 Err(error) if error.is(&SqlState::T_R_SERIALIZATION_FAILURE) => TxOutcome::Again,
                 ended => ended?,
             },
@@ -218,7 +224,7 @@ impl Sealer<'_> {
                 let mut rows = existing.remove(bucket).unwrap_or_default();
                 hot.append_to(&mut rows, *bucket);
                 let before = rows.len();
-                // Stable: what was sealed comes before what is hot, and of that, what was stored first.
+                // Stable sort: sealed samples stay before hot ones, and hot ones in the order of storing.
                 if !rows.is_sorted_by_key(|row| (row.series_id, row.time_ms)) {
                     rows.sort_by_key(|row| (row.series_id, row.time_ms));
                 }
@@ -235,7 +241,7 @@ impl Sealer<'_> {
         Ok(TxOutcome::Done(outcome))
     }
 
-    /// Deletes the hot rows of a part, of which the one numbered `last` is the last, and returns what they had.
+    /// Deletes the hot rows of a part up to the row with number `last`, and returns their samples.
     async fn take_hot(&self, last: i64) -> Result<HotBatch, Error> {
         let delete = format!("DELETE FROM {{hot}} WHERE {} RETURNING \"time\", series, value, no", self.taken(last));
         let no_parameters: [(i32, Type); 0] = [];
@@ -276,13 +282,14 @@ impl Sealer<'_> {
         Ok(TxOutcome::Done(outcome))
     }
 
-    /// Tells those who observe which hot rows may be gone: of which transactions at most, and that none is later than `newest_ms`.
+    /// Publishes for observers which hot rows may be removed: the snapshot that sees their transactions, and a time
+    /// than which no removed row is later.
     async fn publish(&self, newest_ms: i64) -> Result<(), Error> {
         let read = self.names.sql("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
         let row = self.client.query_typed_one(&read, &[]).await?;
         let (published, now) = (position::read(row.try_get(0)?)?, position::read(row.try_get(1)?)?);
         let removed = self.up_to.unwrap_or(&now);
-        // What is ahead of the server is out of another one's dump.
+        // A published snapshot ahead of the server is from another server's dump.
         let snapshot = if published.covers(removed) && now.covers(&published) { &published } else { removed };
         let write =
             self.names.sql("UPDATE {sealed_to} SET snapshot = $1::text::pg_snapshot, newest = greatest(newest, $2)");

@@ -1,4 +1,4 @@
-//! The partitions of the sealed samples, each a span of time.
+//! Partitions of the sealed samples; each is a span of time.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::model::time::as_ms;
 use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
 
-/// Samples older than this, and than all that were stored before the first such, share one segment, so that a stray
-/// ancient timestamp costs no partition of its own.
+/// Age from which samples share one segment, if they are also older than all samples stored before the first of them. A
+/// stray ancient timestamp then does not need a partition of its own.
 const OPEN_SPAN: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A span of time, the lower bound included, the upper not; ms since 1970.
+/// A span of time in ms since 1970, with the lower bound included and the upper bound excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span {
     /// Inclusive.
@@ -24,15 +24,15 @@ pub struct Span {
 }
 
 impl Span {
-    /// Whether `time_ms` lies in it.
+    /// Returns `true` if `time_ms` is within the span.
     #[must_use]
     pub fn contains(&self, time_ms: i64) -> bool {
         self.lower_ms <= time_ms && time_ms < self.upper_ms
     }
 }
 
-/// The span a new segment for `time_ms` takes: that of `interval` around it, aligned to 1970, cut where `existing` ones
-/// (in order) begin and end. `None` if one of those holds it already.
+/// Returns the span of a new segment for `time_ms`: the span of `interval` around it, aligned to 1970, without the
+/// parts that `existing` segments (in order) cover. Returns `None` if one of them contains `time_ms` already.
 #[must_use]
 pub fn span_for(time_ms: i64, interval: Duration, existing: &[Span]) -> Option<Span> {
     let interval_ms = as_ms(interval).max(1);
@@ -51,7 +51,7 @@ pub fn span_for(time_ms: i64, interval: Duration, existing: &[Span]) -> Option<S
     Some(span)
 }
 
-/// The span without a beginning, if `time_ms` is to be the first in it.
+/// Returns the span without a lower bound if `time_ms` is to be the first time in it.
 #[must_use]
 pub fn ancient_for(time_ms: i64, now_ms: i64, interval: Duration, existing: &[Span]) -> Option<Span> {
     let interval_ms = as_ms(interval).max(1);
@@ -61,12 +61,12 @@ pub fn ancient_for(time_ms: i64, now_ms: i64, interval: Duration, existing: &[Sp
     (time_ms < upper_ms).then_some(Span { lower_ms: i64::MIN, upper_ms })
 }
 
-/// The segments that hold `times_ms`, in order, and all others; those that are missing are made, by a transaction of its
-/// own. `now_ms`, by the server's clock, decides what counts as ancient when the first such comes.
+/// Returns all segments, in order, including those for `times_ms`. Missing ones are created, in a transaction of this
+/// function. `now_ms`, by the server's clock, decides which times are ancient when the first of them arrives.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn ensure(
     client: &Client,
     names: &Names,
@@ -78,19 +78,19 @@ pub async fn ensure(
     if times_ms.iter().all(|time_ms| find(&spans, *time_ms).is_some()) {
         return Ok(spans);
     }
-    // Who is frozen now must not keep others from sealing.
+    // A frozen adapter must not keep others from sealing.
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; \
                  SET LOCAL idle_in_transaction_session_timeout = '10s'";
     client.batch_execute(begin).await?;
     let made = ensure_locked(client, names, times_ms, now_ms, interval).await;
-    // The first error is the one to report; a session that cannot roll back is closed by its owner.
+    // The first error is reported. A session that cannot roll back is closed by its owner.
     let ended = client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
     let spans = made?;
     ended?;
     Ok(spans)
 }
 
-/// The one of `spans` (in order) that holds `time_ms`.
+/// Returns the span in `spans` (in order) that contains `time_ms`.
 #[must_use]
 pub fn find(spans: &[Span], time_ms: i64) -> Option<Span> {
     let after = spans.partition_point(|span| span.upper_ms <= time_ms);
@@ -117,9 +117,10 @@ async fn ensure_locked(
     Ok(spans)
 }
 
-/// Attaching takes no lock that a reader of the other segments would wait for, as CREATE TABLE … PARTITION OF would.
+/// Creates and attaches a partition. ATTACH takes no lock that blocks readers of other segments, unlike CREATE TABLE …
+/// PARTITION OF.
 async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
-    // In milliseconds where seconds do not tell it from its neighbours.
+    // In milliseconds if the lower bound is not a whole second.
     let suffix = match span.lower_ms {
         i64::MIN => "_sealed_before".to_owned(),
         lower_ms if lower_ms % 1000 == 0 => format!("_sealed_{}", lower_ms / 1000),
@@ -141,11 +142,11 @@ async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
     Ok(())
 }
 
-/// All segments, in order.
+/// Returns all segments, in order.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn list(client: &Client, names: &Names) -> Result<Vec<Span>, Error> {
     let statement = names.sql(
         "SELECT (extract(epoch FROM lower) * 1000)::int8, (extract(epoch FROM upper) * 1000)::int8 \

@@ -1,4 +1,4 @@
-//! The numbers under which senders' samples are stored, and their clocks.
+//! Numbers under which senders' samples are stored, and the senders' clocks.
 
 use tokio_postgres::types::{ToSql, Type};
 
@@ -9,25 +9,25 @@ use crate::storage::Store;
 use crate::storage::server::Epoch;
 
 impl Store {
-    /// The number of the sender `name` of a group; a new one if need be.
+    /// Returns the number of the sender `name` of a group, a new one if necessary.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection, or that the epoch is over.
     pub async fn sender_no(&self, group_name: &str, name: &str) -> Result<SenderNo, Error> {
         Ok(self.sender_numbers(self.epoch(), &[(group_name, name)]).await?[0])
     }
 
-    /// The numbers of senders, given by their groups and names, for use in `epoch`; new ones where need be.
+    /// Returns the numbers of senders, given by group and name, for use in `epoch`. Assigns new numbers if necessary.
     ///
     /// # Errors
     ///
-    /// What the server said, or that this epoch is over.
+    /// Errors of the server or of the connection, or that this epoch is over.
     pub async fn sender_numbers(&self, epoch: Epoch, senders: &[(&str, &str)]) -> Result<Vec<SenderNo>, Error> {
         let (groups, names): (Vec<&str>, Vec<&str>) = senders.iter().copied().unzip();
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;
-            // In one order for all.
+            // Rows are added in the same order in all transactions.
             let statement = self.names.sql(&format!(
                 "SELECT n, {{sender}}(of_group, called), {check} FROM (SELECT * FROM unnest($1::text[], $2::text[]) \
                  WITH ORDINALITY AS s (of_group, called, n) ORDER BY of_group, called) AS asked"
@@ -43,11 +43,12 @@ impl Store {
         .await
     }
 
-    /// Publishes how far the clock of the adapter that `sender`, a number found in `epoch`, sends to is ahead of the server's.
+    /// Publishes the time by which the clock of the adapter that serves `sender` is ahead of the server's. The number
+    /// of the sender was found in `epoch`.
     ///
     /// # Errors
     ///
-    /// What the server said.
+    /// Errors of the server or of the connection, or that the epoch is over.
     pub async fn set_clock_offset(&self, sender: SenderNo, offset_ms: i64, epoch: Epoch) -> Result<(), Error> {
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;

@@ -15,25 +15,25 @@ use crate::postgres::error::Error;
 use crate::storage::names::Names;
 use crate::storage::sources::SourceId;
 
-/// The hash of a series' labels as they stand on the wire. 128 bits under a seed of this process: two series that share
-/// it would be stored as one, and nobody can search for such a pair without the seed.
+/// Hash of a series' labels as they stand on the wire: 128 bits with a random seed of this process. Two series with
+/// equal hashes would be stored as one; without the seed nobody can search for such a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireHash([u64; 2]);
 
-/// How long an id is used without another look at the table.
+/// Time for which an id is used without another look at the table.
 pub const TRUSTED: Duration = Duration::from_secs(3600);
 
-/// What is known of a series.
+/// Cache entry of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedSeries {
-    /// Its id.
+    /// Id of the series.
     pub id: i64,
-    /// Who sends it with these labels; the replica's own are not stored.
+    /// Sender of the series with these labels. The labels of the replica itself are not stored.
     pub source: SourceId,
 }
 
-/// From wire hash to series id. Bounded: two generations of about `generation_max` entries; what is not asked for during
-/// a whole generation is forgotten.
+/// Cache from wire hash to series id. Bounded by two generations of about `generation_max` entries: an entry that is
+/// not used during a whole generation is removed.
 pub struct Cache {
     seed: u64,
     generation_max: usize,
@@ -44,23 +44,23 @@ pub struct Cache {
 struct Generations {
     current: Generation,
     previous: Generation,
-    /// Entries of `previous` that are in `current` too.
+    /// Number of entries of `previous` that are in `current` too.
     promoted: usize,
-    /// When everything was last forgotten for its age.
+    /// Time when the cache was last cleared because of its age.
     since: Option<Instant>,
 }
 
-/// Series in the order they were first asked for: a sender names them in much the same order each time, so that the
-/// next one is found beside the last, without a look into the index.
+/// Series in the order of their first request. A sender lists its series in nearly the same order each time, so the
+/// next one is usually found next to the last, without a lookup in the index.
 #[derive(Default)]
 struct Generation {
     entries: Vec<(WireHash, CachedSeries)>,
-    /// Places in `entries`, by hash.
+    /// Positions in `entries`, by hash.
     index: HashTable<u32>,
 }
 
 impl Generation {
-    /// Where `hash` is; tried first at `guess`.
+    /// Returns the position of `hash`; tries `guess` first.
     fn find(&self, hash: WireHash, guess: usize) -> Option<usize> {
         if self.entries.get(guess).is_some_and(|(known, _)| *known == hash) {
             return Some(guess);
@@ -68,7 +68,7 @@ impl Generation {
         self.index.find(hash.0[0], |at| self.entries[*at as usize].0 == hash).map(|at| *at as usize)
     }
 
-    /// Adds or replaces; says where.
+    /// Adds or replaces an entry; returns its position.
     fn insert(&mut self, hash: WireHash, series: CachedSeries) -> usize {
         let Self { entries, index } = self;
         let place = entries.len();
@@ -90,14 +90,14 @@ impl Generation {
 }
 
 impl Cache {
-    /// An empty cache.
+    /// Creates an empty cache.
     #[must_use]
     pub fn new(generation_max: usize) -> Self {
         let seed = Uuid::new_v4().as_u64_pair().0;
         Self { seed, generation_max, generations: parking_lot::Mutex::default() }
     }
 
-    /// The key of `labels`, the Label fields of a series as they stand on the wire.
+    /// Returns the cache key of `labels`, the Label fields of a series as they stand on the wire.
     #[must_use]
     pub fn hash(&self, labels: &[u8]) -> WireHash {
         let hash = xxh3_128_with_seed(labels, self.seed);
@@ -105,7 +105,7 @@ impl Cache {
         WireHash([hash as u64, (hash >> 64) as u64])
     }
 
-    /// What is known of `hashes`, in their order.
+    /// Returns the entries of `hashes`, in their order.
     pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<CachedSeries>> {
         let mut generations = self.lock();
         let Generations { current, previous, promoted, .. } = &mut *generations;
@@ -131,7 +131,7 @@ impl Cache {
         known
     }
 
-    /// Remembers series.
+    /// Adds or replaces entries.
     pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, CachedSeries)>) {
         let mut generations = self.lock();
         for (hash, series) in entries {
@@ -143,12 +143,13 @@ impl Cache {
         }
     }
 
-    /// Forgets them all.
+    /// Removes all entries.
     pub fn clear(&self) {
         *self.lock() = Generations::default();
     }
 
-    /// Forgets them all if that was last done [`TRUSTED`] ago: what nothing refers to any more is deleted in time.
+    /// Removes all entries if that was last done [`TRUSTED`] ago: series to which nothing refers any more are deleted
+    /// after some time.
     pub fn clear_if_old(&self, now: Instant) {
         let mut generations = self.lock();
         let since = *generations.since.get_or_insert(now);
@@ -157,14 +158,14 @@ impl Cache {
         }
     }
 
-    /// How many series are known.
+    /// Returns the number of cached series.
     #[must_use]
     pub fn len(&self) -> usize {
         let generations = self.lock();
         generations.current.entries.len() + generations.previous.entries.len() - generations.promoted
     }
 
-    /// Whether none is.
+    /// Returns `true` if no series is cached.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -175,24 +176,26 @@ impl Cache {
     }
 }
 
-/// A label set whose id is asked for.
+/// A label set whose id is requested.
 #[derive(Debug)]
 pub struct Wanted {
-    /// Where in its request it comes first.
+    /// Index of its first occurrence in the request.
     pub place: usize,
-    /// Itself.
+    /// The label set.
     pub labels: Labels,
 }
 
-/// Looks label sets up and makes those that are new, all in the transaction that `client` has open. The answer is by
-/// identity, with the number of new ones. One transaction at a time makes series, and looks again once it may: the two
-/// sides of a pair name the same ones at the same time, and no id is to be given for nothing, for series of neighbouring
-/// ids are stored together. Ids are given in the order of the request: that is the order in which a sender goes on to
-/// name its series, so that samples come sorted as a rule.
+/// Looks up label sets and creates the new ones, in the transaction that `client` has open. Returns the ids by
+/// identity, and the number of new series.
+///
+/// Only one transaction at a time creates series, and it looks again once it has the lock. Both adapters of a pair
+/// request the same series at the same time, and no id may be wasted, because series with neighbouring ids are stored
+/// together. Ids are assigned in the order of the request: a sender keeps that order, so its samples usually arrive
+/// sorted.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection; `Error::Misconfigured` if inserted series are not found in the table.
 pub async fn resolve(
     client: &Client,
     names: &Names,
@@ -238,7 +241,7 @@ pub async fn resolve(
         known.insert(row.try_get(0)?, row.try_get(1)?);
     }
     if known.len() < wanted.len() {
-        // A trigger or a row policy of somebody's: without an id the samples would be lost unsaid.
+        // Caused by a foreign trigger or row-level security policy. Without an id the samples would be lost silently.
         return Err(Error::Misconfigured(format!(
             "series were inserted into {} and are not there",
             names.qualified("_series")
@@ -247,12 +250,12 @@ pub async fn resolve(
     Ok((known, rows.len() as u64))
 }
 
-/// Ids of the series that are there, by the first halves of their keys, given as `prefixes`. None of them counts as ended any more.
-/// `check` fails on a server that is not the one meant.
+/// Returns the ids of existing series by the first halves of their keys, `prefixes`, and removes their mark as ended.
+/// `check` fails on a server that is not the expected one.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection, including the error of `check`.
 pub async fn find_by_prefix(
     client: &Client,
     names: &Names,
@@ -261,7 +264,7 @@ pub async fn find_by_prefix(
 ) -> Result<HashMap<u64, i64>, Error> {
     let least: Vec<Uuid> = prefixes.iter().map(|prefix| Uuid::from_u64_pair(*prefix, 0)).collect();
     let most: Vec<Uuid> = prefixes.iter().map(|prefix| Uuid::from_u64_pair(*prefix, u64::MAX)).collect();
-    // In one order for all.
+    // Rows are locked in the order of keys, the same in all transactions.
     let statement = names.sql(&format!(
         "WITH found AS (SELECT s.id, s.key, s.ended_at FROM (SELECT {check}) AS checked, \
          unnest($1::uuid[], $2::uuid[]) AS w (low, high) JOIN {{series}} s ON s.key BETWEEN w.low AND w.high), \
@@ -274,7 +277,7 @@ pub async fn find_by_prefix(
     rows.iter().map(|row| Ok((row.try_get::<_, Uuid>(0)?.as_u64_pair().0, row.try_get(1)?))).collect()
 }
 
-/// The next ids of the table, ascending.
+/// Returns the next ids of the table, ascending.
 async fn new_ids(client: &Client, names: &Names, count: usize) -> Result<Vec<i64>, Error> {
     let statement = names.sql(
         "SELECT nextval(pg_get_serial_sequence({series:literal}, 'id')) AS id FROM generate_series(1, $1) ORDER BY id",
@@ -302,7 +305,8 @@ async fn look_up(
         }
     }
     if !ended.is_empty() {
-        // In one order for all. Those that are deleted at this moment are not returned, and made anew.
+        // Rows are locked in the order of keys, the same in all transactions. Series deleted at this moment are not
+        // returned, and are created again.
         let statement = names.sql(
             "UPDATE {series} s SET ended_at = NULL FROM \
              (SELECT id FROM {series} WHERE key = ANY($1) ORDER BY key FOR UPDATE) e WHERE s.id = e.id RETURNING s.key, s.id",
@@ -314,7 +318,7 @@ async fn look_up(
     Ok(())
 }
 
-/// The labels as the SQL contract has them: an object without the metric's name.
+/// Returns the labels in the form that SQL users see: an object without the metric name.
 fn to_json(labels: &Labels) -> String {
     let object: serde_json::Map<String, serde_json::Value> = labels
         .iter()
@@ -324,11 +328,11 @@ fn to_json(labels: &Labels) -> String {
     serde_json::Value::Object(object).to_string()
 }
 
-/// The reverse of `to_json`, with the metric's name.
+/// Reverses `to_json`, and adds the metric name.
 ///
 /// # Errors
 ///
-/// [`Error::Corrupt`] when `json` is no object of strings.
+/// [`Error::Corrupt`] if `json` is not an object of strings.
 pub fn from_json(name: String, json: &str) -> Result<Labels, Error> {
     let object: HashMap<String, String> = serde_json::from_str(json)
         .map_err(|error| Error::Corrupt(format!("labels in the series table are no object of strings: {error}")))?;

@@ -1,5 +1,5 @@
-//! Which server the store is on, and since which start of it. A replica that is promoted, or an older copy that is started, may give to
-//! other series the ids that were found before, and to other senders their numbers.
+//! Identifies the server that the store is on, and its start. A promoted replica, or an older copy that is started, may
+//! assign known series ids to other series, and known sender numbers to other senders.
 
 use std::sync::Arc;
 
@@ -11,56 +11,56 @@ use crate::postgres::error::Error;
 use crate::storage::identities::Identities;
 use crate::storage::names::{Names, literal};
 
-/// Counts the states of the server that this adapter has seen. Ids of series and numbers of senders are worth something only in the
+/// Number of a state of the server that this adapter has seen. Series ids and sender numbers are valid only in the
 /// epoch in which they were found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
-/// The server as it was seen last.
+/// The server as last seen.
 pub struct Server {
     now: Mutex<Now>,
-    /// Whether it is another one is to be found out.
+    /// Notified when the server may be another one, which has to be checked.
     is_doubtful: Notify,
 }
 
 struct Now {
     epoch: Epoch,
-    /// What it says of itself: its system's identifier, its timeline, the store's tables, its start.
+    /// The server's description of itself: system identifier, timeline, the store's tables, and start.
     state: String,
     identities: Arc<Identities>,
 }
 
-/// What a server says of itself now.
+/// Returns a server's current description of itself.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn read_state(client: &Client, names: &Names) -> Result<String, Error> {
     Ok(client.query_typed_one(&names.sql("SELECT {server_state}()"), &[]).await?.try_get(0)?)
 }
 
 impl Server {
-    /// A server in this state.
+    /// Creates a server in this state.
     #[must_use]
     pub fn new(state: String) -> Self {
         let now = Now { epoch: Epoch::default(), state, identities: Arc::default() };
         Self { now: Mutex::new(now), is_doubtful: Notify::new() }
     }
 
-    /// The epoch there is.
+    /// Returns the current epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.lock().epoch
     }
 
-    /// The same, and what the ids of it are ids of.
+    /// Returns the current epoch and the identities of its series ids.
     #[must_use]
     pub fn identities(&self) -> (Epoch, Arc<Identities>) {
         let now = self.lock();
         (now.epoch, Arc::clone(&now.identities))
     }
 
-    /// An SQL expression that is true on a server which is as it was in `epoch`, and fails on any other.
+    /// Returns an SQL expression that is true on a server in the state of `epoch`, and fails on any other.
     ///
     /// # Errors
     ///
@@ -69,26 +69,27 @@ impl Server {
         self.in_epoch(epoch, |now| format!("{}({})", names.qualified("_same_server"), literal(&now.state)))
     }
 
-    /// Does something, `epoch` not being over before it is done.
+    /// Runs `work`, during which `epoch` cannot end.
     ///
     /// # Errors
     ///
-    /// [`Error::Moved`] if it is over.
+    /// [`Error::Moved`] if the epoch is over.
     pub fn during<T>(&self, epoch: Epoch, work: impl FnOnce(&Identities) -> T) -> Result<T, Error> {
         self.in_epoch(epoch, |now| work(&now.identities))
     }
 
-    /// It said that it is not as it was.
+    /// Records that the server reported another state than expected.
     pub fn doubt(&self) {
         self.is_doubtful.notify_one();
     }
 
-    /// Waits until that is so.
+    /// Waits until `doubt` is called.
     pub async fn doubted(&self) {
         self.is_doubtful.notified().await;
     }
 
-    /// It was found in this state. If that is another one a new epoch begins, with `forget`; returns whether it does.
+    /// Records the state in which the server was found. If that is another state, begins a new epoch, calls `forget`,
+    /// and returns `true`.
     pub fn found(&self, state: String, forget: impl FnOnce()) -> bool {
         let mut now = self.lock();
         if now.state == state {

@@ -1,31 +1,31 @@
-//! The server's clock, told by the steps of a clock of ours that nobody sets.
+//! The server's clock, extrapolated with a monotonic clock of this host, which nobody can set.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use crate::model::time::as_ms;
 
-/// What the server's clock shows, from when it was last asked; correcting the host's own clock changes nothing.
+/// The server's clock, extrapolated from the last query. Setting the host's own clock does not affect it.
 #[derive(Debug)]
 pub struct ServerClock {
     began_at: Instant,
-    /// What the server's clock showed then, in ms since 1970.
+    /// Time of the server's clock at `began_at`, in ms since 1970.
     began_ms: AtomicI64,
 }
 
 impl ServerClock {
-    /// Of a server whose clock showed `server_ms`, in ms since 1970, at `at`.
+    /// Creates the clock of a server that showed `server_ms`, in ms since 1970, at `at`.
     #[must_use]
     pub fn new(server_ms: i64, at: Instant) -> Self {
         Self { began_at: at, began_ms: AtomicI64::new(server_ms) }
     }
 
-    /// Takes the server's word for the time: its clock showed `server_ms` at `at`.
+    /// Records that the server's clock showed `server_ms` at `at`.
     pub fn set(&self, server_ms: i64, at: Instant) {
         self.began_ms.store(server_ms.saturating_sub(self.since_ms(at)), Ordering::Relaxed);
     }
 
-    /// What it shows at `now`, in ms since 1970.
+    /// Returns the time of the server's clock at `now`, in ms since 1970.
     #[must_use]
     pub fn at(&self, now: Instant) -> i64 {
         self.began_ms.load(Ordering::Relaxed).saturating_add(self.since_ms(now))

@@ -1,4 +1,4 @@
-//! Numbers for those who send series, for the cache to keep.
+//! Numbers of the sources that send series, for entries of the cache.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use parking_lot::RwLock;
 
 use crate::model::source::Source;
 
-/// Sources there may be: bounds what labels that somebody makes up can take.
+/// Maximum number of sources. Bounds the memory that invented label values can take.
 const SOURCES_MAX: usize = 65_536;
 
-/// The number of a source in this process.
+/// Number of a source in this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(u32);
 
 impl SourceId {
-    /// Nobody's: without an election by labels, and of series that do not say.
+    /// No source: without an election by labels, or for series whose labels do not name it.
     pub const NONE: Self = Self(0);
 }
 
-/// Every source seen, numbered as it came.
+/// All sources seen, numbered in the order of arrival.
 #[derive(Debug, Default)]
 pub struct Sources(RwLock<Numbered>);
 
@@ -30,7 +30,7 @@ struct Numbered {
 }
 
 impl Sources {
-    /// The number of `source`, a new one if need be; `None` when there are too many.
+    /// Returns the number of `source`, a new one if necessary; `None` if there are too many sources.
     #[must_use]
     pub fn number(&self, source: Source) -> Option<SourceId> {
         if let Some(number) = self.0.read().numbers.get(&source) {
@@ -50,7 +50,7 @@ impl Sources {
         Some(number)
     }
 
-    /// The source of a number; `None` of [`SourceId::NONE`].
+    /// Returns the source of a number; `None` for [`SourceId::NONE`].
     #[must_use]
     pub fn source(&self, SourceId(number): SourceId) -> Option<Arc<Source>> {
         let place = number.checked_sub(1)? as usize;

@@ -1,4 +1,4 @@
-//! What the leader does beside writing and sealing: retention, deleting series that ended, forgetting old requests.
+//! Work of the leader besides writing and sealing: retention, and deleting ended series and old request keys.
 
 use std::time::Duration;
 
@@ -9,55 +9,57 @@ use crate::postgres::error::Error;
 use crate::storage::names::{Names, identifier};
 use crate::storage::series::TRUSTED;
 
-/// How long a request's key is kept, five minutes and the time a request may take: a sender that was not answered tries
-/// again within its timeout and 5 s. That it finds the server and its leader there is the caller's to know
+/// Time for which a request's key is kept, in addition to the time that a request may take: a sender without an answer
+/// retries within its timeout and 5 s. The caller has to know that such a retry finds the server and its leader there
 /// ([`forget_requests`]).
 pub const REQUESTS_KEPT: Duration = Duration::from_secs(300);
 
-/// What the names of groups begin with that are clusters.
+/// Prefix of the names of groups that are clusters.
 pub const CLUSTER_GROUPS: &str = "cluster ";
 
-/// The transaction of [`lock`] shows that often that its adapter lives.
+/// Interval at which the transaction of [`lock`] shows that its adapter is alive.
 const LOCK_SHOWN: Duration = Duration::from_secs(2);
 
-/// The server ends the transaction of [`lock`] after so long without a sign of life: its adapter is frozen or cut off, and
-/// upkeep is another's to do.
+/// Idle time after which the server ends the transaction of [`lock`]: its adapter is frozen or cut off, and another
+/// adapter can do the upkeep.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Begins a transaction that keeps others from doing this at the same time, for as long as [`hold_lock`] runs; `false` if
-/// another one does it.
+/// Begins a transaction that excludes the upkeep of other adapters as long as [`hold_lock`] runs. Returns `false` if
+/// another adapter does the upkeep.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn lock(client: &Client, names: &Names) -> Result<bool, Error> {
-    // Simple queries: a portal would keep its snapshot, and an index built concurrently waits for older snapshots.
+    // Simple queries are used: a portal would keep its snapshot, and CREATE INDEX CONCURRENTLY waits for older
+    // snapshots.
     let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}", LOCK_TIMEOUT.as_millis());
     client.batch_execute(&begin).await?;
-    // Not the key of those that make series (0), who must never wait for upkeep.
+    // Another key than that for creating series (0), which must never wait for upkeep.
     let lock = names.sql("SELECT pg_try_advisory_xact_lock({series:literal}::regclass::oid::integer, 1)");
     let answer = client.simple_query(&lock).await?;
     Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
 }
 
-/// Keeps the transaction of [`lock`] open; ends only with the error that ended it, after which others may be at it.
+/// Keeps the transaction of [`lock`] open. Returns only the error that ended the transaction; then other adapters may
+/// do the upkeep.
 pub async fn hold_lock(client: &Client) -> Error {
     loop {
         tokio::time::sleep(LOCK_SHOWN).await;
-        // Without a snapshot: see above.
+        // Needs no snapshot, see `lock`.
         if let Err(error) = client.batch_execute("").await {
             return error.into();
         }
     }
 }
 
-/// Drops the segments that end before `now - retention`, and deletes what is older from the one without a beginning.
-/// Returns the names of the dropped. Neither ingest nor a reader of other segments waits for it; a reader of the
-/// segment itself makes it wait, at most until the statement timeout, and the next round goes on from there.
+/// Drops the segments that end before `now - retention`, and deletes older chunks from the segment without a lower
+/// bound. Returns the names of the dropped segments. Neither ingest nor readers of other segments wait for this. It
+/// waits for readers of the segment itself, at most until the lock timeout, and the next round continues from there.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -> Result<Vec<String>, Error> {
     let seconds = retention.as_secs_f64();
     let statement = names.sql(
@@ -98,16 +100,16 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
     Ok(dropped)
 }
 
-/// Forgets the keys of requests stored longer ago than `kept`. To be called only by a leader that has led for so long:
+/// Deletes the keys of requests stored longer than `kept` ago. Only a leader that has led for that long may call this:
 /// after an outage of hours the first retry must still find its key.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> Result<(), Error> {
     let statement = names.sql("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
     client.execute_typed(&statement, &[(&kept.as_secs_f64(), Type::FLOAT8)]).await?;
-    // An index never shrinks by itself. Where writers are at rest, nobody waits for this.
+    // An index never shrinks by itself. The table is empty, so writers are idle and nobody waits for this.
     let is_empty = names
         .sql("SELECT pg_indexes_size({requests:literal}::regclass) > 65536 AND NOT EXISTS (SELECT FROM {requests})");
     if client.query_typed_one(&is_empty, &[]).await?.try_get(0)? {
@@ -121,11 +123,11 @@ pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> 
     Ok(())
 }
 
-/// Forgets clusters that no adapter has heard for a day, and what adapters told that are gone.
+/// Deletes clusters that no adapter has heard for a day, and the reports of adapters that have been gone for a day.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error> {
     let statement = names.sql(&format!(
         "DELETE FROM {{reports}} WHERE reported_at < now() - interval '1 day'; \
@@ -136,19 +138,19 @@ pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error
     Ok(client.batch_execute(&statement).await?)
 }
 
-/// The ids of all series that have samples.
+/// Query for the ids of all series that have samples.
 const STORED: &str = "SELECT id FROM {sealed_series}() AS s (id) UNION SELECT DISTINCT unnest(series) FROM {hot}";
 
-/// A series is deleted so long after it was marked: by then every adapter that had its id in the cache has looked
-/// again, which takes the mark away, and what it stored by an id from before is seen.
+/// Time from marking a series to deleting it. By then every adapter that had its id in the cache has looked again,
+/// which removes the mark, and samples stored with an id looked up earlier are visible.
 const DELETED_AFTER: Duration = TRUSTED.saturating_mul(3);
 
-/// Marks the series to which nothing stored refers. To be called when segments have been dropped, for nothing else
-/// makes a series end.
+/// Marks the series to which no stored sample refers. To be called when segments have been dropped: a series ends in no
+/// other way.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn mark_ended(client: &Client, names: &Names) -> Result<u64, Error> {
     let statement = format!(
         "WITH stored AS MATERIALIZED ({STORED}) UPDATE {{series}} s SET ended_at = now() \
@@ -157,12 +159,12 @@ pub async fn mark_ended(client: &Client, names: &Names) -> Result<u64, Error> {
     Ok(client.execute_typed(&names.sql(&statement), &[]).await?)
 }
 
-/// Deletes series that were marked long ago and have no samples; those that have some again lose the mark. Returns how
-/// many went.
+/// Deletes series that were marked long ago and have no samples, and removes the mark from those that have samples
+/// again. Returns the number of deleted series.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> {
     let old = "ended_at < now() - make_interval(secs => $1)";
     let seconds: [(&(dyn ToSql + Sync), Type); 1] = [(&DELETED_AFTER.as_secs_f64(), Type::FLOAT8)];
@@ -180,12 +182,12 @@ pub async fn delete_ended(client: &Client, names: &Names) -> Result<u64, Error> 
     Ok(deleted)
 }
 
-/// Builds the index of labels anew where it has outgrown its table: of a label that no series has any more GIN keeps the
-/// entry for ever. Nobody waits for it. To be called when series have been deleted.
+/// Rebuilds the index of labels if it has become larger than its table: GIN keeps the entry of a label for ever, even
+/// if no series has the label any more. Nobody waits for this. To be called when series have been deleted.
 ///
 /// # Errors
 ///
-/// What the server said; an index half built is dropped by the next call.
+/// Errors of the server or of the connection; the next call drops an index that was left half built.
 pub async fn rebuild_labels_index(client: &Client, names: &Names) -> Result<bool, Error> {
     let indexes = names.sql(
         "SELECT indexrelid::regclass::text, indisvalid, pg_relation_size(indexrelid) > \
@@ -205,22 +207,22 @@ pub async fn rebuild_labels_index(client: &Client, names: &Names) -> Result<bool
     Ok(is_rebuilt)
 }
 
-/// What the sealed samples take.
+/// Size of the sealed samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Segments there are.
+    /// Number of segments.
     pub segments: i64,
-    /// Samples in them; in a hypertable, about so many.
+    /// Number of samples in them; approximate in a hypertable.
     pub samples: i64,
-    /// Bytes of their relations, indexes included.
+    /// Bytes of their relations, including indexes.
     pub bytes: i64,
 }
 
-/// Counts what is sealed.
+/// Counts the sealed samples.
 ///
 /// # Errors
 ///
-/// What the server said.
+/// Errors of the server or of the connection.
 pub async fn sizes(client: &Client, names: &Names) -> Result<Sizes, Error> {
     let statement = names.sql("SELECT segments, samples, bytes FROM {sealed_sizes}()");
     let row = client.query_typed_one(&statement, &[]).await?;

@@ -1,4 +1,5 @@
-//! Bit strings as PostgreSQL's `bit varying` has them: the first bit is the most significant one of the first byte.
+//! Bit strings in the format of PostgreSQL's `bit varying`: the first bit is the most significant one of the first
+//! byte.
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
@@ -8,9 +9,9 @@ use super::Corrupt;
 /// A value of `bit varying`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bits {
-    /// How many bits.
+    /// Number of bits.
     pub len: usize,
-    /// The bits, and zeros up to a whole byte.
+    /// The bits, padded with zeros to a whole byte.
     pub bytes: Vec<u8>,
 }
 
@@ -46,7 +47,7 @@ impl<'a> FromSql<'a> for Bits {
     }
 }
 
-/// Bits in the making.
+/// An unfinished bit string.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     bytes: Vec<u8>,
@@ -57,7 +58,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Adds the low `width` bits of `value`, whose other bits are zero. At most 63.
+    /// Appends the low `width` bits of `value`, at most 63. The other bits of `value` are zero.
     pub(super) fn put(&mut self, value: u64, width: u32) {
         debug_assert!(width < 64 && value >> width == 0, "{value} in {width} bits");
         let free = 64 - self.rest_len;
@@ -65,7 +66,7 @@ impl Writer {
             self.rest = self.rest << width | value;
             self.rest_len += width;
         } else {
-            // Less than 64 are free, for a width of at most 63 does not fit in.
+            // Fewer than 64 bits are free: a width of at most 63 does not fit.
             let over = width - free;
             let word = self.rest << free | value >> over;
             self.ones += word.count_ones() as usize;
@@ -75,7 +76,7 @@ impl Writer {
         }
     }
 
-    /// Adds a number with its length.
+    /// Appends a number with its length.
     pub(super) fn put_unsigned(&mut self, value: u32) {
         let width = 32 - value.leading_zeros();
         debug_assert!(width < 32);
@@ -83,14 +84,14 @@ impl Writer {
         self.put(u64::from(value), width);
     }
 
-    /// Adds a number with its length, as two's complement.
+    /// Appends a number with its length, as two's complement.
     pub(super) fn put_signed(&mut self, value: i64) {
         let width = signed_width(value);
         self.put(u64::from(width), 6);
         self.put(value as u64 & ((1 << width) - 1), width);
     }
 
-    /// Adds bits that were written elsewhere.
+    /// Appends the bits of another bit string.
     pub(super) fn append(&mut self, bits: &Bits) {
         let (words, rest) = bits.bytes.as_chunks::<4>();
         let mut left = bits.len;
@@ -101,12 +102,12 @@ impl Writer {
         }
     }
 
-    /// How many bits there are.
+    /// Returns the number of bits.
     pub(super) fn len(&self) -> usize {
         self.bytes.len() * 8 + self.rest_len as usize
     }
 
-    /// How many of them are set.
+    /// Returns the number of set bits.
     pub(super) fn ones(&self) -> usize {
         self.ones + self.rest.count_ones() as usize
     }
@@ -121,21 +122,21 @@ impl Writer {
     }
 }
 
-/// Up to four bytes and zeros.
+/// Pads up to four bytes with zeros.
 fn word_of(bytes: &[u8]) -> [u8; 4] {
     let mut word = [0; 4];
     word[..bytes.len()].copy_from_slice(bytes);
     word
 }
 
-/// The bits of `value` in [`Writer::put_signed`] without their length.
+/// Returns the bits of `value` in [`Writer::put_signed`], without its length.
 pub(super) fn signed_width(value: i64) -> u32 {
     let width = if value == 0 { 0 } else { 65 - (value ^ value >> 63).leading_zeros() };
     debug_assert!(width < 64, "{value} is too large for a chunk");
     width
 }
 
-/// Bits being read. Every read is checked.
+/// Reader of bits. Checks every read, except `take`.
 #[derive(Clone, Debug)]
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
@@ -144,7 +145,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// The bits from `at` to `end`, if there are so many.
+    /// Creates a reader of the bits from `at` to `end`, if there are that many.
     pub(super) fn new(bits: &'a Bits, at: usize, end: usize) -> Result<Self, Corrupt> {
         if at > end || end > bits.len || bits.bytes.len() != bits.len.div_ceil(8) {
             return Err(Corrupt(format!("bits {at} to {end} of {} in {} bytes", bits.len, bits.bytes.len())));
@@ -152,12 +153,12 @@ impl<'a> Reader<'a> {
         Ok(Self { bytes: &bits.bytes, at, end })
     }
 
-    /// How many bits are left.
+    /// Returns the number of unread bits.
     pub(super) fn left(&self) -> usize {
         self.end - self.at
     }
 
-    /// Leaves the last `len` bits for another reader.
+    /// Splits the last `len` bits off into another reader.
     pub(super) fn split_end(&mut self, len: usize) -> Result<Self, Corrupt> {
         self.require(len)?;
         self.end -= len;
@@ -171,14 +172,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The next `width` bits, at most 63.
+    /// Reads the next `width` bits, at most 63.
     #[inline]
     pub(super) fn get(&mut self, width: u32) -> Result<u64, Corrupt> {
         self.require(width as usize)?;
         Ok(self.take(width))
     }
 
-    /// The next `width` bits, known to be there.
+    /// Reads the next `width` bits, whose presence the caller has checked.
     #[inline]
     pub(super) fn take(&mut self, width: u32) -> u64 {
         debug_assert!(width < 64 && width as usize <= self.left());
@@ -213,11 +214,11 @@ impl<'a> Reader<'a> {
         Ok(if width == 0 { 0 } else { (raw << (64 - width)) as i64 >> (64 - width) })
     }
 
-    /// How many of the bits left are set.
+    /// Returns the number of set bits among the unread ones.
     pub(super) fn ones(&self) -> usize {
         let mut rest = self.clone();
         let mut ones = 0;
-        // To a whole byte, then by bytes, then the last few bits.
+        // First up to a whole byte, then by bytes, then the last few bits.
         let head = rest.left().min((8 - rest.at % 8) % 8);
         ones += rest.take(head as u32).count_ones() as usize;
         let whole = rest.left() / 8;
@@ -232,7 +233,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `width` bits, 1 to 63, after the first `shift` bits, 0 to 7.
+/// Returns `width` bits, 1 to 63, after the first `shift` bits, 0 to 7.
 #[inline]
 fn window(nine: [u8; 9], shift: u32, width: u32) -> u64 {
     let [head @ .., last] = nine;

@@ -1,52 +1,53 @@
-//! A list of integers in few bits: the cheapest of a handful of shapes.
+//! Encodes a list of integers in few bits, by the cheapest of several shapes.
 //!
-//! Every list begins with its shape in three bits, and what the shape needs; how many integers there are is known
-//! elsewhere. A *block* is up to [`BLOCK`] integers: their width (six bits), the least of them, and what each is above it
-//! in so many bits. The few that need more are *patched*. In a block of [`PATCHED_MIN`] or more one bit says whether any
-//! is; then come how many more bits (six), how many integers less one (seven), and after the others for each its place in
-//! the block (seven) and its upper bits.
-//! Source: Zukowski and others, Super-Scalar RAM-CPU Cache Compression, 2006 (patched frame of reference).
+//! Every list begins with its shape in three bits, and the parameters of the shape. The number of integers is stored
+//! elsewhere. A *block* has up to [`BLOCK`] integers: their width (six bits), the least of them, and for each integer
+//! its difference to the least in that width. The few integers that need more bits are *patched*. In a block of
+//! [`PATCHED_MIN`] or more, one bit says if there are patches. If so, the number of additional bits (six) and the
+//! number of patches less one (seven) follow it. After the other integers come for each patch its place in the block
+//! (seven) and its upper bits. Source: Zukowski and others, Super-Scalar RAM-CPU Cache Compression, 2006 (patched frame
+//! of reference).
 
 use super::Corrupt;
 use super::bits::{Reader, Writer, signed_width};
 
-/// Integers that share a width.
+/// Maximum number of integers that share a width.
 pub(super) const BLOCK: usize = 128;
 
-/// The largest magnitude of an integer in a list: differences of differences of such fit 62 bits and a sign.
+/// Largest magnitude of an integer in a list: differences of differences of such integers fit 62 bits and a sign.
 pub(super) const MAGNITUDE_MAX: i64 = 1 << 59;
 
 const SHAPE_BITS: u32 = 3;
 const WIDTH_BITS: u32 = 6;
-/// A place in a block, or a number of patches less one.
+/// Bits of a place in a block, or of a number of patches less one.
 const PLACE_BITS: u32 = 7;
-/// In a shorter block patches would hardly ever be worth a bit.
+/// Minimum length of a block with patches. In a shorter block they would hardly ever be worth a bit.
 const PATCHED_MIN: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
-    /// The first, and all others the same.
+    /// The first integer; all others are equal to it.
     Constant,
-    /// The first and the step to each next.
+    /// The first integer, and the step to each next one.
     Line,
     /// Blocks of the integers themselves.
     Plain,
-    /// The first; blocks of the differences.
+    /// The first integer; blocks of the differences.
     Deltas,
-    /// The first, the first difference; blocks of the differences of the differences.
+    /// The first integer, the first difference; blocks of the differences of the differences.
     Deltas2,
-    /// The first, the usual step; how many steps differ; blocks of their positions (from 1, each as the distance from
-    /// the one before); blocks of what they are above the usual step.
+    /// The first integer, the usual step; the number of steps that differ; blocks of their positions (from 1, each as
+    /// the distance from the one before); blocks of their differences to the usual step.
     Steps,
-    /// An offset, a factor, and a list of another shape: each integer is the offset and so many times the factor. Sizes
-    /// come in pages, packets in words.
+    /// An offset, a factor, and a list of another shape: each integer is the offset plus a multiple of the factor.
+    /// Sizes are multiples of pages, packet lengths multiples of words.
     Multiples,
 }
 
 const SHAPES: [Shape; 7] =
     [Shape::Constant, Shape::Line, Shape::Plain, Shape::Deltas, Shape::Deltas2, Shape::Steps, Shape::Multiples];
 
-/// Writes lists. Keeps the memory it needs from one to the next.
+/// Writes lists. Reuses its memory for the next list.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     deltas: Vec<i64>,
@@ -57,13 +58,13 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// How many bits [`Lists::write`] takes.
+    /// Returns the number of bits that [`Lists::write`] takes.
     pub(super) fn cost(&mut self, integers: &[i64]) -> usize {
         let flat = self.plan(integers).1;
         self.reduce(integers).map_or(flat, |(_, cost)| flat.min(cost))
     }
 
-    /// Writes a list of one or more, each within [`MAGNITUDE_MAX`].
+    /// Writes a list of at least one integer, each within [`MAGNITUDE_MAX`].
     pub(super) fn write(&mut self, integers: &[i64], out: &mut Writer) {
         if let Some((factor, cost)) = self.reduce(integers)
             && cost < self.plan(integers).1
@@ -79,8 +80,8 @@ impl Lists {
         }
     }
 
-    /// The factor that all differences share, if there is one, and the bits of the list as its multiples, which are left
-    /// in `self`.
+    /// Returns the common factor of all differences, if there is one, and the bits of the list as multiples of it.
+    /// Leaves the multiples in `self`.
     fn reduce(&mut self, integers: &[i64]) -> Option<(i64, usize)> {
         let mut factor = 0;
         for pair in integers.windows(2) {
@@ -128,7 +129,7 @@ impl Lists {
         }
     }
 
-    /// The cheapest shape and its bits. Leaves what it needs in `self`.
+    /// Returns the cheapest shape and its bits. Leaves the parts of the shape in `self`.
     fn plan(&mut self, integers: &[i64]) -> (Shape, usize) {
         debug_assert!(integers.iter().all(|integer| integer.abs() <= MAGNITUDE_MAX));
         let first = integers[0];
@@ -166,7 +167,7 @@ impl Lists {
     }
 }
 
-/// Reads what [`Lists::write`] wrote, `count` integers, one or more, into `out`.
+/// Reads the `count` integers, at least one, that [`Lists::write`] wrote, into `out`.
 pub(super) fn read(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64>) -> Result<(), Corrupt> {
     out.clear();
     let shape = read_shape(from)?;
@@ -231,7 +232,7 @@ fn read_flat(from: &mut Reader<'_>, shape: Shape, count: usize, out: &mut Vec<i6
     Ok(())
 }
 
-/// Reads a count and then so many positions from 1 to `last`, ascending.
+/// Reads a count, and then that many positions from 1 to `last`, ascending.
 pub(super) fn read_positions(from: &mut Reader<'_>, last: usize, out: &mut Vec<usize>) -> Result<(), Corrupt> {
     let count = from.get_unsigned()? as usize;
     if count > last {
@@ -251,7 +252,7 @@ pub(super) fn read_positions(from: &mut Reader<'_>, last: usize, out: &mut Vec<u
     Ok(())
 }
 
-/// Writes integers in blocks; there may be none.
+/// Writes integers in blocks; the list may be empty.
 pub(super) fn write_blocks(integers: &[i64], out: &mut Writer) {
     for block in integers.chunks(BLOCK) {
         let Frame { least, width, extra, patches, .. } = Frame::of(block);
@@ -279,7 +280,7 @@ pub(super) fn write_blocks(integers: &[i64], out: &mut Writer) {
     }
 }
 
-/// Reads `count` integers in blocks, to the end of `out`.
+/// Reads `count` integers in blocks and appends them to `out`.
 pub(super) fn read_blocks(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64>) -> Result<(), Corrupt> {
     let mut left = count;
     while left > 0 {
@@ -313,26 +314,26 @@ pub(super) fn read_blocks(from: &mut Reader<'_>, count: usize, out: &mut Vec<i64
     Ok(())
 }
 
-/// The bits of [`write_blocks`].
+/// Returns the number of bits that [`write_blocks`] takes.
 pub(super) fn blocks_cost(integers: &[i64]) -> usize {
     integers.chunks(BLOCK).map(|block| Frame::of(block).cost).sum()
 }
 
-/// How a block is written.
+/// Parameters of a block.
 struct Frame {
     least: i64,
-    /// Bits of each integer above the least.
+    /// Bits of each integer's difference to the least.
     width: u32,
-    /// Bits more of those that are patched.
+    /// Additional bits of patched integers.
     extra: u32,
-    /// How many are.
+    /// Number of patched integers.
     patches: usize,
-    /// Bits of it all.
+    /// Bits of the whole block.
     cost: usize,
 }
 
 impl Frame {
-    /// The cheapest one, of at most [`BLOCK`] integers, one or more.
+    /// Returns the cheapest frame of one to [`BLOCK`] integers.
     fn of(block: &[i64]) -> Self {
         let least = block.iter().fold(i64::MAX, |least, integer| if *integer < least { *integer } else { least });
         let mut counts = [0_u16; 65];
@@ -363,12 +364,12 @@ fn signed_cost(integer: i64) -> usize {
     6 + signed_width(integer) as usize
 }
 
-/// The bits of a count with its length.
+/// Returns the bits of a count with its length.
 pub(super) fn unsigned_cost(count: usize) -> usize {
     5 + (usize::BITS - count.leading_zeros()) as usize
 }
 
-/// Source: Euclid, Elements, VII.2. Of zero and another, the other.
+/// Source: Euclid, Elements, VII.2. The divisor of zero and another integer is the other one.
 fn greatest_common_divisor(mut one: u64, mut other: u64) -> u64 {
     while other != 0 {
         (one, other) = (other, one % other);
@@ -376,7 +377,8 @@ fn greatest_common_divisor(mut one: u64, mut other: u64) -> u64 {
     one
 }
 
-/// The integer that most are, if there is one; else any of them. Source: Boyer and Moore, MJRTY, 1981.
+/// Returns the integer that has the majority, if there is one; else any of the integers. Source: Boyer and Moore,
+/// MJRTY, 1981.
 fn majority(integers: &[i64]) -> i64 {
     let (mut found, mut votes) = (0, 0_usize);
     for integer in integers {
@@ -391,7 +393,7 @@ fn majority(integers: &[i64]) -> i64 {
     found
 }
 
-/// Each becomes the sum of all up to it. What was not corrupt does not wrap.
+/// Replaces each integer by the sum of all up to it. A list that is not corrupt does not wrap.
 fn sum(integers: &mut [i64]) {
     let mut sum = 0_i64;
     for integer in integers {

@@ -9,7 +9,7 @@ use crate::wire::{snappy, write::v1};
 
 const STALE: u64 = 0x7ff0_0000_0000_0002;
 
-/// Bits of every value, for NaN is not equal to itself.
+/// Returns the bits of every value, because NaN is not equal to itself.
 fn bits(values: &[f64]) -> Vec<u64> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -36,13 +36,13 @@ fn check_round_trip(chunk: &Chunk) -> Vec<Encoded> {
     rows
 }
 
-/// A chunk of one series, a sample every 15 s.
+/// Builds a chunk of one series, with a sample every 15 s.
 fn chunk_of(values: Vec<f64>) -> Chunk {
     let times_ms = (0..values.len() as i64).map(|n| 1_700_000_000_000 + n * 15_000).collect();
     Chunk { bucket: 7, times_ms, series: vec![(3, values)] }
 }
 
-/// The bits of a series' stream.
+/// Returns the bits of a series' stream.
 #[track_caller]
 fn cost_of(values: Vec<f64>) -> usize {
     let rows = check_round_trip(&chunk_of(values));
@@ -72,7 +72,7 @@ fn any_bits() -> impl Strategy<Value = f64> {
     ]
 }
 
-/// What exporters do: `count` values.
+/// Generates `count` values like those of exporters.
 fn any_values(count: usize) -> impl Strategy<Value = Vec<f64>> {
     let list = move |strategy: BoxedStrategy<f64>| prop::collection::vec(strategy, count).boxed();
     let steps = move |strategy: BoxedStrategy<f64>| {
@@ -177,7 +177,7 @@ proptest! {
         let bits = if in_times { &mut encoded.times } else { &mut encoded.data };
         bits.len = at.index(bits.len);
         bits.bytes.truncate(bits.len.div_ceil(8));
-        // The check is of eight bits and may agree by chance; the counts then do not.
+        // The check has only eight bits and may match by chance; then the number of samples differs.
         if let Ok(decoded) = encoded.decode() {
             prop_assert_ne!(decoded, encode(&chunk)[0].decode().unwrap());
         }
@@ -201,7 +201,7 @@ proptest! {
         }
     }
 
-    /// Garbage behind a good check gets further.
+    /// Garbage with a matching check is decoded further.
     #[test]
     fn garbage_behind_a_check_is_no_panic(
         words in prop::collection::vec(any::<(u64, bool)>(), 0..40),
@@ -244,7 +244,7 @@ proptest! {
     }
 }
 
-/// The chunks of rows in the order of series and time.
+/// Returns the chunks of rows in the order of series and time.
 fn chunks(rows: &[Row], samples_max: usize) -> Vec<Chunk> {
     let buckets = rows.chunk_by(|one, next| bucket_of(one.series_id) == bucket_of(next.series_id));
     let series = |rows: &'_ [Row]| group(rows.chunk_by(|one, next| one.series_id == next.series_id), samples_max);
@@ -280,26 +280,26 @@ fn what_exporters_send_is_small() {
     let noise = |n: u32| u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
     assert_eq!(cost_of(vec![1.0; 480]), 26);
     assert_eq!(cost_of(n().map(f64::from).collect()), 32);
-    // A flag that flips twice.
+    // A flag that changes twice.
     assert!(cost_of(n().map(|n| f64::from(u8::from((100..300).contains(&n)))).collect()) < 90);
-    // A counter of 0 to 15 more each time: 4 bits.
+    // A counter that grows by 0 to 15: 4 bits.
     let counter = |n: u32| (0..n).map(|n| noise(n) % 16).sum::<u64>() as f64;
     assert!(cost_of(n().map(counter).collect()) < 480 * 4 + 120);
     // Decimals of three digits: 10 bits.
     let decimal = |n: u32| (noise(n) % 1000) as f64 / 1000.0;
     assert!(cost_of(n().map(decimal).collect()) < 480 * 10 + 120);
-    // The same as an exporter makes them that multiplies.
+    // The same decimals as computed by an exporter that multiplies.
     let product = |n: u32| (noise(n) % 1000 + 8000) as f64 * 0.001;
     assert!(cost_of(n().map(product).collect()) < 480 * 10 + 120);
-    // Pages: what they are multiples of is said once.
+    // Sizes in pages: their common factor is stored once.
     let pages = |n: u32| (noise(n) % 1000 * 4096 + 77) as f64;
     assert!(cost_of(n().map(pages).collect()) < 480 * 10 + 150);
-    // And with a stale marker at the end, and NaNs at the beginning and within.
+    // The same with a stale marker at the end, and NaNs at the beginning and in between.
     let mut values: Vec<_> = n().map(decimal).collect();
     values[479] = f64::from_bits(STALE);
     (values[0], values[1], values[200]) = (f64::NAN, f64::NAN, f64::NAN);
     assert!(cost_of(values) < 480 * 10 + 400);
-    // A sum of durations that grows by a nanosecond or so: 53 bits of which few change.
+    // A sum of durations that grows by about a nanosecond: few of its 53 bits change.
     let mut sum = 123.456;
     let sums: Vec<_> = n()
         .map(|n| {
@@ -308,10 +308,10 @@ fn what_exporters_send_is_small() {
         })
         .collect();
     assert!(cost_of(sums) < 480 * 20);
-    // Anything else in few values.
+    // Arbitrary floats with few different values.
     let flip = |n: u32| f64::from_bits(if noise(n) % 2 == 0 { STALE } else { 0x7ff8_dead_beef_0001 });
     assert!(cost_of(n().map(flip).collect()) < 480 + 300);
-    // Noise in every bit is not made larger by much.
+    // Noise in every bit does not become much larger.
     let any = |n: u32| f64::from_bits(u64::from(n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     assert!(cost_of(n().map(any).collect()) < 480 * 64 + 100);
 }
@@ -340,7 +340,7 @@ fn a_damaged_frame_is_told() {
     check(|encoded| encoded.data.bytes.push(0), "in 11 bytes");
 }
 
-/// Only where the captures are at hand; they are too large for the repository.
+/// Runs only if the captures are available; they are too large for the repository.
 #[test]
 #[expect(clippy::print_stderr, reason = "a skipped test says so, and a figure is of use")]
 fn what_a_real_pair_sent_is_small() {

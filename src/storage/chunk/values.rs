@@ -1,7 +1,8 @@
-//! The values of one series in few bits: as integers on a scale, or as indices of floats kept as they are.
+//! Encodes the values of one series in few bits: as integers on a scale, or as indices of unchanged floats.
 //!
-//! A series is its scale (two bits and a parameter), whether some values are *exceptions* (one bit), the positions and the
-//! indices of those, and a list of integers. Whatever is written was compared bit by bit with what it will be read as.
+//! A series has its scale (two bits and a parameter), one bit that is set if some values are *exceptions*, the
+//! positions and the indices of those, and a list of integers. Every written value was compared bit by bit with the
+//! value that a reader will get.
 
 use std::collections::HashMap;
 
@@ -9,22 +10,24 @@ use super::Corrupt;
 use super::bits::{Reader, Writer};
 use super::integers::{self, Lists, blocks_cost, read_blocks, read_positions, unsigned_cost, write_blocks};
 
-/// Every integer up to here is a float, and so is every quotient and product that SQL forms of it, rounded as ours.
+/// Bound of integers. Every integer up to it is exact as a float, and SQL rounds every quotient and product of it in
+/// the same way as this program.
 const INTEGER_MAX: i64 = 1 << 53;
 
-/// From here on every float is an integer.
+/// From this value on every float is an integer.
 const FRACTIONLESS: f64 = (1_i64 << 52) as f64;
 
-/// Exact as floats, though fewer would do: 15 digits are what every float keeps.
+/// Largest exponent of a decimal scale. The powers of ten up to it are exact as floats, and every float keeps 15
+/// digits.
 const EXPONENT_MAX: u8 = 15;
 
-/// Exponents of decimals that somebody meant; beyond, a sum that was rounded looks like one too.
+/// Largest exponent of intended decimals. With larger exponents a rounded sum looks like a decimal too.
 const EXPONENT_PLAIN: u8 = 9;
 
 /// Decimals with integers below this need no better scale.
 const INTEGER_PLAIN: i64 = 1 << 40;
 
-/// Powers of two that SQL makes by shifting: 2^62 twice, or once the other way.
+/// Range of powers of two that SQL computes by shifting: 2^62 twice, or once in the other direction.
 const POWER_MIN: i16 = -62;
 const POWER_MAX: i16 = 124;
 
@@ -43,16 +46,16 @@ const TENTHS: [f64; 16] =
 enum Scale {
     /// Integers divided by 10^e.
     Decimal(u8),
-    /// Integers times the float nearest to 10^-e: what comes of exporters that multiply.
+    /// Integers times the float nearest to 10^-e: the result of exporters that multiply.
     Product(u8),
-    /// Integers divided by 2^k: floats of full precision, whose mantissas change in few bits.
+    /// Integers divided by 2^k: floats of full precision whose mantissas change in few bits.
     Binary(i16),
-    /// Indices of floats of the row.
+    /// Indices of floats in the row.
     Dictionary,
 }
 
 impl Scale {
-    /// The integer that stands for exactly this float.
+    /// Returns the integer that represents exactly this float.
     #[inline]
     fn integer(self, value: f64) -> Option<i64> {
         let scaled = match self {
@@ -60,14 +63,14 @@ impl Scale {
             Self::Binary(power) => value * power_of_two(power),
             Self::Dictionary => return None,
         };
-        // To the nearest; from 2^52 there is nothing to round. A cast is bounded and makes zero of NaN.
+        // Rounds to the nearest; from 2^52 on there is nothing to round. The cast saturates, and converts NaN to zero.
         let half = if scaled.abs() < FRACTIONLESS { 0.5 } else { 0.0 };
         let integer = (scaled + f64::copysign(half, scaled)) as i64;
         let exact = integer.unsigned_abs() < INTEGER_MAX as u64 && self.float(integer).to_bits() == value.to_bits();
         exact.then_some(integer)
     }
 
-    /// The float that an integer stands for.
+    /// Returns the float that an integer represents.
     #[inline]
     fn float(self, integer: i64) -> f64 {
         match self {
@@ -79,22 +82,22 @@ impl Scale {
     }
 }
 
-/// 2^power, a normal float.
+/// Returns 2^power, a normal float.
 #[inline]
 fn power_of_two(power: i16) -> f64 {
     f64::from_bits(((i64::from(power) + 1023) as u64) << 52)
 }
 
-/// A series on a scale.
+/// The values of a series on a scale.
 struct Fit {
     scale: Scale,
-    /// One for each value. That of an exception is its neighbour's.
+    /// One integer per value. An exception has the integer of its neighbour.
     integers: Vec<i64>,
-    /// Positions of values that the scale has no integer for.
+    /// Positions of values for which the scale has no integer.
     exceptions: Vec<usize>,
 }
 
-/// Floats of a row that are kept as they are, none twice.
+/// Floats of a row that are stored unchanged, without duplicates.
 #[derive(Debug, Default)]
 pub(super) struct Floats {
     pub(super) values: Vec<f64>,
@@ -111,14 +114,14 @@ impl Floats {
         index as i64
     }
 
-    /// Forgets all but the first `count`.
+    /// Removes all but the first `count` floats.
     pub(super) fn truncate(&mut self, count: usize) {
         for value in self.values.drain(count..) {
             self.indices.remove(&value.to_bits());
         }
     }
 
-    /// The bits that these would take.
+    /// Returns the bits that these values would add.
     fn cost(&self, values: impl Iterator<Item = f64>) -> usize {
         let mut new: Vec<_> = values.map(f64::to_bits).filter(|bits| !self.indices.contains_key(bits)).collect();
         new.sort_unstable();
@@ -127,7 +130,7 @@ impl Floats {
     }
 }
 
-/// Writes the values of a series, one or more.
+/// Writes the values of a series, at least one.
 pub(super) fn write(values: &[f64], lists: &mut Lists, floats: &mut Floats, out: &mut Writer) {
     let fit = choose(values, lists, floats);
     let (number, parameter, width) = match fit.scale {
@@ -154,7 +157,7 @@ pub(super) fn write(values: &[f64], lists: &mut Lists, floats: &mut Floats, out:
     }
 }
 
-/// Reads what [`write()`] wrote, `count` values, one or more. `integers` is memory to use.
+/// Reads the `count` values, at least one, that [`write()`] wrote. `integers` is reusable memory.
 pub(super) fn read(
     from: &mut Reader<'_>,
     count: usize,
@@ -195,7 +198,7 @@ pub(super) fn read(
     Ok(values)
 }
 
-/// The smallest of the scales that come into question.
+/// Returns the candidate scale that takes the fewest bits.
 fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
     let decimal = fit(values, Scale::Decimal, 0, EXPONENT_PLAIN);
     let decimal = match decimal {
@@ -213,7 +216,7 @@ fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
     for fit in candidates.into_iter().flatten() {
         let mut cost = lists.cost(&fit.integers);
         if !fit.exceptions.is_empty() {
-            // The indices are not known yet; they are near each other.
+            // The indices are not known yet, but are close to each other.
             cost += unsigned_cost(fit.exceptions.len()) + blocks_cost(&distances(&fit.exceptions));
             cost += fit.exceptions.len() * unsigned_cost(fit.exceptions.len());
             cost += floats.cost(fit.exceptions.iter().map(|position| values[*position]));
@@ -225,19 +228,19 @@ fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
     best.1
 }
 
-/// Whether no other scale can be expected to do better by much.
+/// Returns `true` if no other scale is expected to be much better.
 fn is_plain(fit: &Fit, values: &[f64]) -> bool {
     fit.exceptions.iter().all(|position| !is_ordinary(values[*position]))
         && (fit.scale == Scale::Decimal(0) || fit.integers.iter().all(|integer| integer.abs() < INTEGER_PLAIN))
 }
 
-/// Whether some scale may have an integer for it.
+/// Returns `true` if some scale may have an integer for the value.
 fn is_ordinary(value: f64) -> bool {
     value.is_finite() && value.to_bits() != (-0.0_f64).to_bits()
 }
 
-/// The series on the least of the scales from `least` to `most` that fits all values which any of them fits; `None` when
-/// too many ordinary values are fit by none.
+/// Returns the series on the smallest scale from `least` to `most` that fits all values which any of these scales fits;
+/// `None` if too many ordinary values are fitted by none.
 fn fit(values: &[f64], scale: impl Fn(u8) -> Scale, least: u8, most: u8) -> Option<Fit> {
     let mut exponent = least;
     let mut fit = Fit { scale: scale(exponent), integers: Vec::with_capacity(values.len()), exceptions: Vec::new() };
@@ -267,13 +270,14 @@ fn fit(values: &[f64], scale: impl Fn(u8) -> Scale, least: u8, most: u8) -> Opti
     }
 }
 
-/// The series on the scale that just keeps the largest value whole.
+/// Returns the series on the binary scale with the smallest power at which all values are integers, or with a smaller
+/// power at which the largest value is still below 2^53.
 fn binary(values: &[f64]) -> Option<Fit> {
     let (mut needed, mut possible) = (POWER_MIN, POWER_MAX);
     for value in values.iter().filter(|value| is_ordinary(**value) && **value != 0.0) {
         let exponent = (value.to_bits() >> 52 & 0x7ff) as i16 - 1075;
         if exponent < -1074 {
-            // Subnormal.
+            // A subnormal float.
             continue;
         }
         let mantissa = value.to_bits() & ((1 << 52) - 1) | 1 << 52;
@@ -301,7 +305,7 @@ impl Fit {
         self.integers.push(self.integers.last().copied().unwrap_or(0));
     }
 
-    /// Gives exceptions values at the beginning the integer that follows. `None` when there is none.
+    /// Gives exceptions at the beginning the integer that follows them. Returns `None` if there is none.
     fn finish(mut self) -> Option<Self> {
         let ordinary = (0..).zip(&self.exceptions).find(|(place, position)| place != *position);
         let leading = ordinary.map_or(self.exceptions.len(), |(place, _)| place);
@@ -328,7 +332,7 @@ fn dictionary_cost(values: &[f64], lists: &mut Lists, floats: &Floats) -> usize 
     cost + lists.cost(&indices)
 }
 
-/// Positions, from 0 and ascending, as [`read_positions`] wants them.
+/// Converts ascending positions, from 0, to the form that [`read_positions`] reads.
 fn distances(positions: &[usize]) -> Vec<i64> {
     let mut last = -1;
     positions

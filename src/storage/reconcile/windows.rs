@@ -1,13 +1,13 @@
-//! Where to look for what is stored around samples. Pure.
+//! Time windows in which to look for what is stored around samples. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::storage::row::Row;
 
-/// A span of time in ms since 1970, ends included.
+/// A span of time in ms since 1970, both ends included.
 pub(super) type Span = (i64, i64);
 
-/// By series, the times around its samples.
+/// The time windows around the samples of each series.
 #[derive(Debug)]
 pub(super) struct Windows {
     /// Ascending by id.
@@ -17,15 +17,15 @@ pub(super) struct Windows {
 #[derive(Debug)]
 struct Series {
     id: i64,
-    /// Ascending, with time between.
+    /// Ascending, disjoint.
     spans: Vec<Span>,
-    /// The last time of all is wanted too, not before the first span.
+    /// `true` if the last stored time is wanted too, unless it is before the first span.
     is_unbounded: bool,
 }
 
 impl Windows {
-    /// From `window_ms` before to as long after each of `rows`, which are in the order of series and time. Of the series among
-    /// `unbounded` the last time is wanted too.
+    /// Builds windows from `window_ms` before to `window_ms` after each of `rows`, which are in the order of series and
+    /// time. For series in `unbounded`, the last stored time is wanted too.
     pub(super) fn new(rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Self {
         let mut unbounded = unbounded.to_vec();
         unbounded.sort_unstable();
@@ -38,17 +38,17 @@ impl Windows {
         Self { series: series.collect() }
     }
 
-    /// The series, ascending.
+    /// Returns the series ids, ascending.
     pub(super) fn ids(&self) -> Vec<i64> {
         self.series.iter().map(|series| series.id).collect()
     }
 
-    /// Those of which the last time is wanted, and from when on.
+    /// Returns the series whose last stored time is wanted, each with the earliest time that counts.
     pub(super) fn unbounded(&self) -> impl Iterator<Item = (i64, i64)> {
         self.series.iter().filter(|series| series.is_unbounded).map(|series| (series.id, series.spans[0].0))
     }
 
-    /// All windows, in `spans_max` spans at most: those that are close become one.
+    /// Returns all windows merged into at most `spans_max` spans: spans that are close become one.
     pub(super) fn spans(&self, spans_max: usize) -> Vec<Span> {
         let mut spans = merge(self.series.iter().flat_map(|series| &series.spans).copied().collect(), 0);
         let mut gap_ms = 1;
@@ -59,7 +59,7 @@ impl Windows {
         spans
     }
 
-    /// The windows of series that share a `unit`, by unit.
+    /// Returns the merged windows of the series that share a `unit`, by unit.
     pub(super) fn by(&self, unit: impl Fn(i64) -> i64) -> Vec<(i64, Span)> {
         let mut units: BTreeMap<i64, Vec<Span>> = BTreeMap::new();
         for series in &self.series {
@@ -69,8 +69,8 @@ impl Windows {
         units.into_iter().flat_map(merged).collect()
     }
 
-    /// Those of `series_ids`, which ascend as a rule, that are looked for: calls `each` with the id, whether `time_ms` is in a
-    /// window of it, and whether it may be the last time that is wanted.
+    /// Calls `each` for those of `series_ids` that are looked for, with the id, whether `time_ms` is in a window of the
+    /// series, and whether `time_ms` may be the last time that is wanted. The ids usually ascend.
     pub(super) fn find(
         &self,
         series_ids: impl Iterator<Item = i64>,
@@ -92,7 +92,7 @@ impl Windows {
         }
     }
 
-    /// Those of `times_ms`, which ascend, that are in a window of the series.
+    /// Returns those of `times_ms` that are in a window of the series; `times_ms` ascend.
     pub(super) fn near<'a>(&self, id: i64, times_ms: &'a [i64]) -> impl Iterator<Item = i64> + use<'_, 'a> {
         let place = self.series.binary_search_by_key(&id, |series| series.id).ok();
         let spans = place.map(|place| self.series[place].spans.as_slice()).unwrap_or_default();
@@ -110,7 +110,7 @@ impl Series {
     }
 }
 
-/// The same times in as few spans as can be, ascending, with those between that are `gap_ms` apart at most.
+/// Merges spans that overlap or are at most `gap_ms` apart. Returns as few spans as possible, ascending.
 fn merge(mut spans: Vec<Span>, gap_ms: i64) -> Vec<Span> {
     spans.sort_unstable();
     let mut merged: Vec<Span> = Vec::with_capacity(spans.len());

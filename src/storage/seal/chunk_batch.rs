@@ -1,4 +1,4 @@
-//! Chunks that a transaction makes. Pure.
+//! Chunks that a transaction creates. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,19 +7,19 @@ use crate::storage::chunk::{self, Encoded};
 use crate::storage::row::Row;
 use crate::storage::segments::{self, Span};
 
-/// Times in a chunk at most: a query for a moment decodes so many.
+/// Maximum number of times in a chunk: a query for one moment decodes that many.
 const LENGTH_MAX: usize = 1024;
 
-/// What rows and their pointers may take of a page.
+/// Bytes of a page for rows and their pointers.
 const PAGE_BYTES: usize = 8168;
 
-/// Chunks to be stored, and what is to be said of them.
+/// Chunks to be stored, and their statistics.
 pub(super) struct ChunkBatch<'a> {
     pub(super) spans: &'a [Span],
     pub(super) chunks: Vec<(Encoded, i16)>,
     pub(super) replaced: usize,
     pub(super) dropped: usize,
-    /// Samples more or less, by the upper bound of the segment.
+    /// Changes of the approximate number of samples, by the upper bound of the segment.
     pub(super) counts: HashMap<i64, i64>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> ChunkBatch<'a> {
         Self { spans, chunks: Vec::new(), replaced: 0, dropped: 0, counts: HashMap::new() }
     }
 
-    /// Makes chunks of a bucket's samples, which are in the order of series and time, without doubles.
+    /// Encodes chunks from a bucket's samples, which are in the order of series and time, without duplicates.
     pub(super) fn encode(&mut self, rows: &[Row]) -> Result<(), Error> {
         let mut by_span: BTreeMap<Span, Vec<&[Row]>> = BTreeMap::new();
         for mut rest in rows.chunk_by(|one, next| one.series_id == next.series_id) {
@@ -50,7 +50,7 @@ impl<'a> ChunkBatch<'a> {
         Ok(())
     }
 
-    /// Puts the rows in an order in which pages are filled: always the largest that fits what is left.
+    /// Orders the rows so that they fill pages: next comes always the largest row that fits the rest of the page.
     pub(super) fn fill_pages(&mut self) {
         let mut by_size: BTreeMap<(usize, usize), (Encoded, i16)> = BTreeMap::new();
         for (number, chunk) in self.chunks.drain(..).enumerate() {

@@ -1,4 +1,4 @@
-//! Chunks in the database: which ones samples reach into, taken out, and put in.
+//! Chunks in the database: finds those that samples reach into, takes them out, and stores new ones.
 
 use std::collections::HashMap;
 
@@ -16,12 +16,12 @@ use crate::storage::seal::hot_rows::{HotRows, Reach};
 use crate::storage::segments::{self, Span};
 use tokio_postgres::Client;
 
-/// What [`read_chunk`] reads, of a table called `c`.
+/// Columns that [`read_chunk`] reads, of a table with the alias `c`.
 pub const CHUNK_COLUMNS: &str = "c.bucket, c.first, c.last, c.places, c.length, c.times, c.data, c.floats";
 
 const CHUNK_COLUMNS_BARE: &str = "bucket, first, last, places, length, times, data, floats";
 
-/// What is known of a chunk without reading it.
+/// Columns that identify a chunk, without its data.
 pub(super) struct ChunkKey {
     pub(super) bucket: i64,
     first_ms: i64,
@@ -41,7 +41,7 @@ impl ChunkKey {
     }
 }
 
-/// The chunks of a store, by a session in a transaction.
+/// The chunks of a store, accessed by a session with an open transaction.
 #[derive(Clone, Copy)]
 pub(super) struct Chunks<'a> {
     pub(super) client: &'a Client,
@@ -49,7 +49,8 @@ pub(super) struct Chunks<'a> {
 }
 
 impl Chunks<'_> {
-    /// The chunks into which hot samples reach: those of a series that both have, with times in common or between.
+    /// Returns, by bucket, the chunks that hot samples reach into: a chunk and the hot samples share a series, and
+    /// their times overlap.
     pub(super) async fn reached(&self, hot: &HotRows, spans: &[Span]) -> Result<HashMap<i64, Vec<ChunkKey>>, Error> {
         let mut reached: HashMap<i64, Vec<ChunkKey>> = HashMap::new();
         let (Some(earliest_ms), Some(latest_ms)) = (hot.times_ms().min(), hot.times_ms().max()) else {
@@ -86,7 +87,7 @@ impl Chunks<'_> {
         Ok(reached)
     }
 
-    /// Takes chunks out, and returns their samples by bucket. One that cannot be decoded goes back as it was.
+    /// Deletes chunks and returns their samples by bucket. A chunk that cannot be decoded is stored again unchanged.
     pub(super) async fn take(
         &self,
         heads: &[&ChunkKey],
@@ -180,11 +181,11 @@ impl Chunks<'_> {
     }
 }
 
-/// A chunk as it is stored.
+/// Reads a chunk as it is stored.
 ///
 /// # Errors
 ///
-/// When a column is not of its type.
+/// If a column is not of the expected type.
 pub fn read_chunk(record: &Record) -> Result<Encoded, Error> {
     let (Timestamp(first), Timestamp(last)) = (record.try_get(1)?, record.try_get(2)?);
     Ok(Encoded {

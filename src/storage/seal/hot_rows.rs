@@ -1,4 +1,5 @@
-//! Hot rows as sealing takes them: many series at one time come in, a bucket's series one after the other go out. Pure.
+//! Hot rows as sealing takes them: rows with many series at one time are added, and the samples of a bucket are read
+//! series by series. Pure.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,49 +7,49 @@ use std::ops::Range;
 use crate::storage::chunk::{Places, SERIES_PER_BUCKET, bucket_of, place_of, series_at};
 use crate::storage::row::Row;
 
-/// Places in a bucket.
+/// Number of places in a bucket.
 #[expect(clippy::cast_possible_truncation, reason = "a few")]
 const PLACES: usize = SERIES_PER_BUCKET as usize;
 
-/// Hot rows in memory: 9 bytes a sample, and 12 for each bucket of which a row has samples.
+/// Hot rows in memory: 9 bytes per sample, and 12 for each bucket per row that has samples of it.
 #[derive(Debug, Default)]
 pub(super) struct HotRows {
-    /// Time in ms since 1970 and number of each row; the numbers are in the order of storing.
+    /// Time in ms since 1970 and number of each row. The numbers are in the order of storing.
     rows: Vec<(i64, i64)>,
-    /// The values of all rows, one row after the other.
+    /// Values of all rows, row by row.
     values: Vec<f64>,
-    /// The place of each value's series in its bucket.
+    /// Place of each value's series in its bucket.
     places: Vec<u8>,
     runs: HashMap<i64, Vec<Run>>,
 }
 
-/// What a row has of one bucket.
+/// Samples of one bucket in one row.
 #[derive(Debug)]
 struct Run {
-    /// Where the row is in [`HotRows::rows`].
+    /// Index of the row in [`HotRows::rows`].
     row: u32,
-    /// Where its samples are in [`HotRows::values`].
+    /// Range of the samples in [`HotRows::values`].
     samples: Range<u32>,
 }
 
-/// There are more than 2^32.
+/// More than 2^32 rows or samples.
 #[derive(Debug, thiserror::Error)]
 #[error("too many hot samples at once")]
 pub(super) struct TooMany;
 
-/// The first and last times of a bucket's samples, in ms since 1970.
+/// First and last times of a bucket's samples, in ms since 1970.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reach {
-    /// Of all.
+    /// First time of all samples.
     pub(super) first_ms: i64,
-    /// The same.
+    /// Last time of all samples.
     pub(super) last_ms: i64,
-    /// First and last of each place; the last before the first where there are none.
+    /// First and last time of each place; for a place without samples the last is before the first.
     places: [(i64, i64); PLACES],
 }
 
 impl HotRows {
-    /// Adds a row: its time, its number, and its samples by series id, which ascends as a rule.
+    /// Adds a row: its time, its number, and its samples by series id. The ids usually ascend.
     pub(super) fn push(
         &mut self,
         time_ms: i64,
@@ -72,24 +73,24 @@ impl HotRows {
         Ok(())
     }
 
-    /// Puts the samples of equal series in the order of time, and of storing where that is the same. To be called once all
-    /// rows are in.
+    /// Sorts the samples of each series by time, and by the order of storing where times are equal. Has to be called
+    /// once all rows are added.
     pub(super) fn sort(&mut self) {
-        // Stable, for a row whose series do not ascend, which has several runs of a bucket.
+        // Stable sort: a row whose series do not ascend has several runs of a bucket.
         self.runs.values_mut().for_each(|runs| runs.sort_by_key(|run| self.rows[run.row as usize]));
     }
 
-    /// How many samples there are.
+    /// Returns the number of samples.
     pub(super) fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// The buckets that have any, in no order.
+    /// Returns the buckets that have samples, in no order.
     pub(super) fn buckets(&self) -> impl Iterator<Item = i64> {
         self.runs.keys().copied()
     }
 
-    /// The times of the rows, in ms since 1970, in no order.
+    /// Returns the times of the rows, in ms since 1970, in no order.
     pub(super) fn times_ms(&self) -> impl Iterator<Item = i64> {
         self.rows.iter().map(|(time_ms, _)| *time_ms)
     }
@@ -100,7 +101,7 @@ impl HotRows {
         for place in self.runs_of(bucket).flat_map(|(_, samples)| &self.places[samples]) {
             counts[usize::from(*place)] += 1;
         }
-        // Where the next sample of each place goes.
+        // Index in `rows` of the next sample of each place.
         let mut next = [rows.len(); PLACES];
         for place in 1..PLACES {
             next[place] = next[place - 1] + counts[place - 1];
@@ -115,7 +116,7 @@ impl HotRows {
         }
     }
 
-    /// How far a bucket's samples reach.
+    /// Returns the first and last times of a bucket's samples.
     pub(super) fn reach(&self, bucket: i64) -> Reach {
         let mut reach = Reach { first_ms: i64::MAX, last_ms: i64::MIN, places: [(i64::MAX, i64::MIN); PLACES] };
         for (time_ms, samples) in self.runs_of(bucket) {
@@ -128,7 +129,7 @@ impl HotRows {
         reach
     }
 
-    /// The runs of a bucket: their time, and where their samples are.
+    /// Returns the runs of a bucket: the time of each, and the range of its samples.
     fn runs_of(&self, bucket: i64) -> impl Iterator<Item = (i64, Range<usize>)> {
         let range = |samples: &Range<u32>| samples.start as usize..samples.end as usize;
         let runs = self.runs.get(&bucket).into_iter().flatten();
@@ -137,7 +138,7 @@ impl HotRows {
 }
 
 impl Reach {
-    /// Whether any series at `places` has samples from `first_ms` to `last_ms`, or before and after.
+    /// Returns `true` if any series at `places` has samples from `first_ms` to `last_ms`, or both before and after.
     pub(super) fn is_into(&self, places: Places, first_ms: i64, last_ms: i64) -> bool {
         let mut reached = places.iter().map(|place| self.places[place as usize]);
         reached.any(|(first, last)| first <= last_ms && last >= first_ms)
@@ -157,10 +158,10 @@ mod tests {
 
     use super::*;
 
-    /// A row's time and its samples.
+    /// Time of a row and its samples.
     type Sent = (i64, Vec<(i64, f64)>);
 
-    /// Rows in the order of storing, and the same in any order, each with its number.
+    /// Rows in the order of storing, and the same rows in any order, each with its number.
     fn rows() -> impl Strategy<Value = (Vec<Sent>, Vec<(usize, Sent)>)> {
         let samples = vec((-40_i64..40, any::<f64>()), 0..20).prop_map(|mut samples| {
             samples.sort_by_key(|(series_id, _)| *series_id);

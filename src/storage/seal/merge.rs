@@ -1,4 +1,4 @@
-//! Small chunks are put together, in the same kind of transaction as sealing.
+//! Merges small chunks, in the same kind of transaction as sealing.
 
 use std::collections::HashMap;
 
@@ -15,21 +15,20 @@ use crate::storage::seal::outcome::Outcome;
 use crate::storage::seal::{BUCKETS_AT_ONCE, Sealer, TxOutcome};
 use crate::storage::segments::{self, Span};
 
-/// A chunk with fewer times than this is small, and worth being put together with others. `segments.sql` has an index of
-/// these.
+/// Number of times below which a chunk is small and is merged with others. `segments.sql` has an index of small chunks.
 const SMALL_LENGTH: i16 = 64;
 
-/// So many small chunks of a bucket are put together: each sample is then encoded anew at most once for each factor
-/// of so many.
+/// Number of small chunks of a bucket from which they are merged: each sample is then encoded again at most once for
+/// each such factor.
 const SMALL_COUNT: i64 = 8;
 
 impl Sealer<'_> {
-    /// Puts small chunks of the last two segments together where a series has many, in so many buckets at most. `None`:
-    /// another adapter is at it.
+    /// Merges small chunks of the last two segments if a series has many of them, in at most `buckets_max` buckets.
+    /// Returns `None` if another adapter is sealing or merging.
     ///
     /// # Errors
     ///
-    /// What the server said; nothing has changed then.
+    /// Errors of the server or of the connection; nothing has changed then.
     pub async fn merge(&self, buckets_max: usize) -> Result<Option<Outcome>, Error> {
         if self.layout == Layout::Hypertable {
             return Ok(Some(Outcome::default()));
@@ -42,8 +41,8 @@ impl Sealer<'_> {
     }
 
     async fn merge_locked(&self, buckets_max: usize, spans: &[Span]) -> Result<TxOutcome, Error> {
-        // Buckets with the most small chunks first, of those in which a series has many. By the index of small chunks, for a
-        // segment may have gigabytes of others.
+        // Buckets with the most small chunks come first, among those in which a series has many. Uses the index of
+        // small chunks, because a segment may have gigabytes of others.
         let small = format!("length < {SMALL_LENGTH} AND first >= $1");
         let statement = self.names.sql(&format!(
             "SELECT c.bucket, c.first, c.last, c.places FROM {{sealed}} c JOIN (SELECT * FROM \

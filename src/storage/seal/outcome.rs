@@ -1,15 +1,15 @@
-//! What a round of sealing did.
+//! Results of a round of sealing.
 
-/// What one transaction did.
+/// Result of one transaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Samples that were hot.
+    /// Number of samples that were hot.
     pub samples: usize,
-    /// Chunks made.
+    /// Number of chunks created.
     pub chunks: usize,
-    /// Chunks taken apart for it.
+    /// Number of chunks that were decoded and replaced.
     pub replaced: usize,
-    /// Hot samples left out, being there already or older than the retention.
+    /// Number of hot samples left out because they were stored already or are older than the retention.
     pub dropped: usize,
 }
 
