@@ -270,7 +270,7 @@ impl World {
     // ---- continuous activities
 
     async fn seal_often(self: Rc<Self>, every_ms: Ms) {
-        // What an earlier look saw. Rows committed after that look stay hot, as in `keep_sealed`.
+        // The `xmin` of an earlier look. Rows committed after that look stay hot, as in `keep_sealed`.
         let mut xmin = 0;
         while self.now() < self.settings.end_at {
             self.kernel.sleep(every_ms - every_ms.min(3_000)).await;
