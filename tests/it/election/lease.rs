@@ -36,8 +36,8 @@ fn elect(directory: &Path, member: &Adapter, name: &str) -> Process {
         .env("PATH", format!("{}:{path}", directory.display()))
         .env("LEASE_FILE", directory.join("lease"))
         .env("ADAPTER", member.url(""))
-        // The adapter takes the place of the Prometheus. Its own `/-/ready` depends on its role, so `/healthz` is asked:
-        // the `?` turns the `/-/ready` that the script appends into a query string.
+        // The adapter takes the place of the Prometheus. Its own `/-/ready` depends on its role, so `/healthz` is
+        // asked: the `?` turns the `/-/ready` that the script appends into a query string.
         .env("PROMETHEUS", member.url("/healthz?"))
         .envs([("LEASE", "pair"), ("IDENTITY", name), ("LEASE_SECONDS", "2"), ("PERIOD_SECONDS", "0.3")]);
     Process::spawn(&format!("elector {name}"), command)

@@ -168,7 +168,7 @@ impl Adapter {
         self.client.post(&self.url("/write"), &WRITE_HEADERS, body).await
     }
 
-    /// The same as [`Adapter::try_write`], for a test in which the adapter must respond.
+    /// The same as `Adapter::try_write`, for a test in which the adapter must respond.
     ///
     /// # Panics
     ///

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Ports that [`free`] returns: above the well-known services, and below the range that the kernel uses for outgoing
+/// Ports that `free` returns: above the well-known services, and below the range that the kernel uses for outgoing
 /// connections (32768 and up). So no outgoing connection takes a port between the check and its use.
 const RANGE: std::ops::Range<u32> = 14_000..32_000;
 

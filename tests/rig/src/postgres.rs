@@ -181,7 +181,7 @@ impl Postgres {
         self.uri_as("postgres", database)
     }
 
-    /// The same as [`Postgres::uri`] for another user.
+    /// The same as `Postgres::uri` for another user.
     pub fn uri_as(&self, user: &str, database: &str) -> String {
         format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
@@ -226,7 +226,7 @@ impl Postgres {
         Ok(client)
     }
 
-    /// The same as [`Postgres::try_connect`], for a test that cannot continue without a session.
+    /// The same as `Postgres::try_connect`, for a test that cannot continue without a session.
     ///
     /// # Panics
     ///

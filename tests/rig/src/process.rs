@@ -57,7 +57,7 @@ impl Process {
         Self::spawn_guarded(name, command, KILL_GROUP)
     }
 
-    /// The same as [`Process::spawn`] with a different cleanup: the shell script `orphaned` runs if this process dies,
+    /// The same as `Process::spawn` with a different cleanup: the shell script `orphaned` runs if this process dies,
     /// with the child's process id as `$1`.
     pub fn spawn_guarded(name: &str, mut command: Command, orphaned: &str) -> Self {
         let program = command.get_program().to_string_lossy().into_owned();
@@ -152,7 +152,7 @@ impl Process {
         self.wait_for_log_after(0, text, deadline).await
     }
 
-    /// The same as [`Process::wait_for_log`], but ignores the first `seen` lines. Take `seen` from [`Log::len`] before
+    /// The same as `wait_for_log`, but ignores the first `seen` lines. Take `seen` from [`Log::len`] before
     /// the action.
     ///
     /// # Panics
