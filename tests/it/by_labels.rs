@@ -1,4 +1,4 @@
-//! Leaders by labels: several adapters on a real server, replicas that send to any of them, and what may happen to each.
+//! Leaders by labels: several adapters on a real server, replicas that send to any of them, and faults of each.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,18 +18,18 @@ mod many;
 mod requests;
 mod take_over;
 
-/// Replicas are scraped so often; each has a phase of its own.
+/// Scrape interval of the replicas. Each replica has its own phase.
 const STEP_MS: i64 = 50;
 
-/// The timeout of a leading replica.
+/// Timeout of a leading replica.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An adapter that finds leaders by labels.
+/// Options of an adapter that finds leaders by labels.
 fn adapter(uri: &str, name: &str) -> Options {
     adapter_at(uri).name(name).arg("-metrics.high-availability").arg("-metrics.high-availability.timeout=2s")
 }
 
-/// As many as `names` has.
+/// Starts an adapter for each of `names`.
 async fn adapters(uri: &str, names: &[&str]) -> Vec<Adapter> {
     let mut adapters = Vec::new();
     for name in names {
@@ -38,14 +38,14 @@ async fn adapters(uri: &str, names: &[&str]) -> Vec<Adapter> {
     adapters
 }
 
-/// Where a replica sends, each request to the next.
+/// URLs to which a replica sends, each request to the next one.
 type Targets = Arc<Mutex<Vec<String>>>;
 
 fn targets(adapters: &[&Adapter]) -> Targets {
     Arc::new(Mutex::new(adapters.iter().map(|adapter| adapter.url("/write")).collect()))
 }
 
-/// A replica, as far as adapters can tell: a sample every [`STEP_MS`], of its own time, each sent until it is taken.
+/// A replica as adapters see it: a sample every [`STEP_MS`] with its own timestamps, each sent until it is accepted.
 struct Replica {
     paused: Arc<AtomicBool>,
     sent: Arc<Mutex<Option<Instant>>>,
@@ -65,30 +65,30 @@ impl Replica {
         Self { paused, sent, _task: task }
     }
 
-    /// From now on it is not scraped and sends nothing; its connections stay open.
+    /// Stops scraping and sending from now on. The connections stay open.
     fn pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
     }
 
-    /// When its last request was answered.
+    /// Time of the response to the last request.
     fn sent(&self) -> Instant {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner).expect("it has sent")
     }
 }
 
-/// A request with one sample of `cluster` as `replica` has it.
+/// A request with one series of `cluster`, as `replica` sends it.
 fn body(cluster: &str, replica: &str, times_ms: &[i64]) -> Body {
     of(Body::new(), cluster, replica, times_ms)
 }
 
-/// One more series in a request.
+/// Adds another series to a request.
 fn of(body: Body, cluster: &str, replica: &str, times_ms: &[i64]) -> Body {
     let labels = [("__name__", "ticks"), ("__replica__", replica), ("cluster", cluster)];
     let samples: Vec<_> = times_ms.iter().map(|time_ms| at(*time_ms, number(replica))).collect();
     body.series(&labels, &samples)
 }
 
-/// The value of its samples.
+/// Value of the samples of a replica.
 fn number(replica: &str) -> f64 {
     replica.bytes().map(f64::from).sum()
 }
@@ -129,19 +129,19 @@ async fn send(
     }
 }
 
-/// What an adapter says of its clusters, by name.
+/// Returns the clusters in an adapter's status, by name.
 async fn clusters(adapter: &Adapter) -> BTreeMap<String, Value> {
     let status: Value = serde_json::from_str(&adapter.status().await.unwrap_or_default()).unwrap_or_default();
     let clusters = status["clusters"].as_array().cloned().unwrap_or_default();
     clusters.into_iter().map(|one| (one["cluster"].as_str().unwrap_or_default().to_owned(), one)).collect()
 }
 
-/// The replica that leads, as an adapter knows it.
+/// Returns the leading replica according to an adapter.
 async fn leader(adapter: &Adapter, cluster: &str) -> Option<String> {
     Some(clusters(adapter).await.get(cluster)?["leader"]["replica"].as_str()?.to_owned())
 }
 
-/// Waits until an adapter knows that `replica` leads, and returns when that was.
+/// Waits until an adapter knows that `replica` leads, and returns the time at which it knew.
 async fn wait_leader(adapter: &Adapter, cluster: &str, replica: &str) -> Instant {
     let leads = async || (leader(adapter, cluster).await.as_deref() == Some(replica)).then(Instant::now);
     adapter.process().wait_until(&format!("{replica} leads {cluster}"), SOON, leads).await
@@ -158,8 +158,8 @@ async fn wait_stored(client: &tokio_postgres::Client, cluster: &str, value: f64,
     tokio::time::timeout(SOON, stored).await.unwrap_or_else(|_| panic!("no {count} samples of {cluster} ({value})"));
 }
 
-/// Nothing is missing, once every adapter has stored its share, nothing is there twice, and leaders change no more often
-/// than `changes`; returns the values of those that led, in order.
+/// Checks that no sample is missing once every adapter has stored its part, that no sample is stored twice, and that
+/// the leader changes at most `changes` times. Returns the values of the replicas that led, in order.
 async fn check_stored(client: &tokio_postgres::Client, cluster: &str, changes: usize) -> Vec<f64> {
     let sql = "SELECT (extract(epoch FROM time) * 1000)::bigint, value FROM metrics WHERE labels ->> 'cluster' = $1 \
                AND time <= $2 ORDER BY 1";
@@ -182,7 +182,7 @@ async fn check_stored(client: &tokio_postgres::Client, cluster: &str, changes: u
     leaders
 }
 
-/// The first thing wrong with what is stored.
+/// Returns the first fault in the stored samples.
 fn faults(stored: &[(i64, f64)]) -> Result<(), String> {
     if stored.len() <= 10 {
         return Err(format!("{} samples", stored.len()));
@@ -194,7 +194,7 @@ fn faults(stored: &[(i64, f64)]) -> Result<(), String> {
         if step_ms <= 0 || (!is_of_one && step_ms <= STEP_MS / 2) {
             return Err(format!("{two:?} are stored twice: {around:?}"));
         }
-        // Where leaders changed, the next one's sample is in the next slot, whatever its phase.
+        // After a change of the leader, the next leader's sample is in the next slot, whatever its phase.
         if step_ms > STEP_MS + STEP_MS / 2 {
             return Err(format!("something is missing between {two:?}: {around:?}"));
         }

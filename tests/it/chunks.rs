@@ -1,4 +1,4 @@
-//! PostgreSQL decodes chunks as Rust encoded them, bit for bit, and says so when it cannot.
+//! PostgreSQL decodes chunks bit for bit as Rust encoded them, and reports a chunk that it cannot decode.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::setup::Database;
 
 const STALE: u64 = 0x7ff0_0000_0000_0002;
 
-/// A database with nothing but the functions, and settings that must not matter.
+/// A database with only the functions, and with settings that must not matter.
 async fn decoder() -> Database {
     let database = Database::new().await;
     database.run(&names().sql(chunk::SQL)).await;
@@ -26,7 +26,7 @@ fn names() -> Names {
     Names::new("public", "metrics")
 }
 
-/// The samples that the server finds for a series: microseconds since 2000, and bits.
+/// Returns the samples that the server decodes for a series: microseconds since 2000, and bits.
 async fn decoded(database: &Database, row: &Encoded, place: u32) -> Result<Vec<(i64, u64)>, Error> {
     let statement = names().sql("SELECT \"time\", float8send(value) FROM {decode}($1, $2, $3, $4, $5)");
     let (floats, place) = ((!row.floats.is_empty()).then_some(&row.floats), place as i32);
@@ -46,7 +46,7 @@ fn assert_corrupt(result: Result<Vec<(i64, u64)>, Error>, what: &str) {
     assert!(error.message().starts_with("corrupt chunk: "), "{what}: {error}");
 }
 
-/// Numbers that look random and are the same each time. Source: Steele and others, SplitMix64, 2014.
+/// Numbers that look random and are the same in each run. Source: Steele and others, SplitMix64, 2014.
 struct Noise(u64);
 
 impl Noise {
@@ -61,7 +61,7 @@ impl Noise {
         self.next() % bound
     }
 
-    /// Any float: of any bits, or one that is hard.
+    /// Returns any float: random bits, or a difficult value.
     fn float(&mut self) -> f64 {
         const HARD: [u64; 8] =
             [STALE, 0x7ff8_0000_0000_0001, 0xfff0_dead_beef_0001, 0x7ff0 << 48, 0xfff0 << 48, 1 << 63, 1, 0x7fef << 48];
@@ -69,7 +69,7 @@ impl Noise {
         f64::from_bits(HARD.get(which).copied().unwrap_or_else(|| self.next()))
     }
 
-    /// Values of a kind, 0 to [`KINDS`].
+    /// Returns values of a kind, 0 to [`KINDS`].
     fn values(&mut self, kind: u64, count: usize) -> Vec<f64> {
         let exponent = self.below(16) as i32;
         let (tenth, ten): (f64, f64) =
@@ -115,7 +115,7 @@ impl Noise {
             _ => self.float(),
         };
         let mut values: Vec<_> = (0..count).map(|_| value()).collect();
-        // A stale marker at the end, a NaN in the midst, something odd at the beginning.
+        // A stale marker at the end, a NaN in the middle, an odd value at the beginning.
         for (at, odd) in [(count - 1, f64::from_bits(STALE)), (count / 2, f64::NAN), (0, other)] {
             if self.below(4) == 0 {
                 values[at] = odd;
@@ -220,7 +220,7 @@ async fn every_scale_is_decoded() {
     let mut scales = std::collections::BTreeSet::new();
     for values in values {
         let chunk = Chunk { bucket: 0, times_ms: (0..values.len() as i64).collect(), series: vec![(0, values)] };
-        // The scale and its parameter are in the first ten bits.
+        // The first ten bits contain the scale and its parameter.
         let encoded = encode(&chunk).swap_remove(0);
         scales.insert(
             u16::from_be_bytes([encoded.data.bytes[0], encoded.data.bytes[1]])
@@ -272,7 +272,7 @@ async fn postgresql_tells_what_is_corrupt() {
     }
 }
 
-/// What has a good check and makes no sense ends, and soon.
+/// Data with a valid check but without a meaning is decoded, or refused, in bounded time.
 #[tokio::test]
 async fn garbage_behind_a_check_ends() {
     let database = decoder().await;

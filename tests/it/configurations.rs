@@ -1,5 +1,5 @@
-//! The configurations that are shipped: what a pair and its reader answer with them, that no Prometheus of a pair reads what the
-//! pair stores, and that docs/operations.md has every flag.
+//! The shipped configurations: the answers of a pair and its reader, the rule that no Prometheus of a pair reads what
+//! the pair stores, and the rows of all flags in docs/operations.md.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,10 +15,11 @@ use serde_json::Value;
 
 use crate::setup::{Database, SOON, now_ms};
 
-/// How long the scrapes that are asked about may take: the longest range of [`QUESTIONS`], and what it takes to store the last one.
+/// Deadline for the scrapes that are queried: the longest range of [`QUESTIONS`], and the time to store the last
+/// scrape.
 const SCRAPING: Duration = Duration::from_secs(60);
 
-/// What the reader must answer as the leader's own Prometheus does.
+/// Queries that the reader must answer like the leader's own Prometheus.
 const QUESTIONS: [&str; 9] = [
     "count(up)",
     "sum(up)",
@@ -31,13 +32,13 @@ const QUESTIONS: [&str; 9] = [
     "count_over_time(job:up:sum[20s])",
 ];
 
-/// When of each series that is asked about the last sample is stored, the earliest one, in ms since 1970.
+/// The earliest of the times up to which the queried series are stored, ms since 1970.
 const STORED_UNTIL: &str = "
 SELECT (extract(epoch FROM min(last)) * 1000)::bigint FROM (
     SELECT max(v.time) AS last FROM metrics_values v JOIN metrics_labels l ON l.id = v.labels_id
     WHERE l.metric_name IN ('up', 'job:up:sum', 'node_cpu_seconds_total', 'process_cpu_seconds_total') GROUP BY l.id) s";
 
-/// Each series of an answer, without its `cluster`, which the pair adds on sending, with its value.
+/// The series of an answer with their values. The label `cluster`, which the pair adds when it sends, is removed.
 type Answer = BTreeMap<BTreeMap<String, String>, f64>;
 
 async fn ask(prometheus: &Prometheus, expression: &str, time: f64) -> Answer {
@@ -54,13 +55,14 @@ async fn ask(prometheus: &Prometheus, expression: &str, time: f64) -> Answer {
         });
         let answers = series.collect::<Option<Vec<_>>>()?;
         let count = answers.len();
-        // Two series that differ by their cluster alone are two.
+        // Two series that differ only by their cluster are two series.
         Some(Answer::from_iter(answers)).filter(|answer| answer.len() == count)
     };
     parse().unwrap_or_else(|| prometheus.process().fail(&format!("{expression} was answered {text}")))
 }
 
-/// Whether two answers have the same series with the same values; sums of the same numbers in another order are the same.
+/// True if two answers have the same series with the same values. Sums of the same numbers in another order count as
+/// the same.
 fn agree(one: &Answer, other: &Answer) -> bool {
     let same = |(labels, value): (&_, &f64)| {
         other.get(labels).is_some_and(|other| (value - other).abs() <= 1e-12 * value.abs().max(other.abs()))
@@ -74,7 +76,7 @@ async fn a_reader_answers_as_the_leaders_own_prometheus() {
     let configs = Configs::new(|_| port::free());
     let _node_exporter = node_exporter::start(configs.port(NODE_PORT));
     let side = async |index: usize, replica: &str, role: &str| {
-        // The one that starts first leads to the end.
+        // The adapter that starts first leads until the end.
         let options = database
             .adapter()
             .name(&format!("adapter {replica}"))
@@ -116,10 +118,10 @@ async fn a_reader_answers_as_the_leaders_own_prometheus() {
             let who = prometheus.process().name();
             let only = async |question: &str| ask(prometheus, question, time).await.into_values().collect::<Vec<_>>();
             assert_eq!(only("count(up)").await, [5.0], "{who}");
-            // A scrape a second makes 21 at most, and one that came late before one in time another one.
+            // One scrape per second makes at most 21 samples; a late scrape before a punctual one makes one more.
             let counts = only("count_over_time(up[20s])").await;
             assert!(counts.len() == 5 && counts.iter().all(|count| *count <= 22.0), "{who}: {counts:?}");
-            // What rules make of that.
+            // The result of the rules on these samples.
             let both = "max_over_time(job:up:sum{job=\"prometheus\"}[10s])";
             assert_eq!(only(both).await, [2.0], "{who}");
             let alert = "count_over_time(ALERTS{alertname=\"TwoAdaptersSayTheyLead\"}[20s])";
@@ -129,7 +131,7 @@ async fn a_reader_answers_as_the_leaders_own_prometheus() {
     assert_eq!(leader.role().await.as_deref(), Some("leader"), "nobody else has led");
 }
 
-/// The files below `folder` that may have a configuration in them.
+/// Collects the files below `folder` that may contain a configuration.
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
         let path = entry.expect("an entry").path();
@@ -142,8 +144,8 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The parts of a file that are one configuration at most: documents of YAML; paragraphs of what is written for people;
-/// code as a whole.
+/// Returns the parts of a file that contain at most one configuration each: documents of YAML; paragraphs of text for
+/// people; source code as a whole.
 fn parts<'a>(path: &Path, text: &'a str) -> Vec<&'a str> {
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("yml" | "yaml") => text.split("\n---").collect(),
@@ -152,17 +154,17 @@ fn parts<'a>(path: &Path, text: &'a str) -> Vec<&'a str> {
     }
 }
 
-/// Whether a text has one of these keys: Prometheus and its Operator spell them differently.
+/// True if a text has one of these keys. Prometheus and its Operator spell them differently.
 fn has(text: &str, keys: [&str; 2]) -> bool {
     keys.iter().any(|key| text.contains(&format!("{key}:")))
 }
 
-/// Whether a Prometheus with this configuration reads what is stored.
+/// True if a Prometheus with this configuration reads stored samples.
 fn reads(text: &str) -> bool {
     has(text, ["remote_read", "remoteRead"])
 }
 
-/// Whether it sends what it scrapes, or is a replica of a pair.
+/// True if a Prometheus with this configuration sends its samples, or is a replica of a pair.
 fn stores(text: &str) -> bool {
     has(text, ["remote_write", "remoteWrite"]) || text.contains("__replica__")
 }
@@ -171,7 +173,7 @@ fn stores(text: &str) -> bool {
 fn no_prometheus_of_a_pair_reads_what_the_pair_stores() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = vec![top.join("README.md")];
-    // The page of -h is in help.txt.
+    // The text of -h is in help.txt.
     for folder in ["docs", "prometheus-configs", "examples", "tests", "src/config"] {
         files(&top.join(folder), &mut paths);
     }

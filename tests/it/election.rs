@@ -1,4 +1,4 @@
-//! Who leads: two adapters on a real server, and what may happen to either of them.
+//! The election: two adapters on a real server, and faults of either of them.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,26 +21,26 @@ mod take_over;
 mod unsupported;
 mod write_path;
 
-/// The lock of every group here; each has a database of its own, and locks are a database's own.
+/// Lock id of all groups in these tests. Each group has its own database, and an advisory lock belongs to one database.
 const LOCK: i64 = 1;
 
-/// What a take-over may take.
+/// Maximum duration of a take-over.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The session that holds the group's lock in the present database.
+/// The session that holds the group's lock in the current database.
 const HOLDER: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid = 0 \
     AND objid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// Whether a write is held up at the table; autovacuum may be, too.
+/// True if a write waits for the table. Autovacuum may wait, too, and does not count.
 const WRITE_WAITS: &str = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) \
     WHERE relation = 'metrics_hot'::regclass AND NOT granted AND query LIKE 'COPY%')";
 
-/// A candidate for the group's lock at `uri`.
+/// Options of a candidate for the group's lock at `uri`.
 pub(crate) fn candidate(uri: &str, name: &str) -> Options {
     adapter_at(uri).name(name).arg(format!("-leader-election-pg-advisory-lock-id={LOCK}"))
 }
 
-/// An adapter and what stands for its Prometheus.
+/// An adapter and a replacement for its Prometheus.
 struct Member {
     adapter: Adapter,
     sender: Sender,
@@ -58,13 +58,14 @@ impl Member {
         self.adapter.wait_role(role, SOON).await;
     }
 
-    /// Waits until it leads by the line it logs, after `seen` lines, and returns how long after `since` that was.
+    /// Waits for the log line that says that the adapter leads, after the first `seen` lines. Returns the time since
+    /// `since`.
     async fn leads_after(&self, seen: usize, since: Instant) -> Duration {
         self.adapter.process().wait_for_log_after(seen, "became leader", SOON).await;
         since.elapsed()
     }
 
-    /// Waits until it has taken something as leader.
+    /// Waits until the adapter has accepted a sample as leader.
     async fn takes(&self) {
         let took = async || (!self.sender.acknowledged().by_leader.is_empty()).then_some(());
         self.adapter.process().wait_until("it takes something as leader", SOON, took).await;
@@ -75,7 +76,7 @@ impl Member {
     }
 }
 
-/// A leader and a standby.
+/// Starts a leader and a standby.
 async fn pair(uri: &str, arguments: &[&str]) -> (Member, Member) {
     let options = |name| arguments.iter().fold(candidate(uri, name), |options, argument| options.arg(*argument));
     let a = Member::start(&options("adapter a"), "a").await;
@@ -86,7 +87,7 @@ async fn pair(uri: &str, arguments: &[&str]) -> (Member, Member) {
     (a, b)
 }
 
-/// Waits until one of the two leads and the other stands by.
+/// Waits until one of the two leads and the other is standby.
 async fn wait_settled(a: &Member, b: &Member) {
     let settled = async || {
         let roles = (a.adapter.role().await, b.adapter.role().await);
@@ -96,7 +97,7 @@ async fn wait_settled(a: &Member, b: &Member) {
     a.adapter.process().wait_until("one leads and one stands by", SOON, settled).await;
 }
 
-/// A Prometheus, as far as an adapter can tell: a series of its own, a sample every 50 ms, each sent until it is taken.
+/// A Prometheus as an adapter sees it: one series, a sample every 50 ms, each sent until it is accepted.
 struct Sender {
     paused: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Acknowledged>>,
@@ -105,7 +106,7 @@ struct Sender {
 
 #[derive(Clone, Debug, Default)]
 struct Acknowledged {
-    /// Times of samples that the adapter took while it led.
+    /// Times of samples that the adapter accepted while it led.
     by_leader: Vec<i64>,
     all: usize,
     last: Option<Instant>,
@@ -126,7 +127,7 @@ impl Sender {
         Self { paused, acknowledged, _task: task }
     }
 
-    /// Stops sending; what is under way may still arrive.
+    /// Stops sending. A request under way may still arrive.
     fn pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
     }
@@ -148,7 +149,7 @@ async fn send(
     acknowledged: Arc<Mutex<Acknowledged>>,
 ) {
     let status = async || client.get(&status_url).await.map(|answer| answer.text()).unwrap_or_default();
-    // What stays the same while one term lasts.
+    // The term, which does not change as long as the adapter leads.
     let term_led = |status: &str| {
         let term = status.split_once("\"term\":")?.1.split(',').next()?.to_owned();
         status.contains("\"role\":\"leader\"").then_some(term)
@@ -185,7 +186,7 @@ async fn send(
     }
 }
 
-/// Nothing that `member` took as leader is missing, and nothing is there twice.
+/// Checks that every sample that `member` accepted as leader is stored, and none twice.
 async fn check_stored(client: &tokio_postgres::Client, member: &Member, series: &str) {
     let acknowledged = member.sender.acknowledged().by_leader;
     assert!(!acknowledged.is_empty(), "the leader took nothing");
@@ -204,7 +205,7 @@ async fn check_stored(client: &tokio_postgres::Client, member: &Member, series: 
     assert!(stored.windows(2).all(|two| two[0] < two[1]), "a sample is stored twice");
 }
 
-/// Waits until a query of one boolean says true.
+/// Waits until a query of one boolean returns true.
 async fn wait_true(client: &tokio_postgres::Client, sql: &str) {
     let poll = async {
         while !one::<bool>(client, sql).await {
@@ -214,12 +215,12 @@ async fn wait_true(client: &tokio_postgres::Client, sql: &str) {
     tokio::time::timeout(SOON, poll).await.unwrap_or_else(|_| panic!("never true: {sql}"));
 }
 
-/// Says how long something took, for `--nocapture`.
+/// Prints how long something took, for `--nocapture`.
 fn report(what: &str, took: Duration) {
     let _ = writeln!(std::io::stdout(), "{what}: {} ms", took.as_millis());
 }
 
-/// A server and a session for a test that does things to it which others must not feel.
+/// Starts a server and opens a session, for a test whose actions other tests must not notice.
 async fn own_server(options: rig::postgres::Options) -> (Postgres, tokio_postgres::Client) {
     let server = Postgres::start(options).await;
     let client = server.connect("postgres").await;

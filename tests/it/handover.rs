@@ -1,4 +1,5 @@
-//! What an adapter has acknowledged is stored once, whoever leads, however it comes. Each test is a fault that broke this once.
+//! An acknowledged sample is stored once, whoever leads and however it arrives. Each test is a fault that once broke
+//! this rule.
 
 use std::ops::Range;
 
@@ -11,7 +12,7 @@ use crate::setup::{Body, Database, SOON, at, now_ms, start};
 /// A day, ms.
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
-/// A leader and a standby, of which `b` leads once `a` is gone.
+/// Starts a leader `a` and a standby `b`. `b` leads when `a` is gone.
 async fn pair(db: &Database, arguments: &[&str]) -> (Adapter, Adapter) {
     let uri = db.server.uri(&db.name);
     let options = |name| arguments.iter().fold(candidate(&uri, name), |options, argument| options.arg(*argument));
@@ -25,7 +26,7 @@ async fn pair(db: &Database, arguments: &[&str]) -> (Adapter, Adapter) {
     (a, b)
 }
 
-/// Sends samples of one series, each with its time as its value, until they are taken.
+/// Sends samples of one series until they are accepted. The value of each sample is its time.
 async fn send(adapter: &Adapter, metric: &str, times: &[i64]) {
     send_body(adapter, Body::new().series(&[("__name__", metric)], &samples(times))).await;
 }
@@ -41,14 +42,14 @@ fn samples(times: &[i64]) -> Vec<Sample> {
     times.iter().map(|time_ms| at(*time_ms, *time_ms as f64)).collect()
 }
 
-/// Times stored of a series, in order, as often as they are.
+/// Returns the stored times of a series in order, each as often as it is stored.
 async fn stored(db: &Database, metric: &str) -> Vec<i64> {
     let sql =
         format!("SELECT (extract(epoch FROM time) * 1000)::bigint FROM metrics WHERE name = '{metric}' ORDER BY 1");
     db.column(&sql).await
 }
 
-/// Waits until a series is stored at these times, and at no others.
+/// Waits until exactly these times of a series are stored.
 async fn wait_stored(db: &Database, adapter: &Adapter, metric: &str, expected: &[i64]) {
     let is_stored = async || (stored(db, metric).await.len() >= expected.len()).then_some(());
     adapter
@@ -58,7 +59,7 @@ async fn wait_stored(db: &Database, adapter: &Adapter, metric: &str, expected: &
     check_same(&stored(db, metric).await, expected);
 }
 
-/// Says which are missing and which are too many.
+/// Checks that two lists of times are equal, and reports the missing, unexpected and repeated ones.
 fn check_same(stored: &[i64], expected: &[i64]) {
     let missing: Vec<_> = expected.iter().filter(|time_ms| !stored.contains(time_ms)).collect();
     let unexpected: Vec<_> = stored.iter().filter(|time_ms| !expected.contains(time_ms)).collect();
@@ -72,12 +73,12 @@ fn check_same(stored: &[i64], expected: &[i64]) {
     );
 }
 
-/// Times `step_ms` apart.
+/// Returns times at a distance of `step_ms`.
 fn every(step_ms: i64, from_ms: i64, numbers: Range<i64>) -> Vec<i64> {
     numbers.map(|n| from_ms + n * step_ms).collect()
 }
 
-/// Seals what is hot.
+/// Seals all hot rows.
 async fn seal(adapter: &Adapter) {
     let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.expect("it answers");
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -107,10 +108,10 @@ async fn history_is_stored_newest_part_first_sealed_or_not() {
     wait_stored(&db, &a, "backfilled", &history).await;
 }
 
-/// As [`late_samples_are_stored_after_a_restart`], for one way to start an adapter.
+/// The check of [`late_samples_are_stored_after_a_restart`] for one way to start an adapter.
 async fn check_late_samples(options: &Options, db: &Database, metric: &str, is_sealed: bool) {
     let first = start(options).await;
-    // What only a standby has dies with it, and a candidate leads once something comes.
+    // Samples that only a standby has are lost when it dies. A candidate leads once a request arrives.
     send(&first, "first_of_all", &[now_ms()]).await;
     first.wait_role("leader", SOON).await;
     let scraped = every(15_000, now_ms() - 700_000, 0..40);
@@ -120,7 +121,7 @@ async fn check_late_samples(options: &Options, db: &Database, metric: &str, is_s
     }
     first.process().kill9().await;
     let again = options.start().await;
-    // It is scraped on, so that the adapter knows its pace again.
+    // Scrapes continue, so that the adapter learns the interval again.
     let scraped_on = every(15_000, scraped[0], 40..45);
     send(&again, metric, &scraped_on).await;
     let late = every(15_000, scraped[0] + 6_000, 5..23);
@@ -165,7 +166,7 @@ async fn a_stale_marker_stands_for_nobodys_sample() {
     let (a, b) = pair(&db, &[]).await;
     let scrapes = every(1_000, now_ms() - 12_000, 0..12);
     for (n, time_ms) in scrapes.iter().enumerate() {
-        // The leader's scrape fails, and of what fails there is a marker.
+        // The leader's scrape fails, so its sample is a stale marker.
         let value = if n == 8 { f64::from_bits(STALE_NAN_BITS) } else { 1.0 };
         send_body(&a, Body::new().series(&[("__name__", "up")], &[at(*time_ms, value)])).await;
         send(&b, "up", &[time_ms + 300]).await;
@@ -173,7 +174,7 @@ async fn a_stale_marker_stands_for_nobodys_sample() {
     let mut expected = scrapes.clone();
     expected.insert(9, scrapes[8] + 300);
     wait_stored(&db, &b, "up", &expected).await;
-    // The same where it is sealed, before the standby's samples come.
+    // The same if the leader's samples are sealed before the standby's samples arrive.
     for (n, time_ms) in scrapes.iter().enumerate() {
         let value = if n == 4 { f64::from_bits(STALE_NAN_BITS) } else { 1.0 };
         send_body(&a, Body::new().series(&[("__name__", "sealed")], &[at(*time_ms, value)])).await;
@@ -195,7 +196,7 @@ async fn each_side_misses_some_scrapes_and_the_store_none() {
     let (mut expected, mut slots) = (Vec::new(), 0..20_i64);
     slots.by_ref().for_each(|n| {
         let of_a = now - 20_000 + n * 1_000;
-        // Both missed the eleventh.
+        // Both sides missed scrape 11.
         match n {
             11 => {}
             3 | 4 | 9 => expected.push(of_a + 300),
@@ -219,7 +220,7 @@ async fn what_a_leader_was_still_to_be_sent_is_stored_when_it_dies() {
     let db = Database::new().await;
     let (a, b) = pair(&db, &[]).await;
     let scraped = every(5_000, now_ms() - 100_000, 0..20);
-    // One shard has sent all, another nothing for 60 s; and an exporter dates its samples back by five minutes.
+    // One shard has sent all samples, another nothing for 60 s, and an exporter sets timestamps five minutes back.
     let backdated: Vec<i64> = scraped.iter().map(|time_ms| time_ms - 300_000).collect();
     send(&a, "quick_shard", &scraped).await;
     send(&a, "slow_shard", &scraped[..8]).await;
@@ -239,7 +240,8 @@ async fn a_stranger_keeps_no_standby_from_storing() {
     let db = Database::new().await;
     let (a, b) = pair(&db, &[]).await;
     let scraped = every(1_000, now_ms() - 10_000, 0..10);
-    // Its own Prometheus is dead; somebody sends all the same, things of now, of 1970, and of five minutes to come.
+    // The leader's own Prometheus is dead. A stranger still sends samples of now, of 1970, and of five minutes in the
+    // future.
     for time_ms in &scraped {
         send(&a, "stranger", &[*time_ms]).await;
         send_body(&a, Body::new().sample("ancient", 0, 1.0)).await;
@@ -264,7 +266,7 @@ async fn what_is_sent_again_in_other_batches_is_stored_once() {
         send(&b, "replayed", of_b).await;
     }
     seal(&a).await;
-    // One that repeats everything since a request that was refused.
+    // A sender that repeats all samples since a request that was refused.
     for n in 300..320 {
         send(&a, "replayed", &scraped[290..=n]).await;
         check_same(&stored(&db, "replayed").await, &scraped[..=n]);

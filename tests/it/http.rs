@@ -1,4 +1,4 @@
-//! Methods, types, sizes, and clients that misbehave.
+//! Methods, content types, sizes, and misbehaving clients.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::setup::{Body, Database, SOON, now_ms, send_v2, skipped, store, v2};
 
-/// A write's headers, with a length that need not be true.
+/// Headers of a write with a `Content-Length` that need not be true.
 fn head(length: &str) -> String {
     format!("POST /write HTTP/1.1\r\nHost: it\r\nContent-Encoding: snappy\r\nContent-Length: {length}\r\n\r\n")
 }
@@ -20,7 +20,7 @@ async fn connect(adapter: &Adapter) -> TcpStream {
     TcpStream::connect(("127.0.0.1", adapter.port())).await.expect("the adapter listens")
 }
 
-/// Sends bytes as they are, and returns the first line of the answer.
+/// Sends bytes unchanged, and returns the first line of the response.
 async fn raw(adapter: &Adapter, bytes: &[u8]) -> String {
     let mut stream = connect(adapter).await;
     stream.write_all(bytes).await.unwrap();
@@ -59,7 +59,7 @@ async fn what_is_no_remote_write_is_refused_before_it_is_decoded() {
             assert_eq!(corrupt, expected, "{path} {content_type} {encoding}, corrupt");
         }
     }
-    // No headers at all are those of 1.0.
+    // A request without headers counts as remote write 1.0.
     assert_eq!(adapter.client().post(&adapter.url("/write"), &[], good).await.unwrap().status, 204);
 }
 
@@ -105,12 +105,12 @@ async fn a_message_of_2_0_that_a_proxy_says_nothing_of_is_not_taken_for_an_empty
     assert_eq!(answer.status, 415, "{}", answer.text());
     assert!(answer.text().contains("protobuf_message"), "{}", answer.text());
     assert_eq!(adapter.get("/-/ready").await.unwrap().status, 503);
-    // What is of 1.0 and has nothing to store, and what has fields that nobody knows.
+    // A message of 1.0 without samples, and one with unknown fields.
     for body in [Body::new(), Body::new().raw(b"\x1a\x06\x08\x01\x12\x02up"), Body::new().raw(b"\x10\x01")] {
         store(&adapter, body).await;
         assert_eq!(adapter.get("/-/ready").await.unwrap().status, 200);
     }
-    // Of a message with series the numbers of 2.0 are unknown fields.
+    // In a message that has series, the field numbers of 2.0 are unknown fields.
     store(&adapter, v2().sample("up", now_ms(), 1.0)).await;
     assert_eq!(database.samples().await, 1);
 }
@@ -150,7 +150,7 @@ async fn a_body_of_more_than_32_mib_is_refused_unread() {
         assert!(line.starts_with("HTTP/1.1 4"), "{length}: {line}");
     }
     assert_eq!(raw(&adapter, head("33554433").as_bytes()).await, "HTTP/1.1 413 Payload Too Large");
-    // With no length said it is noticed on the way.
+    // Without a declared length, the size is noticed while the body is read.
     let mut stream = connect(&adapter).await;
     stream.write_all(b"POST /write HTTP/1.1\r\nHost: it\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
     let chunk = [b"100000\r\n".to_vec(), vec![0; 0x10_0000], b"\r\n".to_vec()].concat();
@@ -173,7 +173,7 @@ async fn slow_clients_hold_nobody_up() {
         stream.write_all(head(length).as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    // Some with a byte of the body, some not even with all headers.
+    // Some send one byte of the body, some do not even send all headers.
     for stream in &mut slow[10..20] {
         stream.write_all(b"\x10").await.unwrap();
     }
@@ -204,12 +204,12 @@ async fn what_a_vanished_client_sent_whole_is_stored() {
         .wait("SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metrics_series'::regclass AND NOT granted)")
         .await;
     drop(stream);
-    // One that went before its body was whole leaves nothing.
+    // A client that disconnects before its body is complete stores nothing.
     let mut half = connect(&adapter).await;
     half.write_all(head("1000").as_bytes()).await.unwrap();
     half.write_all(&body).await.unwrap();
     drop(half);
-    // Any adapter that takes notice has done so by the time it has answered this.
+    // An adapter that reacts to the lost connection has done so before it answers this request.
     adapter.get("/healthz").await.unwrap();
     blocker.batch_execute("ROLLBACK").await.unwrap();
     database.wait("SELECT count(*) = 1 FROM metrics").await;
@@ -244,7 +244,7 @@ async fn every_path_has_its_methods() {
 
 #[tokio::test]
 async fn an_adapter_without_its_database_is_alive_and_not_ready() {
-    // Nothing listens on a port that was just given back.
+    // Nothing listens on a port that was just released.
     let nobody = rig::port::free();
     let options = crate::setup::adapter_at(&format!("postgres://nobody:geheim@127.0.0.1:{nobody}/none"));
     let adapter = options.start().await;

@@ -1,5 +1,5 @@
-//! The manifests under examples/kubernetes name only flags, variables and metrics that this adapter has. What Kubernetes
-//! itself says of them is asked by examples/kubernetes/validate.
+//! The manifests under examples/kubernetes use only flags, variables and metrics that this adapter has.
+//! examples/kubernetes/validate checks them against Kubernetes itself.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use prometheus_postgresql_adapter::config::{Config, Parsed};
 
-/// Where metrics get their names.
+/// Source file with the names of the metrics.
 const METRICS: &str = include_str!("../../src/telemetry/metrics.rs");
 
-/// Names and texts of what is in examples/kubernetes for people and for clusters.
+/// Names and texts of the files in examples/kubernetes with these endings.
 fn files(endings: &[&str]) -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kubernetes");
     let entries = fs::read_dir(folder).expect("the folder of the manifests");
@@ -24,7 +24,8 @@ fn files(endings: &[&str]) -> Vec<(String, String)> {
     files
 }
 
-/// The arguments of each adapter in a manifest: items of lists that begin with one dash. Those of Prometheus begin with two.
+/// Returns the arguments of each adapter in a manifest: list items that begin with one dash. Arguments of Prometheus
+/// begin with two dashes.
 fn adapters(manifest: &str) -> Vec<Vec<String>> {
     let mut adapters = Vec::new();
     let mut args = Vec::new();
@@ -39,7 +40,7 @@ fn adapters(manifest: &str) -> Vec<Vec<String>> {
     adapters
 }
 
-/// Every word of `text` that begins with `prefix`, which is not part of the word.
+/// Returns every word of `text` that follows `prefix`, without the prefix.
 fn words<'a>(text: &'a str, prefix: &'a str) -> BTreeSet<&'a str> {
     let is_inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let word = |(_, rest): (usize, &'a str)| rest.split(|c| !is_inside(c)).next().unwrap_or_default();

@@ -1,6 +1,6 @@
-//! One binary for every test that needs a server.
+//! One binary for all tests that need a server.
 
-// What some measure, for `--nocapture`.
+// Some tests print measurements, for `--nocapture`.
 #![allow(clippy::print_stdout)]
 
 mod by_labels;

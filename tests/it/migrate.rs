@@ -1,4 +1,4 @@
-//! A store of an earlier version goes on with what is in it.
+//! A store of an earlier version is migrated and keeps its content.
 
 use prometheus_postgresql_adapter::storage::ObservedPosition;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
@@ -36,7 +36,7 @@ async fn a_store_of_version_1_goes_on_with_its_rows() {
     let sealed = store.seal(Some(&seen), false).await.unwrap().expect("nobody else seals");
     assert_eq!(sealed.samples, 20 * 249);
     assert_eq!(database.one::<String>(CONTENT).await, content);
-    // Another start finds nothing to do.
+    // Another start has nothing to migrate.
     drop(library(&database, None).await);
     assert_eq!(database.one::<String>(CONTENT).await, content);
 }

@@ -1,4 +1,4 @@
-//! Who observes sees each committed row once, whatever is under way meanwhile, and knows if it missed any.
+//! An observer sees each committed row once, whatever transactions are under way, and knows if it has missed rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::storage::library;
 
 const GROUP: &str = "a group";
 
-/// An adapter that observes: what it saw, by time and sender, and where it goes on.
+/// An adapter that observes: the rows that it saw, by time and sender, and the position at which it continues.
 #[derive(Default)]
 struct Observer {
     position: Option<Position>,
@@ -50,7 +50,7 @@ fn row(time_ms: i64, sender: SenderNo) -> String {
     )
 }
 
-/// Seals what was seen at a position.
+/// Seals the rows that were seen at a position.
 async fn seal(store: &Store, position: &Option<Position>) -> Outcome {
     let seen = position.clone().map(|position| ObservedPosition { position, epoch: store.epoch() });
     store.seal(seen.as_ref(), false).await.unwrap().expect("nobody else seals")
@@ -135,7 +135,7 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
                     if below(3) == 0 {
                         assert!(one.look(&store, &senders[..1]).await.is_complete);
                         if below(2) == 0 {
-                            // What both have seen may go.
+                            // Rows that both observers have seen may be sealed.
                             seal(&store, &all.position).await;
                         }
                     }
@@ -158,7 +158,7 @@ async fn who_missed_rows_that_were_sealed_is_told() {
     let store = library(&database, None).await;
     let sender = store.sender_no(GROUP, "a").await.unwrap();
     let (mut observer, mut late) = (Observer::default(), Observer::default());
-    // Somebody's long transaction, in another database even, is none of ours.
+    // A long transaction of another user, even in another database, does not matter.
     let elsewhere = Postgres::shared().await.connect("postgres").await;
     elsewhere.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
     observer.look(&store, &[]).await;
@@ -172,7 +172,7 @@ async fn who_missed_rows_that_were_sealed_is_told() {
     assert_eq!(observer.times(), [1_000, 2_000]);
     assert!(!late.look(&store, &[]).await.is_complete, "a row is gone that it had not seen");
     assert_eq!(late.times(), [2_000]);
-    // Who seals by a position from before takes nothing back.
+    // Sealing with an earlier position does not take the published position back.
     let before = late.position.clone();
     database.run(&row(3_000, sender)).await;
     store.seal(None, false).await.unwrap().expect("nobody else seals");
@@ -189,7 +189,7 @@ async fn another_servers_rows_are_sealed_and_its_positions_are_none() {
     let sender = store.sender_no(GROUP, "a").await.unwrap();
     let mut observer = Observer::default();
     observer.look(&store, &[]).await;
-    // As restored from a dump of a server that has seen more.
+    // As if restored from a dump of a server with higher transaction ids.
     let restored = format!(
         "INSERT INTO metrics_hot (\"time\", series, value, sender, xid) VALUES (now(), ARRAY[1, 2], ARRAY[1, 1], {}, '9000000000')",
         sender.0

@@ -1,5 +1,5 @@
-//! The server may become another one: a replica that lacks the latest of what was acknowledged is promoted. No sample is stored under
-//! another series, and what an adapter acknowledged within the last minute is stored again.
+//! The server may be replaced: a replica that lacks the latest acknowledged samples is promoted. No sample is stored
+//! under another series, and samples that an adapter acknowledged within the last minute are stored again.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -21,14 +21,14 @@ use crate::election::candidate;
 use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, start};
 use crate::storage::open;
 
-/// A server, a replica of it that follows asynchronously, and adapters that are sent the same series.
+/// A server, an asynchronous replica of it, and adapters to which the same series are sent.
 struct Scene {
     primary: Postgres,
     replica: Postgres,
     adapters: Vec<Adapter>,
-    /// Labels say who sends: each request comes by the next adapter.
+    /// True if labels name the sender. Each request then goes to the next adapter.
     by_labels: bool,
-    /// When the series of [`scrape`] began.
+    /// Time at which the series of [`scrape`] begin.
     began_ms: i64,
 }
 
@@ -52,7 +52,7 @@ impl Scene {
         Self { primary, replica, adapters, by_labels, began_ms: now_ms() - 40 * STEP_MS }
     }
 
-    /// Every sender sends a sample of each series, those of the scrape `number`, until it is taken.
+    /// Every sender sends the scrape `number`, a sample of each series, until it is accepted.
     async fn scrape(&self, series: &[String], number: i64) {
         let time_ms = self.began_ms + number * STEP_MS;
         let sent = (0..self.adapters.len()).map(async |sender| {
@@ -76,7 +76,7 @@ impl Scene {
         join_all(sent).await;
     }
 
-    /// The primary is lost, and the replica takes its place.
+    /// The primary is lost, and the replica is promoted.
     async fn promote(&mut self) {
         self.primary.stop(Stop::Immediate).await;
         self.replica.promote().await;
@@ -92,12 +92,12 @@ async fn wait(client: &Client, sql: &str) {
     tokio::time::timeout(SOON, poll).await.unwrap_or_else(|_| panic!("never true: {sql}"));
 }
 
-/// Names of series, so many of a kind that the sequence of ids, which a replica knows 32 ahead, comes to be used twice.
+/// Names of series. A kind has so many that ids are used twice: a replica knows the sequence of ids 32 values ahead.
 fn series(kind: &str) -> Vec<String> {
     (0..40).map(|n| format!("{kind}_{n}")).collect()
 }
 
-/// What is stored in the place of what was sent, if anything is wrong with it.
+/// Returns the faults in the stored samples, compared with the sent ones.
 async fn faults(client: &Client, scene: &Scene, sent: &[(&str, Vec<i64>)]) -> Vec<String> {
     let mut faults = Vec::new();
     for (kind, numbers) in sent {
@@ -119,7 +119,7 @@ async fn faults(client: &Client, scene: &Scene, sent: &[(&str, Vec<i64>)]) -> Ve
     faults
 }
 
-/// The replica lacks the last new series and samples; then others are made.
+/// Checks a replica that lacks the last new series and samples. After its promotion other new series are created.
 async fn check_promoted(mut scene: Scene) {
     let (known, lost, new) = (series("known"), series("lost"), series("new"));
     for number in 0..6 {
@@ -133,7 +133,7 @@ async fn check_promoted(mut scene: Scene) {
     scene.promote().await;
     let replica = scene.replica.connect("postgres").await;
     for number in 12..15 {
-        // These get the ids that the lost ones had.
+        // These get the ids that the lost series had.
         scene.scrape(&new, number).await;
         scene.scrape(&both, number).await;
     }
@@ -168,7 +168,7 @@ async fn a_replica_that_lagged_is_promoted_under_leaders_by_labels() {
     check_promoted(Scene::new(&["adapter a", "adapter b"], true, options).await).await;
 }
 
-/// Makes the server say that it is another one.
+/// Makes the server report another identity.
 async fn replace_server(db: &Database, identity: &str) {
     let state = format!(
         "CREATE OR REPLACE FUNCTION metrics_server_state() RETURNS text LANGUAGE sql AS $$ SELECT '{identity}' $$"
@@ -186,7 +186,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     let body = Body::new().sample("up", now_ms(), 1.0).plain();
     let request = v1::decode(&body).unwrap();
     let looked_up = || store.look_up(&request).unwrap();
-    // One request looked its series up before, one found it.
+    // One request looked up its series before, one resolved its series.
     let before = looked_up();
     let resolved = store.resolve(&request, looked_up(), None).await.unwrap();
     let rows = resolved.shares[0].rows.clone();
@@ -241,7 +241,7 @@ async fn series_are_found_again_by_their_keys_or_made_anew_by_their_labels() {
     assert!(store.look_at_server().await.unwrap());
     let asked = [ids.clone(), vec![4_711]].concat();
     let found = store.find_again(&asked, &identities, store.epoch()).await.unwrap();
-    // And once more, before any request has named them.
+    // And once more, before any request has named these series.
     let again: Vec<i64> = found.values().copied().collect();
     replace_server(&db, "a third").await;
     let (_, identities) = store.server().identities();
@@ -263,14 +263,14 @@ async fn another_server_is_told_anew_how_far_a_clock_is_off() {
     assert_eq!(adapter.write(Body::new().sample("up", now_ms(), 1.0).compressed()).await.status, 204);
     db.wait("SELECT count(*) = 1 FROM metrics_senders").await;
     for epoch in 0..2 {
-        // What the adapter finds of itself is next to nothing here.
+        // The adapter measures an offset of almost zero here.
         db.run("UPDATE metrics_senders SET clock_offset_ms = 4711").await;
         replace_server(&db, &format!("server {epoch}")).await;
         db.wait("SELECT clock_offset_ms < 1000 FROM metrics_senders").await;
     }
 }
 
-/// Copies the data of a server that is stopped.
+/// Copies the data of a stopped server.
 async fn copy(from: &Path, to: &Path) {
     let mut command = std::process::Command::new("cp");
     command.arg("-a").arg(from).arg(to);

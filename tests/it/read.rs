@@ -1,4 +1,4 @@
-//! What is stored comes back by remote read as Prometheus would give it, in both forms.
+//! Remote read returns what is stored as Prometheus would return it, in both response types.
 
 use prometheus_postgresql_adapter::model::sample::Sample;
 use prometheus_postgresql_adapter::wire::read::messages::{LabelMatcher, Query};
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::reader::{ask, body, both, labels_only, query, streamed, values};
 use crate::setup::{Body, Database, SOON, at, now_ms, one, start, store};
 
-/// Series `up` with these labels beside, each with one sample at `time_ms`.
+/// Stores series `up` with these additional labels, each with one sample at `time_ms`.
 async fn store_series(adapter: &Adapter, time_ms: i64, series: &[&[(&str, &str)]]) {
     let body = series.iter().fold(Body::new(), |body, labels| {
         let labels = [&[("__name__", "up")], *labels].concat();
@@ -75,7 +75,7 @@ async fn matchers_mean_what_they_mean_to_prometheus() {
     check("=", "a\0", &[]).await;
     check("=~", "\0", &[]).await;
     check("=", "it's \\ \"odd\"", &[]).await;
-    // By no metric name at all, and by a name that is only told by an expression.
+    // Without a metric name, and with a name that only a regular expression or a negation matches.
     assert_eq!(values(&both(&adapter, &[query(0, now, &[("l", "=", "b")])]).await, "id"), ["b"]);
     assert_eq!(values(&both(&adapter, &[query(0, now, &[])]).await, "id").len(), 6);
     assert_eq!(values(&both(&adapter, &[query(0, now, &[("__name__", "=~", "u.")])]).await, "id").len(), 6);
@@ -123,7 +123,7 @@ async fn series_alone_when_only_labels_are_wanted() {
     let results = both(&adapter, &[labels_only(query(0, now, &[("__name__", "=", "up")]))]).await;
     assert_eq!(values(&results, "id"), ["1", "2"]);
     assert!(results[0].iter().all(|(_, samples)| samples.is_empty()));
-    // Asked for samples, a series without any in the range is not there.
+    // If samples are requested, a series without a sample in the range is not returned.
     assert!(both(&adapter, &[query(0, now - 1, &[("__name__", "=", "up")])]).await[0].is_empty());
 }
 
@@ -145,7 +145,7 @@ async fn a_stream_has_its_series_in_the_order_of_their_labels() {
     let results = streamed(&adapter, &[query(0, now, &[])]).await;
     let labels: Vec<_> = results[0].iter().map(|(labels, _)| labels.clone()).collect();
     let mut sorted = labels.clone();
-    // Tuples of texts compare byte by byte, name before value, the shorter list first: as Prometheus does.
+    // Tuples of texts compare byte by byte, name before value, and a shorter list sorts first, as in Prometheus.
     sorted.sort();
     assert_eq!(labels, sorted);
     assert_eq!(labels.len(), series.len());
@@ -171,7 +171,7 @@ async fn a_read_that_cannot_be_answered_is_the_readers_fault() {
     check(std::slice::from_ref(&one_series), &[7, 8], 400, "accepted response types").await;
     let unknown = LabelMatcher { kind: 9, name: "a".into(), value: "b".into() };
     check(&[Query { matchers: vec![unknown], ..one_series.clone() }], &[], 400, "unknown type").await;
-    // The limit is per query, not for streams, and an unknown type beside a known one is passed over.
+    // The limit is per query and does not apply to streams. An unknown type beside a known one is ignored.
     assert_eq!(ask(&adapter, &[one_series.clone(), one_series.clone()], &[]).await.status, 200);
     assert_eq!(ask(&adapter, &[query(0, now, &[])], &[7, 1, 0]).await.status, 200);
     assert_eq!(ask(&adapter, &[], &[]).await.status, 200);
@@ -182,7 +182,7 @@ async fn a_read_that_cannot_be_answered_is_the_readers_fault() {
     assert_eq!(adapter.get("/read").await.unwrap().status, 405);
 }
 
-/// Begins a read and returns its connection once the server works on it.
+/// Begins a read and returns its connection when the server works on the query.
 async fn begin_read(adapter: &Adapter, database: &Database, body: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", adapter.port())).await.unwrap();
     let head = format!(
@@ -215,7 +215,7 @@ async fn a_reader_that_leaves_before_its_answer_cancels_its_query() {
         database.wait(&format!("SELECT NOT EXISTS ({ACTIVE_READS} AND state = 'active')")).await;
         blocker.batch_execute("ROLLBACK").await.unwrap();
     }
-    // And nothing is broken by it.
+    // And the canceled query has broken nothing.
     assert_eq!(values(&both(&adapter, &[query(0, now, &[])]).await, "id"), ["1"]);
 }
 
@@ -225,7 +225,7 @@ async fn a_reader_that_leaves_mid_stream_cancels_its_query() {
     let adapter = database.leader().await;
     let now = now_ms();
     store_series(&adapter, now, &[&[("id", "1")]]).await;
-    // Too much for the buffers on the way.
+    // More than the buffers between server and client can take.
     let many = "WITH many AS (INSERT INTO metrics_series (key, name, labels) \
                 SELECT gen_random_uuid(), 'many', jsonb_build_object('n', n::text) FROM generate_series(1, 20) n RETURNING id) \
                 INSERT INTO metrics_hot (time, series, value) \

@@ -1,4 +1,4 @@
-//! A remote-read client that takes both forms of an answer.
+//! A remote-read client for both response types.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use prost::Message;
 use rig::adapter::Adapter;
 use rig::http::Response;
 
-/// A series of an answer: its labels in the order they came, and its samples.
+/// A series of a response: its labels in the order in which they came, and its samples.
 pub(crate) type Series = (Vec<(String, String)>, Vec<Sample>);
 
 /// A query between two times, both included.
@@ -30,23 +30,23 @@ pub(crate) fn query(start_ms: i64, end_ms: i64, matchers: &[(&str, &str, &str)])
     Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers: matchers.collect(), hints: None }
 }
 
-/// The same with the hint that only labels are wanted.
+/// The same query with the hint that only labels are needed.
 pub(crate) fn labels_only(query: Query) -> Query {
     Query { hints: Some(ReadHints { func: "series".to_owned(), ..ReadHints::default() }), ..query }
 }
 
-/// A request's body.
+/// Body of a request.
 pub(crate) fn body(queries: &[Query], accepted: &[i32]) -> Vec<u8> {
     let request = ReadRequest { queries: queries.to_vec(), accepted_response_types: accepted.to_vec() };
     snappy::compress(&request.encode_to_vec()).expect("a test's body fits a block")
 }
 
-/// Asks, and returns whatever is answered.
+/// Sends a request and returns the response, whatever its status.
 pub(crate) async fn ask(adapter: &Adapter, queries: &[Query], accepted: &[i32]) -> Response {
     adapter.read(body(queries, accepted)).await
 }
 
-/// Asks for samples, one list of series a query.
+/// Requests samples. Returns one list of series per query.
 pub(crate) async fn samples(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series>> {
     let answer = ask(adapter, queries, &[]).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -65,7 +65,7 @@ pub(crate) async fn samples(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Ser
     results.collect()
 }
 
-/// Asks for a stream, one list of series a query, in the order of the frames.
+/// Requests a stream. Returns one list of series per query, in the order of the frames.
 pub(crate) async fn streamed(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series>> {
     let accepted = [ResponseType::StreamedXorChunks.into(), ResponseType::Samples.into()];
     let answer = ask(adapter, queries, &accepted).await;
@@ -95,7 +95,7 @@ pub(crate) async fn streamed(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Se
     results
 }
 
-/// Asks in both forms, which must agree, and returns the streamed one.
+/// Requests both response types, which must agree, and returns the streamed one.
 pub(crate) async fn both(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series>> {
     let (plain, stream) = (samples(adapter, queries).await, streamed(adapter, queries).await);
     let sorted = |results: &[Vec<Series>]| -> Vec<BTreeMap<_, _>> {
@@ -105,7 +105,7 @@ pub(crate) async fn both(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series
     stream
 }
 
-/// The values of the label `label` in an answer to one query, sorted.
+/// Returns the values of the label `label` in the response to one query, sorted.
 pub(crate) fn values(results: &[Vec<Series>], label: &str) -> Vec<String> {
     let [series] = results else { panic!("one query has one result") };
     let value = |(labels, _): &Series| labels.iter().find(|(name, _)| name == label).map(|(_, value)| value.clone());

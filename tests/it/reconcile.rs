@@ -1,4 +1,4 @@
-//! A reconcile sees all that is stored, whoever writes beside it, and nobody stores what it has just stored.
+//! A reconcile sees everything that is stored, whoever else writes, and nobody stores again what it has just stored.
 
 use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::setup::{Database, SOON, now_ms};
 use crate::storage::open;
 
-/// A group of two senders of which the first leads, and an adapter's store with its one writer.
+/// A group of two senders, the first of which leads, and an adapter's store with its only writer.
 struct Group {
     database: Database,
     store: Arc<Store>,
@@ -57,7 +57,7 @@ impl Group {
         self.store.commit(Uuid::new_v4(), rows.into(), right).await.unwrap()
     }
 
-    /// What the other sender has, to be stored where the leader has nothing within half a second.
+    /// Reconciles samples of the other sender: they are stored where the leader has no sample within half a second.
     fn reconcile<'a>(&self, rows: &'a [Row]) -> Reconcile<'a> {
         let right = self.right(self.other, -1);
         Reconcile { rows, right, group_no: self.fence.group_no, is_told: true, window_ms: 500, unbounded: &[] }
@@ -70,7 +70,7 @@ impl Group {
         self.database.column(&times).await
     }
 
-    /// Makes series with these ids, which the views need.
+    /// Creates series with these ids, which the views need.
     async fn make_series(&self, ids: std::ops::Range<i64>) {
         let make = format!(
             "INSERT INTO metrics_series (id, key, name, labels) OVERRIDING SYSTEM VALUE \
@@ -87,7 +87,7 @@ impl Group {
     }
 }
 
-/// Those of `rows` around which nothing is stored.
+/// Returns the rows of `rows` around which nothing is stored.
 fn missing<'a>(rows: &'a [Row]) -> impl FnOnce(&Around) -> Vec<Row> + 'a {
     |around| {
         let is_missing = |row: &&Row| around.times.get(&row.series_id).is_none_or(Vec::is_empty);
@@ -104,7 +104,7 @@ fn stored(times: &[(i64, Option<SenderNo>)]) -> Vec<StoredTime> {
     times.iter().map(stored).collect()
 }
 
-/// Makes every transaction that stores hot rows wait, before its end, while somebody holds the advisory lock 42.
+/// Makes every transaction that stores hot rows wait before its end while a session holds the advisory lock 42.
 const SLOW: &str = "
     CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END';
@@ -113,7 +113,7 @@ const SLOW: &str = "
 const HOLD: &str = "SELECT pg_advisory_lock(42)";
 const RELEASE: &str = "SELECT pg_advisory_unlock(42)";
 
-/// Whether so many sessions wait for an advisory lock.
+/// A query that is true if exactly `count` sessions wait for an advisory lock.
 fn waiting(count: usize) -> String {
     format!(
         "SELECT count(*) = {count} FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
@@ -127,7 +127,7 @@ async fn what_is_around_is_found_hot_and_sealed() {
     let (a, b) = (Some(group.leader), Some(group.other));
     group.make_series(1..300).await;
     let right = |sender| group.right(sender, 0);
-    // Two buckets, and rows longer than one holds.
+    // Two buckets, and more samples than one hot row can hold.
     let scrape = |time_ms| (1..300).map(|id| row(id, time_ms)).collect::<Vec<_>>();
     for time_ms in [10_000, 20_000, 30_000] {
         group.append(scrape(time_ms), right(group.leader)).await;
@@ -150,7 +150,7 @@ async fn what_is_around_is_found_hot_and_sealed() {
     times.get_mut(&7).unwrap()[2] = found;
     assert_eq!(around.times, times);
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, b)])[0]), (200, times[&200][0])]));
-    // The same once it is sealed, but for who sent it; the last one from a chunk.
+    // The same after sealing, except for the sender, which is not known any more; the last sample comes from a chunk.
     group.store.seal(None, false).await.unwrap().expect("nobody else seals");
     let around = group.store.around(&rows, 500, &unbounded, group.store.epoch()).await.unwrap();
     times.values_mut().flatten().for_each(|time| time.sender = None);
@@ -237,7 +237,7 @@ async fn an_append_waits_for_a_reconcile_and_is_overtaken() {
         tokio::time::timeout(SOON, join(reconcile, join(append, release))).await.expect("all end");
     assert_eq!((appended, reconciled.inserted.len(), reconciled.reconciled), (Stored::Overtaken, 1, 1));
     assert_eq!((group.times(1).await, group.times(2).await), (vec![5_300], vec![]), "nothing of it is stored");
-    // By the same connection, once it knows.
+    // On the same connection, once the counter is known.
     assert_eq!(group.append([row(2, 5_000)], group.right(group.leader, 1)).await, Stored::Committed);
     assert_eq!(group.append([row(2, 6_000)], group.right(group.leader, 0)).await, Stored::Overtaken);
     assert_eq!(group.append([row(2, 6_000)], group.right(group.leader, 1)).await, Stored::Committed);
@@ -273,7 +273,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
         ),
         (group.right(group.other, 1), Stored::Overtaken),
     ];
-    // The only writer is busy while they queue.
+    // The only writer is busy while these requests queue.
     group.database.run(SLOW).await;
     let blocker = group.database.session().await;
     blocker.batch_execute(HOLD).await.unwrap();
@@ -283,7 +283,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
         group.database.wait(&waiting(1)).await;
         let mut appends =
             Box::pin(join_all(rights.iter().enumerate().map(|(at, (right, _))| append(at + 1, right.clone()))));
-        // Sends them all, for none can be answered yet.
+        // Sends all requests; none can be answered yet.
         assert!(futures_util::poll!(&mut appends).is_pending());
         blocker.batch_execute(RELEASE).await.unwrap();
         appends.await
@@ -305,7 +305,7 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     let begin = observe().await;
     let first = [row(1, 1_000), row(1, 2_000), row(2, 1_000)];
     assert_eq!(group.append(first, shared(&begin)).await, Stored::Committed);
-    // Of one scrape, by way of another adapter.
+    // A sample of the same scrape by another adapter.
     assert_eq!(group.append([row(3, 1_000)], shared(&begin)).await, Stored::Committed);
     assert_eq!(group.append([row(1, 3_000), row(2, 2_000)], shared(&begin)).await, Stored::Committed);
     for again in [row(1, 1_000), row(2, 2_000)] {
@@ -314,7 +314,7 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     assert_eq!(group.times(1).await, [1_000, 2_000, 3_000]);
     let other = Right { sender: group.other, ..shared(&begin) };
     assert_eq!(group.append([row(1, 1_000)], other).await, Stored::Committed, "what others send is compared before");
-    // Beside a transaction that has been writing for long, and is in progress.
+    // While a transaction that has already written for a long time is in progress.
     let long = group.database.session().await;
     long.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
     let with_long = observe().await;
@@ -328,7 +328,7 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
         Stored::Committed,
         "whoever observed it compares"
     );
-    // It may be among what is sealed by now.
+    // The sample may be sealed by now.
     let seal = async |to: &str| group.database.run(&format!("UPDATE metrics_sealed_to SET snapshot = '{to}'")).await;
     seal(&after).await;
     for observed in [&begin, &with_long] {
@@ -338,13 +338,13 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     assert_eq!(group.append(young, shared(&begin)).await, Stored::Committed, "too young for that");
     assert_eq!(group.append([row(1, 6_000)], shared(&after)).await, Stored::Committed);
     long.batch_execute("COMMIT").await.unwrap();
-    // The same of what ended since, though nothing has begun since.
+    // The same for transactions that ended since, although none has begun since.
     let xmax: u64 = observe().await.split(':').nth(1).unwrap().parse().unwrap();
     seal(&format!("{xmax}:{xmax}:")).await;
     let in_progress = format!("{}:{xmax}:{}", xmax - 1, xmax - 1);
     assert_eq!(group.append([row(1, 7_000)], shared(&in_progress)).await, Stored::Overtaken);
     assert_eq!(group.append([row(1, 7_000)], shared(&format!("{xmax}:{xmax}:"))).await, Stored::Committed);
-    // What is known here of another server's transactions says nothing.
+    // A published snapshot of another server's transactions does not matter.
     seal("9000000:9000000:").await;
     assert_eq!(group.append([row(1, 8_000)], shared(&observe().await)).await, Stored::Committed);
     group.end().await;
@@ -354,7 +354,7 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
 async fn requests_of_one_term_wait_for_a_long_reconcile_together() {
     let group = Group::new().await;
     group.make_series(1..9).await;
-    // The only writer is busy while requests queue that know different counters.
+    // The only writer is busy while requests with different counters queue.
     group.database.run(SLOW).await;
     let (blocker, reconciler) = (group.database.session().await, group.database.session().await);
     blocker.batch_execute(HOLD).await.unwrap();
@@ -385,7 +385,7 @@ async fn requests_of_one_term_wait_for_a_long_reconcile_together() {
     group.end().await;
 }
 
-/// Stores while `reconcile` is frozen within its transaction: how that ended.
+/// Stores a row while `reconcile` is frozen within its transaction. Returns the result of the store.
 async fn while_frozen(group: &Group, what: Reconcile<'static>, append: Right) -> Stored {
     let (frozen, is_frozen) = tokio::sync::oneshot::channel();
     let (thaw, thawed) = mpsc::channel::<()>();
@@ -433,7 +433,7 @@ async fn without_an_election_too_nobody_writes_beside_a_reconcile() {
     group.end().await;
 }
 
-/// The layout by its one table; TimescaleDB itself is not asked for anything here.
+/// Uses the hypertable's layout with only its table. Needs nothing of TimescaleDB itself.
 #[tokio::test]
 async fn rows_of_a_hypertable_are_found_too() {
     let database = Database::new().await;

@@ -1,4 +1,4 @@
-//! Sealing: the same samples before, during and after, whoever reads, writes or dies meanwhile.
+//! Sealing: the samples are the same before, during and after it, whoever reads, writes or dies meanwhile.
 
 use std::sync::Arc;
 
@@ -12,22 +12,22 @@ use crate::setup::{Body, Database, SOON, at, now_ms, one, start, store, with_clo
 
 const STALE_MARKER: u64 = 0x7ff0_0000_0000_0002;
 
-/// Asks for everything hot to be sealed; what is answered.
+/// Requests that all hot rows are sealed, and returns the response.
 pub(crate) async fn seal(adapter: &Adapter) -> serde_json::Value {
     let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     serde_json::from_str(&answer.text()).unwrap()
 }
 
-/// Everything the view has, every bit of it, in one text.
+/// A query for a digest of the view's content with every bit of the values.
 pub(crate) const CONTENT: &str = "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), name, float8send(value), labels), E'\\n' \
                        ORDER BY name, labels::text, time, value)) || count(*) FROM metrics";
 
-/// Whether a session waits for another's lock.
+/// True if a session waits for a lock of another session.
 const SOMEBODY_WAITS: &str =
     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
 
-/// Stores so many hot rows, each as long as a row may be, of a second of its own.
+/// Stores `count` hot rows of maximum length, each with its own second.
 fn full_hot_rows(count: usize) -> String {
     format!(
         "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', array_agg(s ORDER BY s), \
@@ -35,7 +35,7 @@ fn full_hot_rows(count: usize) -> String {
     )
 }
 
-/// Series of every kind: constants, counters, decimals, odd floats, one that ends, one with times of its own.
+/// Series of all kinds: constants, counters, decimals, odd floats, a series that ends, a series with its own times.
 pub(crate) fn body(start_ms: i64, scrapes: i64) -> Body {
     let series = |f: &dyn Fn(i64) -> Option<f64>, offset_ms: i64| -> Vec<Sample> {
         (0..scrapes).filter_map(|n| Some(at(start_ms + n * 1_000 + offset_ms, f(n)?))).collect()
@@ -55,7 +55,8 @@ pub(crate) fn body(start_ms: i64, scrapes: i64) -> Body {
     body
 }
 
-/// Both answers of a remote read of everything, NaN and all.
+/// Reads everything by remote read in both response types, and returns the answer with the bits of all values, NaN
+/// included.
 pub(crate) async fn read(adapter: &Adapter) -> String {
     let answers = both(adapter, &[query(0, now_ms() + 3_600_000, &[])]).await;
     let bits = |sample: &Sample| (sample.timestamp_ms, sample.value.to_bits());
@@ -73,11 +74,11 @@ async fn readers_see_the_same_before_during_and_after() {
     store(&adapter, body(start_ms, 100)).await;
     store(&adapter, body(start_ms + 100_000, 100)).await;
     let (content, answer) = (database.one::<String>(CONTENT).await, read(&adapter).await);
-    // Within what will be chunks.
+    // A range within the future chunks.
     let part = async || both(&adapter, &[query(start_ms + 20_137, start_ms + 149_000, &[("job", "=~", "a|b")])]).await;
     let of_part = part().await;
     assert_eq!(of_part[0].iter().map(|(_, samples)| samples.len()).sum::<usize>(), 4 * 129);
-    // Some that have begun to look before, and look again after.
+    // Readers that have begun to read before sealing and read again after it.
     let mut readers = Vec::new();
     for level in ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"] {
         let reader = database.session().await;
@@ -85,7 +86,7 @@ async fn readers_see_the_same_before_during_and_after() {
         one::<i64>(&reader, "SELECT count(*) FROM pg_class").await;
         readers.push(reader);
     }
-    // And one that looks all the time.
+    // And a reader that reads all the time.
     let watcher = database.session().await;
     let expected = content.clone();
     let stop = Arc::new(tokio::sync::Notify::new());
@@ -117,7 +118,7 @@ async fn readers_see_the_same_before_during_and_after() {
     assert_eq!(database.one::<i64>(range).await, 200);
     let counted = "SELECT sum(samples)::bigint FROM metrics_segments";
     assert_eq!(database.one::<i64>(counted).await, database.samples().await);
-    // Sealing again finds nothing to do.
+    // Another round of sealing has nothing to do.
     assert_eq!(seal(&adapter).await["chunks"], 0);
 }
 
@@ -131,12 +132,13 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
         store(&adapter, sample(n, 1.0)).await;
     }
     seal(&adapter).await;
-    // Between, before, behind; and some that are there.
+    // Samples between, before and after the sealed ones, in the gaps.
     for n in (-10..110).filter(|n| n % 2 != 0) {
         store(&adapter, sample(n, 2.0)).await;
     }
     store(&adapter, sample(200, 4.0)).await;
-    // Twice while hot, with another value, and some that are sealed: as adapters by labels may store them.
+    // Doubles with other values: of a sample that is hot, and of sealed ones. Adapters by labels may store such
+    // doubles.
     for (n, value) in [(200, 5.0), (0, 3.0), (10, 3.0), (98, 3.0)] {
         let again = format!(
             "INSERT INTO metrics_hot (\"time\", series, value) SELECT to_timestamp({}::numeric / 1000), ARRAY[id], ARRAY[{value}::float8] \
@@ -169,7 +171,7 @@ async fn what_has_grown_older_than_the_retention_while_hot_is_not_sealed() {
     store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
     let sealed = seal(&adapter).await;
     assert_eq!((&sealed["samples"], &sealed["dropped_samples"]), (&101.into(), &100.into()), "{sealed}");
-    // And where there is nothing else.
+    // The same if no other rows are hot.
     database.run(expired).await;
     let sealed = seal(&adapter).await;
     assert_eq!((&sealed["samples"], &sealed["dropped_samples"]), (&100.into(), &100.into()), "{sealed}");
@@ -178,7 +180,7 @@ async fn what_has_grown_older_than_the_retention_while_hot_is_not_sealed() {
     assert_eq!(database.one::<i64>("SELECT sum(samples)::bigint FROM metrics_segments").await, 1);
 }
 
-/// By the server's clock alone: the adapter's may be wrong.
+/// Only the server's clock counts, because the adapter's clock may be wrong.
 #[tokio::test]
 async fn what_is_too_old_does_not_depend_on_the_clock_of_whoever_seals() {
     const DAYS_40_MS: i64 = 40 * 24 * 3_600_000;
@@ -204,7 +206,8 @@ async fn what_is_too_old_does_not_depend_on_the_clock_of_whoever_seals() {
 
 #[tokio::test]
 async fn a_sealer_that_dies_at_any_point_changes_nothing() {
-    // Before it begins, at the chunks that it takes out, once all chunks are stored, and at the rows that it deletes.
+    // Before sealing begins, at the chunks that it takes out, after all chunks are stored, and at the rows that it
+    // deletes.
     let sealed = [
         "LOCK metrics_segments IN ACCESS EXCLUSIVE MODE",
         "LOCK metrics_sealed IN SHARE MODE",
@@ -213,11 +216,11 @@ async fn a_sealer_that_dies_at_any_point_changes_nothing() {
     check_dying_sealer(&Database::new().await, &sealed).await;
 }
 
-/// Where a sealer waits for each of these locks, and for what is hot, it is ended.
+/// Ends a sealer while it waits for each of these locks, and for the locks on hot rows.
 pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
     let adapter = start(&database.adapter()).await;
     let start_ms = now_ms() - 400_000;
-    // The segments are there then, and some chunks into which later samples reach.
+    // After this the segments exist, and some chunks that later samples overlap.
     store(&adapter, body(start_ms, 100)).await;
     store(&adapter, body(start_ms + 150_000, 50)).await;
     seal(&adapter).await;
@@ -232,7 +235,7 @@ pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
         let client = adapter.client().clone();
         let url = adapter.url("/admin/storage/seal");
         let sealing = TaskTracker::new().spawn(async move { client.post(&url, &[], Vec::new()).await });
-        // Who observes may wait, too.
+        // An adapter that observes may wait, too.
         let waits = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
                      AND query NOT LIKE 'SELECT sender, \"time\", series FROM %'";
         database.wait(&format!("SELECT EXISTS (SELECT {waits})")).await;
@@ -248,7 +251,7 @@ pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
         }
         assert_eq!(database.one::<String>(CONTENT).await, content, "{lock}");
     }
-    // A backend whose client died may still be at it for a moment.
+    // A backend whose client died may continue for a moment.
     let sealed = async || {
         let answer = adapter.client().post(&adapter.url("/admin/storage/seal"), &[], Vec::new()).await.unwrap();
         (answer.status == 200).then_some(())
@@ -273,7 +276,7 @@ async fn neither_a_dump_nor_sealing_holds_writers_up() {
     assert_eq!(one::<String>(&dump, CONTENT).await, dumped, "the dump sees what it saw");
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'constant'").await, 100);
     dump.batch_execute("COMMIT").await.unwrap();
-    // Sealing waits for somebody's lock: writers do not.
+    // Sealing waits for another session's lock, but writers do not.
     let blocker = database.session().await;
     blocker.batch_execute("BEGIN; LOCK metrics_sealed IN SHARE MODE").await.unwrap();
     store(&adapter, body(start_ms + 200_000, 50)).await;
@@ -300,7 +303,7 @@ async fn small_chunks_are_put_together() {
     let most = "SELECT max(n) FROM (SELECT count(*) AS n FROM metrics_sealed, generate_series(0, 31) place \
                 WHERE places >> place & 1 = 1 GROUP BY bucket, place) x";
     assert!(database.one::<i64>(most).await < 12, "{}", database.one::<i64>(most).await);
-    // Found without reading all the others.
+    // The small chunks are found without reading all others.
     database
         .wait(
             "SELECT sum(idx_scan) > 0 FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid) \
@@ -332,7 +335,7 @@ async fn the_leader_seals_by_itself() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
 }
 
-/// An adapter that restarts more often than it is to seal seals all the same.
+/// An adapter that restarts more often than the interval of sealing seals nevertheless.
 #[tokio::test]
 async fn what_was_hot_for_long_when_an_adapter_starts_is_sealed_at_once() {
     let database = Database::new().await;
@@ -345,7 +348,7 @@ async fn what_was_hot_for_long_when_an_adapter_starts_is_sealed_at_once() {
     database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
 }
 
-/// A dump, say: what is sealed meanwhile stays where it was.
+/// A dump, for example: rows that are sealed meanwhile stay where they were.
 #[tokio::test]
 async fn room_that_an_open_session_kept_is_given_back() {
     let database = Database::new().await;
@@ -364,12 +367,12 @@ async fn room_that_an_open_session_kept_is_given_back() {
     database.wait("SELECT pg_relation_size('metrics_hot') < 30 * 8192").await;
 }
 
-/// It asks for all, and is not told that it is done while some is left.
+/// A request to seal all does not end while some rows are left.
 #[tokio::test]
 async fn what_another_adapter_seals_meanwhile_ends_no_round() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-seal-samples=100000000")).await;
-    // Of more than one transaction takes, the first part.
+    // More rows than one transaction takes. Meanwhile all but the last row are removed.
     database.run(&full_hot_rows(8_033)).await;
     let blocker = database.session().await;
     blocker.batch_execute("BEGIN; LOCK metrics_segments IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -383,20 +386,20 @@ async fn what_another_adapter_seals_meanwhile_ends_no_round() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
 }
 
-/// Else the planner takes what comes next for so much that the server compiles plans for seconds.
+/// Otherwise the planner overestimates the next rows so much that the server compiles plans for seconds.
 #[tokio::test]
 async fn what_is_known_of_hot_rows_fits_the_pages_that_are_left() {
     let database = Database::new().await;
     let adapter = start(&database.adapter()).await;
     store(&adapter, body(now_ms() - 100_000, 10)).await;
     seal(&adapter).await;
-    // Two rows a page: sealed ones in front, whose pages are known to be empty, others behind.
+    // Two rows per page: first sealed rows, whose pages are known to be empty, then other rows.
     database.run(&full_hot_rows(200)).await;
     let last = database.one::<i64>("SELECT max(no) FROM metrics_hot").await;
     database.run(&full_hot_rows(200)).await;
     database.run(&format!("DELETE FROM metrics_hot WHERE no <= {last}")).await;
     database.run("VACUUM (TRUNCATE false) metrics_hot").await;
-    // One more comes while the rest is sealed: its page stays.
+    // One more row arrives while the rest is sealed. Its page stays.
     let blocker = database.session().await;
     blocker.batch_execute("BEGIN; LOCK metrics_sealed IN SHARE MODE").await.unwrap();
     let meanwhile = async {
@@ -426,7 +429,7 @@ async fn a_corrupt_chunk_is_named_and_nothing_else_suffers() {
     assert!(answer.text().contains("corrupt"), "{}", answer.text());
     let error = database.client.query("SELECT * FROM metrics", &[]).await.unwrap_err();
     assert_eq!(error.code().map(|code| code.code().to_owned()), Some("XX001".to_owned()), "{error:?}");
-    // It is late for the corrupt one, which stays; the rest is sealed.
+    // The new sample is late for the corrupt chunk and overlaps it. The corrupt chunk stays; the rest is sealed.
     seal(&adapter).await;
     adapter.process().wait_for_log("corrupt", SOON).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);

@@ -1,4 +1,4 @@
-//! What every test begins with: a database of its own, adapters on it, and bodies to send them.
+//! Setup of every test: a private database, adapters on it, and request bodies.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,10 +14,10 @@ use tokio_postgres::types::FromSqlOwned;
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_prometheus-postgresql-adapter");
 
-/// How long anything may take that should happen soon, on a busy machine.
+/// Deadline for an event that should happen soon, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// A database nobody else uses, on the server all tests share, and a session as superuser in it.
+/// A private database on the server that all tests share, and a superuser session in it.
 pub(crate) struct Database {
     pub(crate) server: &'static Postgres,
     pub(crate) name: String,
@@ -36,28 +36,28 @@ impl Database {
         Self { server, name, client }
     }
 
-    /// An adapter on it, without an election; more arguments by `arg`.
+    /// Options of an adapter on this database without an election. Add more arguments with `arg`.
     pub(crate) fn adapter(&self) -> Options {
         adapter_at(&self.server.uri(&self.name))
     }
 
-    /// A started adapter that stores whatever it is sent.
+    /// Starts an adapter that stores everything that it is sent.
     pub(crate) async fn leader(&self) -> Adapter {
         start(&self.adapter()).await
     }
 
-    /// Another session as superuser.
+    /// Opens another session as superuser.
     pub(crate) async fn session(&self) -> Client {
         self.server.connect(&self.name).await
     }
 
-    /// The only column of the only row.
+    /// Returns the only column of the only row.
     #[track_caller]
     pub(crate) fn one<T: FromSqlOwned>(&self, sql: &str) -> impl Future<Output = T> {
         one(&self.client, sql)
     }
 
-    /// The first column of every row.
+    /// Returns the first column of every row.
     pub(crate) async fn column<T: FromSqlOwned>(&self, sql: &str) -> Vec<T> {
         let rows = self.client.query(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         rows.iter().map(|row| row.get(0)).collect()
@@ -68,7 +68,7 @@ impl Database {
         self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// Waits until a query of one boolean says true.
+    /// Waits until a query of one boolean returns true.
     pub(crate) async fn wait(&self, sql: &str) {
         let poll = async {
             while !self.one::<bool>(sql).await {
@@ -78,48 +78,48 @@ impl Database {
         tokio::time::timeout(SOON, poll).await.unwrap_or_else(|_| panic!("never true: {sql}"));
     }
 
-    /// How many rows the view has.
+    /// Returns the number of rows of the view.
     pub(crate) async fn samples(&self) -> i64 {
         self.one("SELECT count(*) FROM metrics").await
     }
 }
 
-/// The only column of the only row.
+/// Returns the only column of the only row.
 pub(crate) async fn one<T: FromSqlOwned>(client: &Client, sql: &str) -> T {
     client.query_one(sql, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
 }
 
-/// An adapter that stores at `uri`.
+/// Options of an adapter that stores at `uri`.
 pub(crate) fn adapter_at(uri: &str) -> Options {
     Options::new(BINARY).arg(format!("-pg-uri={uri}")).arg("-log-level=debug")
 }
 
-/// The same with a clock that is `ahead_ms` ahead, or behind if that is negative.
+/// The same options with a clock that is `ahead_ms` ahead, or behind if negative.
 pub(crate) fn with_clock(options: Options, ahead_ms: i64) -> Options {
     let environment = rig::clock::wrong_by(ahead_ms).expect("libfaketime is installed: make install-deps");
     environment.iter().fold(options, |options, (name, value)| options.env(name, value))
 }
 
-/// Starts an adapter and waits until it takes writes.
+/// Starts an adapter and waits until it accepts writes.
 pub(crate) async fn start(options: &Options) -> Adapter {
     let adapter = options.start().await;
     wait_ready(&adapter).await;
     adapter
 }
 
-/// Waits until an adapter takes writes.
+/// Waits until an adapter accepts writes.
 pub(crate) async fn wait_ready(adapter: &Adapter) {
     let ready = async || adapter.client().is_ok(&adapter.url("/-/ready")).await.then_some(());
     adapter.process().wait_until("it is ready", SOON, ready).await;
 }
 
-/// Says that the test which asks is skipped, and why. Past what keeps the output of tests that pass.
+/// Reports that the calling test is skipped, and the reason. Bypasses the capture of the output of passing tests.
 pub(crate) fn skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "{test} is skipped: {why}");
 }
 
-/// Milliseconds since 1970, now.
+/// Current time in ms since 1970.
 pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
     i64::try_from(since.as_millis()).expect("the clock is before the year 292 million")
@@ -130,7 +130,7 @@ pub(crate) fn at(timestamp_ms: i64, value: f64) -> Sample {
     Sample { timestamp_ms, value }
 }
 
-/// A remote-write 1.0 request in the making.
+/// A remote-write 1.0 request under construction.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Body(Vec<u8>);
 
@@ -139,7 +139,7 @@ impl Body {
         Self::default()
     }
 
-    /// One more series, labels in the order given, any bytes.
+    /// Adds a series with the labels in the given order. Labels may have any bytes.
     #[must_use]
     pub(crate) fn series<N: AsRef<[u8]>, V: AsRef<[u8]>>(mut self, labels: &[(N, V)], samples: &[Sample]) -> Self {
         let labels = v1::encode_labels(labels.iter().map(|(name, value)| (name, value)));
@@ -147,31 +147,31 @@ impl Body {
         self
     }
 
-    /// One more series with a name alone and one sample.
+    /// Adds a series with only a name and one sample.
     #[must_use]
     pub(crate) fn sample(self, name: &str, timestamp_ms: i64, value: f64) -> Self {
         self.series(&[("__name__", name)], &[at(timestamp_ms, value)])
     }
 
-    /// `fields` as they stand on the wire, at the end.
+    /// Appends `fields` in wire format.
     #[must_use]
     pub(crate) fn raw(mut self, fields: &[u8]) -> Self {
         self.0.extend_from_slice(fields);
         self
     }
 
-    /// The message itself.
+    /// Returns the uncompressed message.
     pub(crate) fn plain(self) -> Vec<u8> {
         self.0
     }
 
-    /// The request's body.
+    /// Returns the compressed body of the request.
     pub(crate) fn compressed(self) -> Vec<u8> {
         snappy::compress(&self.0).expect("a test's body fits a block")
     }
 }
 
-/// Sends what a Prometheus with `protobuf_message: io.prometheus.write.v2.Request` does, with one sample.
+/// Sends one sample as a Prometheus with `protobuf_message: io.prometheus.write.v2.Request` does.
 pub(crate) async fn send_v2(adapter: &Adapter) -> Response {
     let headers = [
         ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
@@ -182,14 +182,15 @@ pub(crate) async fn send_v2(adapter: &Adapter) -> Response {
     answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
 }
 
-/// Its body: symbols "", "__name__" and "up", and a series of the latter two with the value 1 at 1 ms since 1970.
+/// The body of such a request: symbols "", "__name__" and "up", and a series of the latter two with the value 1 at 1 ms
+/// since 1970.
 pub(crate) fn v2() -> Body {
     let sample = [&b"\x12\x0b\x09"[..], &1_f64.to_le_bytes(), b"\x10\x01"].concat();
     let series = [&b"\x2a\x11\x0a\x02\x01\x02"[..], &sample].concat();
     Body::new().raw(b"\x22\x00\x22\x08__name__\x22\x02up").raw(&series)
 }
 
-/// Sends a body that must be stored whole.
+/// Sends a body that must be stored completely.
 pub(crate) async fn store(adapter: &Adapter, body: Body) {
     let answer = adapter.write(body.compressed()).await;
     assert_eq!(answer.status, 204, "{}", answer.text());

@@ -1,4 +1,4 @@
-//! The schema makes itself, keeps to itself, and keeps its promises to those who read it by SQL.
+//! The tables are created automatically, only in the configured schema, and keep their promises to SQL users.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::setup::{Body, Database, SOON, adapter_at, at, now_ms, one, start, sto
 
 const HOUR_MS: i64 = 3_600_000;
 
-/// Waits until an adapter that may try twice gives up, and returns what it said.
+/// Waits until an adapter with at most one retry gives up, and returns its log line.
 pub(crate) async fn refusal(options: &rig::adapter::Options) -> String {
     let adapter = options.clone().arg("-pg-db-connect-retries=1").spawn();
     let line = adapter.process().wait_for_log("gave up", SOON).await;
@@ -28,12 +28,12 @@ pub(crate) async fn refusal(options: &rig::adapter::Options) -> String {
     line
 }
 
-/// The store as a library, for rounds of upkeep when a test wants them.
+/// Opens the store as a library, for a test that starts rounds of upkeep itself.
 pub(crate) async fn library(database: &Database, retention: Option<Duration>) -> Store {
     open(database, retention, false).await.0
 }
 
-/// The same with its writers, which are to be run.
+/// The same with the writers, which the caller has to run.
 pub(crate) async fn open(database: &Database, retention: Option<Duration>, read_only: bool) -> (Store, Vec<Writer>) {
     let uri: tokio_postgres::Config = database.server.uri(&database.name).parse().unwrap();
     let server = Server {
@@ -65,7 +65,7 @@ pub(crate) async fn open(database: &Database, retention: Option<Duration>, read_
     Store::open(config, connector, Arc::new(Metrics::new()), tracker).await.unwrap()
 }
 
-/// The segments, oldest first.
+/// Returns the segments, oldest first.
 async fn segments(database: &Database) -> Vec<String> {
     let attached = "SELECT c.relname::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN metrics_segments \
                     ON relation = relname WHERE inhparent = 'metrics_sealed'::regclass ORDER BY upper";
@@ -102,7 +102,7 @@ async fn an_ordinary_user_needs_no_more_than_a_schema_of_its_own() {
     store(&adapter, Body::new().sample("up", now, 1.0)).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM own.metrics").await, 1);
     assert_eq!(both(&adapter, &[query(0, now, &[])]).await[0].len(), 1);
-    // Who is allowed to read once may read what is made later.
+    // A role with the privilege to read once may also read what is created later.
     let grant =
         format!("GRANT USAGE ON SCHEMA own TO {dashboard}; GRANT SELECT ON ALL TABLES IN SCHEMA own TO {dashboard}");
     database.run(&grant).await;
@@ -165,8 +165,8 @@ async fn a_newer_schema_is_left_alone() {
     }
 }
 
-/// The views are for reading: what is deleted from the series, an adapter that knows its id goes on storing, and nobody
-/// sees it.
+/// The views are read-only. If a series were deleted, an adapter that knows its id would continue to store its samples,
+/// and nobody would see them.
 async fn check_views_refuse_changes(database: &Database) {
     for (view, column, value) in
         [("metrics_labels", "metric_name", "'up'"), ("metrics", "name", "'up'"), ("metrics_values", "value", "1")]
@@ -225,10 +225,10 @@ async fn a_request_over_the_border_of_a_segment_is_stored() {
     let samples = times.map(|time| at(time, 1.0));
     store(&adapter, Body::new().series(&[("__name__", "up")], &samples)).await;
     seal(&adapter).await;
-    // Four of a minute; what is ancient has one only where there is something.
+    // Four segments of a minute each.
     assert_eq!(segments(&database).await.len(), 4);
     assert_eq!(both(&adapter, &[query(0, now_ms(), &[])]).await[0][0].1, samples);
-    // Another interval goes on from what there is.
+    // Another interval continues from the existing segments.
     let wider = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
     let more = (-20..20).map(|n| at(border + n * 30_000 + 7, 2.0)).filter(|s| s.timestamp_ms <= now_ms());
     let more: Vec<_> = more.collect();
@@ -248,7 +248,7 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
     }
     seal(&adapter).await;
     assert_eq!(segments(&database).await.len(), 6);
-    // Somebody dumps the database.
+    // A dump of the database is in progress.
     let dump = database.session().await;
     dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL lock_timeout = 0").await.unwrap();
     assert_eq!(one::<i64>(&dump, "SELECT count(*) FROM metrics").await, 6);
@@ -257,7 +257,7 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
         store.upkeep(Duration::ZERO).await
     };
     let ingest = async {
-        // Once it waits for the dump, it must not make others wait.
+        // While upkeep waits for the dump, it must not make other sessions wait.
         database
             .wait(
                 "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%DETACH PARTITION%CONCURRENTLY%' \
@@ -276,7 +276,7 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
     };
     let (kept, ()) = tokio::join!(upkeep, ingest);
     kept.expect("upkeep goes on once the dump is over");
-    // Whole segments go: what is left is at most an hour older than it need be.
+    // Only whole segments are dropped, so the remaining samples are at most an hour older than necessary.
     let kept = "SELECT min(time) > now() - interval '5 hours 1 minute' FROM metrics";
     assert!(database.one::<bool>(kept).await);
     let left = segments(&database).await;
@@ -284,13 +284,13 @@ async fn retention_drops_whole_segments_and_never_stops_ingest() {
     let orphans = "SELECT count(*) FROM pg_class LEFT JOIN pg_inherits ON inhrelid = oid \
                    WHERE relname ~ '^metrics_sealed_[0-9]+$' AND relkind = 'r' AND inhrelid IS NULL";
     assert_eq!(database.one::<i64>(orphans).await, 0);
-    // What is late for a segment that is gone makes it anew.
+    // A late sample for a dropped segment creates the segment again.
     store(&adapter, Body::new().sample("up", now - 5 * HOUR_MS, 2.0).sample("up", now + 50, 2.0)).await;
     seal(&adapter).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE value = 2").await, 2);
 }
 
-/// Whether a session waits for another's lock.
+/// True if a session waits for a lock of another session.
 const SOMEBODY_WAITS: &str =
     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
 
@@ -326,7 +326,7 @@ async fn an_adapter_frozen_while_it_makes_a_segment_keeps_no_other_from_sealing(
     adapter.process().wait_until("it seals", SOON, sealed).await;
 }
 
-/// Its process is stopped, or its host hangs: here, what it does in upkeep is not gone on with.
+/// The leader's process is stopped, or its host hangs. In this test, its upkeep is not continued.
 #[tokio::test]
 async fn a_leader_frozen_in_upkeep_holds_up_neither_new_series_nor_the_next_leaders_upkeep() {
     let database = Database::new().await;
@@ -355,7 +355,7 @@ async fn a_leader_frozen_in_upkeep_holds_up_neither_new_series_nor_the_next_lead
     assert_eq!(database.column::<String>("SELECT name FROM metrics").await, ["new"]);
 }
 
-/// However long it takes.
+/// However long upkeep takes.
 #[tokio::test]
 async fn upkeep_that_goes_on_keeps_its_lock() {
     let database = Database::new().await;
@@ -383,7 +383,7 @@ async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
     library.upkeep(Duration::MAX).await.unwrap();
     let marked = "SELECT name FROM metrics_series WHERE ended_at IS NOT NULL ORDER BY name";
     assert_eq!(database.column::<String>(marked).await, ["back", "gone", "stored_again"]);
-    // One is looked up anew, one is stored by an adapter that knows its id from before.
+    // One series is looked up again; one is stored by an adapter that already knows its id.
     let other = start(&database.adapter()).await;
     store(&other, Body::new().sample("back", now, 1.0)).await;
     store(&adapter, Body::new().sample("stored_again", now, 1.0)).await;
@@ -395,13 +395,14 @@ async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
     let left = "SELECT name FROM metrics_series ORDER BY name";
     assert_eq!(database.column::<String>(left).await, ["back", "hot", "sealed", "stored_again"]);
     assert_eq!(database.column::<String>(marked).await, [""; 0]);
-    // It may begin anew, under another id.
+    // The series may begin again, under another id.
     let third = start(&database.adapter()).await;
     store(&third, Body::new().sample("gone", now, 1.0)).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'gone'").await, 1);
 }
 
-/// Pods that come and go: what a table of series, its indexes and the cache take does not grow with all there ever were.
+/// Pods that come and go: the table of series, its indexes and the cache do not grow with the number of series that
+/// ever existed.
 #[tokio::test]
 async fn short_lived_series_come_and_go_and_leave_no_room_taken() {
     const WAVE: i64 = 8_000;
@@ -490,7 +491,7 @@ async fn what_sql_users_were_promised() {
     assert_eq!(database.column::<i64>(&times).await, [now - 3 * HOUR_MS, now - 2 * HOUR_MS, now - HOUR_MS]);
     let rows = format!("SELECT labels->>'instance' || value FROM {}", range(0, 0));
     assert_eq!(database.column::<String>(&rows).await, ["a1"]);
-    // By constants and by what a dashboard has, only the segments in the range are touched.
+    // With constants and with the expressions of a dashboard, only the segments in the range are touched.
     let touched = async |statement: &str| {
         let plan = database.column::<String>(&format!("EXPLAIN (ANALYZE, COSTS OFF) {statement}")).await.join("\n");
         let scanned = plan.lines().filter(|line| line.contains("Scan") && !line.contains("never executed"));
@@ -508,7 +509,7 @@ async fn an_hour_of_one_metric_touches_only_its_chunks() {
     let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=6h")).await;
     let start_ms = now_ms() / (6 * HOUR_MS) * 6 * HOUR_MS - 3 * HOUR_MS;
     let hour = async |start_ms: i64| {
-        // A metric's series are made together, so that they share chunks.
+        // The series of a metric are created together, so that they share chunks.
         for name in (0..30).map(|name| format!("metric_{name}")) {
             let series = |body: Body, n: i64| {
                 let samples = (0..60).map(|at_n| at(start_ms + at_n * 60_000, (at_n * at_n * n % 1_009) as f64));
@@ -523,7 +524,7 @@ async fn an_hour_of_one_metric_touches_only_its_chunks() {
     store(&adapter, Body::new().series(&[("__name__", "old")], &month)).await;
     hour(start_ms - HOUR_MS).await;
     database.run("ANALYZE").await;
-    // Of this one the planner knows nothing yet.
+    // The planner knows nothing of this hour yet.
     hour(start_ms).await;
     let statement = format!(
         r#"EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM metrics_range('metric_7', '{{}}', to_timestamp({}), to_timestamp({}))"#,

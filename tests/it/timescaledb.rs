@@ -1,4 +1,5 @@
-//! With TimescaleDB the same is stored and found. Needs the extension installed beside the server, and says so if it is not.
+//! With TimescaleDB the same samples are stored and found. Needs the extension beside the server; the tests report if
+//! it is missing.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -16,14 +17,14 @@ use crate::seal::{CONTENT, body, check_dying_sealer, read, seal};
 use crate::setup::{Body, Database, SOON, at, now_ms, skipped, start, store};
 use crate::storage::{library, refusal};
 
-/// Which edition a server is to be.
+/// Edition of TimescaleDB that a server uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Edition {
     Community,
     Apache,
 }
 
-/// A database with the extension; `None`, and why on standard output, where there is none to be had.
+/// A database with the extension. `None` if the extension is not available; the reason is printed.
 async fn database(edition: Edition, statement: &str) -> Option<Database> {
     static SERVERS: [OnceCell<Postgres>; 2] = [const { OnceCell::const_new() }; 2];
     let plain = Database::new().await;
@@ -46,12 +47,12 @@ async fn database(edition: Edition, statement: &str) -> Option<Database> {
 
 const INSTALL: &str = "CREATE EXTENSION timescaledb";
 
-/// Compresses every segment, as the policy does with those that are old enough.
+/// Compresses every segment, as the policy does with segments that are old enough.
 const COMPRESS: &str = "SELECT compress_chunk(c, if_not_compressed => true) FROM show_chunks('metrics_samples') c";
 
 const IS_HYPERTABLE: &str = "SELECT to_regclass('metrics_samples') IS NOT NULL";
 
-/// Late samples and doubles of what [`body`] has, as a sender brings them that starts anew.
+/// Late samples and doubles of samples of [`body`], as from a sender that restarts.
 fn more(start_ms: i64) -> Body {
     let late: Vec<_> = (0..100).map(|n| at(start_ms + n * 1_000 + 500, 7.0)).collect();
     let doubles: Vec<_> = (0..100).map(|n| at(start_ms + n * 1_000, 8.0)).collect();
@@ -61,7 +62,7 @@ fn more(start_ms: i64) -> Body {
         .series(&[("__name__", "decimal"), ("job", "b")], &[at(start_ms - 3_600_000, 9.0)])
 }
 
-/// Everything SQL and remote read give, each told by a number alone.
+/// Hashes of all that SQL and remote read return.
 async fn all(database: &Database, adapter: &Adapter, start_ms: i64) -> (String, String, u64) {
     let range = format!(
         "SELECT md5(string_agg(concat_ws(' ', extract(epoch FROM time), float8send(value), labels), E'\\n' \
@@ -169,7 +170,7 @@ async fn a_new_leader_begins_where_the_old_one_stopped_though_it_is_sealed() {
         adapter.process().wait_until("it takes a request", SOON, taken).await;
     };
     let every = |step: usize, from: i64, to: i64| -> Vec<i64> { (from..=to).step_by(step).collect() };
-    // It sends when the test does.
+    // The Prometheus sends only when the test does.
     let candidate = |name| candidate(&uri, name).arg("-leader-election-pg-advisory-lock-prometheus-timeout=0");
     let a = candidate("adapter a").start().await;
     send(&a, &every(5, -120, -90), 1.0).await;
@@ -188,7 +189,7 @@ async fn a_new_leader_begins_where_the_old_one_stopped_though_it_is_sealed() {
         times.iter().map(|ms| (ms - now) / 1_000).collect()
     };
     assert_eq!(times().await, [every(5, -120, -90), every(5, -88, -53)].concat(), "nothing twice, nothing missing");
-    // A hole is compared with what is sealed.
+    // Samples for a gap are compared with the sealed ones.
     b.process().kill9().await;
     let c = candidate("adapter c").start().await;
     send(&c, &every(5, -10, 0), 3.0).await;
@@ -285,7 +286,7 @@ async fn a_store_stays_as_it_was_made() {
     let is_hypertable = async |schema: &str| {
         database.one::<bool>(&format!("SELECT to_regclass('{schema}.metrics_samples') IS NOT NULL")).await
     };
-    // Not in the database yet.
+    // The extension is not in the database yet.
     drop(start(&timescaledb("auto", "before")).await);
     assert!(!is_hypertable("before").await);
     drop(start(&timescaledb("true", "made")).await);

@@ -1,4 +1,4 @@
-//! What a sender gives is what the database holds, or it is told why not, series by series.
+//! The database holds what a sender sent, or the sender is told the reason, series by series.
 
 use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Sample};
 
@@ -6,17 +6,18 @@ use crate::election::candidate;
 use crate::reader::{both, query};
 use crate::setup::{Body, Database, SOON, at, now_ms, skipped, start, store};
 
-/// A label's name and value, which need not be text.
+/// Name and value of a label. Need not be text.
 type BytesPair<'a> = (&'a [u8], &'a [u8]);
 
-/// A refusal that says what it refuses.
+/// Checks that an answer refuses a request and names what it refuses.
 #[track_caller]
 fn assert_named(answer: &rig::http::Response, named: &str) {
     assert_eq!(answer.status, 400, "{named}: {}", answer.text());
     assert!(answer.text().contains(named), "{named}: {}", answer.text());
 }
 
-/// How many samples, histograms and exemplars an answer says were written; `None` where it does not say.
+/// Returns the numbers of samples, histograms and exemplars that an answer reports as written; `None` where a number is
+/// missing.
 fn written(answer: &rig::http::Response) -> [Option<&str>; 3] {
     ["samples", "histograms", "exemplars"]
         .map(|kind| answer.header(&format!("x-prometheus-remote-write-{kind}-written")))
@@ -89,7 +90,7 @@ async fn a_label_of_one_letter_or_none_of_ascii_is_a_label() {
 async fn labels_and_names_of_ten_kilobytes_are_stored() {
     let database = Database::new().await;
     let adapter = database.leader().await;
-    // Nothing that compresses well, lest it fit where it would not.
+    // A text that does not compress well. A text that compresses well might fit although it should not.
     let long: String =
         (0..10_240_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
     let now = now_ms();
@@ -116,7 +117,7 @@ async fn the_order_of_labels_and_empty_labels_make_no_other_series() {
         &[("__name__", "up"), ("a", "1"), ("absent", ""), ("b", "2")],
         &[("__name__", "up"), ("__replica__", "a"), ("a", "1"), ("b", "2")],
     ];
-    // All in one request, then each in its own.
+    // All forms in one request, then each form in a separate request.
     let all = forms.iter().enumerate().fold(Body::new(), |body, (n, labels)| body.series(labels, &[at(now, n as f64)]));
     store(&adapter, all).await;
     for (n, labels) in forms.iter().enumerate() {
@@ -261,7 +262,7 @@ async fn an_answer_of_400_says_how_much_was_written_on_leader_and_standby() {
         ("a bad series", good.clone().series(&[("a", "1")], &[at(now, 1.0), at(now + 1, 1.0)]), "2"),
         ("a bad time", good.clone().series(&[("__name__", "up")], &[at(now + 1, 1.0), at(i64::MAX, 1.0)]), "3"),
         ("a time past the retention", good.clone().sample("up", now - 7_200_000, 1.0).raw(histogram), "2"),
-        // What is stored already is written.
+        // A sample that is already stored counts as written.
         ("a time twice", good.clone().sample("up", now, 3.0).raw(histogram), "3"),
     ];
     let options = |name| candidate(&uri, name).arg("-pg-retention=1h").arg("-pg-prometheus-chunk-interval=1h");
@@ -274,7 +275,7 @@ async fn an_answer_of_400_says_how_much_was_written_on_leader_and_standby() {
             let answer = adapter.write(body.clone().compressed()).await;
             assert_eq!((answer.status, written(&answer)), (400, [Some(*samples), Some("0"), Some("0")]), "{what}");
         }
-        // A sender of 1.0 that finds them beside a success takes what they leave out for lost.
+        // If a sender of 1.0 gets these headers with a success, it assumes that samples that they omit are lost.
         for body in [&good, &Body::new(), &Body::new().raw(exemplar)] {
             let answer = adapter.write(body.clone().compressed()).await;
             assert_eq!((answer.status, written(&answer)), (204, [None; 3]));
@@ -326,7 +327,7 @@ async fn what_a_pair_stores_an_adapter_without_an_election_does_not_store_again(
     let is_taken = async || (elected.write(twenty("a", "shared", start)).await.status == 204).then_some(());
     elected.process().wait_until("it leads", SOON, is_taken).await;
     let mut scrapes = 1;
-    // What comes before it has observed the pair is stored.
+    // Samples that arrive before the adapter has observed the pair are stored.
     let refused = async || {
         scrapes += 1;
         let now = start + scrapes * 1_000;
@@ -345,6 +346,6 @@ async fn what_a_pair_stores_an_adapter_without_an_election_does_not_store_again(
     }
     assert_eq!(database.samples().await, before + 19 * 20);
     assert_eq!(alone.write(twenty("b", "shared", start)).await.status, 503);
-    // Most of what it sends is its own.
+    // Most of the series that the adapter gets now are its own.
     assert_eq!(alone.write(twenty("b", "more", start)).await.status, 204);
 }

@@ -1,4 +1,4 @@
-//! However often a request comes, by whichever adapter and with whatever outcome, it is stored once.
+//! A request is stored once, however often it arrives, by whichever adapter and with whatever outcome.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::setup::{Body, Database, SOON, adapter_at, at, now_ms, one, start, store};
 
-/// Many series, a sample each.
+/// Many series with one sample each.
 fn scrape(time_ms: i64) -> Body {
     (0..50).fold(Body::new(), |body, n| body.series(&[("__name__", "up"), ("n", &n.to_string())], &[at(time_ms, 1.0)]))
 }
 
-/// A trigger that makes the commit of a request wait while somebody holds the advisory lock 42.
+/// A trigger that makes the commit of a request wait while a session holds the advisory lock 42.
 const SLOW_COMMIT: &str = "
     CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END';
     CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON metrics_requests DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION slow()";
 
-/// A trigger that makes COPY fail, after the keys of the requests have been claimed.
+/// A trigger that makes COPY fail after the keys of the requests have been claimed.
 const FAILING_COPY: &str = "
     CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END';
     CREATE TRIGGER fail BEFORE INSERT ON metrics_hot FOR EACH ROW EXECUTE FUNCTION fail()";
 
-/// How many sessions of this database wait for a lock of a kind.
+/// A query that is true if exactly `count` sessions of this database wait for a lock of kind `event`.
 fn waiting(event: &str, count: usize) -> String {
     format!(
         "SELECT count(*) = {count} FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
@@ -82,7 +82,7 @@ async fn a_retry_waits_for_the_attempt_that_still_runs() {
     let database = Database::new().await;
     let (first, second) = (database.leader().await, database.leader().await);
     let now = now_ms();
-    // Series and segment are there: only the samples are to be stored.
+    // The series and the segment exist: only the samples have to be stored.
     store(&first, scrape(now - 1000)).await;
     database.run(SLOW_COMMIT).await;
     let blocker = database.session().await;
@@ -131,7 +131,7 @@ async fn a_retry_stores_what_a_killed_attempt_did_not() {
     assert_eq!(database.samples().await, 100);
 }
 
-/// Leads to a server until it is armed: then the next word of a commit is swallowed and its connection cut.
+/// Forwards connections to a server. Once armed, drops the next answer to a COMMIT and cuts its connection.
 async fn cutting_proxy(server_port: u16) -> (u16, Arc<AtomicBool>, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -197,7 +197,7 @@ async fn a_database_that_is_down_is_not_the_senders_fault() {
     let now = now_ms();
     store(&adapter, scrape(now)).await;
     server.stop(Stop::Fast).await;
-    // Known series, and new ones; each would be lost by any answer but a 5xx.
+    // Known series and new ones. Any answer except a 5xx would lose them.
     let bodies = [scrape(now + 1000), Body::new().sample("new", now, 1.0)];
     for body in &bodies {
         let answer = adapter.write(body.clone().compressed()).await;
@@ -221,7 +221,7 @@ async fn two_adapters_make_the_same_series_at_once() {
         order.fold(Body::new(), |body, n| body.series(&[("__name__", "m"), ("n", &n.to_string())], &[sample]))
     };
     let requests = (0..4).flat_map(|part| {
-        // The one upwards, the other downwards, with other parts beside, so that they meet in every order.
+        // One upwards, the other downwards, with other parts at the same time, so that they meet in every order.
         let range = part * 250..part * 250 + 1250;
         [
             (&first, body(&mut range.clone(), at(now + part, 1.0))),

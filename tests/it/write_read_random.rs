@@ -1,4 +1,4 @@
-//! Whatever is written comes back bit for bit: at random, and as a real pair sent it.
+//! Everything that is written comes back bit for bit: random data, and requests that a real pair sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use prost::Message;
 use crate::reader::{Series, query, samples, streamed};
 use crate::setup::{Body, Database, now_ms, skipped, store};
 
-/// Times from half an hour ago on, in ms, each with the bits of a value.
+/// Times in ms from half an hour ago, each with the bits of a value.
 type Points = BTreeMap<i64, u64>;
 
 fn series() -> impl Strategy<Value = BTreeMap<BTreeMap<String, String>, Points>> {
@@ -33,7 +33,7 @@ fn series() -> impl Strategy<Value = BTreeMap<BTreeMap<String, String>, Points>>
     btree_map(btree_map(name, value, 0..6), points, 1..40)
 }
 
-/// Every sample in some request, the requests in some order.
+/// Distributes all samples to requests, in random order.
 fn batches(all: &[(Vec<(String, String)>, Sample)], shuffle: &mut TestRunner) -> Vec<Body> {
     let order = Just(all.to_vec()).prop_shuffle().new_tree(shuffle).unwrap().current();
     let mut rest = &order[..];
@@ -78,7 +78,7 @@ async fn random_series_come_back_bit_for_bit() {
     }
 }
 
-/// The messages of remote write as their authors describe them, decoded by nothing of ours.
+/// The messages of remote write as specified by their authors, decoded without code of this adapter.
 #[derive(Clone, PartialEq, Message)]
 struct WriteRequest {
     #[prost(message, repeated, tag = "1")]
@@ -87,7 +87,7 @@ struct WriteRequest {
 
 #[derive(Clone, PartialEq, Message)]
 struct TimeSeries {
-    /// Each a `Label`, looked into once only: a capture has 1,340 series and half a million samples.
+    /// Each a `Label`, decoded only once: a capture has 1,340 series and half a million samples.
     #[prost(bytes = "vec", repeated, tag = "1")]
     labels: Vec<Vec<u8>>,
     #[prost(message, repeated, tag = "2")]
@@ -110,7 +110,7 @@ struct Point {
     timestamp: i64,
 }
 
-/// A folder of captured requests, in order; `None` with a word about it when it is not here.
+/// Returns the captured requests of a folder, in order; `None` and a message if the folder is missing.
 fn capture(name: &str) -> Option<Vec<Vec<u8>>> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/captures/prometheus-2.42-pair").join(name);
     let Ok(entries) = std::fs::read_dir(&folder) else {
@@ -128,7 +128,7 @@ async fn what_a_real_prometheus_sent_is_stored_once() {
     let (mut keys, mut identities) = (HashMap::new(), HashMap::new());
     for name in ["a", "b"] {
         let Some(bodies) = capture(name) else { return };
-        // An adapter for each: one that does not elect serves one replica.
+        // One adapter for each: an adapter without an election serves one replica.
         let adapter = database.leader().await;
         for body in &bodies {
             let plain = snap::raw::Decoder::new().decompress_vec(body).unwrap();
@@ -145,7 +145,7 @@ async fn what_a_real_prometheus_sent_is_stored_once() {
             assert_eq!(answer.status, 204, "{}", answer.text());
         };
         stream::iter(bodies.clone()).for_each_concurrent(8, &send).await;
-        // Every tenth again, as after answers that were lost.
+        // Every tenth request again, as if its answer was lost.
         stream::iter(bodies.into_iter().step_by(10)).for_each_concurrent(8, &send).await;
         if name == "a" {
             assert_eq!(database.samples().await, expected.len() as i64);
@@ -156,7 +156,7 @@ async fn what_a_real_prometheus_sent_is_stored_once() {
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_labels").await, identities.len() as i64);
 }
 
-/// What makes a series one: its labels but for the replica's, in order.
+/// Identity of a series: its labels without the replica's label, in order.
 fn identity(labels: &[Vec<u8>]) -> BTreeSet<(String, String)> {
     let labels = labels.iter().map(|label| Label::decode(&label[..]).unwrap());
     labels.filter(|label| label.name != "__replica__").map(|label| (label.name, label.value)).collect()

@@ -1,4 +1,4 @@
-//! One adapter: what it does with a request, and what it knows of who leads.
+//! One adapter: its handling of requests, and its knowledge of the leader.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,37 +18,38 @@ use crate::settings::Mode;
 use crate::store::Store;
 use crate::world::World;
 
-/// What is sent again and again until it is acknowledged; rows have the judge's numbers of series.
+/// A request that is sent repeatedly until it is acknowledged. The rows have the judge's numbers of series.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
     pub(crate) key: Uuid,
     pub(crate) rows: Vec<Row>,
 }
 
-/// How a request is answered.
+/// Response to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Accepted,
-    /// Some of it can never be stored.
+    /// Some of its samples can never be stored.
     Bad,
-    /// To be tried again.
+    /// The sender is to retry.
     Refused,
 }
 
-/// A life of an adapter.
+/// One run of an adapter's process.
 pub(crate) struct Adapter {
     pub(crate) world: Rc<World>,
     pub(crate) index: usize,
     pub(crate) node: NodeId,
     pub(crate) senders: Senders,
-    /// Not by labels.
+    /// Not used by labels.
     pub(crate) role: RefCell<Role>,
     pub(crate) liveness: RefCell<Liveness>,
     pub(crate) write_path: WritePath,
     pub(crate) cluster: RefCell<Cluster>,
-    /// Roles may have changed.
+    /// Signals that roles may have changed.
     pub(crate) changed: Signal,
-    /// Something cannot wait: a request began, a connection was closed, a write was fenced, an order came.
+    /// Signals an event that cannot wait: a request began, a connection was closed, a write was fenced, an order
+    /// arrived.
     pub(crate) woken: Signal,
     pub(crate) is_fenced: Cell<bool>,
     pub(crate) orders: RefCell<Vec<Order>>,
@@ -56,10 +57,10 @@ pub(crate) struct Adapter {
     pub(crate) in_flight: Cell<usize>,
 }
 
-/// A request waits so long for a role that can answer.
+/// Maximum time for which a request waits for a role that can answer it.
 const SETTLE_MS: Ms = 2_000;
 
-/// Samples further ahead of the server's clock are refused.
+/// Samples that are further ahead of the server's clock are refused.
 const FUTURE_MS: i64 = 600_000;
 
 impl Adapter {
@@ -92,7 +93,7 @@ impl Adapter {
         let world = &self.world;
         let observing = Rc::clone(self);
         if world.settings.mode != Mode::Labels {
-            // There from the start.
+            // The sender exists from the start.
             self.senders.of(self.index);
         }
         world.kernel.spawn(self.node, async move { observing.senders.run().await });
@@ -117,7 +118,7 @@ impl Adapter {
         !self.world.kernel.is_dead(self.node)
     }
 
-    /// Of one that sends to this adapter.
+    /// Returns the sender of a replica that sends to this adapter.
     pub(crate) fn member(&self, replica: usize) -> Rc<Member> {
         self.senders.of(replica)
     }
@@ -143,7 +144,7 @@ impl Adapter {
         }
     }
 
-    /// Stores or buffers what a replica sends.
+    /// Stores or buffers the samples of a replica's request.
     pub(crate) async fn receive(&self, replica: usize, batch: &Batch, is_new: bool) -> Answer {
         self.in_flight.set(self.in_flight.get() + 1);
         let (now, name) = (self.world.kernel.instant(), replica.to_string());
@@ -227,7 +228,7 @@ impl Adapter {
         self.write_path.failing()
     }
 
-    /// A connection of a replica's was closed, after so many requests.
+    /// Notes that a connection of a replica was closed after `requests` requests.
     pub(crate) fn on_closed(&self, replica: usize, requests: u32) {
         let now = self.world.kernel.instant();
         let mut tells = self.liveness.borrow_mut().closed(requests > 1, now);
@@ -239,7 +240,7 @@ impl Adapter {
         }
     }
 
-    /// A connection of a replica's has carried its first request.
+    /// Notes that a connection of a replica has carried its first request.
     pub(crate) fn on_connected(&self, replica: usize) {
         self.liveness.borrow_mut().connected();
         if let Some(heard) = self.cluster.borrow_mut().heard(&replica.to_string()) {

@@ -1,4 +1,5 @@
-//! The election by labels: follows `src/election/by_labels/rounds.rs` and `board.rs` around the real rules of a cluster.
+//! The election by labels. Follows `src/election/by_labels/coordinator.rs` and `cluster_table.rs` around the real rules
+//! of a cluster.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use crate::server::yields;
 use crate::settings::{Ordered, ms};
 use crate::world::World;
 
-/// What one adapter tells of the leading replica; times by the server's clock.
+/// Report of one adapter about the leading replica. Times are by the server's clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Report {
     reported_ms: i64,
@@ -27,7 +28,7 @@ pub(crate) struct Report {
     patience: Option<Duration>,
 }
 
-/// The same as it is sent.
+/// The same report in the form in which it is sent.
 #[derive(Clone, Copy, Debug)]
 struct Tells {
     token: Option<Uuid>,
@@ -48,14 +49,14 @@ const TRY_AGAIN_MS: Ms = 100;
 const BEGIN_AGAIN_MS: Ms = 500;
 const DRAINED_WITHIN_MS: Ms = 1_000;
 
-/// An adapter that has not reported for so long is not waited for.
+/// Age of the last report from which on nobody waits for the adapter.
 const LIVES_MS: Ms = 3_000;
 
-/// An order lasts so long.
+/// Duration of an order.
 const ORDERED_MS: Ms = 10_000;
 
 impl Adapter {
-    /// Takes part until it is told to stop, and has nothing left.
+    /// Takes part in the election until the adapter is asked to stop and nothing is left to store.
     pub(crate) async fn rounds(self: &Rc<Self>) {
         let (kernel, life) = (&self.world.kernel, self.world.uuid());
         let beginning = Rc::new(Cell::new(None));
@@ -80,7 +81,7 @@ impl Adapter {
         self.world.adapter_ended(self.index);
     }
 
-    /// Returns whether a replica that was to lead does.
+    /// Returns `false` if a replica was to take over and did not.
     async fn round(self: &Rc<Self>, life: Uuid, beginning: &Rc<Cell<Option<Uuid>>>) -> Result<bool, Lost> {
         let mut have_taken = true;
         self.read(life).await?;
@@ -126,7 +127,7 @@ impl Adapter {
         });
     }
 
-    /// Tells the others, and reads what they told.
+    /// Reports to the other adapters, and reads their reports.
     async fn read(&self, life: Uuid) -> Result<(), Lost> {
         let asked = self.world.kernel.instant();
         let tells = {
@@ -176,7 +177,7 @@ impl Adapter {
 }
 
 impl World {
-    /// A round's two statements.
+    /// The two statements of a round.
     fn board(&self, of: (usize, Uuid), tells: Tells) -> Option<ClusterRow> {
         let server_ms = self.server_ms();
         let mut database = self.database.borrow_mut();
@@ -242,7 +243,7 @@ impl World {
         may
     }
 
-    /// An operator's order; a hold until a time.
+    /// Gives an operator's order. A hold lasts until the time `until`.
     pub(crate) async fn order_by_labels(self: &Rc<Self>, replica: usize, order: Ordered, until: Ms) {
         let server_ms = self.server_ms();
         {

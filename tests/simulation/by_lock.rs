@@ -1,4 +1,4 @@
-//! The election among adapters that have each a Prometheus of their own: follows `src/election/advisory_lock.rs` around the real
+//! The election among adapters that each have their own Prometheus. Follows `src/election/driver.rs` around the real
 //! machine.
 
 use prometheus_postgresql_adapter::election::role::LeaderRow;
@@ -25,11 +25,11 @@ use crate::settings::ms;
 
 type Session = End<Ask, Told>;
 
-/// When the process is stopped, it waits so long for what it has buffered.
+/// Maximum time that a stopping process waits until its buffer is empty.
 pub(crate) const GRACE_MS: Ms = 25_000;
 
 impl Adapter {
-    /// Takes part until it is told to stop.
+    /// Takes part in the election until the adapter is asked to stop.
     pub(crate) async fn elect(self: &Rc<Self>) {
         let config = self.world.settings.election.clone();
         let mut machine = Machine::new(config.clone(), self.now());
@@ -87,7 +87,7 @@ impl Adapter {
         self.world.kernel.instant()
     }
 
-    /// Told to stop, and nothing is left in its buffer, or it has waited for that for long enough.
+    /// True if the adapter was asked to stop and its buffer is empty, or if it has waited long enough for that.
     fn is_to_stop(&self, stops_at: &Cell<Option<Ms>>) -> bool {
         if !self.is_stopping.get() {
             return false;
@@ -200,7 +200,7 @@ impl Adapter {
         }
     }
 
-    /// As `Senders::observed`.
+    /// Like `Senders::observed`.
     fn open_others(&self, fence: Fence) {
         let member = self.senders.of(self.index);
         if member.leads.get() != Some(fence.token) {
@@ -298,7 +298,7 @@ impl Adapter {
         self.changed.tell();
     }
 
-    /// Whoever tells who leads.
+    /// Gives an order to the adapter, from an operator or an external party.
     pub(crate) fn order(&self, order: Order) {
         self.orders.borrow_mut().push(order);
         self.woken.tell();

@@ -1,4 +1,4 @@
-//! What the server has: who leads, locks, transactions, and what is stored.
+//! State of the server: leader, locks, transactions, and stored samples.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -22,9 +22,9 @@ pub(crate) struct Group {
     pub(crate) token: Option<Uuid>,
     pub(crate) holder: usize,
     pub(crate) sender: Option<SenderNo>,
-    /// By the server's clock, as are all times here.
+    /// By the server's clock, like all times in this struct.
     pub(crate) heartbeat_ms: Option<i64>,
-    /// Who is to lead next, anybody else without one, and until when.
+    /// The next leader, or `None` for any other one, and the end of the order.
     pub(crate) successor: Option<(Option<usize>, i64)>,
     pub(crate) held_out: Vec<usize>,
     pub(crate) reconciled: i64,
@@ -45,9 +45,9 @@ pub(crate) struct Database {
     /// By replica.
     pub(crate) senders: BTreeMap<usize, SenderNo>,
     pub(crate) offsets_ms: BTreeMap<SenderNo, i64>,
-    /// The advisory lock: the session that has it, and how often.
+    /// The advisory lock: the session that has it, and how many times the session has taken it.
     pub(crate) lock: Option<(u64, u32)>,
-    /// Sessions that try it.
+    /// Sessions that try the advisory lock.
     pub(crate) sessions: BTreeMap<u64, TaskId>,
     turns: Vec<Turn>,
     pub(crate) keys: HashSet<Uuid>,
@@ -55,40 +55,40 @@ pub(crate) struct Database {
     next_xid: u64,
     running: BTreeSet<u64>,
     ended: u64,
-    /// By transaction: whose, series and time.
+    /// By transaction: sender, series and time.
     hot: BTreeMap<u64, Vec<(SenderNo, i64, i64)>>,
-    /// By series and time: whose, as far as that is known.
+    /// By series and time: the sender, if known.
     times: BTreeMap<(i64, i64), Option<SenderNo>>,
     pub(crate) sealed_newest_ms: i64,
-    /// What sealing has removed, at most.
+    /// Snapshot of the transactions whose rows sealing may have removed.
     pub(crate) sealed_to: Position,
-    /// By id, the judge's numbers of series.
+    /// The judge's numbers of series, by id.
     pub(crate) series: Vec<usize>,
     pub(crate) reports: BTreeMap<(usize, Uuid), Report>,
 }
 
-/// What an observation reads.
+/// Result of an observation.
 pub(crate) struct Observed {
     pub(crate) position: Position,
     pub(crate) is_complete: bool,
     pub(crate) group: Group,
     pub(crate) offsets_ms: BTreeMap<SenderNo, i64>,
     pub(crate) server_ms: i64,
-    /// Of the one that asks, if it could be measured.
+    /// Clock offset of the adapter that observes, if it could be measured.
     pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) newest_series_id: i64,
     pub(crate) sealed_newest_ms: i64,
     pub(crate) rows: Vec<(SenderNo, i64, i64)>,
 }
 
-/// A transaction that has a number: rolled back when dropped.
+/// A transaction with an id. Rolled back on drop.
 pub(crate) struct Transaction {
     world: Rc<World>,
     xid: u64,
     claim: Option<Uuid>,
 }
 
-/// The group's lock, until dropped.
+/// The group's lock, held until drop.
 pub(crate) struct Held {
     world: Rc<World>,
     number: u64,
@@ -125,13 +125,13 @@ impl Database {
         Position { xmax, xip: self.running.range(..xmax).copied().collect() }
     }
 
-    /// Found or made.
+    /// Returns the number of a sender; creates it if it does not exist.
     pub(crate) fn sender_no(&mut self, replica: usize) -> SenderNo {
         let next = SenderNo(i32::try_from(self.senders.len()).unwrap_or(0) + 1);
         *self.senders.entry(replica).or_insert(next)
     }
 
-    /// The ids of series, found or made.
+    /// Returns the ids of series; creates those that do not exist.
     pub(crate) fn find_series(&mut self, series: &[usize]) -> HashMap<usize, i64> {
         let find = |series: &usize| {
             let place = self.series.iter().position(|known| known == series).unwrap_or_else(|| {
@@ -144,7 +144,8 @@ impl Database {
         series.iter().map(find).collect()
     }
 
-    /// Whether a row that may not have been observed has one of these samples of the same sender, or may have had and is sealed.
+    /// True if the same sender has one of these samples in a row that may not have been observed, or may have had it in
+    /// such a row before it was sealed.
     pub(crate) fn has_any(&self, rows: &[Row], right: &Right, server_ms: i64) -> bool {
         let Some(observed) = &right.observed else { return false };
         let mut rows = rows.iter().filter(|row| row.time_ms < server_ms - SENT_AGAIN_MS).peekable();
@@ -176,7 +177,7 @@ impl Database {
         }
     }
 
-    /// What is stored around rows, which are in the order of series and time.
+    /// Returns what is stored around rows. `rows` are in the order of series and time.
     pub(crate) fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Around {
         let mut around = Around::default();
         for of_series in rows.chunk_by(|one, next| one.series_id == next.series_id) {
@@ -200,7 +201,7 @@ impl Database {
         around
     }
 
-    /// Moves what is hot, of transactions below `below` if that is given.
+    /// Moves hot rows to the sealed ones: those of transactions below `below`, or all if `below` is `None`.
     pub(crate) fn seal(&mut self, below: Option<u64>) -> usize {
         let xids: Vec<u64> = self.hot.range(..below.unwrap_or(u64::MAX)).map(|(xid, _)| *xid).collect();
         let mut count = 0;
@@ -221,7 +222,7 @@ impl Database {
         self.times.get(&(series_id, time_ms)) == Some(&None)
     }
 
-    /// The least number of a transaction that may still end.
+    /// Returns the lowest id of a transaction that may still end.
     pub(crate) fn xmin(&self) -> u64 {
         self.running.first().copied().unwrap_or(self.ended + 1)
     }
@@ -235,24 +236,24 @@ impl Database {
         }
     }
 
-    /// Nobody has the group's lock, or waits for it.
+    /// True if nobody has the group's lock or waits for it.
     pub(crate) fn is_free(&self) -> bool {
         self.turns.is_empty()
     }
 
-    /// Those that have the group's lock, but for one in the queue.
+    /// Returns the tasks that have the group's lock, except the task `but`, which is in the queue.
     pub(crate) fn holders(&self, but: TaskId) -> Vec<TaskId> {
         let has = |turn: &&Turn| turn.task != but && self.may_go(turn.number);
         self.turns.iter().filter(has).map(|turn| turn.task).collect()
     }
 
-    /// The session that has the advisory lock, or the first that tries.
+    /// Returns the session that has the advisory lock, or else the first session that tries it.
     pub(crate) fn lock_task(&self) -> Option<TaskId> {
         let holder = self.lock.and_then(|(session, _)| self.sessions.get(&session));
         holder.or(self.sessions.values().next()).copied()
     }
 
-    /// All that write, or wait for it.
+    /// Returns the tasks that write or wait to write.
     pub(crate) fn writers(&self) -> Vec<TaskId> {
         let is_session = |task| self.sessions.values().any(|session| *session == task);
         self.turns.iter().map(|turn| turn.task).filter(|task| !is_session(*task)).collect()
@@ -285,7 +286,7 @@ impl World {
 }
 
 impl Transaction {
-    /// Claims a request's key. `false`: an earlier attempt is committed.
+    /// Claims a request's key. Returns `false` if an earlier attempt is committed.
     pub(crate) async fn claim(&mut self, key: Uuid) -> bool {
         loop {
             {
@@ -316,7 +317,7 @@ impl Transaction {
         }
         let hot = rows.iter().map(|row| (sender, row.series_id, row.time_ms)).collect();
         database.hot.insert(self.xid, hot);
-        // The rest is done when it is dropped.
+        // The drop of the transaction does the rest.
     }
 }
 

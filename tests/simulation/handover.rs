@@ -1,4 +1,5 @@
-//! What drives the pure hand-over of one adapter: follows `src/handover.rs` and `src/handover/senders.rs` step by step.
+//! Driver of the pure hand-over of one adapter. Follows `src/handover.rs` and the modules `drain`, `observation` and
+//! `senders` of `src/handover` step by step.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -25,7 +26,7 @@ const APPEND_ATTEMPTS: usize = 3;
 const OFFSET_NEWS_MS: u64 = 50;
 const OBSERVE_INTERVAL_MS: Ms = 1_000;
 
-/// Why something was not stored.
+/// Reason why a request was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     Fenced,
@@ -38,17 +39,17 @@ impl From<Lost> for Failure {
     }
 }
 
-/// Who leads, as last observed.
+/// The leader as last observed.
 #[derive(Clone, Copy, Debug)]
 struct Leading {
     fence: Fence,
     sender: Option<SenderNo>,
 }
 
-/// All senders of an adapter: as `Senders`.
+/// All senders of an adapter, like `Senders` in `src/handover/senders.rs`.
 pub(crate) struct Senders {
     pub(crate) store: Store,
-    /// Samples of a sender may come by other adapters too.
+    /// True if samples of a sender may also come by other adapters.
     is_shared: bool,
     is_grouped: bool,
     bytes_max: usize,
@@ -58,12 +59,12 @@ pub(crate) struct Senders {
     leading: Cell<Option<Leading>>,
     position: RefCell<Option<Position>>,
     observing: Mutex,
-    /// Observations begun, and the number of the last that was completed.
+    /// Number of observations begun, and number of the last completed observation.
     begun: Cell<u64>,
     completed: Cell<u64>,
 }
 
-/// One sender: as `Handover`.
+/// One sender, like `Handover` in `src/handover.rs`.
 pub(crate) struct Member {
     replica: usize,
     pub(crate) number: Cell<Option<SenderNo>>,
@@ -71,14 +72,14 @@ pub(crate) struct Member {
     pub(crate) leads: Cell<Option<Uuid>>,
     pub(crate) state: RefCell<Sender>,
     taking_out: Mutex,
-    /// Requests that are being stored, by the order in which they were sorted.
+    /// Requests that are being stored, in the order in which they were sorted.
     storing: RefCell<BTreeSet<u64>>,
     stored: Signal,
-    /// What was to be appended; only a bug looks there.
+    /// Samples that were to be appended. Only an injected bug reads them.
     reserved: RefCell<HashSet<(i64, i64)>>,
 }
 
-/// Samples taken out of a buffer; back in it when dropped.
+/// Samples taken out of a buffer. They return to the buffer on drop.
 struct TakenOut<'a> {
     member: &'a Member,
     samples: Vec<Buffered>,
@@ -90,7 +91,7 @@ impl Drop for TakenOut<'_> {
     }
 }
 
-/// A request that is being stored. What it is to append is late in those that come after it, so they wait for it.
+/// A request that is being stored. Samples that it appends are late in later requests, so later requests wait for it.
 struct Storing<'a> {
     member: &'a Member,
     ticket: u64,
@@ -125,7 +126,7 @@ impl Member {
         TakenOut { member: self, samples }
     }
 
-    /// Another sender leads.
+    /// Notes that another sender leads.
     pub(crate) fn open(&self) {
         self.with(Sender::open);
     }
@@ -182,7 +183,7 @@ impl Senders {
         Rc::clone(self.members.borrow_mut().entry(replica).or_insert_with(new))
     }
 
-    /// By labels, who leads was read.
+    /// Notes, by labels, which replica was read to lead.
     pub(crate) fn open_others(&self, leading: usize) {
         self.all().iter().filter(|member| member.replica != leading).for_each(|member| member.open());
     }
@@ -242,7 +243,7 @@ impl Senders {
         Ok(())
     }
 
-    /// By what right `sender`'s samples are stored that are sorted from now on.
+    /// Returns the right under which samples of `sender` are stored if they are sorted from now on.
     fn right(&self, sender: SenderNo, fence: Option<Fence>) -> Right {
         let observed = || Rc::new(self.position.borrow().clone().unwrap_or_else(Position::none));
         let observed = self.is_shared.then(observed);
@@ -272,7 +273,8 @@ impl Senders {
                 Written::Fenced => return Err(Failure::Fenced),
                 Written::Overtaken => {
                     self.observe().await?;
-                    // What is observed from here on is not what the rows are sorted by.
+                    // Taken before the rows are sorted again: later observations are not those by which the rows are
+                    // sorted.
                     right = self.right(right.sender, right.fence);
                     if self.bug() != Some(Bug::SortAgainAll) {
                         (append, late) = self.sort_again(member, append.to_vec(), right.sender, attempt).await?;
@@ -381,7 +383,7 @@ impl Senders {
         }
     }
 
-    /// This sender leads now.
+    /// Stores the buffer of this sender, which leads now.
     pub(crate) async fn drain(&self, member: &Member, fence: Fence) -> Result<(), Failure> {
         let _taking_out = member.taking_out.lock().await;
         member.leads.set(Some(fence.token));
@@ -411,7 +413,7 @@ impl Senders {
         Ok(())
     }
 
-    /// Observes, and reconciles what has stayed uncovered, about once a second. Does not end.
+    /// Observes about once a second, and reconciles samples that stayed uncovered. Never returns.
     pub(crate) async fn run(&self) {
         let mut told_offset_ms = None;
         loop {

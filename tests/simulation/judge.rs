@@ -1,5 +1,5 @@
-//! What must hold whenever something is stored, and in the end: judged by what was scraped and acknowledged, not by the rules of
-//! the code under test.
+//! Rules that must hold whenever something is stored, and at the end. The judge knows what was scraped and
+//! acknowledged, and does not use the rules of the code under test.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -13,13 +13,13 @@ use crate::server::Right;
 use crate::settings::{Fault, Kind, LATE_PART, Mode, ms};
 use crate::world::{EPOCH_MS, World};
 
-/// What a sample's value says of it.
+/// Information that the value of a sample encodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tag {
-    /// When it was scraped, by nobody's clock.
+    /// True time of the scrape, not by the clock of any host.
     pub(crate) true_ms: i64,
     pub(crate) replica: usize,
-    /// Its timestamp is its exporter's: no other sample stands for it.
+    /// The exporter set the timestamp, so no other sample stands for this one.
     pub(crate) is_exact: bool,
 }
 
@@ -37,10 +37,10 @@ impl Tag {
     }
 }
 
-/// What was acknowledged.
+/// An acknowledged sample.
 #[derive(Clone, Copy, Debug, Default)]
 struct Promise {
-    /// It was said to be stored, or is buffered by a process that has not died.
+    /// The sample was acknowledged as stored, or is buffered by a process that has not died.
     is_kept: bool,
     tag: Option<Tag>,
 }
@@ -51,16 +51,19 @@ pub(crate) struct Verdict {
     pub(crate) broken: Option<String>,
     /// Samples that existed only in the memory of processes that died.
     pub(crate) died: usize,
-    /// By labels: samples that one sender sent in two requests by way of two adapters at the same time, and were stored twice.
+    /// By labels: samples that one sender sent in two requests by two adapters at the same time, and that were stored
+    /// twice.
     pub(crate) twice: usize,
-    /// Scrapes that were stored beside another replica's by an adapter that cannot know yet how often the series is scraped.
+    /// Scrapes that were stored beside another replica's by an adapter that cannot yet know the scrape interval of the
+    /// series.
     pub(crate) unsure: usize,
-    /// Samples that an exporter stamped out of order, in the midst of another replica's, and only one replica got hold of: taken
-    /// for scrapes that are sent again.
+    /// Samples that an exporter stamped out of order, among another replica's samples, and that only one replica
+    /// scraped. They are taken for scrapes that are sent again.
     pub(crate) dense: usize,
-    /// Samples that were lost although none of another replica is near: clocks differ by more than half an interval.
+    /// Samples that were lost although no sample of another replica is near: clocks differ by more than half an
+    /// interval.
     pub(crate) skewed: usize,
-    /// Samples that run backwards beside one of which nobody knows any more, once it is sealed, by which clock it was stamped.
+    /// Samples that run backwards beside a sealed sample. Once a sample is sealed, nobody knows which clock stamped it.
     pub(crate) disordered: usize,
     /// Samples that could only have been stored in the wrong order, because clocks differ.
     pub(crate) orderless: usize,
@@ -73,19 +76,20 @@ pub(crate) struct Verdict {
 #[derive(Default)]
 pub(crate) struct Judge {
     pub(crate) verdict: RefCell<Verdict>,
-    /// By series: by time and replica.
+    /// By series, then by time and replica.
     promised: RefCell<Vec<BTreeMap<(i64, usize), Promise>>>,
     /// By series and time.
     stored: RefCell<Vec<BTreeMap<i64, Tag>>>,
-    /// By series and time, the adapter that stored it last, and when.
+    /// By series and time: the adapter that stored the sample last, and the time at which it did.
     by: RefCell<HashMap<(usize, i64), (usize, Ms)>>,
 }
 
-/// By labels, one adapter may not know yet what another stored of the same sender so long ago: it observes each second, and what it
-/// sends may be under way for as long as a transaction lasts.
+/// By labels: the time within which an adapter may not know yet what another adapter stored of the same sender. An
+/// adapter observes once a second, and a request may be under way for as long as a transaction lasts.
 const AT_ONCE_MS: Ms = 12_000;
 
-/// Clocks that differ by less may be taken for equal; offsets are measured as exactly as links are fast.
+/// Difference below which two clocks may be taken for equal. The measurement of an offset is as precise as the links
+/// are fast.
 const CLOCK_ERROR_MS: i64 = 300;
 
 impl World {
@@ -102,13 +106,13 @@ impl World {
         self.settings.target(series).kind == Kind::Counter
     }
 
-    /// How often it is scraped; one that is often late may look as if it were half as often.
+    /// Returns the interval of a series. If samples are often late, the interval may look twice as long.
     fn interval_ms(&self, series: usize) -> i64 {
         let target = self.settings.target(series);
         if matches!(target.kind, Kind::Late { .. }) { 2 * target.interval_ms } else { target.interval_ms }
     }
 
-    /// Whether the adapter that stores a sample knows how often its series is scraped.
+    /// True if the adapter that stores a sample knows the interval of its series.
     fn is_sure(&self, id: i64, time_ms: i64, right: &Right) -> bool {
         let Some(adapter) = self.adapter(right.adapter) else { return false };
         adapter.senders.all().iter().any(|member| {
@@ -116,19 +120,19 @@ impl World {
         })
     }
 
-    /// By how much the distance of two scrapes may differ from what it should be.
+    /// Returns the time by which the distance of two scrapes may differ from the interval.
     fn jitter_ms(&self, series: usize) -> i64 {
         2 * self.settings.target(series).interval_ms / LATE_PART + 10
     }
 
-    /// Whether two hosts' clocks may be taken for equal, at all times.
+    /// True if the clocks of all hosts may be taken for equal at all times.
     fn are_clocks_equal(&self) -> bool {
         let offsets = &self.settings.offsets;
         let is_set = |fault: &Fault| matches!(fault, Fault::Clock { .. });
         offsets.iter().all(|offset| offset.abs() < 50) && !self.settings.faults.iter().any(|one| is_set(&one.fault))
     }
 
-    /// Whether the clock by which a sample was stamped is known to have been as it is.
+    /// True if the offset of the clock that stamped a sample is known.
     fn is_clock_known(&self, tag: Tag) -> bool {
         let sets = |fault: &Fault| matches!(fault, Fault::Clock { .. });
         let mut sets =
@@ -138,13 +142,13 @@ impl World {
         first.is_none_or(|first| self.now() < first) || last.is_none_or(|last| tag.true_ms > last + 5_000)
     }
 
-    /// How far the clock that stamped a sample may have been off from another replica's.
+    /// Returns the maximum difference between the clock that stamped a sample and the clocks of other replicas.
     fn skew_ms(&self, tag: Tag) -> i64 {
         let offsets_ms = &self.settings.offsets[..self.settings.replicas];
         let static_ms =
             offsets_ms.iter().map(|offset_ms| offset_ms.abs_diff(offsets_ms[tag.replica])).max().unwrap_or(0);
         let set_ms = self.settings.faults.iter().map(|one| match one.fault {
-            // What was stamped before it may have come after it.
+            // A sample that was stamped before the fault may have arrived after it.
             Fault::Clock { host: Some(_), by_ms }
                 if (one.at - 60_000..one.at + one.for_ms + 60_000).contains(&tag.true_ms) =>
             {
@@ -155,7 +159,7 @@ impl World {
         i64::try_from(static_ms).unwrap_or(i64::MAX) + set_ms.sum::<i64>()
     }
 
-    // ---- what is stored
+    // ---- when samples are stored
 
     pub(crate) fn judge_commit(&self, rows: &[Row], right: &Right, is_reconciled: bool) {
         let Right { sender, fence, .. } = *right;
@@ -178,7 +182,7 @@ impl World {
         }
     }
 
-    /// For a trace, rows with ids of the database.
+    /// Formats rows with ids of the database for a trace.
     pub(crate) fn show_stored(&self, rows: &[Row]) -> String {
         if !self.is_traced() {
             return String::new();
@@ -192,7 +196,7 @@ impl World {
         Row { series_id: self.database.borrow().series[id] as i64, ..*row }
     }
 
-    /// `id` is the series' in the database.
+    /// `id` is the id of the series in the database.
     fn judge_row(&self, row: &Row, id: i64, right: &Right) {
         let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
         let mut stored = self.judge.stored.borrow_mut();
@@ -230,7 +234,8 @@ impl World {
             let step_ms = if is_earlier { tag.true_ms - other.true_ms } else { other.true_ms - tag.true_ms };
             let are_known = self.is_clock_known(tag) && self.is_clock_known(other);
             if self.is_counter(series) && step_ms < -CLOCK_ERROR_MS && are_known {
-                // By labels no clock is known; nor is it known, of several replicas, who stored the last one.
+                // By labels no clock is known. With several other replicas it is also unknown which of them stored the
+                // last sample.
                 let is_unknown = self.settings.mode == Mode::Labels || self.settings.replicas > 2;
                 if is_unknown || self.database.borrow().is_sealed(id, other_ms) {
                     self.judge.verdict.borrow_mut().disordered += 1;
@@ -245,7 +250,7 @@ impl World {
         }
     }
 
-    // ---- what is acknowledged
+    // ---- when samples are acknowledged
 
     fn promise(&self, rows: &[Row]) {
         let mut promised = self.judge.promised.borrow_mut();
@@ -257,17 +262,18 @@ impl World {
         }
     }
 
-    /// A leader acknowledges.
+    /// Judges a leader's acknowledgement.
     pub(crate) fn judge_stored(&self, adapter: &Adapter, replica: usize, rows: &[Row]) {
         self.say(format_args!("adapter {}: has stored of replica {replica} {}", adapter.index, show(rows)));
         self.promise(rows);
     }
 
-    /// A standby acknowledges: somebody led, and had said so lately, when it found that it stands by, for so long before.
+    /// Judges a standby's acknowledgement. A standby needs a leader with a recent heartbeat. `silent_ms` is the age of
+    /// the last heartbeat at the time when the adapter found that it is a standby.
     pub(crate) fn judge_buffered(&self, adapter: &Adapter, replica: usize, rows: &[Row], silent_ms: Ms) {
         self.say(format_args!("adapter {}: buffers of replica {replica} {}", adapter.index, show(rows)));
         self.promise(rows);
-        // How old a heartbeat is is told by the database's clock, which may have been set meanwhile.
+        // The age of a heartbeat is measured by the database's clock, which may have been set in the meantime.
         let set_ms: Ms = self
             .settings
             .faults
@@ -283,7 +289,7 @@ impl World {
         }
     }
 
-    /// A process dies that has buffered these, by ids of the database.
+    /// Notes that a process died that had buffered these rows. The rows have ids of the database.
     pub(crate) fn judge_death(&self, rows: &[Row]) {
         for row in rows {
             let row = self.as_judged(row);
@@ -296,12 +302,13 @@ impl World {
         }
     }
 
-    // ---- in the end
+    // ---- at the end
 
-    /// What is buffered for too long although nothing goes wrong.
+    /// Checks that no sample is buffered for too long while nothing goes wrong.
     pub(crate) fn judge_steady(&self) {
         let now = self.kernel.instant();
-        // Longer while a leader catches up, as one does all the time that sends seldom.
+        // Samples are buffered for longer while a leader catches up. A leader that sends rarely catches up all the
+        // time.
         let is_slow = self.settings.sending.iter().any(|sending| sending.deadline_ms > 5_000);
         let most_ms = self.settings.buffered_ms() * if is_slow { 2 } else { 1 };
         for adapter in self.adapters() {
@@ -358,7 +365,7 @@ impl World {
             verdict.died += 1;
             return;
         }
-        // An exporter that is often late is taken for one that is scraped less often.
+        // An exporter whose samples are often late is taken for one with a longer interval.
         let is_late = matches!(self.settings.target(series).kind, Kind::Late { .. });
         let dense_ms = if is_late { 2 * interval_ms } else { interval_ms };
         if (tag.is_exact || is_late) && self.is_covered(stored, time_ms, tag, dense_ms, self.jitter_ms(series)) {
@@ -376,11 +383,12 @@ impl World {
                 verdict.orderless += 1;
                 return;
             }
-            // One of its own that is sealed may have been taken for another's.
+            // A sealed sample of the same replica may have been taken for another replica's.
             verdict.skewed += 1;
             return;
         }
-        // What an exporter stamps does not go by the clocks of those who scrape it, and nobody knows which series those are.
+        // Timestamps of an exporter do not depend on the clocks of the replicas, and nobody knows which series have
+        // them.
         let is_exported = matches!(self.settings.target(series).kind, Kind::Exported { .. });
         if (is_exported || !tag.is_exact && is_between(before, after)) && !self.are_clocks_equal() {
             verdict.orderless += 1;
@@ -399,8 +407,8 @@ impl World {
         ));
     }
 
-    /// Whether another replica's scrape stands for one, or there is no gap where it belongs: by its timestamp, or, where clocks
-    /// differ, by when it was scraped.
+    /// True if another replica's scrape stands for this one, or if there is no gap at its place. The place is given by
+    /// the timestamp or, where clocks differ, by the true time of the scrape.
     fn is_covered(
         &self,
         stored: &BTreeMap<i64, Tag>,
@@ -437,7 +445,7 @@ impl World {
     }
 }
 
-/// Rows for a trace: series@seconds.
+/// Formats rows for a trace: series@seconds.
 pub(crate) fn show(rows: &[Row]) -> String {
     rows.iter().map(|row| format!("{}@{}", row.series_id, at(row.time_ms))).collect::<Vec<_>>().join(" ")
 }

@@ -1,4 +1,4 @@
-//! Virtual time: tasks of the nodes of a schedule run one at a time, in an order that only the schedule decides.
+//! Virtual time: the tasks of all nodes run one at a time, in an order that only the schedule determines.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -9,14 +9,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// Virtual time, ms since the beginning of a schedule.
+/// Virtual time since the beginning of a schedule, ms.
 pub(crate) type Ms = i64;
 
-/// A process or a host: its tasks freeze and die together.
+/// A process or a host. Its tasks freeze and die together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeId(usize);
 
-/// A task.
+/// Id of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TaskId {
     place: usize,
@@ -25,9 +25,9 @@ pub(crate) struct TaskId {
 
 struct Task {
     node: NodeId,
-    /// 0 of a place that is free.
+    /// 0 if the place is free.
     number: u64,
-    /// `None` while it runs.
+    /// `None` while the task runs.
     work: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
@@ -37,13 +37,13 @@ struct Node {
     frozen_until: Ms,
 }
 
-/// See the module.
+/// Scheduler of the tasks in virtual time.
 pub(crate) struct Kernel {
     start: Instant,
     now: Cell<Ms>,
-    /// Numbers tasks and wakes.
+    /// Counter that numbers tasks and wakes.
     count: Cell<u64>,
-    /// Wakes so far.
+    /// Number of task steps so far.
     pub(crate) events: Cell<u64>,
     due: RefCell<BinaryHeap<Reverse<(Ms, u64, TaskId)>>>,
     tasks: RefCell<Vec<Task>>,
@@ -75,7 +75,7 @@ impl Kernel {
         self.start + Duration::from_millis(self.now().unsigned_abs())
     }
 
-    /// When an instant is, rounded up.
+    /// Returns the virtual time of an instant, rounded up.
     pub(crate) fn time_of(&self, instant: Instant) -> Ms {
         let micros = instant.saturating_duration_since(self.start).as_micros();
         Ms::try_from(micros.div_ceil(1000)).unwrap_or(Ms::MAX)
@@ -92,7 +92,7 @@ impl Kernel {
         NodeId(nodes.len() - 1)
     }
 
-    /// Begins a task, unless its node is dead.
+    /// Starts a task, unless its node is dead.
     pub(crate) fn spawn(&self, node: NodeId, work: impl Future<Output = ()> + 'static) -> Option<TaskId> {
         if self.nodes.borrow()[node.0].is_dead {
             return None;
@@ -116,12 +116,12 @@ impl Kernel {
         self.due.borrow_mut().push(Reverse((at.max(self.now()), number, task)));
     }
 
-    /// The task that runs.
+    /// Returns the running task.
     pub(crate) fn current(&self) -> TaskId {
         self.current.get().expect("in a task")
     }
 
-    /// Runs what is due until a time, or until `is_over`.
+    /// Runs all tasks that are due, until the time `until` or until `is_over` is true.
     pub(crate) fn run(&self, until: Ms, is_over: impl Fn() -> bool) {
         loop {
             let next = self.due.borrow().peek().map(|Reverse((at, _, task))| (*at, *task));
@@ -170,18 +170,18 @@ impl Kernel {
         }
     }
 
-    /// Ends a task as if its process had died: what it owns is dropped.
+    /// Ends a task as if its process had died: everything that the task owns is dropped.
     pub(crate) fn kill_task(&self, id: TaskId) {
         self.kill_where(|place, task| place == id.place && task.number == id.number);
     }
 
-    /// Ends a node: its tasks, and all that are begun on it from here on.
+    /// Ends a node: its tasks end, and no task can start on it from now on.
     pub(crate) fn kill(&self, node: NodeId) {
         self.nodes.borrow_mut()[node.0].is_dead = true;
         self.kill_where(|_, task| task.node == node);
     }
 
-    /// Ends all.
+    /// Ends all nodes and tasks.
     pub(crate) fn clear(&self) {
         self.nodes.borrow_mut().iter_mut().for_each(|node| node.is_dead = true);
         self.kill_where(|_, _| true);
@@ -199,7 +199,7 @@ impl Kernel {
         drop(ended);
     }
 
-    /// Tasks of a node stand still until a time.
+    /// Freezes the tasks of a node until the time `until`.
     pub(crate) fn freeze(&self, node: NodeId, until: Ms) {
         self.nodes.borrow_mut()[node.0].frozen_until = until;
     }
@@ -227,7 +227,7 @@ impl Kernel {
         self.sleep_until(self.now() + ms).await;
     }
 
-    /// `None` if it takes longer than `ms`.
+    /// Awaits `work`; returns `None` if it takes longer than `ms`.
     pub(crate) async fn within<T>(&self, ms: Ms, work: impl Future<Output = T>) -> Option<T> {
         let (mut work, mut over) = (pin!(work), pin!(self.sleep(ms)));
         poll_fn(|context| match work.as_mut().poll(context) {
@@ -238,10 +238,10 @@ impl Kernel {
     }
 }
 
-/// Something that is done beside others.
+/// Work that runs concurrently with other work.
 pub(crate) type Work<'a, E> = Pin<Box<dyn Future<Output = Result<(), E>> + 'a>>;
 
-/// Does all of it at once, until all is done or something fails.
+/// Runs all works concurrently until all are done or one fails.
 pub(crate) async fn all<E>(mut works: Vec<Work<'_, E>>) -> Result<(), E> {
     poll_fn(|context| {
         let mut failed = None;
@@ -264,7 +264,7 @@ pub(crate) async fn all<E>(mut works: Vec<Work<'_, E>>) -> Result<(), E> {
     .await
 }
 
-/// Tells all tasks that wait that something has changed.
+/// Notifies all waiting tasks of a change.
 pub(crate) struct Signal {
     kernel: Rc<Kernel>,
     waiting: RefCell<Vec<TaskId>>,
@@ -289,12 +289,12 @@ impl Signal {
         self.changed_since(seen).await;
     }
 
-    /// How many changes there were.
+    /// Returns the number of changes so far.
     pub(crate) fn seen(&self) -> u64 {
         self.changes.get()
     }
 
-    /// Waits for a change after so many.
+    /// Waits until the number of changes differs from `seen`.
     pub(crate) async fn changed_since(&self, seen: u64) {
         poll_fn(|_| {
             if self.changes.get() != seen {
@@ -311,7 +311,7 @@ impl Signal {
     }
 }
 
-/// One task has it at a time.
+/// A lock that one task holds at a time.
 pub(crate) struct Mutex {
     is_taken: Cell<bool>,
     freed: Signal,
@@ -349,10 +349,10 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// One direction of a connection: what is sent arrives later, in the order in which it was sent.
+/// One direction of a connection. Messages arrive later, in the order in which they were sent.
 pub(crate) struct Channel<T> {
     kernel: Rc<Kernel>,
-    /// `None` is the end.
+    /// `None` marks the end.
     messages: RefCell<VecDeque<(Ms, Option<T>)>>,
     reader: Cell<Option<TaskId>>,
 }
@@ -362,7 +362,7 @@ impl<T> Channel<T> {
         Rc::new(Self { kernel: Rc::clone(kernel), messages: RefCell::default(), reader: Cell::new(None) })
     }
 
-    /// `None` says that nothing more comes.
+    /// Sends a message; `None` means that no more messages follow.
     pub(crate) fn send(&self, after: Ms, message: Option<T>) {
         let mut messages = self.messages.borrow_mut();
         let at = (self.kernel.now() + after).max(messages.back().map_or(0, |(at, _)| *at));
@@ -372,7 +372,7 @@ impl<T> Channel<T> {
         }
     }
 
-    /// The next message, or `None` at the end.
+    /// Returns the next message; `None` at the end.
     pub(crate) async fn next(&self) -> Option<T> {
         poll_fn(|_| {
             let mut messages = self.messages.borrow_mut();
@@ -396,7 +396,7 @@ impl<T> Channel<T> {
         .await
     }
 
-    /// Waits for the end; messages before it stay.
+    /// Waits for the end. Messages before the end stay in the channel.
     pub(crate) async fn ended(&self) {
         poll_fn(|_| {
             let messages = self.messages.borrow();

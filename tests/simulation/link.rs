@@ -1,4 +1,4 @@
-//! Connections between adapters and the database: what is sent over them is late, and is lost where a way is cut.
+//! Connections between adapters and the database. Messages are delayed, and get lost while a way is cut.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -7,30 +7,30 @@ use std::rc::Rc;
 use crate::kernel::{Channel, Ms, TaskId};
 use crate::world::World;
 
-/// A way to the database. One may be cut while the other is not.
+/// A way to the database. One may be cut while the other works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Writes,
     Locks,
 }
 
-/// One end of a connection. When it is dropped, the other end is told.
+/// One end of a connection. On drop, the other end is notified.
 pub(crate) struct End<Out, In> {
     world: Rc<World>,
     adapter: usize,
     way: Way,
     outgoing: Rc<Channel<Out>>,
     incoming: Rc<Channel<In>>,
-    /// Something that was sent was lost: nothing arrives any more.
+    /// `true` once a message was lost: after that nothing arrives.
     is_broken: Cell<bool>,
 }
 
-/// Nothing more is to be expected of a statement: its connection has ended, or its time is up.
+/// The result of a statement will not arrive: its connection has ended, or its timeout has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lost;
 
 impl World {
-    /// How long a message takes; `None` if it is lost.
+    /// Returns the delay of a message; `None` if the message is lost.
     fn link(&self, adapter: usize, way: Way) -> Option<Ms> {
         let mut random = self.random.borrow_mut();
         let base = if self.is_calm() {
@@ -47,7 +47,7 @@ impl World {
         random.chance(50).then_some(cut_until - self.now() + base)
     }
 
-    /// Opens a connection that a process of the server's serves.
+    /// Opens a connection that a process of the server serves.
     pub(crate) fn connect<Out: 'static, In: 'static, F: Future<Output = ()> + 'static>(
         self: &Rc<Self>,
         adapter: usize,
@@ -84,7 +84,7 @@ impl World {
         client
     }
 
-    /// One statement and its answer, on a connection of its own.
+    /// Runs one statement on its own connection and returns the answer.
     pub(crate) async fn ask<In: 'static>(
         self: &Rc<Self>,
         adapter: usize,
@@ -113,17 +113,17 @@ impl<Out, In> End<Out, In> {
         }
     }
 
-    /// The next message, or `None` at the end.
+    /// Returns the next message; `None` at the end.
     pub(crate) async fn next(&self) -> Option<In> {
         self.incoming.next().await
     }
 
-    /// The next message; `None` at the end, or when nothing has come for so long.
+    /// Returns the next message; `None` at the end, or if no message arrives within `limit`.
     pub(crate) async fn next_within(&self, limit: Ms) -> Option<In> {
         self.world.kernel.within(limit, self.next()).await.flatten()
     }
 
-    /// Waits for the other end to be gone.
+    /// Waits until the other end is gone.
     pub(crate) async fn ended(&self) {
         self.incoming.ended().await;
     }

@@ -1,8 +1,8 @@
-//! A whole group in virtual time, driven through random schedules of what users do and what befalls them: the real election,
-//! and the real hand-over, of a few adapters, and models of everything around them.
+//! Simulation of a whole group in virtual time. Random schedules of user actions and faults drive the real election and
+//! the real hand-over of a few adapters. Everything around these is a model.
 //!
-//! A broken promise prints its seed. `SIMULATION_SEED=<seed> cargo test --test simulation` runs that one alone and shows
-//! its last steps (`SIMULATION_STEPS` of them); `SIMULATION_SCHEDULES` sets how many are run.
+//! A broken promise prints its seed. `SIMULATION_SEED=<seed> cargo test --test simulation` runs only that schedule and
+//! shows its last steps (`SIMULATION_STEPS` sets their number). `SIMULATION_SCHEDULES` sets the number of schedules.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test that reports")]
 
@@ -27,47 +27,47 @@ use std::time::Instant;
 use crate::judge::Verdict;
 use crate::world::World;
 
-/// What is broken on purpose, to see that the simulation notices.
+/// A bug that is injected on purpose, to check that the simulation detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// A standby lets go of what it has buffered, covered or not.
+    /// A standby drops its buffered samples, covered or not.
     DropUnobserved,
-    /// A take-over appends what is buffered without comparing.
+    /// A take-over appends the buffered samples without a comparison.
     DrainUncompared,
     /// A take-over does not wait for writers of the old term.
     SkipDrain,
     /// A write does not compare the counter of reconciliations.
     IgnoreReconciled,
-    /// What is to be appended counts as stored only once it is committed.
+    /// Samples to append count as stored only after their COMMIT.
     ReserveLate,
-    /// What a sender was about to store counts as covering the same sample.
+    /// A sample that a sender was about to append covers the same sample when it is sent again.
     ReservedCovers,
-    /// What others have got in the way of is appended again as it is.
+    /// After `Overtaken`, rows are appended again as they are, without sorting them again.
     SortAgainAll,
-    /// What sealing removed unseen counts as seen.
+    /// Rows that sealing removed before they were observed count as observed.
     IgnoreSealed,
-    /// All clocks are taken for the server's.
+    /// All clocks are assumed to equal the server's.
     IgnoreClocks,
     /// A stale heartbeat counts as fresh.
     StaleIsStandby,
-    /// A heartbeat takes the lock again, and resigning gives it back once.
+    /// A heartbeat takes the lock again, and resigning releases it only once.
     LockTwice,
-    /// What is late counts as stored.
+    /// Late samples count as stored.
     DropLate,
-    /// A role is believed beyond its time, and transactions do not compare the token.
+    /// A role is used after it has expired, and transactions do not compare the token.
     WriteUnfenced,
 }
 
-/// Schedules of one run.
+/// Number of schedules of one run.
 const SCHEDULES: u64 = 3_000;
 
-/// Schedules in which a bug has to be found.
+/// Number of schedules in which an injected bug must be found.
 const BUG_SCHEDULES: u64 = 3_000;
 
-/// So many of these may break rules until the one that a bug breaks is found.
+/// Maximum number of schedules that may break any rule before the rule that the bug breaks is found.
 const BROKEN_MAX: usize = 50;
 
-/// Last steps shown of a failure.
+/// Number of last steps that a failure shows.
 const TRACE_STEPS: u64 = 150;
 
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ struct Totals {
     stored: usize,
     reconciled: usize,
     died: usize,
-    /// Schedules in which something died.
+    /// Schedules in which samples died with a process.
     with_died: u64,
     twice: usize,
     dense: usize,
@@ -140,7 +140,7 @@ impl Totals {
     }
 }
 
-/// Runs schedules on every core, up to `broken_max` failures.
+/// Runs schedules on every core until a worker has seen `broken_max` failures.
 fn run(by_labels: bool, schedules: u64, bug: Option<Bug>, broken_max: usize) -> Totals {
     let next = AtomicU64::new(variable("SIMULATION_FROM").unwrap_or(0));
     let until = next.load(Ordering::Relaxed) + schedules;
@@ -176,7 +176,7 @@ fn show(seed: u64, by_labels: bool) -> Option<String> {
     world.judge.verdict.take().broken
 }
 
-/// Runs them all, and fails on the first broken promise, having shown its last steps.
+/// Runs all schedules. Fails on the first broken promise, after showing its last steps.
 fn check(by_labels: bool, schedules: u64) -> Option<Totals> {
     if let Some(seed) = variable("SIMULATION_SEED") {
         assert_eq!(show(seed, by_labels), None, "seed {seed}");
@@ -206,13 +206,13 @@ fn no_schedule_by_labels_breaks_the_promise() {
     check(true, SCHEDULES);
 }
 
-/// Each breaks its rule.
+/// Checks that each bug breaks its rule.
 fn check_found(by_labels: bool, bugs: &[(Bug, &str)]) {
     if variable("SIMULATION_SEED").is_some() {
         return;
     }
     for (bug, rule) in bugs {
-        // It may break another rule before.
+        // A bug may break another rule first.
         let is_found = [1, BROKEN_MAX].into_iter().any(|broken_max| {
             let totals = run(by_labels, BUG_SCHEDULES, Some(*bug), broken_max);
             eprintln!("{bug:?}: found after {} schedules: {:?}", totals.schedules, totals.broken);

@@ -1,4 +1,5 @@
-//! A small seeded generator (splitmix64): the same on every machine and for ever, so that a seed stays a schedule.
+//! A small seeded generator (splitmix64). Its output is the same on every machine and never changes, so that a seed
+//! always means the same schedule.
 
 pub(crate) struct Random(u64);
 
@@ -17,13 +18,13 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From `low` to `high`, both included.
+    /// Returns a number from `low` to `high`, both included.
     #[expect(clippy::cast_possible_wrap, clippy::cast_sign_loss, reason = "spans are small")]
     pub(crate) fn between(&mut self, low: i64, high: i64) -> i64 {
         low + (self.next() % (high - low + 1) as u64) as i64
     }
 
-    /// As [`Random::between`], but small values as often as large ones.
+    /// Like [`Random::between`], but small values are about as frequent as large ones.
     pub(crate) fn spread(&mut self, low: i64, high: i64) -> i64 {
         let mut high_now = high;
         while high_now > low * 2 + 1 && self.chance(45) {

@@ -1,5 +1,5 @@
-//! A model of those who send: replicas that scrape and send what they have scraped, shard by shard, again and again until it is
-//! acknowledged; strangers; and whoever posts history.
+//! Models of those who send samples: replicas, strangers, and users who post history. A replica scrapes, and sends what
+//! it has scraped, shard by shard, repeatedly until it is acknowledged.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -13,20 +13,20 @@ use crate::kernel::{Channel, Ms, NodeId, Signal};
 use crate::settings::{History, Kind, LATE_PART, Mode, Sending, Target};
 use crate::world::{EPOCH_MS, World};
 
-/// A replica: a Prometheus, or an agent like it.
+/// A replica: a Prometheus, or an agent that behaves like one.
 pub(crate) struct Replica {
     pub(crate) index: usize,
     pub(crate) node: Cell<NodeId>,
     pub(crate) is_up: Cell<bool>,
-    /// Alive, but nothing it sends arrives before this.
+    /// Until this time the replica is alive, but nothing that it sends arrives.
     pub(crate) silent_until: Cell<Ms>,
-    /// By labels, the adapter its requests go to, or `None` for each in turn.
+    /// By labels: the adapter that gets its requests; `None` if the adapters take turns.
     pub(crate) route: Cell<Option<usize>>,
     turn: Cell<usize>,
     shards: RefCell<Vec<Rc<Shard>>>,
-    /// Strangers, and those who post history, on its host.
+    /// Number of requests by strangers and posters of history that are being sent from its host.
     others: Cell<usize>,
-    /// What it has scraped, as its write-ahead log has it.
+    /// Samples that it has scraped, as in its WAL.
     log: RefCell<Vec<Row>>,
     last_ms: RefCell<HashMap<usize, i64>>,
     /// By adapter.
@@ -46,16 +46,16 @@ struct Shard {
     filled: Signal,
 }
 
-/// Between two attempts, at least and at most.
+/// Minimum and maximum pause between two attempts.
 const BACKOFF_MS: (Ms, Ms) = (30, 5_000);
 
-/// How much of its log a replica sends again when it starts.
+/// Age up to which a replica sends samples of its WAL again when it starts.
 const RESENT_MS: i64 = 30 * 60_000;
 
 /// A week.
 const WEEK_MS: i64 = 7 * 86_400_000;
 
-/// Tells the sender when nobody will answer any more.
+/// Tells the sender, on drop, that no more response will come.
 struct Answering(Rc<Channel<Answer>>);
 
 impl Drop for Answering {
@@ -81,7 +81,7 @@ impl Replica {
         }
     }
 
-    /// Whether everything it has is acknowledged.
+    /// True if all samples that it has are acknowledged.
     pub(crate) fn is_done(&self) -> bool {
         let is_done = |shard: &Rc<Shard>| shard.queue.borrow().is_empty() && !shard.is_sending.get();
         self.others.get() == 0 && self.shards.borrow().iter().all(is_done)
@@ -98,7 +98,7 @@ impl Replica {
 }
 
 impl World {
-    /// A replica's process starts.
+    /// Starts the process of a replica.
     pub(crate) fn begin_replica(self: &Rc<Self>, index: usize, resends: bool) {
         let replica = &self.replicas[index];
         replica.is_up.set(true);
@@ -114,7 +114,7 @@ impl World {
         *replica.shards.borrow_mut() = (0..sending.shards).map(|_| shard()).collect();
         let mut batch_max = sending.batch_max;
         if resends {
-            // In other batches.
+            // In other batches than before.
             batch_max = 2 + self.random.borrow_mut().below(40);
             let since = self.clock_ms(Some(index)) - RESENT_MS;
             let log = replica.log.borrow();
@@ -134,7 +134,7 @@ impl World {
         }
     }
 
-    /// A replica's process dies; its host closes its connections, unless it is gone too.
+    /// Ends the process of a replica. The host closes the connections of the process, unless the host is gone too.
     pub(crate) fn kill_replica(self: &Rc<Self>, index: usize, host_too: bool) {
         let replica = &self.replicas[index];
         self.kernel.kill(replica.node.get());
@@ -191,7 +191,7 @@ impl World {
         let (now, wall_ms, interval_ms) = (self.now(), self.clock_ms(Some(index)), target.interval_ms);
         let tag = |true_ms, is_exact| Tag { true_ms, replica: index, is_exact };
         let on_grid = now - now.rem_euclid(interval_ms);
-        // Time and tag; what is older than what was sent only where its exporter says so.
+        // Time and tag. A sample is older than one already sent only if its exporter stamped it so.
         let mut samples: Vec<(i64, Tag)> = match target.kind {
             Kind::Exported { back_ms } => vec![(EPOCH_MS + on_grid - back_ms, tag(on_grid, true))],
             Kind::Late { off_grid } => {
@@ -234,7 +234,7 @@ impl World {
 
     async fn send_shard(self: Rc<Self>, index: usize, shard: &Shard, batch_max: usize) {
         let deadline_ms = self.settings.sending[index].deadline_ms;
-        // Shards are out of phase.
+        // Shards send at different times.
         let mut due = self.now() + self.random.borrow_mut().between(0, deadline_ms);
         loop {
             let seen = shard.filled.seen();
@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    /// Again and again, until it is taken or found bad.
+    /// Sends a batch repeatedly until it is accepted or rejected as bad.
     async fn send_batch(self: &Rc<Self>, index: usize, batch: Batch) {
         let batch = Rc::new(batch);
         let mut backoff_ms = BACKOFF_MS.0;
@@ -268,7 +268,7 @@ impl World {
         }
     }
 
-    /// One attempt; `None` if no answer came.
+    /// Makes one attempt. Returns `None` if no response arrived.
     async fn post(self: &Rc<Self>, index: usize, batch: &Rc<Batch>) -> Option<Answer> {
         let replica = &self.replicas[index];
         let Sending { timeout_ms, .. } = self.settings.sending[index];
@@ -328,7 +328,7 @@ impl World {
         });
     }
 
-    /// A request goes over a connection; whether that is new.
+    /// Sends a request on a connection; returns true if the connection is new.
     fn carry(self: &Rc<Self>, index: usize, to: usize) -> bool {
         let Sending { idle_ms, renewed_after, .. } = self.settings.sending[index];
         if renewed_after.is_some_and(|count| self.replicas[index].connections.borrow()[to].requests >= count) {
@@ -353,7 +353,7 @@ impl World {
         is_new
     }
 
-    /// The connections to an adapter ended with it.
+    /// Forgets the connections to an adapter, which ended together with the adapter.
     pub(crate) fn forget_connections(&self, adapter: usize) {
         for replica in &self.replicas {
             replica.connections.borrow_mut()[adapter] = Connection::default();
@@ -362,7 +362,7 @@ impl World {
 
     // ---- others
 
-    /// Posts a sample every few seconds, whoever leads.
+    /// Posts a sample at each interval of the target, whoever leads.
     pub(crate) async fn be_stranger(self: Rc<Self>, index: usize, place: usize, ahead_ms: Ms) {
         let target = &self.settings.targets[place];
         while self.now() < self.settings.scrape_until {

@@ -1,4 +1,4 @@
-//! The server's processes: what it does for each connection.
+//! Processes of the server: the work of a backend for each connection.
 
 use std::rc::Rc;
 
@@ -16,30 +16,30 @@ use crate::link::End;
 use crate::settings::ms;
 use crate::world::World;
 
-/// A transaction that idles so long is ended.
+/// Time after which an idle transaction is ended.
 const IDLE_MS: Ms = 5_000;
 
-/// The same of one that reconciles.
+/// The same for a transaction that reconciles.
 const RECONCILER_IDLE_MS: Ms = 1_000;
 
-/// A statement waits so long for a lock.
+/// Lock timeout of a statement.
 const LOCK_MS: Ms = 5_000;
 
-/// By what right samples are written.
+/// The right under which samples are written.
 #[derive(Clone, Debug)]
 pub(crate) struct Right {
     pub(crate) sender: SenderNo,
     pub(crate) fence: Option<Fence>,
     pub(crate) reconciled: i64,
-    /// By labels what was observed.
+    /// By labels: the position of the last observation.
     pub(crate) observed: Option<Rc<Position>>,
     pub(crate) adapter: usize,
 }
 
-/// How a write goes on.
+/// Response in a write transaction.
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// The rows may be sent.
+    /// The adapter may send the rows.
     Ready,
     Committed,
     AlreadyThere,
@@ -47,16 +47,16 @@ pub(crate) enum Written {
     Overtaken,
 }
 
-/// How a reconciliation goes on.
+/// Response in a reconciliation.
 #[derive(Debug)]
 pub(crate) enum Compared {
     Around(Around),
     Fenced,
-    /// Committed; the group's counter.
+    /// The transaction is committed. Contains the counter of the group.
     Done(i64),
 }
 
-/// By what right a term is raised.
+/// The evidence on which a term is raised.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Claim {
     Lock,
@@ -64,12 +64,12 @@ pub(crate) enum Claim {
     Follows(Uuid),
 }
 
-/// A statement of a lock session.
+/// A statement on a lock session.
 #[derive(Debug)]
 pub(crate) enum Ask {
     TryLock,
     Observe,
-    /// Waits until no writer is under way.
+    /// Waits until no write is under way.
     Drain,
     Raise {
         sender: SenderNo,
@@ -82,7 +82,7 @@ pub(crate) enum Ask {
         token: Uuid,
         to: usize,
     },
-    /// The way of the old adapter; only a bug sends it.
+    /// The unlock of the old adapter. Only an injected bug sends it.
     Unlock,
 }
 
@@ -96,14 +96,14 @@ pub(crate) enum Told {
     Drained,
     Raised(Fence),
     Refused,
-    /// Whether the token is in force.
+    /// True if the token is in force.
     Beat(bool),
 }
 
-/// No order lasts longer, unless the server's clock was set back after it was given.
+/// Maximum duration of an order. An order that seems to last longer was given before the server's clock was set back.
 const ORDERED_MAX_MS: i64 = 300_000;
 
-/// Whether an order to yield is in force.
+/// True if an order to yield is in force.
 pub(crate) fn yields(until_ms: i64, server_ms: i64) -> bool {
     (server_ms..=server_ms + ORDERED_MAX_MS).contains(&until_ms)
 }
@@ -113,7 +113,7 @@ impl World {
         fence.is_none_or(|fence| self.database.borrow().group.token == Some(fence.token))
     }
 
-    /// How long the server works on some rows.
+    /// Waits for the time that the server works on some rows.
     async fn work(&self) {
         let is_slow = self.now() < self.database.borrow().slow_until;
         let takes = {
@@ -126,7 +126,8 @@ impl World {
         self.kernel.sleep(takes).await;
     }
 
-    /// A write transaction: the rows are sent once it is ready for them, and COMMIT right behind them.
+    /// A write transaction. The adapter sends the rows when the transaction is ready for them, and COMMIT directly
+    /// after them.
     pub(crate) async fn write(self: Rc<Self>, end: End<Written, Vec<Row>>, task: TaskId, key: Uuid, right: Right) {
         let Some(_shared) = self.kernel.within(2 * LOCK_MS, self.lock_group(false, task)).await else { return };
         if !self.is_in_force(right.fence) && self.bug != Some(Bug::WriteUnfenced) {
@@ -150,7 +151,8 @@ impl World {
         end.send(Written::Committed);
     }
 
-    /// Compares with what is stored, and inserts what is sent then, while nobody writes.
+    /// Compares rows with what is stored around them, and then inserts the rows that the adapter sends. Nobody writes
+    /// meanwhile.
     pub(crate) async fn reconcile(
         self: Rc<Self>,
         end: End<Compared, Vec<Row>>,
@@ -179,15 +181,15 @@ impl World {
         end.send(Compared::Done(if group_no == 0 { 0 } else { reconciled }));
     }
 
-    /// The session that tries the advisory lock, until its client is gone or silent for too long.
+    /// The session that tries the advisory lock. Ends when its client is gone or silent for too long.
     pub(crate) async fn lock_session(self: Rc<Self>, end: End<Told, Ask>, task: TaskId, adapter: usize) {
         let session = Session { world: Rc::clone(&self), number: self.number() };
         self.database.borrow_mut().sessions.insert(session.number, task);
         let timeout = ms(self.settings.election.session_timeout());
-        // The group's lock, while it raises a term.
+        // The group's lock, held while the session raises a term.
         let mut exclusive = Vec::new();
         end.send(Told::Connected);
-        // The old adapter's session is never idle.
+        // The old adapter's session has no idle timeout.
         let idle_ms = if self.bug == Some(Bug::LockTwice) { 1 << 40 } else { timeout };
         while let Some(ask) = end.next_within(idle_ms).await {
             match ask {
@@ -254,7 +256,8 @@ impl World {
         }
     }
 
-    /// Waits for writers to end; after the patience with them, and once more, they are terminated.
+    /// Waits for writers to end. Terminates those that remain after `drain_patience`, and then waits for the lock
+    /// again.
     pub(crate) async fn drain(self: &Rc<Self>, task: TaskId) -> crate::database::Held {
         let patience = ms(self.settings.election.drain_patience());
         if let Some(held) = self.kernel.within(patience, self.lock_group(true, task)).await {
@@ -283,13 +286,13 @@ impl World {
         }
     }
 
-    /// The group's row, and how old its heartbeat is.
+    /// Returns the group's row and the age of its heartbeat.
     fn observed_group(&self) -> Option<(Group, Ms)> {
         let database = self.database.borrow();
         Some((database.group.clone(), (self.server_ms() - database.group.heartbeat_ms?).abs()))
     }
 
-    /// Begins a term.
+    /// Raises the term.
     pub(crate) fn raise(&self, holder: usize, sender: SenderNo) -> Fence {
         let (server_ms, token) = (self.server_ms(), self.uuid());
         let mut database = self.database.borrow_mut();
@@ -305,7 +308,7 @@ impl World {
     }
 }
 
-/// Gives the advisory lock up when it is dropped.
+/// Releases the advisory lock on drop.
 struct Session {
     world: Rc<World>,
     number: u64,

@@ -1,4 +1,4 @@
-//! What a schedule is drawn from: who scrapes what, how it is sent, and what befalls everybody.
+//! The choices that a schedule is drawn from: scrapes, ways to send, and faults.
 
 use std::time::Duration;
 
@@ -7,79 +7,80 @@ use prometheus_postgresql_adapter::election::{Config, Method, PrometheusTimeout}
 use crate::kernel::Ms;
 use crate::random::Random;
 
-/// How leaders are found.
+/// Method by which leaders are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Each replica has an adapter beside it; an advisory lock decides.
+    /// Each replica has an adapter beside it. An advisory lock decides.
     Lock,
-    /// The same; an outside party tells who leads.
+    /// The same adapters. An external party appoints the leader.
     Rest,
-    /// The replicas send to any adapter.
+    /// The replicas send to any adapter, and leaders are found by labels.
     Labels,
     /// One replica, one adapter, no election.
     Alone,
 }
 
-/// Whose timestamps samples have, and what their values are.
+/// Origin of the timestamps of samples, and meaning of their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The scrape's time; a counter.
+    /// Time of the scrape; a counter.
     Counter,
-    /// The replica's clock at whole intervals, as rules are evaluated.
+    /// Whole intervals of the replica's clock, as for the evaluation of rules.
     Rule,
-    /// Its exporter's, `back_ms` ago, at whole intervals: the same by way of every replica.
+    /// Whole intervals of the exporter's clock, `back_ms` ago: the same timestamp from every replica.
     Exported { back_ms: Ms },
-    /// The same, but some come a few intervals late, out of order; `off_grid` between whole intervals.
+    /// Like `Exported`, but some samples come a few intervals late, out of order; if `off_grid`, between whole
+    /// intervals.
     Late { off_grid: bool },
-    /// A stranger's, who posts to one adapter only, so much later than now.
+    /// Samples of a stranger that posts to one adapter only, with timestamps `ahead_ms` later than now.
     Stranger { ahead_ms: Ms },
-    /// A week ago, posted at once.
+    /// Samples from a week ago, posted at once.
     History,
 }
 
-/// What is scraped at once.
+/// Series that are scraped together.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) kind: Kind,
     pub(crate) interval_ms: Ms,
-    /// Its series, by the numbers that the judge knows them by.
+    /// Series of the target, by the judge's numbers.
     pub(crate) series: Vec<usize>,
-    /// When it exists.
+    /// Time span in which the target exists.
     pub(crate) from: Ms,
     pub(crate) until: Ms,
-    /// When all of its series but the first one exist.
+    /// Time from which the series other than the first one exist.
     pub(crate) others_from: Ms,
     /// By replica.
     pub(crate) scrapes: Vec<Scrapes>,
 }
 
-/// How one replica scrapes a target.
+/// Scrapes of a target by one replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Scrapes {
     pub(crate) is_known: bool,
     pub(crate) phase_ms: Ms,
-    /// How often in a hundred a scrape fails.
+    /// Percentage of scrapes that fail.
     pub(crate) missed: i64,
-    /// How often in a hundred it is late.
+    /// Percentage of scrapes that are late.
     pub(crate) late: i64,
-    /// It cannot reach the target in this time.
+    /// Time span in which the replica cannot reach the target.
     pub(crate) blind: Option<(Ms, Ms)>,
-    /// It knows only the first of its series.
+    /// The replica knows only the first series of the target.
     pub(crate) is_partly_known: bool,
 }
 
-/// How a replica sends.
+/// Remote-write behaviour of a replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Sending {
     pub(crate) shards: usize,
     pub(crate) batch_max: usize,
     pub(crate) deadline_ms: Ms,
     pub(crate) timeout_ms: Ms,
-    /// Its connections are closed when they have been idle for so long.
+    /// Idle time after which its connections are closed.
     pub(crate) idle_ms: Option<Ms>,
-    /// A proxy renews them after so many requests.
+    /// Number of requests after which a proxy replaces a connection.
     pub(crate) renewed_after: Option<u32>,
-    /// It sends samples that are older than what it has.
+    /// The replica also sends samples that are older than its newest one.
     pub(crate) is_orderless: bool,
 }
 
@@ -95,7 +96,7 @@ pub(crate) enum Fault {
     Freeze {
         adapter: usize,
     },
-    /// Between the statements of its next transaction.
+    /// Freezes the adapter between the statements of its next transaction.
     FreezeInWrite {
         adapter: usize,
     },
@@ -118,11 +119,11 @@ pub(crate) enum Fault {
     DatabaseSlow,
     EndLockSession,
     EndWrites,
-    /// What it has hot, or but for the last three seconds.
+    /// Seals all hot rows, or all except those of the last three seconds.
     Seal {
         all: bool,
     },
-    /// A host's clock, the database's without one, is off by so much.
+    /// Sets the clock of a host, or the database's clock if `host` is `None`, off by `by_ms`.
     Clock {
         host: Option<usize>,
         by_ms: Ms,
@@ -131,7 +132,7 @@ pub(crate) enum Fault {
         adapter: usize,
         order: Ordered,
     },
-    /// The balancer sends everybody elsewhere.
+    /// The load balancer routes each replica to an adapter chosen at random.
     Reshuffle,
 }
 
@@ -143,7 +144,7 @@ pub(crate) enum Ordered {
     Hold,
 }
 
-/// A fault, when, and how long it lasts.
+/// A fault, its start and its duration.
 #[derive(Clone, Debug)]
 pub(crate) struct Befalls {
     pub(crate) at: Ms,
@@ -168,34 +169,35 @@ pub(crate) struct Settings {
     pub(crate) adapters: usize,
     pub(crate) replicas: usize,
     pub(crate) targets: Vec<Target>,
-    /// By series, the target.
+    /// Target of each series.
     pub(crate) target_of: Vec<usize>,
     pub(crate) sending: Vec<Sending>,
     pub(crate) histories: Vec<History>,
-    /// How often in a hundred a request is lost, repeated or late.
+    /// Percentage of requests that are lost, repeated, late or get no answer.
     pub(crate) lossy: i64,
     pub(crate) election: Config,
     pub(crate) memory_bytes_max: usize,
-    /// How far each host's clock is ahead of the server's; those of adapters by labels come after the replicas'.
+    /// Offset of each host's clock from the server's; positive if ahead. By labels, the hosts of the adapters follow
+    /// those of the replicas.
     pub(crate) offsets: Vec<i64>,
     pub(crate) begins_at: Vec<Ms>,
-    /// Sealed so often.
+    /// Interval of sealing.
     pub(crate) seal_every: Option<Ms>,
     pub(crate) chunk_samples: usize,
     pub(crate) faults: Vec<Befalls>,
-    /// From here on nothing goes wrong.
+    /// Time from which nothing goes wrong.
     pub(crate) quiet_at: Ms,
     pub(crate) scrape_until: Ms,
     pub(crate) end_at: Ms,
 }
 
-/// Intervals, short ones more often.
+/// Intervals to choose from; short ones are more frequent.
 const INTERVALS_S: [Ms; 14] = [1, 1, 1, 1, 1, 2, 2, 2, 5, 5, 10, 15, 30, 60];
 
-/// How long a sample is buffered at most of which nobody knows how often its series is scraped.
+/// Maximum time for which a sample is buffered if the scrape interval of its series is not known.
 const UNKNOWN_BUFFERED_MS: Ms = 125_000 + 15_000 + 3_000;
 
-/// How late a scrape is at most, as a part of its interval.
+/// The maximum delay of a scrape is its interval divided by this number.
 pub(crate) const LATE_PART: Ms = 20;
 
 impl Settings {
@@ -262,7 +264,7 @@ impl Settings {
             settings.add_target(random, kind, interval_ms, count);
         }
         if random.chance(15) {
-            // Short-lived.
+            // A short-lived target.
             settings.add_target(random, Kind::Counter, usual_ms, 1);
             if let Some(target) = settings.targets.last_mut() {
                 target.from = random.between(0, calm_at);
@@ -341,15 +343,18 @@ impl Settings {
         &self.targets[self.target_of[series]]
     }
 
-    /// How long a sample is buffered at most in steady state: it is looked at four times an interval and once a second.
+    /// Returns the maximum time for which a sample is buffered in steady state. A buffered sample is examined four
+    /// times per interval; the look runs once a second.
     pub(crate) fn buffered_ms(&self) -> Ms {
         2 * self.longest_ms() + 5_000 + (self.longest_ms() / 4).min(15_000) + 3_000
     }
 
-    /// What its samples are sent at most apart, up to a minute.
+    /// Returns the longest step between samples that an adapter may have to assume, ms; a minute if steps are
+    /// irregular.
     pub(crate) fn longest_ms(&self) -> Ms {
         let is_irregular = |target: &Target| target.until < Ms::MAX || matches!(target.kind, Kind::Late { .. });
-        // By labels an adapter sees a part of what a replica sends, and learns from the leader's how often that is.
+        // By labels an adapter sees only a part of a replica's samples. It learns the interval from the leader's
+        // samples.
         let is_seen_in_part = self.mode == Mode::Labels;
         let has_steps = is_seen_in_part || !self.histories.is_empty() || self.targets.iter().any(is_irregular);
         let longest_ms = self.targets.iter().map(|target| target.interval_ms).max().unwrap_or(0);
@@ -362,7 +367,7 @@ pub(crate) fn ms(duration: Duration) -> Ms {
 }
 
 fn draw_election(random: &mut Random, mode: Mode, pace_ms: Ms) -> Config {
-    // Seldom shorter than its Prometheus' pace.
+    // With a chance of 10 % the timeout may be shorter than two and a half times the pace of its Prometheus.
     let least_s = if random.chance(10) { 0 } else { 5 * pace_ms / 2_000 };
     let timeout = match random.below(3) {
         _ if mode == Mode::Rest || mode == Mode::Alone => PrometheusTimeout::Never,
@@ -401,7 +406,7 @@ fn draw_faults(random: &mut Random, mode: Mode, adapters: usize, replicas: usize
         })
         .collect();
     if count > 0 && random.chance(20) {
-        // Several at once.
+        // Several faults at about the same time.
         let at = faults[0].at;
         faults.iter_mut().for_each(|one| one.at = at + random.between(0, 2_000));
     }

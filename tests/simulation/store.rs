@@ -1,4 +1,4 @@
-//! The database as an adapter asks it: models of the statements behind `storage::Store`.
+//! The database from an adapter's view: models of the statements behind `storage::Store`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,28 +19,28 @@ use crate::server::{Compared, Right, Written};
 use crate::settings::Mode;
 use crate::world::World;
 
-/// A statement, or a transaction, is given up after so long.
+/// Timeout of a statement or a transaction.
 const SEND_TIMEOUT_MS: Ms = 10_000;
 
-/// What takes longer tells too little of the server's clock.
+/// Maximum round trip of an answer that is used to measure the clock offset.
 const ROUND_TRIP_MAX_MS: Ms = 100;
 
-/// See the module.
+/// Connection of an adapter to the database.
 pub(crate) struct Store {
     pub(crate) world: Rc<World>,
     pub(crate) adapter: usize,
     pub(crate) node: NodeId,
-    /// What the server's clock was last said to show.
+    /// The server's clock according to the last answer.
     clock: ServerClock,
-    /// How far the adapter's clock is ahead of it, by an answer that did not take long.
+    /// Offset of the adapter's clock from the server's (positive if ahead), by the last answer with a short round trip.
     measured_ms: Cell<Option<i64>>,
     /// Ids of series by the judge's numbers.
     ids: RefCell<HashMap<usize, i64>>,
-    /// The process freezes for so long when next it has a transaction open.
+    /// Time for which the process freezes in its next open transaction.
     pub(crate) freeze_in_write_ms: Cell<Ms>,
 }
 
-/// A reconciliation that is committed.
+/// A committed reconciliation.
 pub(crate) struct Reconciled {
     pub(crate) inserted: Vec<Row>,
     pub(crate) around: Around,
@@ -64,7 +64,7 @@ impl Store {
         self.world.clock_ms(Some(self.world.host_of(self.adapter)))
     }
 
-    /// How far this adapter's clock is ahead of the server's; none is told of by labels.
+    /// Returns how far this adapter's clock is ahead of the server's. By labels there is no offset.
     pub(crate) fn clock_offset_ms(&self) -> Option<i64> {
         self.measured_ms.get()
     }
@@ -88,7 +88,7 @@ impl Store {
         .await
     }
 
-    /// The ids of series.
+    /// Returns the ids of series.
     pub(crate) async fn find_series(&self, series: &[usize]) -> Result<HashMap<usize, i64>, Lost> {
         let unknown: Vec<usize> =
             series.iter().filter(|series| !self.ids.borrow().contains_key(series)).copied().collect();
@@ -140,7 +140,7 @@ impl Store {
         self.ask(move |world| world.database.borrow().around(&rows, window_ms, &unbounded)).await
     }
 
-    /// `None`: another term is in force.
+    /// Returns `None` if another term is in force.
     pub(crate) async fn reconcile(
         &self,
         rows: Vec<Row>,

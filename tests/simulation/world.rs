@@ -1,4 +1,4 @@
-//! A schedule: everybody who takes part, and what befalls them.
+//! A schedule: all participants, and the faults that happen to them.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Arguments;
@@ -19,7 +19,7 @@ use crate::random::Random;
 use crate::sender::Replica;
 use crate::settings::{Befalls, Fault, Kind, Mode, Ordered, Settings};
 
-/// What a clock shows at the beginning.
+/// Time that a correct clock shows at the beginning.
 pub(crate) const EPOCH_MS: i64 = 1_700_000_000_000;
 
 pub(crate) struct World {
@@ -27,35 +27,35 @@ pub(crate) struct World {
     pub(crate) settings: Settings,
     pub(crate) bug: Option<Bug>,
     pub(crate) random: RefCell<Random>,
-    /// What is not on any host.
+    /// Node of everything that is not on any host.
     pub(crate) network: NodeId,
     pub(crate) database: RefCell<Database>,
-    /// A lock was released, a transaction has ended.
+    /// Signals that a lock was released or that a transaction has ended.
     pub(crate) database_changed: Signal,
-    /// When a leader last showed that it lives.
+    /// Time at which a leader last sent a heartbeat or raised a term.
     pub(crate) heartbeat_at: Cell<Ms>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) judge: Judge,
     adapters: RefCell<Vec<Option<Rc<Adapter>>>>,
     hosts: Vec<Host>,
-    /// How far the server's clock is off.
+    /// Offset of the server's clock.
     server_off_ms: Cell<i64>,
-    /// All is sent and stored.
+    /// `true` once all samples are sent and stored.
     is_over: Cell<bool>,
     count: Cell<u64>,
     trace: Option<RefCell<Vec<String>>>,
 }
 
-/// Where an adapter runs, with its Prometheus unless leaders are found by labels.
+/// Host of an adapter, and of its Prometheus unless leaders are found by labels.
 #[derive(Default)]
 struct Host {
     off_ms: Cell<i64>,
-    /// The ways to the database are cut before this.
+    /// Times until which the connections to the database are cut.
     writes_cut_until: Cell<Ms>,
     locks_cut_until: Cell<Ms>,
-    /// The adapter's host is gone: nobody is told.
+    /// `true` while the adapter's host is gone: its peers get no notice.
     is_gone: Cell<bool>,
-    /// An adapter that was told to stop starts again after so long.
+    /// Time after which an adapter that was asked to stop starts again.
     down_ms: Cell<Ms>,
 }
 
@@ -88,7 +88,7 @@ impl World {
         Rc::new(world)
     }
 
-    /// Runs to the end, or until a rule is broken.
+    /// Runs the schedule to its end, or until a rule is broken.
     pub(crate) fn run(self: &Rc<Self>) {
         for index in 0..self.settings.adapters {
             let world = Rc::clone(self);
@@ -137,7 +137,7 @@ impl World {
         self.kernel.spawn(self.network, async move { world.watch().await });
     }
 
-    /// In steady state nothing is buffered for long.
+    /// Checks that in steady state nothing is buffered for long.
     async fn watch(self: Rc<Self>) {
         let longest_ms = self.settings.longest_ms();
         let deadline_ms = self.settings.sending.iter().map(|sending| sending.deadline_ms).max().unwrap_or(0);
@@ -152,7 +152,7 @@ impl World {
         self.is_over.set(true);
     }
 
-    /// Everything that was scraped is sent, and nothing is buffered.
+    /// True if every scraped sample is sent and no sample is buffered.
     fn is_done(&self) -> bool {
         self.replicas.iter().all(Replica::is_done)
             && self.adapters().iter().all(|adapter| adapter.senders.is_drained() && adapter.in_flight.get() == 0)
@@ -192,12 +192,12 @@ impl World {
         Uuid::from_u128(u128::from(self.number()))
     }
 
-    /// The host of an adapter.
+    /// Returns the host of an adapter.
     pub(crate) fn host_of(&self, adapter: usize) -> usize {
         if self.settings.mode == Mode::Labels { self.settings.replicas + adapter } else { adapter }
     }
 
-    /// What a host's clock shows; without one the server's.
+    /// Returns the time that a host's clock shows; the server's clock if `host` is `None`.
     pub(crate) fn clock_ms(&self, host: Option<usize>) -> i64 {
         EPOCH_MS + self.now() + host.map_or(&self.server_off_ms, |host| &self.hosts[host].off_ms).get()
     }
@@ -218,7 +218,7 @@ impl World {
         self.adapters.borrow().get(index).and_then(Option::clone)
     }
 
-    /// Those that run.
+    /// Returns the adapters that run.
     pub(crate) fn adapters(&self) -> Vec<Rc<Adapter>> {
         self.adapters.borrow().iter().flatten().map(Rc::clone).collect()
     }
@@ -240,10 +240,10 @@ impl World {
         adapter.begin();
     }
 
-    /// Its process dies, and its memory with it.
+    /// Ends the adapter's process, and its memory with it.
     fn kill_adapter(self: &Rc<Self>, index: usize, down_ms: Ms) {
         let Some(adapter) = self.adapters.borrow_mut()[index].take() else { return };
-        // What was taken out of a buffer is put back.
+        // Samples that were taken out of a buffer are put back.
         self.kernel.kill(adapter.node);
         let mut died: Vec<Row> = Vec::new();
         for member in adapter.senders.all() {
@@ -261,16 +261,16 @@ impl World {
         });
     }
 
-    /// An adapter that was told to stop has stopped.
+    /// Ends an adapter that was asked to stop and has stopped.
     pub(crate) fn adapter_ended(self: &Rc<Self>, index: usize) {
         let down_ms = self.hosts[self.host_of(index)].down_ms.get();
         self.kill_adapter(index, down_ms);
     }
 
-    // ---- what goes on
+    // ---- continuous activities
 
     async fn seal_often(self: Rc<Self>, every_ms: Ms) {
-        // What the last looks saw, as `keep_sealed` does it.
+        // The `xmin` of an earlier look. Rows committed after that look stay hot, as in `keep_sealed`.
         let mut xmin = 0;
         while self.now() < self.settings.end_at {
             self.kernel.sleep(every_ms - every_ms.min(3_000)).await;
@@ -288,7 +288,7 @@ impl World {
         }
     }
 
-    /// The outside party, where there is one, sees to it that somebody leads.
+    /// The external party of `Mode::Rest`: makes sure that somebody leads.
     async fn tell_leaders(self: Rc<Self>) {
         self.kernel.sleep(6_000).await;
         loop {
@@ -311,7 +311,7 @@ impl World {
         }
     }
 
-    // ---- what befalls
+    // ---- faults
 
     async fn befall(self: Rc<Self>, Befalls { at, for_ms, fault }: Befalls) {
         self.kernel.sleep_until(at).await;
@@ -422,7 +422,7 @@ impl World {
         }
     }
 
-    /// Backends are terminated: of the lock session, or of all writers.
+    /// Terminates backends: that of the lock session, or those of all writers.
     fn end_sessions(&self, of_lock: bool) {
         let ended = match of_lock {
             true => self.database.borrow().lock_task().into_iter().collect(),

@@ -1,4 +1,4 @@
-//! Who leads by order: any adapter is asked, all obey.
+//! The lead by order: any adapter accepts the order, and all carry it out.
 
 use std::process::Command;
 
@@ -40,7 +40,7 @@ async fn a_replica_that_sends_yields_to_another_and_nothing_is_lost() {
     wait_stored(&db.client, "eu", number("r3"), 40).await;
     obeys(&adapters[0], "hand-over?cluster=eu&to=r1").await;
     wait_stored(&db.client, "eu", number("r1"), 80).await;
-    // Whoever else.
+    // To any other replica.
     let command = ["election", "resign", "-cluster=eu", &format!("-url={}", adapters[1].url(""))].map(str::to_owned);
     let ended = tokio::task::spawn_blocking(|| Command::new(BINARY).args(command).output().expect("it runs"));
     let ended = ended.await.expect("it ends");
@@ -60,7 +60,7 @@ async fn one_that_is_held_leads_again_only_once_it_is_released() {
     let _one = Replica::start("eu", "r1", &targets);
     wait_leader(&adapters[0], "eu", "r1").await;
     wait_stored(&db.client, "eu", number("r1"), 40).await;
-    // There is nobody else yet.
+    // No other replica exists yet.
     let answer = order(&adapters[0], Method::POST, "hold?cluster=eu&replica=r1").await;
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(answer.text().contains("a hold stays in force"), "{}", answer.text());

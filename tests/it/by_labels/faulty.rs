@@ -1,4 +1,4 @@
-//! What a faulty sender, or an adapter with a wrong clock, does to other replicas and clusters: nothing.
+//! A faulty sender, or an adapter with a wrong clock, has no effect on other replicas and clusters.
 
 use rig::postgres::Postgres;
 use uuid::Uuid;
@@ -18,7 +18,8 @@ async fn a_sample_of_an_impossible_future_is_refused_and_nothing_is_learned_from
     check_impossible(&["r2"], &[now_ms() + 365 * DAY_MS, i64::MAX]).await;
 }
 
-/// Of `r1`, which leads, and `r2`, these send such samples: `r2` leads next, and nothing is lost.
+/// Lets the `faulty` ones of `r1`, which leads, and `r2` send such samples. Checks that `r2` leads next, and that
+/// nothing is lost.
 async fn check_impossible(faulty: &[&str], times_ms: &[i64]) {
     let db = Database::new().await;
     let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
@@ -90,7 +91,7 @@ async fn an_adapter_whose_clock_is_ahead_keeps_nobody_from_the_lead() {
 async fn a_name_that_is_too_long_is_refused_and_no_other_cluster_notices() {
     let db = Database::new().await;
     let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
-    // Nothing that compresses.
+    // A text that does not compress.
     let long: String = (0..125).map(|_| Uuid::new_v4().simple().to_string()).collect();
     let longest = &long[..256];
     for (cluster, replica, label) in [
@@ -140,7 +141,7 @@ async fn a_name_that_the_database_may_have_no_room_for_is_refused_and_no_other_c
         store(&adapter, good()).await;
     }
     store(&adapter, body("us", "r1", &[now_ms()])).await;
-    // Labels that name nobody are as ever.
+    // Labels that do not name the cluster or the replica are accepted as always.
     let labels = [("__name__", "größe"), ("cluster", "eu"), ("__replica__", "r1")];
     store(&adapter, Body::new().series(&labels, &[crate::setup::at(now_ms(), 1.0)])).await;
 }

@@ -12,14 +12,16 @@ use crate::setup::{Body, SOON, now_ms, start};
 
 const CLUSTERS: usize = 40;
 
-/// What the adapter that does it asks of groups and their leaders until it has taken over, of which there is one for each cluster, is less
-/// than so much for each, beyond what it asks in the same time without one. What it compares of its buffers by then is not counted.
+/// Limit for the statements that the take-overs cost the adapter, per cluster; there is one take-over per cluster.
+/// Counted are its statements about groups and leaders until it has taken over, minus those in the same time without a
+/// take-over. Statements that compare its buffers are not counted.
 const STATEMENTS: i64 = 1;
 
-/// By this its statements are told from all others.
+/// Role of this adapter, which tells its statements from all others.
 const ACCOUNT: &str = "adapter";
 
-/// Has `replica` of each cluster send to an adapter, whatever that answers: all in one request, as a gateway for them would.
+/// Sends samples of `replica` for all clusters to an adapter, whatever it answers: all in one request, as from a
+/// gateway.
 fn send(replica: &'static str, adapter: &Adapter) -> JoinSet<()> {
     let (url, client) = (adapter.url("/write"), Client::new(SOON));
     let mut senders = JoinSet::new();
@@ -35,11 +37,11 @@ fn send(replica: &'static str, adapter: &Adapter) -> JoinSet<()> {
     senders
 }
 
-/// Waits until `replica` leads everywhere.
+/// Waits until `replica` leads in all clusters.
 async fn wait_led(client: &tokio_postgres::Client, replica: &str) {
     let statement = "SELECT count(*) FROM metrics_leader WHERE holder = $1";
     let led = async {
-        // There are no tables at first.
+        // The tables do not exist at first.
         let led = async || client.query_one(statement, &[&replica]).await.map(|row| row.get::<_, i64>(0)).unwrap_or(0);
         while led().await < i64::try_from(CLUSTERS).unwrap_or(i64::MAX) {
             tokio::time::sleep(Duration::from_millis(20)).await;

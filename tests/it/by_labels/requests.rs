@@ -1,4 +1,4 @@
-//! What becomes of a request, by what its series say of themselves.
+//! Results of requests, depending on the labels of their series.
 
 use super::{Replica, adapter, body, leader, number, targets, wait_leader, wait_stored};
 use crate::setup::{Body, Database, SOON, at, now_ms, send_v2, start, store, wait_ready};
@@ -78,7 +78,7 @@ async fn there_may_be_so_many_clusters_and_no_more() {
     assert_eq!(answer.status, 503);
     assert!(answer.text().contains("-metrics-high-availability-clusters"), "{}", answer.text());
     assert_eq!(leader(&one, "asia").await, None);
-    // What the other has not heard of counts as well.
+    // Clusters that the other adapter has not heard of count as well.
     let answer = other.write(body("africa", "r1", &[now_ms()]).compressed()).await;
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics_leader").await, 2);
@@ -114,7 +114,7 @@ async fn the_same_request_by_two_adapters_is_held_and_stored_once() {
     wait_leader(&other, "eu", "r1").await;
     wait_stored(&db.client, "eu", number("r1"), 20).await;
     let now = now_ms() + 60_000;
-    // The answer of the first was lost, so it was sent to the second.
+    // The answer of the first adapter was lost, so the request was sent to the second.
     for adapter in [&one, &other] {
         store(adapter, body("eu", "r2", &[now])).await;
     }
@@ -151,7 +151,7 @@ async fn a_sender_that_cannot_be_read_takes_the_adapter_from_no_cluster_that_is_
     replica.pause();
     let is_not = async || (ready().await.status == 503).then_some(());
     adapter.process().wait_until("it is not ready", SOON, is_not).await;
-    // For the lead, one that cannot be read is silent.
+    // In the election, a sender that cannot be read counts as silent.
     let _other = Replica::start("eu", "r2", &targets);
     wait_leader(&adapter, "eu", "r2").await;
     wait_ready(&adapter).await;

@@ -1,4 +1,4 @@
-//! One replica goes, another leads.
+//! One replica goes, and another one leads.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::setup::{Database, SOON, start};
 
-/// Adapters tell each other when it was heard no more exactly than that.
+/// Precision with which adapters report to each other when a replica was heard.
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 
-/// `r1`, which leads and has stored more than `stored` samples, and `r2`, which does not lead.
+/// Starts `r1`, which leads and has stored more than `stored` samples, and `r2`, which does not lead.
 async fn leading_and_held(db: &Database, adapters: &[Adapter], targets: &Targets, stored: i64) -> [Replica; 2] {
     let one = Replica::start("eu", "r1", targets);
     wait_leader(&adapters[0], "eu", "r1").await;
@@ -73,10 +73,10 @@ async fn what_was_told_before_the_servers_clock_was_set_back_keeps_nobody_in_the
     wait_leader(&adapters[0], "eu", "r2").await;
 }
 
-/// Such that only a closed connection tells of a dead replica in time.
+/// A timeout so long that only a closed connection reveals a dead replica in time.
 const LONG_TIMEOUT: &str = "-metrics.high-availability.timeout=60s";
 
-/// By then its pace is known.
+/// Number of samples after which the pace of a replica is known.
 const SAMPLES: i64 = 140;
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn a_leader_that_closes_its_connections_is_followed_within_its_pace_and_a_
         start(&adapter(&uri, "adapter a").arg(LONG_TIMEOUT)).await,
         start(&adapter(&uri, "adapter b").arg(LONG_TIMEOUT)).await,
     ];
-    // Each replica sends to an adapter of its own: none of them hears both.
+    // Each replica sends to a separate adapter: no adapter hears both.
     let one = Replica::start("eu", "r1", &targets(&[&adapters[0]]));
     wait_leader(&adapters[0], "eu", "r1").await;
     let _other = Replica::start("eu", "r2", &targets(&[&adapters[1]]));
@@ -96,7 +96,7 @@ async fn a_leader_that_closes_its_connections_is_followed_within_its_pace_and_a_
     drop(one);
     let took = wait_leader(&adapters[1], "eu", "r2").await.saturating_duration_since(killed);
     println!("followed {took:?} after it was killed");
-    // Adapters tell each other once a second.
+    // Adapters report to each other once a second.
     assert!(took < Duration::from_secs(3), "{took:?}");
     wait_stored(&db.client, "eu", number("r2"), 20).await;
     check_stored(&db.client, "eu", 1).await;
@@ -115,7 +115,7 @@ async fn a_leader_that_changes_its_connections_leads_on() {
     wait_leader(&adapters[0], "eu", "r1").await;
     let _other = Replica::start("eu", "r2", &targets(&[&adapters[1]]));
     wait_stored(&db.client, "eu", number("r1"), SAMPLES).await;
-    // Its connections to the one adapter are closed, and it sends to the other.
+    // Its connections to the first adapter are closed, and it sends to the other.
     drop(std::mem::replace(&mut one, Replica::start("eu", "r1", &targets(&[&adapters[1]]))));
     for _ in 0..5 {
         let stored: i64 = db.one("SELECT count(*) FROM metrics").await;
@@ -176,7 +176,8 @@ async fn a_rolling_update_loses_nothing_and_what_is_held_is_stored_first() {
     let mut adapters = adapters(&uri, &["adapter a", "adapter b"]).await;
     let targets = targets(&[&adapters[0], &adapters[1]]);
     let [one, _other] = leading_and_held(&db, &adapters, &targets, 60).await;
-    // The leading replica goes just when an adapter is told to stop that holds part of what the other one sent.
+    // The leading replica ends at the moment when an adapter is stopped that buffers a part of the other replica's
+    // samples.
     targets.lock().unwrap().remove(0);
     adapters[0].process().signal(rustix::process::Signal::TERM);
     drop(one);

@@ -1,4 +1,4 @@
-//! Resign, hand over, hold: by hand, in any election.
+//! The orders resign, hand over and hold: by hand, in any election.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use super::rest::put;
 use super::{Member, candidate, check_stored, pair, report, wait_true};
 use crate::setup::{BINARY, Body, Database, SOON, adapter_at, now_ms, skipped};
 
-/// What it answers to an order.
+/// Gives an order and returns the response.
 pub(crate) async fn order(adapter: &Adapter, method: Method, verb: &str) -> Response {
     let url = adapter.url(&format!("/admin/election/{verb}"));
     let answer = adapter.client().request(method, &url, &[], Vec::new().into()).await;
     answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
 }
 
-/// It carries an order out.
+/// Gives an order and checks that the adapter carries it out.
 pub(crate) async fn obeys(adapter: &Adapter, verb: &str) {
     let answer = order(adapter, Method::POST, verb).await;
     assert_eq!(answer.status, 200, "{verb}: {}", answer.text());
@@ -78,7 +78,7 @@ async fn the_one_that_is_named_takes_the_lead() {
     let db = Database::new().await;
     let uri = db.server.uri(&db.name);
     let (a, b) = pair(&uri, &[]).await;
-    // Tries much more often than the one that is named.
+    // An adapter that tries much more often than the named one.
     let c = Member::start(&candidate(&uri, "adapter c").arg("-scheduled-election-interval=10ms"), "c").await;
     c.wait("standby").await;
     let names = [name(&a.adapter).await, name(&b.adapter).await, name(&c.adapter).await];
@@ -103,7 +103,7 @@ async fn the_one_that_is_named_takes_the_lead() {
         member.sender.pause();
         check_stored(&db.client, member, series).await;
     }
-    // One that is named and goes keeps the others from it for a while only.
+    // A named successor that is gone keeps the others from leading for a limited time only.
     let since = Instant::now();
     db.run("UPDATE metrics_leader SET successor = 'nobody', successor_until = now() + interval '2 s'").await;
     b.adapter.process().kill9().await;
@@ -126,7 +126,7 @@ async fn one_that_is_held_does_not_lead() {
     obeys(&b.adapter, "release").await;
     b.leads_after(seen, Instant::now()).await;
     b.takes().await;
-    // A leader that is held gives the lead up.
+    // A leader that is excluded gives up the lead.
     let c = Member::start(&candidate(&uri, "adapter c").arg("-leader-election-hold"), "c").await;
     c.wait("standby").await;
     obeys(&b.adapter, "hold").await;
@@ -209,14 +209,14 @@ async fn orders_come_from_this_host_or_show_the_token() {
     let wait = async || (post(port, "election/hold", &shown).await.status == 200).then_some(());
     guarded.process().wait_until("it is held", SOON, wait).await;
     assert!(!guarded.process().log().contains("sesame"), "the token is in the log");
-    // On this host a token is to be shown, too, and a web page is nobody.
+    // A request of a web page is refused on this host, too.
     let a = candidate(&uri, "adapter").start().await;
     let url = a.url("/admin/election/hold");
     let answer = client.request(Method::POST, &url, &[("origin", "http://evil")], Vec::new().into()).await.unwrap();
     assert_eq!(answer.status, 403, "{}", answer.text());
 }
 
-/// An address of this host other than loopback; nothing is sent.
+/// Returns an address of this host other than loopback. Sends nothing.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;

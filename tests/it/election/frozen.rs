@@ -1,4 +1,4 @@
-//! A process that is stopped is not dead: the server's clock ends its lead, and the fence its writes.
+//! A stopped process is not dead: the server's clock ends its lead, and the fence ends its writes.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use tokio::task::JoinSet;
 use super::{HOLDER, Member, WRITE_WAITS, candidate, pair, report, wait_true};
 use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, start};
 
-/// The shortest there is.
+/// The shortest lease that is allowed.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Sends a sample, and does not wait for the answer.
+/// Sends a sample without waiting for the response.
 pub(super) fn write_in_background(adapter: &rig::adapter::Adapter, metric: &str) -> JoinSet<Option<u16>> {
     let url = adapter.url("/write");
     let body = Body::new().sample(metric, now_ms(), 1.0).compressed();
@@ -30,7 +30,7 @@ async fn a_leader_frozen_beyond_its_lease_stores_nothing_of_its_term() {
     let holder: i32 = db.one(HOLDER).await;
     a.adapter.process().pause();
     let (seen, since) = (b.log_len(), Instant::now());
-    // It lies in the socket of a process that still believes to lead.
+    // The request lies in the socket of a process that still believes that it leads.
     let mut answer = write_in_background(&a.adapter, "late");
     let took = b.leads_after(seen, since).await;
     report("take-over from a frozen leader (lease 3 s)", took);
@@ -39,7 +39,7 @@ async fn a_leader_frozen_beyond_its_lease_stores_nothing_of_its_term() {
     assert_ne!(db.one::<i32>(HOLDER).await, holder);
     a.adapter.process().resume();
     let answer = tokio::time::timeout(SOON, answer.join_next()).await.expect("an answer comes");
-    // Whatever it is told, it is not stored by the old term.
+    // Whatever the response is, the old term does not store the sample.
     report(&format!("a write of the old term is answered {answer:?}"), Duration::ZERO);
     a.wait("standby").await;
     assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'late'").await, 0);
@@ -64,7 +64,7 @@ async fn a_transaction_frozen_half_way_never_commits() {
     let took = b.leads_after(seen, since).await;
     report("take-over from a leader frozen in a transaction (lease 3 s)", took);
     assert!(took < LEASE + Duration::from_secs(1), "{took:?}");
-    // By the new leader, or by its own timeout.
+    // The new leader ends the transaction, or its own timeout does.
     wait_true(&db.client, &format!("SELECT NOT ({})", idle.trim_start_matches("SELECT "))).await;
     a.adapter.process().resume();
     let answer = tokio::time::timeout(SOON, answer.join_next()).await.expect("an answer comes");
@@ -76,7 +76,7 @@ async fn a_transaction_frozen_half_way_never_commits() {
 #[tokio::test]
 async fn behind_a_frozen_leader_nothing_is_thrown_away() {
     let db = Database::new().await;
-    // The server would end the frozen leader's session after most of a minute.
+    // The server would end the frozen leader's session only after most of a minute.
     let (a, b) = pair(&db.server.uri(&db.name), &["-leader-election-lease=1m"]).await;
     a.adapter.process().pause();
     b.wait("unknown").await;
@@ -111,7 +111,7 @@ async fn a_heartbeat_from_before_the_servers_clock_was_set_back_is_none() {
 #[tokio::test]
 async fn a_lock_in_strange_hands_is_nobodys_lead() {
     let db = Database::new().await;
-    // An adapter of before, for one: the same lock, and no heartbeat.
+    // An adapter of an earlier version, for example, has the same lock and no heartbeat.
     let stranger = db.session().await;
     let take = "SET application_name = 'intruder <1>'; SELECT pg_try_advisory_lock(1)";
     stranger.batch_execute(take).await.expect("the lock is free");
@@ -129,7 +129,7 @@ async fn a_lock_in_strange_hands_is_nobodys_lead() {
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert_eq!(adapter.role().await.as_deref(), Some("unknown"));
     assert_eq!(db.samples().await, 0);
-    // It is named, once.
+    // The holder is named once.
     let named = format!("pid {pid}, application_name \"intruder <1>\", client 127.0.0.1");
     let line = adapter.process().wait_for_log("is held by a session", SOON).await;
     assert!(line.replace('\\', "").contains(&named), "{line}");
@@ -159,7 +159,7 @@ async fn who_holds_the_lock_is_told_to_an_ordinary_user_but_for_its_address() {
     let db = Database::new().await;
     let role = format!("ordinary_{}", db.name);
     db.run(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}")).await;
-    // A key of more than 32 bits, and one that differs from it in the upper half alone.
+    // A key of more than 32 bits, and a key that differs from it only in the upper half.
     let (key, other_key) = (7 * (1_i64 << 32) + 3_000_000_000, 8 * (1_i64 << 32) + 3_000_000_000);
     let (other, first, second) = (db.session().await, db.session().await, db.session().await);
     let take = |name, key| format!("SET application_name = '{name}'; SELECT pg_advisory_lock({key})");
@@ -173,7 +173,7 @@ async fn who_holds_the_lock_is_told_to_an_ordinary_user_but_for_its_address() {
     let line = process.wait_for_log("is held by a session", SOON).await;
     assert!(line.contains(&format!("pid {first_pid}, ")) && line.contains("intruder"), "{line}");
     assert!(!line.contains("client"), "the server does not tell it an ordinary user: {line}");
-    // The next holder is news. It waits for the lock, so that the adapter does not get it between.
+    // The next holder is logged again. It waits for the lock, so that the adapter does not get the lock in between.
     let seen = member.log_len();
     let (waiting, ended) = (take("successor", key), format!("SELECT pg_terminate_backend({first_pid})"));
     let deed = async {

@@ -1,4 +1,4 @@
-//! The loop of examples/kubernetes/lease, with something that behaves as the API server does for one Lease.
+//! The loop of examples/kubernetes/lease, with a script that behaves like the API server for one Lease.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::rest::put;
 use super::{Member, check_stored};
 use crate::setup::{Database, SOON, adapter_at, skipped};
 
-/// One Lease in a file: its version and its holder. A replacement must name the version that is there.
+/// One Lease in a file: its version and its holder. A replacement must name the current version.
 const KUBECTL: &str = r#"#!/bin/sh
 exec 9>"$LEASE_FILE.lock"; flock 9
 case $1 in
@@ -36,7 +36,8 @@ fn elect(directory: &Path, member: &Adapter, name: &str) -> Process {
         .env("PATH", format!("{}:{path}", directory.display()))
         .env("LEASE_FILE", directory.join("lease"))
         .env("ADAPTER", member.url(""))
-        // An adapter is ready where a Prometheus is, too, while it is leader or standby; here it stands for one.
+        // The adapter takes the place of the Prometheus. Its own `/-/ready` depends on its role, so `/healthz` is
+        // asked: the `?` turns the `/-/ready` that the script appends into a query string.
         .env("PROMETHEUS", member.url("/healthz?"))
         .envs([("LEASE", "pair"), ("IDENTITY", name), ("LEASE_SECONDS", "2"), ("PERIOD_SECONDS", "0.3")]);
     Process::spawn(&format!("elector {name}"), command)
@@ -62,16 +63,17 @@ async fn a_lease_moves_the_lead() {
     let b = Member::start(&options("adapter b"), "b").await;
     let elector_b = elect(directory.path(), &b.adapter, "b");
     b.wait("standby").await;
-    // In order: at once.
+    // An orderly end: the lead moves immediately.
     elector_a.terminate(SOON).await;
     b.wait("leader").await;
     b.takes().await;
-    // The loop dies and tells nobody: when the Lease has run out. The other is told later, and wins.
+    // The loop dies without a notice: the lead moves when the Lease has expired. The order to the other adapter is
+    // later, and wins.
     let elector_a = elect(directory.path(), &a.adapter, "a");
     elector_b.kill9().await;
     a.wait("leader").await;
     b.wait("standby").await;
-    // By mistake, against the Lease, which puts it right.
+    // A wrong order that contradicts the Lease. The loop corrects it.
     assert_eq!(put(&b.adapter, "1").await.status, 200);
     a.wait("leader").await;
     b.wait("standby").await;

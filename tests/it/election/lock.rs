@@ -1,4 +1,4 @@
-//! What an advisory lock needs: a session of its own, on the primary, that nobody's settings end.
+//! Requirements of an advisory lock: a dedicated session on the primary that no foreign setting ends.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,8 +11,8 @@ use rig::process::Process;
 use super::{HOLDER, Member, candidate, check_stored, own_server, wait_settled, wait_true};
 use crate::setup::{Body, Database, SOON, now_ms, skipped};
 
-/// pgbouncer in transaction mode before `server`, with so few connections that its clients must share; `None` where
-/// there is no pgbouncer.
+/// pgbouncer in transaction mode in front of `server`, with so few connections that its clients must share them. `None`
+/// if pgbouncer is not installed.
 pub(super) async fn pooler(server: &Postgres) -> Option<(Process, Directory, u16)> {
     let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists())?;
     let (directory, port) = (Directory::new("pgbouncer"), port::free());
@@ -73,7 +73,7 @@ async fn writes_may_go_through_a_pooler_where_the_lock_does_not() {
     }
 }
 
-/// Ten samples of a sender's are there.
+/// Waits until ten samples of a sender are stored.
 async fn wait_stored(db: &Database, series: &str) {
     wait_true(&db.client, &format!("SELECT count(*) >= 10 FROM metrics WHERE name = 'from_{series}'")).await;
 }
@@ -81,7 +81,7 @@ async fn wait_stored(db: &Database, series: &str) {
 #[tokio::test]
 async fn a_hot_standby_is_no_place_for_a_lock() {
     let db = Database::new().await;
-    // A server that only ever recovers, as a replica does.
+    // A server that never leaves recovery, like a replica.
     let mut replica = Postgres::start(postgres::Options::default()).await;
     replica.stop(Stop::Fast).await;
     std::fs::write(replica.data_directory().join("standby.signal"), "").expect("cannot make a replica");
@@ -131,13 +131,13 @@ async fn where_no_connection_is_left_the_leader_leads_on_and_says_so() {
     a.wait("leader").await;
     a.takes().await;
     let lock: Vec<i32> = db.column(HOLDER).await;
-    // No more are let in, and then the lock session is all that is left.
+    // No further connections are allowed, so only the lock session is left after this.
     db.run(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await;
     let others = format!("FROM pg_stat_activity WHERE usename = '{role}' AND pid <> {}", lock[0]);
     db.run(&format!("SELECT pg_terminate_backend(pid) {others}")).await;
     let line = a.adapter.process().wait_for_log("write requests are answered 503: too many connections", SOON).await;
     assert!(line.contains("WARN") && line.contains("53300"), "{line}");
-    // The first may still find that a connection of the pool was ended.
+    // The first request may still find that a connection of the pool was ended.
     let refused = async || {
         let answer = a.adapter.write(Body::new().sample("refused", now_ms(), 1.0).compressed()).await;
         assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.text());
@@ -164,7 +164,7 @@ async fn where_no_connection_is_left_the_leader_leads_on_and_says_so() {
 async fn a_promoted_replica_is_found_by_the_uri_that_names_both() {
     let (mut primary, client) = own_server(postgres::Options::default()).await;
     let replica = primary.follow().await;
-    // What is acknowledged is on both, so that nothing may be lost with the primary.
+    // Acknowledged samples are on both servers, so that none is lost with the primary.
     client.batch_execute("ALTER SYSTEM SET synchronous_standby_names = '*'").await.expect("a superuser's setting");
     client.batch_execute("SELECT pg_reload_conf()").await.expect("a superuser may");
     wait_true(&client, "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')").await;
@@ -184,7 +184,7 @@ async fn a_promoted_replica_is_found_by_the_uri_that_names_both() {
         "SELECT count(*) > 0 FROM metrics WHERE time > (SELECT heartbeat - interval '1 s' FROM metrics_leader)",
     )
     .await;
-    // The old primary comes back as a replica: first of the two, and passed over.
+    // The old primary returns as a replica: it is the first of the two, and is skipped.
     std::fs::write(primary.data_directory().join("standby.signal"), "").expect("cannot make a replica");
     primary.start_again().await;
     let c = Member::start(&candidate(&uri, "adapter c"), "c").await;
@@ -199,7 +199,7 @@ async fn a_candidate_that_was_never_sent_to_does_not_take_the_lock() {
     let adapter = candidate(&db.server.uri(&db.name), "adapter").start().await;
     adapter.wait_role("resigned", SOON).await;
     assert!(db.column::<i32>(HOLDER).await.is_empty());
-    // The first request finds it a leader.
+    // The first request makes the adapter the leader.
     let answer = adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await;
     assert_eq!(answer.status, 204, "{}", answer.text());
     assert_eq!(db.column::<i32>(HOLDER).await.len(), 1);

@@ -1,4 +1,4 @@
-//! An outside party tells who leads.
+//! An external party appoints the leader.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use super::frozen::write_in_background;
 use super::{Member, SECOND, Sender, check_stored, own_server, report, wait_true};
 use crate::setup::{Body, Database, SOON, adapter_at, now_ms};
 
-/// An adapter at `uri` that waits to be told.
+/// Options of an adapter at `uri` that waits to be appointed.
 fn told(uri: &str, name: &str) -> Options {
     adapter_at(uri).name(name).arg("-leader-election.rest")
 }
 
-/// Starts one, and waits until it can be told.
+/// Starts an adapter, and waits until it accepts an order.
 async fn start(options: &Options) -> Adapter {
     let adapter = options.start().await;
     let can_be_told = async || (put(&adapter, "0").await.status == 200).then_some(());
@@ -24,14 +24,14 @@ async fn start(options: &Options) -> Adapter {
     adapter
 }
 
-/// The same, with a Prometheus that sends.
+/// The same with a Prometheus that sends.
 async fn member(options: &Options, series: &str) -> Member {
     let adapter = start(options).await;
     let sender = Sender::start(&adapter, series);
     Member { adapter, sender }
 }
 
-/// Two, of which the first was told to lead and does, and the other stands by.
+/// Starts two members. The first is appointed and leads; the other is standby.
 async fn pair(uri: &str) -> [Member; 2] {
     let a = member(&told(uri, "adapter a"), "a").await;
     let b = member(&told(uri, "adapter b"), "b").await;
@@ -41,7 +41,7 @@ async fn pair(uri: &str) -> [Member; 2] {
     [a, b]
 }
 
-/// PUTs `body` to where leaders are told.
+/// Sends a PUT request with `body` to the path by which leaders are appointed.
 pub(super) async fn put(adapter: &Adapter, body: &str) -> Response {
     let url = adapter.url("/admin/election/leader");
     let answer = adapter.client().request(Method::PUT, &url, &[], body.to_owned().into()).await;
@@ -95,7 +95,7 @@ async fn of_two_told_to_lead_the_later_one_does() {
         report("told to lead", since.elapsed());
         assert_eq!(leads(&b.adapter).await, "true");
         a.wait("standby").await;
-        // It has not noticed yet that another was told later, and wins all the same.
+        // The adapter has not noticed yet that the other was appointed later. Its own, latest order wins nevertheless.
         tell(&a.adapter, "1").await;
         tell(&b.adapter, "1").await;
         tell(&a.adapter, "1").await;
@@ -125,7 +125,7 @@ async fn a_leader_frozen_while_another_is_told_stores_nothing_more() {
     tell(&b.adapter, "1").await;
     b.takes().await;
     a.adapter.process().resume();
-    // Its session may have ended meanwhile; it must not raise the term again.
+    // Its session may have ended meanwhile. It must not raise the term again.
     a.wait("standby").await;
     let _ = tokio::time::timeout(SOON, late.join_next()).await.expect("an answer comes");
     assert_eq!(db.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'late'").await, 0);

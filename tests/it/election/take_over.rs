@@ -1,4 +1,4 @@
-//! One goes, the other leads.
+//! One adapter ends or goes silent, and the other leads.
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ async fn one_leads_within_a_second_of_the_lock_sessions_end() {
 async fn the_lock_is_taken_once_a_session() {
     let options = postgres::Options::default().with("log_statement", "all").with("log_line_prefix", "[%p] ");
     let (server, client) = own_server(options).await;
-    // A hundred elections a second.
+    // A hundred elections per second.
     let uri = server.uri("postgres");
     let arguments = ["-leader-election-pg-advisory-lock-prometheus-timeout=1s", "-scheduled-election-interval=10ms"];
     let (a, b) = pair(&uri, &arguments).await;
@@ -96,7 +96,7 @@ async fn the_lock_is_taken_once_a_session() {
     }
     assert_eq!(one::<i32>(&client, HOLDER).await, holder);
     assert_eq!(tries(true), 1, "tried again by the session that has it");
-    // What was taken once is given up at once.
+    // A lock that was taken once is released at once.
     a.sender.pause();
     let seen = b.log_len();
     a.wait("resigned").await;
@@ -118,7 +118,7 @@ async fn a_leader_whose_prometheus_is_silent_resigns_and_stays_out() {
     assert!(took < timeout + SECOND, "{took:?}");
     a.wait("resigned").await;
     wait_settled_silent(&a).await;
-    // The lock is there for the taking, and it does not take it.
+    // The lock is free, and the adapter does not take it.
     b.adapter.process().kill9().await;
     wait_true(&db.client, "SELECT now() - heartbeat > interval '2s' FROM metrics_leader").await;
     assert_eq!(a.adapter.role().await.as_deref(), Some("resigned"));
@@ -133,9 +133,9 @@ async fn a_leader_whose_prometheus_is_silent_resigns_and_stays_out() {
 #[tokio::test]
 async fn a_leader_whose_prometheus_dies_is_followed_within_its_pace_and_a_second() {
     let db = Database::new().await;
-    // By its timeout it would take minutes.
+    // With its timeout alone this would take minutes.
     let (Member { adapter: a, sender }, b) = pair(&db.server.uri(&db.name), &[]).await;
-    // By then its pace is known.
+    // By then the pace of the sender is known.
     wait_true(&db.client, "SELECT max(time) - min(time) > interval '6s' FROM metrics WHERE name = 'from_a'").await;
     let (seen, since) = ((a.process().log().len(), b.log_len()), Instant::now());
     drop(sender);
@@ -154,7 +154,7 @@ async fn one_whose_connections_are_renewed_leads_on() {
     let mut ticker = tokio::time::interval(SECOND);
     for _ in 0..12 {
         ticker.tick().await;
-        // Two requests a connection, as a proxy may have it that renews them.
+        // Two requests per connection, as with a proxy that replaces connections.
         let client = rig::http::Client::default();
         for series in ["one", "other"] {
             let body = Body::new().sample(series, now_ms(), 1.0).compressed();
@@ -173,7 +173,7 @@ async fn one_whose_connections_are_renewed_leads_on() {
     assert_eq!(db.one::<i64>("SELECT term FROM metrics_leader").await, 1, "nobody else led");
 }
 
-/// It says why it is not a candidate.
+/// Waits until the adapter logs why it is not a candidate.
 async fn wait_settled_silent(member: &Member) {
     member.adapter.process().wait_for_log("not a candidate until it sends", SOON).await;
 }
@@ -225,7 +225,7 @@ async fn a_restart_of_postgresql_ends_with_one_leader_and_nothing_lost() {
     check_stored(&client, &a, "a").await;
 }
 
-/// A write that waits in the database until `release` is committed, and the answer to come.
+/// Starts a write that waits in the database until `release` is committed. Returns `release` and the pending response.
 async fn write_held_up(
     db: &Database,
     adapter: &Adapter,
@@ -254,7 +254,7 @@ async fn a_leader_told_to_stop_answers_what_is_under_way_and_gives_the_lock_up_l
     let (seen, since) = (b.log_len(), Instant::now());
     a.adapter.process().signal(Signal::TERM);
     a.adapter.process().wait_for_log("finishing what is in flight", SOON).await;
-    // Three elections later nothing has changed hands.
+    // After the time of three elections the lock has not changed hands.
     wait_true(&db.client, "SELECT pg_sleep(0.3) IS NOT NULL").await;
     assert_eq!(db.one::<i32>(HOLDER).await, holder, "given up before the last write");
     let waited = since.elapsed();
@@ -284,7 +284,8 @@ async fn a_second_signal_ends_at_once() {
     let took = since.elapsed();
     report("writer ended after a second SIGTERM with a write stuck in the database", took);
     assert!(took < Duration::from_secs(2), "{took:?}");
-    // The new leader's own first write waits, too, longer than a Prometheus may be silent; it is not to despair of it.
+    // The new leader's own first write waits, too, and longer than a Prometheus may be silent. The leader must not give
+    // up.
     wait_true(&db.client, "SELECT pg_sleep(1.5) IS NOT NULL").await;
     assert_eq!(b.adapter.role().await.as_deref(), Some("taking_over"));
     release.batch_execute("COMMIT").await.expect("a commit works");
@@ -300,7 +301,7 @@ async fn a_signal_ends_an_adapter_that_cannot_reach_its_server() {
     assert_eq!(adapter.write(Body::new().sample("first", now_ms(), 1.0).compressed()).await.status, 204);
     drop(client);
     server.pause();
-    // Connecting again takes for ever.
+    // Connecting again never ends.
     adapter.wait_role("unknown", SOON).await;
     adapter.process().wait_for_log("closing the lock session", SOON).await;
     let since = Instant::now();

@@ -1,11 +1,11 @@
-//! A Prometheus that sends what its adapter cannot read is there, and yet no reason to lead.
+//! A Prometheus that sends what its adapter cannot read is present, but is no reason to lead.
 
 use super::{HOLDER, Member, candidate, check_stored, pair};
 use crate::setup::{Database, SOON, now_ms, send_v2, wait_ready};
 
 const TIMEOUT: &str = "-leader-election-pg-advisory-lock-prometheus-timeout=1s";
 
-/// What must not be said of a Prometheus that sends.
+/// Log texts that must not appear about a Prometheus that sends.
 const SILENT: [&str; 2] = ["own Prometheus is silent", "no write request"];
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn a_leader_whose_prometheus_cannot_be_read_leaves_the_lead_to_one_whose_c
     assert!(line.contains("protobuf_message"), "{line}");
     b.adapter.process().wait_for_log_after(seen.1, "became leader", SOON).await;
     b.takes().await;
-    // Still, and not ready; nor is it silent.
+    // The adapter is still resigned, and not ready; but its Prometheus is not called silent.
     send_v2(&a.adapter).await;
     a.wait("resigned").await;
     let ready = a.adapter.get("/-/ready").await.unwrap();
@@ -34,7 +34,7 @@ async fn a_leader_whose_prometheus_cannot_be_read_leaves_the_lead_to_one_whose_c
     assert!(ready.text().contains("protobuf_message"), "{}", ready.text());
     let lines = process.log().lines()[seen.0..].join("\n");
     assert!(SILENT.iter().all(|silent| !lines.contains(silent)), "{lines}");
-    // Nothing of b's is missing, from the last that a's sent and could be stored.
+    // No sample of b is missing, from the last sample of a on that could be stored.
     check_stored(&db.client, &b, "b").await;
     let from = "SELECT (extract(epoch FROM min(time)) * 1000)::bigint FROM metrics WHERE name = 'from_b'";
     let from_ms = db.one::<i64>(from).await;

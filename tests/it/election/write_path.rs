@@ -1,4 +1,4 @@
-//! A leader that can renew its lock and cannot store.
+//! A leader that can renew its lock but cannot store.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ async fn another_one_leads_where_only_the_leaders_writes_fail() {
     pooler.kill9().await;
     let took = b.leads_after(seen.1, since).await;
     report("take-over from a leader whose writes fail (lease 3 s)", took);
-    // As long as a request of its Prometheus waits for the next try at most, and then its lease.
+    // At most the time that a request of its Prometheus waits for the next attempt, and then the lease.
     assert!(took < Duration::from_secs(10), "{took:?}");
     a.adapter.process().wait_for_log_after(seen.0, "no write of this adapter was committed for", SOON).await;
     wait_true(&db.client, "SELECT count(*) > 10 FROM metrics WHERE name = 'from_b'").await;

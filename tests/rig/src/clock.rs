@@ -1,11 +1,11 @@
-//! A clock that is wrong, for one process and not for the others.
+//! A wrong clock for a single process.
 
-/// What a process needs in its environment for its clock to be `ahead_ms` ahead (behind, if negative; whole seconds count), its
-/// monotonic clock untouched; `None` where libfaketime is not installed.
+/// Returns the environment variables that set a process' clock ahead by `ahead_ms` (behind if negative; whole seconds
+/// only). The monotonic clock is not changed. Returns `None` if libfaketime is not installed.
 #[must_use]
 pub fn wrong_by(ahead_ms: i64) -> Option<Vec<(String, String)>> {
     let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
-    // Where Debian keeps it.
+    // The directory that Debian uses.
     let library =
         directories.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())?;
     let environment = [

@@ -1,23 +1,25 @@
-//! What chaos and demo judge by: whether each scrape of a series has its sample stored, once. Pure, and no code of the adapter's.
+//! The criterion of chaos and demo: each scrape of a series has its sample stored, once. Pure. Uses no code of the
+//! adapter.
 //!
-//! Two sides scrape the same target at one interval and in different phases, and whoever reads wants a sample an interval. What one
-//! side scraped is covered by a stored sample of the same scrape, be it the other side's.
+//! Two sides scrape the same target with the same interval and in different phases. A reader wants one sample per
+//! interval. A sample of one side is covered by a stored sample of the same scrape, also if the other side sent the
+//! stored one.
 
-/// How a series is scraped.
+/// Timing of the scrapes of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scrapes {
-    /// Milliseconds between two scrapes of a side.
+    /// Time between two scrapes of a side, ms.
     pub interval_ms: i64,
-    /// Milliseconds by which a scrape may come early or late.
+    /// Time by which a scrape may be early or late, ms.
     pub jitter_ms: i64,
 }
 
-/// What one side scraped of a series.
+/// Scrapes of a series by one side.
 #[derive(Clone, Copy, Debug)]
 pub struct Side<'a> {
     /// Timestamps of the samples that must be covered, ms since 1970, ascending.
     pub times: &'a [i64],
-    /// How far its clock is ahead of the true time, ms.
+    /// Time by which the side's clock is ahead of the true time, ms.
     pub ahead_ms: i64,
 }
 
@@ -26,12 +28,12 @@ pub struct Side<'a> {
 pub struct Stored {
     /// Its timestamp, ms since 1970.
     pub time_ms: i64,
-    /// The sides that may have sent it, bit n for the n-th; 0 if nobody knows.
+    /// Sides that may have sent the sample: bit n for side n; 0 if unknown.
     pub sides: u32,
 }
 
 impl Stored {
-    /// By how much the clock of who sent it is ahead; as `own_ms` if that is not known.
+    /// Returns the time by which the sender's clock is ahead, ms; `own_ms` if the sender is unknown.
     fn ahead_ms(&self, sides: &[Side<'_>], own_ms: i64) -> i64 {
         let sent_by = |(n, _): &(usize, &Side<'_>)| self.sides >> n & 1 == 1;
         sides.iter().enumerate().find(sent_by).map_or(own_ms, |(_, side)| side.ahead_ms)
@@ -39,12 +41,12 @@ impl Stored {
 }
 
 impl Scrapes {
-    /// Of what `sides` scraped, the scrapes that are not covered by `stored`, which is ascending. Two sides' samples of one scrape count
-    /// once; the times are the earlier ones of these.
+    /// Returns the scrapes of `sides` that `stored` does not cover. `stored` is ascending. Two sides' samples of one
+    /// scrape count once; the returned time is the earlier one.
     ///
-    /// A sample is covered if a stored one lies within half an interval, or two stored ones around it are no farther apart than one and
-    /// a half. Between clocks that differ a stored sample covers what lies between its times on both of them: stored beside it, a
-    /// counter would run backwards.
+    /// A sample is covered if a stored sample lies within half an interval of it, or if it lies between two stored
+    /// samples that are at most one and a half intervals apart. If two clocks differ, a stored sample covers the span
+    /// between its times on both clocks: if a sample in this span were stored too, a counter would run backwards.
     #[must_use]
     pub fn lost(&self, sides: &[Side<'_>], stored: &[Stored]) -> Vec<i64> {
         let mut lost: Vec<i64> = sides.iter().flat_map(|side| self.lost_of(*side, sides, stored)).collect();
@@ -65,7 +67,7 @@ impl Scrapes {
         };
         let mut spans: Vec<(i64, i64)> = stored.iter().map(span).collect();
         spans.sort_unstable();
-        // What is covered, from one time to another.
+        // Covered spans: (start, end).
         let mut covered: Vec<(i64, i64)> = Vec::new();
         for (from_ms, to_ms) in spans {
             match covered.last_mut() {
@@ -83,8 +85,8 @@ impl Scrapes {
         side.times.iter().copied().filter(|time_ms| !is_covered(*time_ms)).collect()
     }
 
-    /// Timestamps, out of `stored`, which is ascending, of samples whose scrape has one already: at the same time, or another side's
-    /// within less than half an interval.
+    /// Returns the timestamps of samples in `stored` whose scrape is already stored: at the same time, or by another
+    /// side less than half an interval before. `stored` is ascending.
     #[must_use]
     pub fn doubled(&self, stored: &[Stored]) -> Vec<i64> {
         let is_doubled = |pair: &&[Stored]| {
@@ -102,7 +104,7 @@ mod tests {
 
     const SCRAPES: Scrapes = Scrapes { interval_ms: 1_000, jitter_ms: 50 };
 
-    /// The second side scrapes 400 ms after the first one.
+    /// Time by which the second side scrapes after the first one.
     const PHASE_MS: i64 = 400;
 
     fn stored(times: &[i64]) -> Vec<Stored> {
@@ -118,7 +120,7 @@ mod tests {
         (from_ms..to_ms).step_by(1_000).collect()
     }
 
-    /// Two sides scrape from 0 to 20 s.
+    /// Checks a store against two sides that scrape from 0 to 20 s.
     #[track_caller]
     fn check(times: &[i64], lost: &[i64], doubled: &[i64]) {
         let scraped = [each_second(0, 20_000), each_second(PHASE_MS, 20_000)];
@@ -171,13 +173,13 @@ mod tests {
         let scraped = [each_second(0, 20_000), each_second(PHASE_MS + ahead_ms, 20_000 + ahead_ms)];
         let sides = [Side { times: &scraped[0], ahead_ms: 0 }, Side { times: &scraped[1], ahead_ms }];
         let lost = |times: &[i64]| SCRAPES.lost(&sides, &stored(times));
-        // From the clock that is right to the one ahead: the same moments have later times.
+        // From the correct clock to the clock that is ahead: the same moments get later times.
         assert_eq!(lost(&[each_second(0, 8_000), each_second(13_400, 25_000)].concat()), [] as [i64; 0]);
         assert_eq!(
             lost(&[each_second(0, 8_000), each_second(15_400, 25_000)].concat()),
             [8_000, 9_000, 13_400, 14_400]
         );
-        // And back.
+        // And back to the correct clock.
         assert_eq!(lost(&[each_second(5_400, 13_000), each_second(13_000, 20_000)].concat()), [] as [i64; 0]);
     }
 }

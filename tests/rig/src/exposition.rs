@@ -1,7 +1,8 @@
-//! Prometheus' text format, as far as a test asks: the value of a metric.
+//! Prometheus' text format, as far as the tests need it: the value of a metric.
 
-/// The sum over every line of `text` whose metric is `name` and whose label set contains `label` (as written there,
-/// such as `role="leader"`; empty for all); `None` when there is no such line.
+/// Returns the sum over all lines of `text` whose metric is `name` and whose label set contains `label`. `label` is in
+/// the text format's notation, such as `role="leader"`; an empty `label` matches all. Returns `None` if no line
+/// matches.
 pub fn sum(text: &str, name: &str, label: &str) -> Option<f64> {
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
@@ -10,7 +11,7 @@ pub fn sum(text: &str, name: &str, label: &str) -> Option<f64> {
             None if rest.starts_with(' ') => ("", rest),
             None => return None,
         };
-        // A value may be followed by a timestamp.
+        // A timestamp may follow the value.
         labels.contains(label).then(|| value.split_whitespace().next()?.parse::<f64>().ok())?
     });
     values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))

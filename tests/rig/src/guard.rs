@@ -1,37 +1,37 @@
-//! Nothing outlives its owner: a small shell that waits at a pipe and cleans up when the pipe closes.
+//! Nothing outlives its owner: a small shell waits at a pipe and cleans up when the pipe closes.
 //!
-//! The write end of the pipe is held by the owning process alone, so the kernel closes it however that process ends.
+//! Only the owning process holds the write end of the pipe, so the kernel closes it however that process ends.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Removes directory `$1`; servers that are being ended at the same moment may still write into it for a while.
+/// Removes directory `$1`. Servers that end at the same moment may still write into the directory for a while.
 const REMOVE: &str = r#"
 n=0
 while [ -e "$1" ] && [ $n -lt 400 ]; do rm -rf -- "$1" 2>/dev/null || sleep 0.05; n=$((n+1)); done
 "#;
 
-/// A script that runs once the owning process is gone, unless it was [disarmed](Guard::disarm) before.
+/// A script that runs when the owning process is gone, unless it was [disarmed](Guard::disarm) before.
 #[derive(Debug)]
 pub struct Guard {
     shell: Child,
 }
 
 impl Guard {
-    /// Watches over this process; `script` is POSIX shell and finds `arguments` as `$1` and so on.
+    /// Starts to guard this process. `script` is POSIX shell; `arguments` are `$1` and so on.
     pub fn new(script: &str, arguments: &[&str]) -> Self {
         let shell = Command::new("sh")
             .arg("-c")
-            // A line is the word to leave; end of file means that the owner is gone.
+            // A line means that the guard is disarmed. End of file means that the owner is gone.
             .arg(format!("trap '' HUP INT TERM; read -r _ && exit 0\n{script}"))
             .arg("guard")
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // A group of its own, so that Ctrl-C at the terminal ends the owner and not its guard.
+            // A separate process group, so that Ctrl-C at the terminal ends the owner and not its guard.
             .process_group(0)
             .spawn()
             .expect("cannot start sh as a guard");
@@ -46,14 +46,14 @@ impl Guard {
         let _ = self.shell.wait();
     }
 
-    /// Runs the script now, and returns when it has ended.
+    /// Runs the script now, and returns when the script has ended.
     pub fn fire(mut self) {
         drop(self.shell.stdin.take());
         let _ = self.shell.wait();
     }
 }
 
-/// A temporary directory that is removed when dropped, and also when its owner is killed.
+/// A temporary directory. Removed on drop, and also if the owner is killed.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
@@ -61,11 +61,11 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A new empty directory in the system's temporary directory; its name begins with `rig-` and `name`.
+    /// Creates an empty directory in the system's temporary directory. Its name begins with `rig-` and `name`.
     ///
     /// # Panics
     ///
-    /// When it cannot be made.
+    /// If the directory cannot be created.
     pub fn new(name: &str) -> Self {
         let directory = tempfile::Builder::new().prefix(&format!("rig-{name}-")).tempdir();
         let path = directory.unwrap_or_else(|e| panic!("cannot make a temporary directory: {e}")).keep();
@@ -73,7 +73,7 @@ impl Directory {
         Self { path, guard: Some(guard) }
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client on plain TCP, with connections kept alive.
+//! An HTTP/1.1 client on plain TCP with keep-alive.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use hyper_util::client::legacy::Client as Legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-/// How a remote-write 1.0 request introduces itself.
+/// Headers of a remote-write 1.0 request.
 pub const WRITE_HEADERS: [(&str, &str); 3] = [
     ("content-type", "application/x-protobuf"),
     ("content-encoding", "snappy"),
     ("x-prometheus-remote-write-version", "0.1.0"),
 ];
 
-/// How a remote-read request introduces itself.
+/// Headers of a remote-read request.
 pub const READ_HEADERS: [(&str, &str); 3] = [
     ("content-type", "application/x-protobuf"),
     ("content-encoding", "snappy"),
     ("x-prometheus-remote-read-version", "0.1.0"),
 ];
 
-/// Why no whole answer came, in words.
+/// Reason why no complete response arrived, as text.
 #[derive(Debug)]
 pub struct Error(String);
 
@@ -36,30 +36,30 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A whole answer.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Response {
     /// Status code.
     pub status: u16,
     /// Headers.
     pub headers: HeaderMap,
-    /// Body, as it came.
+    /// Body as received.
     pub body: Bytes,
 }
 
 impl Response {
-    /// The body as text, what is not UTF-8 replaced.
+    /// Returns the body as text. Invalid UTF-8 is replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// A header as text; `None` if absent or not printable.
+    /// Returns a header as text; `None` if it is absent or not printable.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 }
 
-/// A client; clones share their connections. Use one from one tokio runtime only.
+/// A client. Clones share their connections. Use a client in one tokio runtime only.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Legacy<HttpConnector, Full<Bytes>>,
@@ -67,30 +67,30 @@ pub struct Client {
 }
 
 impl Default for Client {
-    /// A client that gives up after 30 s, as Prometheus' remote write does.
+    /// A client with a timeout of 30 s, like Prometheus' remote write.
     fn default() -> Self {
         Self::new(Duration::from_secs(30))
     }
 }
 
 impl Client {
-    /// A client that gives up on an answer after `timeout`.
+    /// A client that gives up on a response after `timeout`.
     pub fn new(timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         Self { inner: Legacy::builder(TokioExecutor::new()).build(connector), timeout }
     }
 
-    /// GETs `url`.
+    /// Sends a GET request to `url`.
     ///
     /// # Errors
     ///
-    /// When no whole answer came in time; a status of any kind is an answer.
+    /// If no complete response arrived in time. A response with any status is not an error.
     pub async fn get(&self, url: &str) -> Result<Response, Error> {
         self.request(Method::GET, url, &[], Bytes::new()).await
     }
 
-    /// POSTs `body` to `url`.
+    /// Sends a POST request with `body` to `url`.
     ///
     /// # Errors
     ///
@@ -99,11 +99,11 @@ impl Client {
         self.request(Method::POST, url, headers, body.into()).await
     }
 
-    /// Any request.
+    /// Sends any request.
     ///
     /// # Errors
     ///
-    /// As [`Client::get`], or a header or URL that HTTP does not allow.
+    /// As [`Client::get`], and if HTTP does not allow a header or the URL.
     pub async fn request(
         &self,
         method: Method,
@@ -128,13 +128,13 @@ impl Client {
         waited.unwrap_or_else(|_| Err(failed(&format!("no answer within {:?}", self.timeout))))
     }
 
-    /// Whether `url` answers 200.
+    /// True if `url` responds with status 200.
     pub async fn is_ok(&self, url: &str) -> bool {
         self.get(url).await.is_ok_and(|response| response.status == StatusCode::OK)
     }
 }
 
-/// `text` as it may stand in a query string or a form.
+/// Encodes `text` for a query string or a form.
 pub fn percent_encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
@@ -143,7 +143,7 @@ pub fn percent_encode(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-/// An error with its causes on one line: hyper's own messages leave them out.
+/// Formats an error with its causes on one line. hyper's own messages omit the causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,13 +1,13 @@
-//! What tests, demo and benchmarks stand on: a private PostgreSQL, real Prometheis, adapters as processes.
+//! Basis of tests, demo and benchmarks: a private PostgreSQL, real Prometheis, adapters as processes.
 //!
-//! Two rules hold throughout:
+//! Two rules hold everywhere:
 //!
-//! * Nothing outlives its owner. Servers, adapters and directories vanish when their value is dropped, and also when
+//! * Nothing outlives its owner. Servers, adapters and directories disappear when their value is dropped, and also when
 //!   the owning process panics, is interrupted or is killed with SIGKILL ([`guard`]).
-//! * Every wait has a deadline, and says on failure what it waited for and what the process wrote last. Waits panic,
-//!   because there is nothing a test could do about them; what a test may want to see fail returns a `Result`.
+//! * Every wait has a deadline. A failed wait reports the expected event and the last output of the process. Waits
+//!   panic, because a test could not handle the failure. Functions whose failure a test may expect return a `Result`.
 //!
-//! No part of the adapter itself is used here, so the rig also measures and drives strangers.
+//! The rig uses no part of the adapter itself, so it can also measure and drive other programs.
 
 pub mod adapter;
 pub mod clock;

@@ -1,5 +1,5 @@
-//! Hosts of their own on one machine: network namespaces on a bridge, whose links can be cut without either end being
-//! told. Needs root.
+//! Separate hosts on one machine: network namespaces on a bridge. A link can be cut without a notice to either end.
+//! Needs root.
 
 use std::fs::File;
 use std::process::Command;
@@ -8,7 +8,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::guard::Guard;
 
-/// Takes everything of a network away: the namespaces of `$1`a to `$1`c, and its bridge. Links go with these.
+/// Removes the network: the namespaces of `$1`a to `$1`c and the bridge. The links disappear with them.
 const REMOVE: &str = r#"
 for host in a b c; do ip netns del "$1$host"; ip link del "$1v$host"; done 2>/dev/null
 ip link del "$1br" 2>/dev/null
@@ -17,27 +17,27 @@ ip link del "$1br" 2>/dev/null
 /// Names of the hosts.
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 
-/// Three hosts, and this one, on a bridge. Gone with its owner, however that ends.
+/// Three hosts and this machine on a bridge. Removed together with the owner, however the owner ends.
 #[derive(Debug)]
 pub struct Network {
     prefix: String,
-    /// The first three bytes of its addresses.
+    /// First three bytes of the addresses.
     net: String,
     guard: Option<Guard>,
 }
 
 impl Network {
-    /// Makes it, with names that begin with this process' id.
+    /// Creates the network. All names contain the id of this process.
     ///
     /// # Errors
     ///
-    /// Why this machine or user cannot have one.
+    /// The reason why this machine or this user cannot create a network.
     pub fn new() -> Result<Self, String> {
         if !is_root() {
             return Err("needs root for network namespaces".to_owned());
         }
         let pid = std::process::id();
-        // Interface names have 15 characters at most.
+        // The kernel allows at most 15 characters in the name of an interface.
         let prefix = format!("rig{pid}");
         let net = format!("10.{}.{}", 180 + pid / 250 % 60, pid % 250);
         let guard = Guard::new(REMOVE, &[&prefix]);
@@ -61,26 +61,26 @@ impl Network {
         Ok(network)
     }
 
-    /// The address at which the hosts reach this one.
+    /// Address at which the hosts reach this machine.
     pub fn server_address(&self) -> String {
         format!("{}.1", self.net)
     }
 
-    /// The address at which a host, 0 to 2, is reached from this one and the others.
+    /// Address at which this machine and the other hosts reach a host. `host` is 0 to 2.
     pub fn address(&self, host: usize) -> String {
         format!("{}.{}", self.net, host + 2)
     }
 
-    /// The namespace of a host, for `ip netns exec`.
+    /// Network namespace of a host, for `ip netns exec`.
     pub fn namespace(&self, host: usize) -> String {
         format!("{}{}", self.prefix, HOSTS[host])
     }
 
-    /// Cuts a host off, silently, or joins it again.
+    /// Cuts the link of a host without a notice to either end, or restores the link.
     ///
     /// # Panics
     ///
-    /// When the machine refuses.
+    /// If the command `bridge` fails.
     pub fn cut(&self, host: usize, cut: bool) {
         let (device, state) = (format!("{}v{}", self.prefix, HOSTS[host]), if cut { "0" } else { "3" });
         run("bridge", &["link", "set", "dev", &device, "state", state]).expect("cannot set the state of a link");
@@ -95,16 +95,16 @@ impl Drop for Network {
     }
 }
 
-/// Whether this process is root's.
+/// True if this process runs as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Moves the calling thread, for good, into a namespace: the sockets that it opens are that host's.
+/// Moves the calling thread into a namespace permanently: sockets that the thread opens belong to that host.
 ///
 /// # Errors
 ///
-/// What the system says.
+/// The error of the operating system.
 pub fn enter(namespace: &str) -> std::io::Result<()> {
     let file = File::open(format!("/run/netns/{namespace}"))?;
     Ok(move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network))?)

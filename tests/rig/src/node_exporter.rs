@@ -1,14 +1,14 @@
-//! What is scraped beside the parts of a pair themselves: a program with many series, each with a sample a second.
+//! A scrape target beside the parts of a pair: a program with many series, each with one sample per second.
 
 use std::process::Command;
 
 use crate::process::Process;
 
-/// Starts a node_exporter on a port of 127.0.0.1; Debian calls it otherwise than its authors.
+/// Starts a node_exporter on a port of 127.0.0.1. Debian's name of the program differs from the upstream name.
 ///
 /// # Panics
 ///
-/// When there is none in `PATH`.
+/// If `PATH` contains no node_exporter.
 pub fn start(port: u16) -> Process {
     let programs = ["prometheus-node-exporter", "node_exporter"];
     let runs = |program: &&str| Command::new(program).arg("--version").output().is_ok();

@@ -3,19 +3,20 @@
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Ports handed out: above the well-known services, below the range the kernel gives to outgoing connections
-/// (32768 on), so that no client connection of anybody takes one between the probe and its use.
+/// Ports that `free` returns: above the well-known services, and below the range that the kernel uses for outgoing
+/// connections (32768 and up). So no outgoing connection takes a port between the check and its use.
 const RANGE: std::ops::Range<u32> = 14_000..32_000;
 
-/// A port nobody listens on, neither on loopback nor on every address; not handed out twice by this process.
+/// Returns a port that nobody listens on, neither on loopback nor on all addresses. This process does not return it
+/// twice.
 ///
 /// # Panics
 ///
-/// When the whole range is taken.
+/// If the whole range is taken.
 pub fn free() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let span = RANGE.end - RANGE.start;
-    // Processes start at different places, so that test binaries running side by side rarely probe the same port.
+    // Each process starts at a different offset, so that test binaries that run in parallel rarely check the same port.
     let offset = std::process::id().wrapping_mul(2_654_435_761) % span;
     for _ in 0..span {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -27,7 +28,7 @@ pub fn free() -> u16 {
     panic!("no free port between {} and {}", RANGE.start, RANGE.end);
 }
 
-/// Whether a server could listen on `port` now.
+/// True if a server could listen on `port` now.
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("0.0.0.0", port)).is_ok()
 }

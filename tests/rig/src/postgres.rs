@@ -1,4 +1,4 @@
-//! A private PostgreSQL on a loopback port, gone with its owner.
+//! A private PostgreSQL on a loopback port, removed together with its owner.
 
 mod replica;
 
@@ -19,13 +19,14 @@ use crate::guard::Directory;
 use crate::port;
 use crate::process::{Log, Process};
 
-/// How long a server may take to start: crash recovery of a large benchmark included.
+/// Deadline for the start of a server. Includes crash recovery of a large benchmark.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long a server may take to stop.
+/// Deadline for the stop of a server.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Ends server `$1` as after a crash; frozen children cannot follow SIGQUIT, so after a while they are killed.
+/// Ends server `$1` as a crash does. Frozen children cannot react to SIGQUIT, so children that remain after 3 s are
+/// killed.
 const ORPHANED: &str = r#"
 children=$(cat "/proc/$1/task/$1/children" 2>/dev/null)
 kill -CONT "$1" $children 2>/dev/null
@@ -35,7 +36,7 @@ while [ -e "/proc/$1/exe" ] && [ $n -lt 150 ]; do sleep 0.02; n=$((n+1)); done
 kill -KILL "$1" $children 2>/dev/null
 "#;
 
-/// What kind of server to start.
+/// Options to start a server.
 #[derive(Clone, Debug)]
 pub struct Options {
     settings: Vec<(String, String)>,
@@ -43,16 +44,16 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A server for tests: nothing is flushed, so a crash of the *machine* loses all. A crash of the server loses
-    /// nothing that was committed, for which `synchronous_commit` has to stay on.
+    /// A server for tests: nothing is flushed to disk, so a crash of the *machine* loses all data. A crash of the
+    /// server loses nothing that was committed, as long as `synchronous_commit` is on.
     fn default() -> Self {
         Self::shipped().with("fsync", "off").with("full_page_writes", "off").with("max_connections", "300")
     }
 }
 
 impl Options {
-    /// A server for benchmarks: durable, with the memory and log a server of its size would be given, and else as it
-    /// is shipped.
+    /// A server for benchmarks: durable. Memory and WAL have the sizes that a server of this size usually has; all
+    /// other settings are the shipped defaults.
     pub fn durable() -> Self {
         Self::shipped().with("shared_buffers", "1GB").with("max_wal_size", "8GB")
     }
@@ -62,14 +63,14 @@ impl Options {
         Self { settings: Vec::new(), access: access.to_owned() }
     }
 
-    /// Sets a parameter of postgresql.conf; the last value of a parameter wins.
+    /// Sets a parameter of postgresql.conf. The last value of a parameter wins.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Replaces pg_hba.conf, which lets everybody in without a password.
+    /// Replaces pg_hba.conf. The default pg_hba.conf accepts every user without a password.
     #[must_use]
     pub fn access(mut self, lines: &str) -> Self {
         self.access = lines.to_owned();
@@ -77,19 +78,19 @@ impl Options {
     }
 }
 
-/// How a server is stopped.
+/// Shutdown mode of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// SIGINT: sessions are ended, everything is written out.
+    /// SIGINT: sessions are terminated, and everything is written to disk.
     Fast,
-    /// SIGQUIT: as a crash, recovered from the log at the next start.
+    /// SIGQUIT: like a crash; the next start recovers from the WAL.
     Immediate,
 }
 
-/// A server with a data directory of its own. Superuser `postgres`, no password.
+/// A server with its own data directory. The superuser is `postgres`, without a password.
 #[derive(Debug)]
 pub struct Postgres {
-    // Declared before the directory, so that the server ends before the directory goes.
+    // Declared before the directory, so that the server ends before the directory is removed.
     server: Option<Server>,
     directory: Directory,
     programs: PathBuf,
@@ -101,7 +102,7 @@ pub struct Postgres {
 struct Server(Process);
 
 impl Drop for Server {
-    /// Ends as after a crash, but with shared memory given back, which SIGKILL would not.
+    /// Ends the server as a crash does, but releases shared memory. SIGKILL would not release it.
     fn drop(&mut self) {
         for pid in children(self.0.pid()) {
             let _ = kill_process(pid, Signal::CONT);
@@ -116,11 +117,11 @@ impl Drop for Server {
 }
 
 impl Postgres {
-    /// Makes a database cluster and starts a server on it.
+    /// Creates a database cluster and starts a server on it.
     ///
     /// # Panics
     ///
-    /// When there are no server programs, or they fail; the message says why.
+    /// If the server programs are missing or fail. The message contains the reason.
     pub async fn start(options: Options) -> Self {
         let programs = programs();
         let account = server_account();
@@ -153,83 +154,83 @@ impl Postgres {
         postgres
     }
 
-    /// The server all tests of this process share, started at the first call; take a database of your own from it
-    /// with [`Postgres::create_database`], and never stop it.
+    /// The server that all tests of this process share. The first call starts it. Create a separate database with
+    /// [`Postgres::create_database`], and never stop this server.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Postgres> = OnceCell::const_new();
         SHARED.get_or_init(|| Self::start(Options::default())).await
     }
 
-    /// Its port on 127.0.0.1, the same for its whole life.
+    /// Port on 127.0.0.1. Never changes.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The directory with its Unix socket: a `host` for libpq and its kin.
+    /// Directory of the Unix socket, as a `host` for libpq and similar clients.
     pub fn socket_directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Its data directory.
+    /// Data directory.
     pub fn data_directory(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
-    /// Where `database` is, as superuser, for `-pg-uri` and [`tokio_postgres::connect`].
+    /// URI of `database` as superuser, for `-pg-uri` and [`tokio_postgres::connect`].
     pub fn uri(&self, database: &str) -> String {
         self.uri_as("postgres", database)
     }
 
-    /// The same as another user.
+    /// The same as `Postgres::uri` for another user.
     pub fn uri_as(&self, user: &str, database: &str) -> String {
         format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// The postmaster's process id.
+    /// Process id of the postmaster.
     ///
     /// # Panics
     ///
-    /// When the server is stopped.
+    /// If the server is stopped.
     pub fn pid(&self) -> u32 {
         self.process().pid()
     }
 
-    /// The server's log since its last start.
+    /// Log of the server since its last start.
     ///
     /// # Panics
     ///
-    /// When the server is stopped.
+    /// If the server is stopped.
     pub fn log(&self) -> &Log {
         self.process().log()
     }
 
-    /// The server as a process: to wait for a line of its log, for one.
+    /// The server as a process, for example to wait for a log line.
     ///
     /// # Panics
     ///
-    /// When the server is stopped.
+    /// If the server is stopped.
     pub fn process(&self) -> &Process {
         &self.server.as_ref().expect("the server is stopped").0
     }
 
-    /// A session as superuser; its connection runs in a task of the current runtime.
+    /// Opens a session as superuser. The connection runs in a task of the current runtime.
     ///
     /// # Errors
     ///
-    /// What the server or the network says.
+    /// Errors of the server or of the connection.
     pub async fn try_connect(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
         let (client, connection) = tokio_postgres::connect(&self.uri(database), NoTls).await?;
-        // Nobody waits for it: it ends when its client is dropped or its server is gone.
+        // Nobody awaits this task. It ends when the client is dropped or the server is gone.
         #[allow(clippy::disallowed_methods)]
         tokio::spawn(connection);
         Ok(client)
     }
 
-    /// The same, where nothing else will do.
+    /// The same as `Postgres::try_connect`, for a test that cannot continue without a session.
     ///
     /// # Panics
     ///
-    /// When there is no session within 10 s.
+    /// If no session is open within 10 s.
     pub async fn connect(&self, database: &str) -> Client {
         match tokio::time::timeout(Duration::from_secs(10), self.try_connect(database)).await {
             Ok(Ok(client)) => client,
@@ -238,11 +239,11 @@ impl Postgres {
         }
     }
 
-    /// An empty database with a name nobody else has.
+    /// Creates an empty database with a unique name.
     ///
     /// # Panics
     ///
-    /// When the server refuses.
+    /// If the server refuses.
     pub async fn create_database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("rig_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -251,11 +252,11 @@ impl Postgres {
         name
     }
 
-    /// Stops the server and waits until it is gone; does nothing if it is stopped.
+    /// Stops the server and waits until it has ended. Does nothing if the server is already stopped.
     ///
     /// # Panics
     ///
-    /// When it does not stop within a minute.
+    /// If the server does not stop within a minute.
     pub async fn stop(&mut self, how: Stop) {
         let Some(server) = self.server.take() else {
             return;
@@ -267,11 +268,11 @@ impl Postgres {
         server.0.wait_exit(STOP_DEADLINE).await;
     }
 
-    /// Starts a stopped server on the same port and data, and waits until it takes sessions.
+    /// Starts a stopped server on the same port and data, and waits until it accepts sessions.
     ///
     /// # Panics
     ///
-    /// When it does not within a minute.
+    /// If the server does not accept sessions within a minute.
     pub async fn start_again(&mut self) {
         if self.server.is_some() {
             return;
@@ -284,7 +285,7 @@ impl Postgres {
         self.process().wait_until("the server takes sessions", START_DEADLINE, ready).await;
     }
 
-    /// Stops and starts.
+    /// Stops and starts the server.
     ///
     /// # Panics
     ///
@@ -294,16 +295,16 @@ impl Postgres {
         self.start_again().await;
     }
 
-    /// Freezes the postmaster and every backend (SIGSTOP): connections stay open, nothing answers.
+    /// Freezes the postmaster and every backend (SIGSTOP): connections stay open, but nothing responds.
     pub fn pause(&self) {
-        // The postmaster first, so that it makes no children meanwhile.
+        // The postmaster first, so that it does not start new children in the meantime.
         self.process().pause();
         for pid in children(self.pid()) {
             let _ = kill_process(pid, Signal::STOP);
         }
     }
 
-    /// Lets a frozen server go on.
+    /// Resumes a frozen server.
     pub fn resume(&self) {
         for pid in children(self.pid()) {
             let _ = kill_process(pid, Signal::CONT);
@@ -311,18 +312,18 @@ impl Postgres {
         self.process().resume();
     }
 
-    /// Freezes (true) or thaws (false) the backend of one session, by its `pg_backend_pid()`.
+    /// Freezes (true) or resumes (false) the backend of one session, by its `pg_backend_pid()`.
     pub fn freeze_backend(&self, backend: i32, frozen: bool) {
         let pid = Pid::from_raw(backend).expect("a backend has a process id");
         let _ = kill_process(pid, if frozen { Signal::STOP } else { Signal::CONT });
     }
 
-    /// Runs one of the server's programs, such as `psql` or `pg_dump`, to its end as the server's account and returns
-    /// its output.
+    /// Runs one of the server's programs, such as `psql` or `pg_dump`, as the server's account. Waits for its end and
+    /// returns its output.
     ///
     /// # Panics
     ///
-    /// When it fails.
+    /// If the program fails.
     pub async fn run(&self, program: &str, arguments: &[&str], more: &[&str]) -> String {
         let mut command = self.command(program);
         command.args(arguments).args(more);
@@ -337,7 +338,7 @@ impl Postgres {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
-        // The current directory of this process may be closed to the server's account.
+        // The server's account may have no access to the current directory of this process.
         command.current_dir(self.directory.path()).env_remove("PGDATA").env("LC_ALL", "C");
         if let Some((uid, gid)) = self.account {
             command.uid(uid).gid(gid);
@@ -346,19 +347,18 @@ impl Postgres {
     }
 }
 
-/// Runs a `COPY … FROM STDIN` with all its data at once and returns the number of rows.
+/// Runs a `COPY … FROM STDIN`, sends all data at once, and returns the number of rows.
 ///
 /// # Errors
 ///
-/// What the server or the network says.
+/// Errors of the server or of the connection.
 pub async fn copy_in(client: &Client, statement: &str, data: Bytes) -> Result<u64, tokio_postgres::Error> {
     let mut sink = std::pin::pin!(client.copy_in::<_, Bytes>(statement).await?);
     sink.send(data).await?;
     sink.finish().await
 }
 
-/// The directory of the server programs: `$PG_BIN`, or the newest of `/usr/lib/postgresql/*/bin`, or where `PATH` has
-/// them.
+/// Directory of the server programs: `$PG_BIN`, or the newest of `/usr/lib/postgresql/*/bin`, or a directory of `PATH`.
 fn programs() -> PathBuf {
     let has_server = |directory: &PathBuf| directory.join("postgres").exists() && directory.join("initdb").exists();
     if let Some(directory) = std::env::var_os("PG_BIN") {
@@ -372,7 +372,7 @@ fn programs() -> PathBuf {
     found.expect("no PostgreSQL server programs: install them (make install-deps) or set PG_BIN to their directory")
 }
 
-/// User and group to run the server as, when this process is root, which PostgreSQL refuses to run as.
+/// User and group to run the server as if this process is root. PostgreSQL refuses to run as root.
 fn server_account() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
@@ -385,7 +385,7 @@ fn server_account() -> Option<(u32, u32)> {
     Some((id("-u"), id("-g")))
 }
 
-/// The processes whose parent is `pid`.
+/// Returns the processes whose parent is `pid`.
 fn children(pid: u32) -> Vec<Pid> {
     let of_parent = |path: PathBuf| -> Option<Pid> {
         let stat = std::fs::read_to_string(path.join("stat")).ok()?;

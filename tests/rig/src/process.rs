@@ -1,4 +1,4 @@
-//! A child process whose output is read as it comes, and which never outlives its owner.
+//! A child process. Its output is read as it is written, and the child never outlives its owner.
 
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::unix::process::CommandExt;
@@ -12,13 +12,14 @@ use tokio::sync::watch;
 
 use crate::guard::Guard;
 
-/// Lines of a log that a failure message shows.
+/// Number of log lines that a failure message shows.
 const TAIL_LINES: usize = 25;
 
-/// Ends process group `$1` at once.
+/// Kills process group `$1` immediately.
 const KILL_GROUP: &str = r#"kill -s KILL -- "-$1""#;
 
-/// The library that shows a process another time, where Debian keeps it: for `LD_PRELOAD`.
+/// Path of libfaketime, for `LD_PRELOAD`, in the directory that Debian uses. The library shows a process a different
+/// time.
 pub fn libfaketime() -> Option<String> {
     let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let library =
@@ -26,12 +27,12 @@ pub fn libfaketime() -> Option<String> {
     Some(library.to_string_lossy().into_owned())
 }
 
-/// How a process ended.
+/// Way in which a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It returned this status.
+    /// Exit status.
     Status(i32),
-    /// This signal ended it.
+    /// Number of the signal that ended the process.
     Signal(i32),
 }
 
@@ -46,18 +47,18 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` in a process group of its own, its output going into [`Process::log`]; if this process dies,
-    /// the child is killed.
+    /// Starts `command` in its own process group. The output goes to [`Process::log`]. If this process dies, the child
+    /// is killed.
     ///
     /// # Panics
     ///
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn spawn(name: &str, command: Command) -> Self {
         Self::spawn_guarded(name, command, KILL_GROUP)
     }
 
-    /// The same with another end: `orphaned` is a shell script that runs if this process dies, with the child's id
-    /// as `$1`.
+    /// The same as `Process::spawn` with a different cleanup: the shell script `orphaned` runs if this process dies,
+    /// with the child's process id as `$1`.
     pub fn spawn_guarded(name: &str, mut command: Command, orphaned: &str) -> Self {
         let program = command.get_program().to_string_lossy().into_owned();
         let (reader, writer) = std::io::pipe().expect("cannot make a pipe");
@@ -65,10 +66,10 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(writer.try_clone().expect("cannot share a pipe"))
             .stderr(writer)
-            // Ctrl-C at the terminal is for the owner; what becomes of the children is the owner's affair.
+            // Ctrl-C at the terminal is meant for the owner. The owner decides when the children end.
             .process_group(0);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {program} as {name}: {e}"));
-        // The command holds the pipe's write ends; while it lives, the log has no end.
+        // The command holds the write ends of the pipe. As long as it exists, the log does not end.
         drop(command);
         let guard = Guard::new(orphaned, &[&child.id().to_string()]);
         let log = Log::follow(name, reader);
@@ -76,62 +77,62 @@ impl Process {
         Self { name: name.to_owned(), child, log, exit, guard: Some(guard) }
     }
 
-    /// The name given at the start.
+    /// Name given at the start.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Process id; not given to another process while this value lives.
+    /// Process id. No other process gets it while this value exists.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has written so far, standard output and standard error together.
+    /// Output so far, standard output and standard error together.
     pub fn log(&self) -> &Log {
         &self.log
     }
 
-    /// How it ended, or `None` while it runs.
+    /// Way in which the process ended; `None` while the process runs.
     pub fn exit(&self) -> Option<Exit> {
         *self.exit.borrow()
     }
 
-    /// Sends a signal; nothing happens if the process has ended.
+    /// Sends a signal. Does nothing if the process has ended.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process(pid_of(&self.child), signal);
     }
 
-    /// Freezes it (SIGSTOP).
+    /// Freezes the process (SIGSTOP).
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Resumes the process (SIGCONT).
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Kills it (SIGKILL), frozen or not, and waits until it is gone.
+    /// Kills the process (SIGKILL), also if it is frozen, and waits until it has ended.
     pub async fn kill9(&self) {
         self.signal(Signal::KILL);
         self.wait_exit(Duration::from_secs(10)).await;
     }
 
-    /// Asks it to end (SIGTERM) and waits for it.
+    /// Asks the process to end (SIGTERM) and waits for its end.
     ///
     /// # Panics
     ///
-    /// When it has not ended within `deadline`.
+    /// If the process has not ended within `deadline`.
     pub async fn terminate(&self, deadline: Duration) -> Exit {
         self.signal(Signal::TERM);
         self.wait_exit(deadline).await
     }
 
-    /// Waits until it ends.
+    /// Waits until the process ends.
     ///
     /// # Panics
     ///
-    /// When it has not ended within `deadline`.
+    /// If the process has not ended within `deadline`.
     pub async fn wait_exit(&self, deadline: Duration) -> Exit {
         let mut exit = self.exit.clone();
         let ended = tokio::time::timeout(deadline, exit.wait_for(Option::is_some)).await;
@@ -142,16 +143,17 @@ impl Process {
         }
     }
 
-    /// Waits for a line that contains `text` and returns it; lines already written count.
+    /// Waits for a log line that contains `text` and returns the line. Lines that are already written count.
     ///
     /// # Panics
     ///
-    /// When there is none within `deadline`, or the process ends without it.
+    /// If no such line is written within `deadline`, or if the output ends before.
     pub async fn wait_for_log(&self, text: &str, deadline: Duration) -> String {
         self.wait_for_log_after(0, text, deadline).await
     }
 
-    /// The same, but only lines after the first `seen` count; take `seen` from [`Log::len`] before the deed.
+    /// The same as `wait_for_log`, but ignores the first `seen` lines. Take `seen` from [`Log::len`] before
+    /// the action.
     ///
     /// # Panics
     ///
@@ -163,11 +165,11 @@ impl Process {
         }
     }
 
-    /// Polls `condition` until it gives a value: for what can only be asked for, not listened to.
+    /// Polls `condition` until it returns a value: for a state that can only be queried, not listened to.
     ///
     /// # Panics
     ///
-    /// When it gives none within `deadline`, or the process ends.
+    /// If `condition` returns no value within `deadline`, or if the process ends.
     pub async fn wait_until<T>(
         &self,
         what: &str,
@@ -192,34 +194,34 @@ impl Process {
         }
     }
 
-    /// CPU time used so far, user and system together, all threads.
+    /// CPU time used so far, user and system together, of all threads.
     ///
     /// # Panics
     ///
-    /// When the process is gone.
+    /// If the process has ended.
     pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the process has ended");
-        // The name, in parentheses, may hold anything; fields 14 and 15 count from after it.
+        // The name in parentheses may contain any character. Fields 14 and 15 are counted from after the name.
         let after_name = stat.rsplit_once(')').expect("/proc/pid/stat holds a name").1;
         let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
         // USER_HZ is 100 on every Linux architecture that Rust has a standard library for.
         Duration::from_millis(ticks * 10)
     }
 
-    /// The memory it has resident, in bytes.
+    /// Resident memory, bytes.
     ///
     /// # Panics
     ///
-    /// When the process is gone.
+    /// If the process has ended.
     pub fn memory_bytes(&self) -> u64 {
         self.status_bytes("VmRSS:")
     }
 
-    /// The most memory it has had resident so far, in bytes.
+    /// Maximum of the resident memory so far, bytes.
     ///
     /// # Panics
     ///
-    /// When the process is gone.
+    /// If the process has ended.
     pub fn peak_memory_bytes(&self) -> u64 {
         self.status_bytes("VmHWM:")
     }
@@ -230,7 +232,7 @@ impl Process {
         line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("memory is a number") * 1024
     }
 
-    /// Panics with the name of the process, `what` went wrong, and its last lines.
+    /// Panics with the name of the process, the failure `what`, and the last log lines.
     ///
     /// # Panics
     ///
@@ -251,11 +253,11 @@ impl Drop for Process {
     }
 }
 
-/// The output of a process, line by line. Clones share it.
+/// Output of a process, line by line. Clones share the output.
 #[derive(Clone, Debug)]
 pub struct Log {
     lines: Arc<Mutex<Vec<String>>>,
-    /// Number of lines so far; closed when there will be no more.
+    /// Number of lines so far. The channel is closed when no more lines can follow.
     count: watch::Receiver<usize>,
 }
 
@@ -280,28 +282,28 @@ impl Log {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Number of lines so far.
+    /// Returns the number of lines so far.
     pub fn len(&self) -> usize {
         self.locked().len()
     }
 
-    /// Whether nothing was written yet.
+    /// True if no line was written yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Every line so far.
+    /// Returns all lines so far.
     pub fn lines(&self) -> Vec<String> {
         self.locked().clone()
     }
 
-    /// The last lines, indented, for a message.
+    /// Returns the last lines, indented, for a message.
     pub fn tail(&self) -> String {
         let lines = self.locked();
         lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("    {line}\n")).collect()
     }
 
-    /// Whether any line so far contains `text`.
+    /// True if any line so far contains `text`.
     pub fn contains(&self, text: &str) -> bool {
         self.locked().iter().any(|line| line.contains(text))
     }
@@ -326,7 +328,8 @@ impl Log {
     }
 }
 
-/// Sends a signal to a process of somebody else's, such as a server's child; nothing happens if it has ended.
+/// Sends a signal to a process that this process did not start, such as a server's child. Does nothing if the process
+/// has ended.
 pub fn signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, signal);
@@ -337,7 +340,7 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
-/// Learns of the end of `pid` without reaping it, so that the id is not reused while its [`Process`] lives.
+/// Observes the end of `pid` without reaping the process, so that the id is not reused while its [`Process`] exists.
 fn watch_exit(name: &str, pid: Pid) -> watch::Receiver<Option<Exit>> {
     let (sender, receiver) = watch::channel(None);
     let work = move || {
@@ -349,7 +352,7 @@ fn watch_exit(name: &str, pid: Pid) -> watch::Receiver<Option<Exit>> {
                     sender.send_replace(Some(exit.unwrap_or(Exit::Status(-1))));
                     return;
                 }
-                // Reaped by the owner's drop: nobody asks any more.
+                // The owner's `drop` has reaped the process, so nobody needs the status any more.
                 Err(rustix::io::Errno::CHILD) => return,
                 Ok(None) | Err(_) => {}
             }

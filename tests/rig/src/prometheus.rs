@@ -9,10 +9,10 @@ use crate::http::{Client, percent_encode};
 use crate::port;
 use crate::process::Process;
 
-/// How long a Prometheus may take to be ready: replay of its log included.
+/// Deadline for a Prometheus to be ready. Includes the replay of its WAL.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What kind of Prometheus to start.
+/// Options to start a Prometheus.
 #[derive(Clone, Debug)]
 pub struct Options {
     name: String,
@@ -23,34 +23,34 @@ pub struct Options {
 }
 
 impl Options {
-    /// A Prometheus on a free port with the text of a prometheus.yml.
+    /// A Prometheus on a free port. `config` is the text of prometheus.yml.
     pub fn new(config: impl Into<String>) -> Self {
         let (name, port) = ("prometheus".to_owned(), port::free());
         Self { name, port, config: config.into(), files: Vec::new(), arguments: Vec::new() }
     }
 
-    /// What to call it in messages.
+    /// Sets the name for messages.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.name = name.to_owned();
         self
     }
 
-    /// Listen on this port.
+    /// Sets the port to listen on.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
         self
     }
 
-    /// A file beside prometheus.yml: rules, for one.
+    /// Adds a file beside prometheus.yml, for example rules.
     #[must_use]
     pub fn file(mut self, name: &str, text: impl Into<String>) -> Self {
         self.files.push((name.to_owned(), text.into()));
         self
     }
 
-    /// One more argument, such as `--web.enable-remote-write-receiver`.
+    /// Adds an argument, such as `--web.enable-remote-write-receiver`.
     #[must_use]
     pub fn arg(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
@@ -58,37 +58,37 @@ impl Options {
     }
 }
 
-/// A Prometheus with a data directory of its own, which a kill and a new start leave as it is.
+/// A Prometheus with its own data directory. A kill and a restart keep the data.
 #[derive(Debug)]
 pub struct Prometheus {
-    // Declared before the directory, so that the process ends before the directory goes.
+    // Declared before the directory, so that the process ends before the directory is removed.
     process: Option<Process>,
     directory: Directory,
     options: Options,
     client: Client,
 }
 
-/// What a Prometheus says of its remote writes, all queues together.
+/// Remote-write metrics of a Prometheus, summed over all queues.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sender {
     /// Samples sent, retries included.
     pub sent: f64,
-    /// Samples given up after an answer that forbids retrying.
+    /// Samples dropped after a response that forbids a retry.
     pub failed: f64,
-    /// Samples given up before they were sent.
+    /// Samples dropped before they were sent.
     pub dropped: f64,
-    /// Samples sent again after an answer that asks for it.
+    /// Samples sent again after a response that asks for a retry.
     pub retried: f64,
-    /// Samples waiting in shards.
+    /// Samples that wait in shards.
     pub pending: f64,
 }
 
 impl Prometheus {
-    /// Starts one and waits until it is ready.
+    /// Starts a Prometheus and waits until it is ready.
     ///
     /// # Panics
     ///
-    /// When there is no `prometheus` in `PATH`, or it is not ready within a minute.
+    /// If `PATH` contains no `prometheus`, or if it is not ready within a minute.
     pub async fn start(options: Options) -> Self {
         let directory = Directory::new("prometheus");
         let config = [("prometheus.yml".to_owned(), options.config.clone())];
@@ -100,7 +100,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// Starts it again on the same port and data after it was killed or stopped, and waits until it is ready.
+    /// Starts the Prometheus again on the same port and data after a kill or a stop, and waits until it is ready.
     ///
     /// # Panics
     ///
@@ -124,84 +124,84 @@ impl Prometheus {
         self.process = Some(process);
     }
 
-    /// Kills it (SIGKILL): what it had not sent is lost with it.
+    /// Kills the Prometheus (SIGKILL). Samples that it had not sent are lost.
     pub async fn kill9(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill9().await;
         }
     }
 
-    /// Asks it to end (SIGTERM): it sends what it still has for up to a minute.
+    /// Asks the Prometheus to end (SIGTERM). It continues to send its pending samples for up to a minute.
     ///
     /// # Panics
     ///
-    /// When it has not ended within `deadline`.
+    /// If the Prometheus has not ended within `deadline`.
     pub async fn terminate(&mut self, deadline: Duration) {
         if let Some(process) = self.process.take() {
             process.terminate(deadline).await;
         }
     }
 
-    /// The process: log, signals, end.
+    /// The process: log, signals, exit.
     ///
     /// # Panics
     ///
-    /// When it is stopped.
+    /// If the Prometheus is stopped.
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("this Prometheus is stopped")
     }
 
-    /// The port it listens on.
+    /// Port that the Prometheus listens on.
     pub fn port(&self) -> u16 {
         self.options.port
     }
 
-    /// The URL of `path`, which begins with `/`.
+    /// Returns the URL of `path`. `path` begins with `/`.
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.options.port)
     }
 
-    /// An instant query; the API's JSON answer, as it came.
+    /// Runs an instant query and returns the API's JSON response unchanged.
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If the Prometheus does not respond.
     pub async fn query(&self, expression: &str) -> String {
         self.ask("/api/v1/query", &[("query", expression)]).await
     }
 
-    /// An instant query at a Unix time in seconds; the API's JSON answer, as it came.
+    /// Runs an instant query at a Unix time in seconds and returns the API's JSON response unchanged.
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If the Prometheus does not respond.
     pub async fn query_at(&self, expression: &str, time: f64) -> String {
         self.ask("/api/v1/query", &[("query", expression), ("time", &format!("{time:.3}"))]).await
     }
 
-    /// A range query from `start` to `end`, Unix times in seconds, a value every `step` seconds; the API's JSON
-    /// answer, as it came.
+    /// Runs a range query and returns the API's JSON response unchanged. `start` and `end` are Unix times in seconds,
+    /// with one value every `step` seconds.
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If the Prometheus does not respond.
     pub async fn query_range(&self, expression: &str, start: f64, end: f64, step: f64) -> String {
         let [start, end, step] = [start, end, step].map(|number| format!("{number:.3}"));
         let parameters = [("query", expression), ("start", &start), ("end", &end), ("step", &step)];
         self.ask("/api/v1/query_range", &parameters).await
     }
 
-    /// The sum of one of its own metrics over the label sets that contain `label`.
+    /// Returns the sum of one of its own metrics over the label sets that contain `label`.
     pub async fn metric(&self, name: &str, label: &str) -> Option<f64> {
         let text = self.client.get(&self.url("/metrics")).await.ok()?.text();
         exposition::sum(&text, name, label)
     }
 
-    /// What it says of its remote writes; counters begin anew with each start.
+    /// Returns its remote-write metrics. The counters restart at zero with each start.
     ///
     /// # Panics
     ///
-    /// When it does not answer.
+    /// If the Prometheus does not respond.
     pub async fn sender(&self) -> Sender {
         let answer = self.client.get(&self.url("/metrics")).await;
         let text = answer.unwrap_or_else(|error| self.process().fail(&error.to_string())).text();

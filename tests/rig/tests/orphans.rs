@@ -1,4 +1,4 @@
-//! Nothing outlives an owner that is killed.
+//! Nothing outlives a killed owner.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use rig::postgres::{Options, Postgres};
 use rig::process::Process;
 
-/// Set for the copy of this test binary that is to be killed.
+/// Environment variable of the copy of this test binary that is killed.
 const VICTIM: &str = "RIG_VICTIM";
 
-/// Not a test by itself: what the killed copy runs.
+/// Not a test by itself: the code that the killed copy runs.
 #[tokio::test]
 async fn victim() {
     if std::env::var_os(VICTIM).is_none() {
@@ -44,7 +44,7 @@ async fn everything_vanishes_with_a_killed_owner() {
     waited.unwrap_or_else(|_| panic!("still there: {:?}", remains.iter().filter(|p| is_there(p)).collect::<Vec<_>>()));
 }
 
-/// A process that has ended but that nobody reaped is gone for our purposes.
+/// True if the path exists. A process that has ended but is not reaped counts as gone.
 fn is_there(path: &Path) -> bool {
     let state = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
     let zombie = state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));

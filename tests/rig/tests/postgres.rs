@@ -1,4 +1,4 @@
-//! The private server keeps its promises.
+//! Behaviour of the private server: start, restart, freeze, removal.
 
 use std::time::Duration;
 

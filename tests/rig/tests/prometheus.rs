@@ -1,4 +1,4 @@
-//! A real Prometheus comes up, answers, and comes up again on its data.
+//! A real Prometheus starts, responds to queries, and starts again on its data.
 
 use rig::prometheus::{Options, Prometheus};
 

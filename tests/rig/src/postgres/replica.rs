@@ -1,4 +1,4 @@
-//! A second server that follows a first one.
+//! A second server that replicates from a first one.
 
 use std::os::unix::fs::chown;
 
@@ -7,11 +7,11 @@ use crate::port;
 use crate::postgres::{Postgres, START_DEADLINE, text};
 
 impl Postgres {
-    /// Starts a hot standby that follows this server, asynchronously, with the same settings.
+    /// Starts a hot standby that replicates from this server asynchronously, with the same settings.
     ///
     /// # Panics
     ///
-    /// When it cannot be made.
+    /// If the standby cannot be created.
     pub async fn follow(&self) -> Postgres {
         let directory = Directory::new("pg-replica");
         if let Some((uid, gid)) = self.account {
@@ -24,7 +24,7 @@ impl Postgres {
         let arguments = ["-U", "postgres", "--checkpoint=fast", "--no-sync", "--write-recovery-conf"];
         let places = ["-h", text(&source), "-p", &port, "-D", text(&data)];
         replica.run("pg_basebackup", &arguments, &places).await;
-        // Two servers cannot share a Unix socket's directory once the first one's is gone.
+        // Two servers cannot share the directory of a Unix socket once the first server's directory is removed.
         let settings = data.join("rig.conf");
         let written = std::fs::read_to_string(&settings).expect("the copy has no settings");
         let own = format!("{written}unix_socket_directories = '{}'\n", replica.socket_directory().display());
@@ -33,11 +33,11 @@ impl Postgres {
         replica
     }
 
-    /// As a replica: waits until it has what `primary` has, and gets no more of it.
+    /// On a replica: waits until it has replayed everything that `primary` has written, and then stops replication.
     ///
     /// # Panics
     ///
-    /// When that takes longer than a minute.
+    /// If either wait takes longer than a minute.
     pub async fn stop_following(&self, primary: &Self) {
         let (primary, replica) = (primary.connect("postgres").await, self.connect("postgres").await);
         let has_all = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
@@ -53,11 +53,11 @@ impl Postgres {
         self.process().wait_until("the replica receives nothing", START_DEADLINE, poll).await;
     }
 
-    /// As a replica: becomes a primary.
+    /// On a replica: promotes it to primary.
     ///
     /// # Panics
     ///
-    /// When it is none.
+    /// If this server is not a replica.
     pub async fn promote(&self) {
         let client = self.connect("postgres").await;
         client.batch_execute("SELECT pg_promote()").await.expect("a replica can be promoted");
