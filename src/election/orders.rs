@@ -35,7 +35,7 @@ pub enum Refusal {
     Held,
     /// No leader can be appointed: leaders are elected by advisory lock.
     #[error(
-        "this group's leader is not appointed: it is who holds an advisory lock; ask the leader to resign or to hand over, or \
+        "this group's leader is not told: it is who holds an advisory lock; ask the leader to resign or to hand over, or \
          start both adapters with -leader-election-rest"
     )]
     NotAppointable,

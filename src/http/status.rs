@@ -122,7 +122,7 @@ fn clusters_page(clusters: &Arc<Clusters>) -> String {
     };
     let rows: String = shown.iter().map(row).collect();
     format!(
-        "<h2>Clusters</h2><table><tr><th>Cluster</th><th>Leader</th><th>LivenessMonitor by this adapter</th></tr>{rows}</table>"
+        "<h2>Clusters</h2><table><tr><th>Cluster</th><th>Leader</th><th>Heard by this adapter</th></tr>{rows}</table>"
     )
 }
 

@@ -17,7 +17,7 @@ CREATE TABLE {sealed} (
 -- In the row, where it is read at once, unless the row would not fit a page.
 ALTER TABLE {sealed} ALTER times SET STORAGE MAIN, ALTER data SET STORAGE MAIN, ALTER floats SET STORAGE MAIN;
 CREATE INDEX ON {sealed} (bucket, last);
--- Of small chunks, which are put together; seal.rs has the bound.
+-- Of small chunks, which are put together; seal/merge.rs has the bound.
 CREATE INDEX ON {sealed} (bucket, first) WHERE length < 64;
 
 -- The partitions of {sealed}: no chunk reaches over their bounds. A NULL bound: everything before upper.
