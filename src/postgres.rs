@@ -197,6 +197,25 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Err
     }
 }
 
+/// Runs `work` in the transaction that `begin` opens. It is committed if `work` succeeds, and rolled back if not: the first error
+/// is returned then. The owner closes a session that cannot roll back.
+///
+/// # Errors
+///
+/// Errors of `work`, of the server or of the connection.
+pub async fn in_transaction<T>(
+    client: &Client,
+    begin: &str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    client.batch_execute(begin).await?;
+    let done = work.await;
+    let ended = client.batch_execute(if done.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    let done = done?;
+    ended?;
+    Ok(done)
+}
+
 type Connection = tokio_postgres::Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
 /// Connector of the pool.

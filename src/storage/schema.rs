@@ -4,6 +4,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, types::Type};
 
 use crate::postgres::error::Error;
+use crate::postgres::in_transaction;
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
 use crate::storage::{chunk, hypertable};
@@ -65,70 +66,59 @@ pub async fn migrate(
 ) -> Result<Layout, Error> {
     // A frozen adapter must not keep others from starting.
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
-    client.batch_execute(begin).await?;
-    let migrated = migrate_locked(client, names, wanted, by_labels, to).await;
-    let ended = client.batch_execute(if migrated.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
-    if migrated.is_ok() {
-        // Otherwise the first error is reported.
-        ended?;
-    }
+    let migrated = in_transaction(client, begin, async {
+        // The lock keeps two adapters from both creating the schema. 2615 is the oid of pg_namespace, which no other table
+        // has as a key.
+        client
+            .query_typed(
+                "SELECT pg_advisory_xact_lock(2615, hashtext($1))",
+                &[(&format!("{}.{}", names.schema_name(), names.relation("")), Type::TEXT)],
+            )
+            .await?;
+        let exists = client
+            .query_typed_opt("SELECT FROM pg_namespace WHERE nspname = $1", &[(&names.schema_name(), Type::TEXT)])
+            .await?;
+        if exists.is_none() {
+            client.batch_execute(&names.sql("CREATE SCHEMA {schema}")).await?;
+        }
+        let version = version(client, names).await?.unwrap_or(0);
+        if version > to {
+            return Err(Error::Misconfigured(format!(
+                "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {to}: \
+                 start the newer one, or use another -pg-schema",
+                names.view()
+            )));
+        }
+        let layout =
+            if version == 0 { Layout::choose(client, wanted).await? } else { Layout::of(client, names).await? };
+        let timescaledb = hypertable::extension(client).await?.unwrap_or_default();
+        let steps = usize::try_from(version).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
+        for (chunks, hypertable) in &MIGRATIONS[steps] {
+            let parts = if layout == Layout::Chunks { chunks } else { hypertable };
+            for part in *parts {
+                client.batch_execute(&names.sql(&part.replace("{timescaledb}", &timescaledb))).await?;
+            }
+        }
+        if version < to {
+            // A function needs no page, and is part of the transaction like a row.
+            let statement = format!(
+                "CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {to}'"
+            );
+            client.batch_execute(&names.sql(&statement)).await?;
+            let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
+            log::info!("made or migrated the tables of {} to version {to}{with}", names.view());
+        }
+        if by_labels {
+            let is_there = "SELECT to_regclass($1) IS NOT NULL";
+            let row = client.query_typed_one(is_there, &[(&names.sql("{reports}"), Type::TEXT)]).await?;
+            if !row.try_get::<_, bool>(0)? {
+                client.batch_execute(&names.sql(CLUSTERS)).await?;
+            }
+        }
+        Ok(layout)
+    })
+    .await;
     migrated.map_err(|error| explain(error, names))
-}
-
-async fn migrate_locked(
-    client: &Client,
-    names: &Names,
-    wanted: UseTimescaledb,
-    by_labels: bool,
-    to: i32,
-) -> Result<Layout, Error> {
-    // The lock keeps two adapters from both creating the schema. 2615 is the oid of pg_namespace, which no other table
-    // has as a key.
-    client
-        .query_typed(
-            "SELECT pg_advisory_xact_lock(2615, hashtext($1))",
-            &[(&format!("{}.{}", names.schema_name(), names.relation("")), Type::TEXT)],
-        )
-        .await?;
-    let exists = client
-        .query_typed_opt("SELECT FROM pg_namespace WHERE nspname = $1", &[(&names.schema_name(), Type::TEXT)])
-        .await?;
-    if exists.is_none() {
-        client.batch_execute(&names.sql("CREATE SCHEMA {schema}")).await?;
-    }
-    let version = version(client, names).await?.unwrap_or(0);
-    if version > to {
-        return Err(Error::Misconfigured(format!(
-            "the tables of {} have version {version}, made by a newer adapter; this one knows versions up to {to}: \
-             start the newer one, or use another -pg-schema",
-            names.view()
-        )));
-    }
-    let layout = if version == 0 { Layout::choose(client, wanted).await? } else { Layout::of(client, names).await? };
-    let timescaledb = hypertable::extension(client).await?.unwrap_or_default();
-    let steps = usize::try_from(version).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
-    for (chunks, hypertable) in &MIGRATIONS[steps] {
-        let parts = if layout == Layout::Chunks { chunks } else { hypertable };
-        for part in *parts {
-            client.batch_execute(&names.sql(&part.replace("{timescaledb}", &timescaledb))).await?;
-        }
-    }
-    if version < to {
-        // A function needs no page, and is part of the transaction like a row.
-        let statement =
-            format!("CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {to}'");
-        client.batch_execute(&names.sql(&statement)).await?;
-        let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
-        log::info!("made or migrated the tables of {} to version {to}{with}", names.view());
-    }
-    if by_labels {
-        let is_there = "SELECT to_regclass($1) IS NOT NULL";
-        let row = client.query_typed_one(is_there, &[(&names.sql("{reports}"), Type::TEXT)]).await?;
-        if !row.try_get::<_, bool>(0)? {
-            client.batch_execute(&names.sql(CLUSTERS)).await?;
-        }
-    }
-    Ok(layout)
 }
 
 /// Returns the version of the store; `None` if it does not exist.

@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 
 use crate::model::time::as_ms;
 use crate::postgres::error::Error;
+use crate::postgres::in_transaction;
 use crate::storage::names::{Names, identifier};
 
 /// Age from which samples share one segment, if they are also older than all samples stored before the first of them. A
@@ -81,13 +82,20 @@ pub async fn ensure(
     // A frozen adapter must not keep others from sealing.
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; \
                  SET LOCAL idle_in_transaction_session_timeout = '10s'";
-    client.batch_execute(begin).await?;
-    let made = ensure_locked(client, names, times_ms, now_ms, interval).await;
-    // The first error is reported. A session that cannot roll back is closed by its owner.
-    let ended = client.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
-    let spans = made?;
-    ended?;
-    Ok(spans)
+    in_transaction(client, begin, async {
+        client.batch_execute(&names.sql("LOCK TABLE {segments} IN SHARE ROW EXCLUSIVE MODE")).await?;
+        let mut spans = list(client, names).await?;
+        for time_ms in times_ms {
+            let span = ancient_for(*time_ms, now_ms, interval, &spans).or_else(|| span_for(*time_ms, interval, &spans));
+            if let Some(span) = span {
+                make(client, names, span).await?;
+                spans.push(span);
+                spans.sort_unstable();
+            }
+        }
+        Ok(spans)
+    })
+    .await
 }
 
 /// Returns the span in `spans` (in order) that contains `time_ms`.
@@ -95,26 +103,6 @@ pub async fn ensure(
 pub fn find(spans: &[Span], time_ms: i64) -> Option<Span> {
     let after = spans.partition_point(|span| span.upper_ms <= time_ms);
     spans.get(after).copied().filter(|span| span.contains(time_ms))
-}
-
-async fn ensure_locked(
-    client: &Client,
-    names: &Names,
-    times_ms: &BTreeSet<i64>,
-    now_ms: i64,
-    interval: Duration,
-) -> Result<Vec<Span>, Error> {
-    client.batch_execute(&names.sql("LOCK TABLE {segments} IN SHARE ROW EXCLUSIVE MODE")).await?;
-    let mut spans = list(client, names).await?;
-    for time_ms in times_ms {
-        let span = ancient_for(*time_ms, now_ms, interval, &spans).or_else(|| span_for(*time_ms, interval, &spans));
-        if let Some(span) = span {
-            make(client, names, span).await?;
-            spans.push(span);
-            spans.sort_unstable();
-        }
-    }
-    Ok(spans)
 }
 
 /// Creates and attaches a partition. ATTACH takes no lock that blocks readers of other segments, unlike CREATE TABLE …
