@@ -27,19 +27,19 @@ demo-clusters: install-deps ## The same with leaders by labels: two clusters on 
 
 chaos: install-deps ## Inject every failure and count samples lost and doubled; CHAOS="--seed 1 --minutes 15 --cases a,b" or "--list"
 	$(RELEASE) --bin prometheus-postgresql-adapter
-	$(CARGO) build --example chaos
-	@$(CARGO) run --quiet --example chaos -- --binary target/release/prometheus-postgresql-adapter $(CHAOS)
+	$(CARGO) build --package chaos
+	@$(CARGO) run --quiet --package chaos -- --binary target/release/prometheus-postgresql-adapter $(CHAOS)
 
 chaos-short: install-deps ## The most telling failures only, in under three minutes
-	$(CARGO) build --bin prometheus-postgresql-adapter --example chaos
-	@$(CARGO) run --quiet --example chaos -- --short
+	$(CARGO) build --package prometheus-postgresql-adapter --package chaos --bins
+	@$(CARGO) run --quiet --package chaos -- --short
 
 demo-docker: ## Show the take-overs of a pair in containers; makes the images where none can be pulled
 	@examples/docker-compose/demo.sh
 
 bench: install-deps ## Measure speed and room beside their bars (20 minutes); BENCH="--seconds 30 --only ingest,copy" sets options
-	$(RELEASE) --bin prometheus-postgresql-adapter --example bench
-	@$(CARGO) run --quiet --release --example bench -- $(BENCH)
+	$(RELEASE) --package prometheus-postgresql-adapter --package bench --bins
+	@$(CARGO) run --quiet --release --package bench -- $(BENCH)
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

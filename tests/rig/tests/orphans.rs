@@ -20,7 +20,10 @@ async fn victim() {
     let mut command = Command::new("sleep");
     command.arg("1000");
     let sleeper = Process::spawn("sleeper", command);
-    println!("started {} {} {} .", postgres.socket_directory().display(), postgres.pid(), sleeper.pid());
+    #[expect(clippy::print_stdout, reason = "the test that started this process reads it")]
+    {
+        println!("started {} {} {} .", postgres.socket_directory().display(), postgres.pid(), sleeper.pid());
+    }
     std::future::pending::<()>().await;
 }
 

@@ -1,11 +1,12 @@
 //! A real Prometheus starts, responds to queries, and starts again on its data.
 
 use rig::prometheus::{Options, Prometheus};
+use std::io::Write;
 
 #[tokio::test]
 async fn starts_answers_and_starts_again() {
     if std::process::Command::new("prometheus").arg("--version").output().is_err() {
-        println!("skipped: no prometheus in PATH");
+        let _ = writeln!(std::io::stderr(), "skipped: no prometheus in PATH");
         return;
     }
     let mut prometheus = Prometheus::start(Options::new("global: {scrape_interval: 1s}\n")).await;
