@@ -68,7 +68,8 @@ impl Came {
     }
 }
 
-/// Decision about a buffered sample.
+/// Decision about a buffered sample, made by [`Sender::look`](crate::handover::sender::Sender::look) by the rule of
+/// [`slots`](crate::handover::slots).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It stays in the buffer.

@@ -17,7 +17,7 @@ use crate::http::service::Service;
 use crate::model::source::Source;
 
 /// Largest body: a digit, and some characters that a client may add.
-const BODY_BYTES_MAX: usize = 64;
+const ORDER_BYTES_MAX: usize = 64;
 
 /// `/admin/election/leader`: returns the leadership on GET, and takes an order on PUT. Answers and statuses are those
 /// of 0.6.0.
@@ -32,7 +32,7 @@ pub(super) async fn leader(service: &Service, request: Request<Incoming>) -> Ans
             None => word(is_leader),
         },
         Method::PUT => {
-            let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+            let body = Limited::new(request.into_body(), ORDER_BYTES_MAX).collect().await;
             let body = body.map(|body| body.to_bytes()).unwrap_or_default();
             let number = str::from_utf8(&body).ok().and_then(|body| body.parse::<i64>().ok());
             let order = match number {

@@ -378,7 +378,7 @@ impl Writer {
         let numbers = shared.iter().flat_map(|(.., sender)| [sender.0, sender.of_markers().0]);
         let senders = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
         // Never equal to the counter, so the fence raises.
-        let raise = show(&self.names, Some(*fence), Some(-1));
+        let refusal = show(&self.names, Some(*fence), Some(-1));
         // Samples are compared only in rows of the same time. Rows are found by the index on sender and transaction,
         // even if the planner takes the table for a small one.
         let exists = self.names.sql(&format!(
@@ -395,7 +395,7 @@ impl Writer {
              WHERE \"time\" IN (SELECT \"time\" FROM other) \
              INTERSECT SELECT sender, \"time\", unnest(series) FROM other) same))"
         ));
-        Some(format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off; {raise} WHERE {exists}"))
+        Some(format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off; {refusal} WHERE {exists}"))
     }
 }
 

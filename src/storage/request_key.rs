@@ -1,4 +1,5 @@
-//! Request keys, by which a retry is recognized.
+//! Request keys, by which a retry is recognized. [`ingest`](crate::storage::ingest) claims them in the transaction that stores a
+//! request, and [`upkeep`](crate::storage::upkeep) deletes old ones.
 
 use uuid::Uuid;
 

@@ -13,7 +13,8 @@ use crate::storage::{chunk, hypertable};
 pub const VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Scripts from each version to the next, the first from an empty schema to version 1: for sealed samples in chunks,
-/// and in a hypertable.
+/// and in a hypertable. What a later script replaces is stale in an earlier one: the functions of the fence and the columns of
+/// the leader table are those of version 2.
 const MIGRATIONS: [(&[&str], &[&str]); 2] = [
     (
         &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],

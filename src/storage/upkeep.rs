@@ -56,6 +56,7 @@ pub async fn hold_lock(client: &Client) -> Error {
 /// Drops the segments that end before `now - retention`, and deletes older chunks from the segment without a lower
 /// bound. Returns the names of the dropped segments. Neither ingest nor readers of other segments wait for this. It
 /// waits for readers of the segment itself, at most until the lock timeout, and the next round continues from there.
+/// [`hypertable::drop_expired`](crate::storage::hypertable::drop_expired) does it with TimescaleDB.
 ///
 /// # Errors
 ///
