@@ -1,7 +1,7 @@
 //! Hand-over from one leader to the next: a sample that was acknowledged is not dropped before it was observed to be
 //! stored.
 //!
-//! Pure parts: [`slots`] is the rule of what is missing; [`series`] has what is known of each series; [`buffer`] keeps
+//! Pure parts: [`coverage`] is the rule of what is missing; [`series`] has what is known of each series; [`buffer`] keeps
 //! the samples that were acknowledged for a sender that does not lead; [`sender`] ties them together; [`replicas`]
 //! knows who else has the series of a sender. This module ties one sender to the store. [`senders`] has what all
 //! senders of an adapter share: what was observed, and who leads.
@@ -35,6 +35,7 @@ pub use self::memory::Config;
 
 pub mod buffer;
 pub mod clocks;
+pub mod coverage;
 mod drain;
 pub mod group;
 pub mod memory;
@@ -46,7 +47,6 @@ pub mod ring;
 pub mod sender;
 pub mod senders;
 pub mod series;
-pub mod slots;
 mod stranded;
 
 /// Attempts to append samples that writes of others keep overtaking; then the samples are compared instead.

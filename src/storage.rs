@@ -30,7 +30,6 @@ pub use self::jobs::{Hot, ObservedPosition};
 pub use self::resolve::{LookedUp, Rejected, Resolved, Share};
 
 pub mod chunk;
-mod epoch;
 pub mod fence;
 pub mod hot;
 pub mod hypertable;
@@ -52,6 +51,7 @@ pub mod segments;
 pub mod senders;
 pub mod series;
 pub mod server;
+mod server_change;
 pub mod server_clock;
 pub mod sources;
 pub mod upkeep;

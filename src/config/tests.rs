@@ -380,8 +380,11 @@ fn help_is_the_page_in_help_txt() {
     let Ok(Parsed::Help(page)) = parse(&["-nonsense", "--help"], &[]) else { panic!("no help") };
     // GIT_REVISION is the build's, so the first line is not pinned.
     let body = |page: &str| page.split_once('\n').map(|(_, body)| body.to_owned());
-    let expected = include_str!("help.txt");
-    assert!(body(&page) == body(expected), "if this is the page you want, put it into src/config/help.txt:\n{page}");
+    let expected = include_str!("tests/help.txt");
+    assert!(
+        body(&page) == body(expected),
+        "if this is the page you want, put it into src/config/tests/help.txt:\n{page}"
+    );
     for line in page.lines() {
         assert!(line.chars().count() <= 90, "{line}");
     }

@@ -69,7 +69,7 @@ impl Came {
 }
 
 /// Decision about a buffered sample, made by [`Sender::look`](crate::handover::sender::Sender::look) by the rule of
-/// [`slots`](crate::handover::slots).
+/// [`coverage`](crate::handover::coverage).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It stays in the buffer.

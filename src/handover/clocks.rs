@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::handover::slots::CLOCK_ERROR_MS;
+use crate::handover::coverage::CLOCK_ERROR_MS;
 use crate::model::sender::SenderNo;
 use crate::model::time::as_ms;
 

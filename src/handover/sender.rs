@@ -1,7 +1,7 @@
 //! One sender on one adapter: decides about its samples, and keeps what was observed of the other senders of its group.
 //! Pure: time is an argument.
 //!
-//! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`slots`](crate::handover::slots) together; the caller does the
+//! Ties [`SeriesTimes`], [`Buffer`] and the rule of [`coverage`](crate::handover::coverage) together; the caller does the
 //! storing. The simulation under `tests/` calls the same code.
 
 use std::collections::HashMap;
@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::handover::buffer::{Buffer, Buffered, Came, NotBuffered};
 use crate::handover::clocks::Clocks;
+use crate::handover::coverage::{Slot, follows};
 use crate::handover::ring::Ring;
 use crate::handover::series::{Sent, SeriesHistory, SeriesTimes};
-use crate::handover::slots::{Slot, follows};
 use crate::model::sender::SenderNo;
 use crate::storage::row::Row;
 

@@ -5,7 +5,7 @@
 //! stored yet, so a leader appends it without a query. Appending raises the bound, whether or not the transaction
 //! succeeds. A bound that is too high costs one query; a bound that is too low would store a sample twice.
 
-use crate::handover::slots::Slot;
+use crate::handover::coverage::Slot;
 use crate::model::sender::SenderNo;
 
 use self::entry::{BOUNDED, Entry, GIVEN, Intervals, KNOWN, VOTES, VOTES_SURE, low_bits};

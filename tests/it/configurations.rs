@@ -188,7 +188,7 @@ fn no_prometheus_of_a_pair_reads_what_the_pair_stores() {
         }
     }
     for (found, expected) in [
-        (&readers, ["docs/sql.md", "prometheus-configs/prometheus-reader.yml", "src/config/help.txt"]),
+        (&readers, ["docs/sql.md", "prometheus-configs/prometheus-reader.yml", "src/config/tests/help.txt"]),
         (&writers, ["README.md", "prometheus-configs/prometheus-a.yml", "examples/kubernetes/by-labels.yaml"]),
     ] {
         assert!(expected.iter().all(|name| found.iter().any(|found| found == name)), "{expected:?} of {found:?}");

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use crate::handover::buffer::Buffered;
+use crate::handover::coverage::{By, Candidate, Slot, Stored, missing};
 use crate::handover::sender::Sender;
 use crate::handover::series::{GAP_MS, STEP_MAX_MS, SeriesHistory};
-use crate::handover::slots::{By, Candidate, Slot, Stored, missing};
 use crate::model::sender::SenderNo;
 use crate::storage::reconcile::{Around, StoredTime};
 use crate::storage::row::Row;

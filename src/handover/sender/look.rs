@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::handover::buffer::{Buffer, Buffered, Fate};
+use crate::handover::coverage::{By, Slot, Stored, is_taken};
 use crate::handover::sender::Sender;
 use crate::handover::series::SeriesHistory;
-use crate::handover::slots::{By, Slot, Stored, is_taken};
 use crate::model::sender::SenderNo;
 use crate::storage::row::Row;
 

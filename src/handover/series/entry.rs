@@ -1,6 +1,6 @@
 //! State of one series: its latest stored times, and the interval that the steps between its times show. Pure.
 
-use crate::handover::slots::Slot;
+use crate::handover::coverage::Slot;
 use crate::model::sender::SenderNo;
 
 /// Maximum step of a series that is scraped: Prometheus itself takes a series for gone after twice as long.

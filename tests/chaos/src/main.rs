@@ -19,7 +19,7 @@ mod picture;
 mod pooler;
 mod random;
 mod reader;
-mod real;
+mod real_prometheus;
 mod report;
 mod stage;
 mod suite;

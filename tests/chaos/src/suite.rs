@@ -7,7 +7,7 @@ use crate::case::{Case, Needs};
 use crate::host::Shape;
 use crate::mode::{ByLabels, Mode};
 use crate::stage::Setup;
-use crate::{by_hand, by_labels, cases, real, unequal};
+use crate::{by_hand, by_labels, cases, real_prometheus, unequal};
 
 /// A case: its name, whether it is in the short form, its needs, what happens, and how it is played.
 macro_rules! case {
@@ -137,7 +137,7 @@ pub(crate) const CASES: &[Case] = &[
     case!("rest", false, Needs::Nothing, "leaders told by REST; both told at once, and a crash",
         context => by_hand::rest(context.set(Setup { mode: Mode::Rest, ..Setup::default() }).await).await),
     case!("real", false, Needs::Nothing, "real Prometheis; leading adapter killed, stopped, killed",
-        context => real::play(context).await),
+        context => real_prometheus::play(context).await),
     case!("labels-calm", true, Needs::Nothing, "by labels: nothing; then the judge must see six kinds of damage",
         context => cases::calm(by_labels::set(context, by_labels::TWO).await).await),
     case!("labels-replica-killed", true, Needs::Nothing, "2 adapters, 2 replicas: the leading one killed for 8 s",

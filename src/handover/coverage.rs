@@ -1,4 +1,4 @@
-//! The rule of what is missing: a sample is missing if its slot in the series is empty. Pure.
+//! The rule of what is covered and what is missing: a sample is missing if its slot in the series is empty. Pure.
 //!
 //! Two replicas scrape a target at the same interval and in different phases. The slot of a sample extends half an
 //! interval to both sides of it. The sample is covered if another replica's sample is stored in the slot, or if its
