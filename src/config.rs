@@ -20,6 +20,7 @@ mod flags;
 mod go;
 mod help;
 mod server;
+mod uri;
 mod value;
 
 /// All settings of an operator, checked.

@@ -1,4 +1,4 @@
-//! Routes and statuses. This is the only module that names an HTTP status code.
+//! Routes and statuses. This is the only module that answers with an HTTP status code.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::time::Duration;
 
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
@@ -54,6 +55,22 @@ pub enum SslMode {
     VerifyCa,
     /// As `VerifyCa`, and the certificate must name the host.
     VerifyFull,
+}
+
+impl FromStr for SslMode {
+    type Err = &'static str;
+
+    /// Parses a value of libpq's `sslmode`. `allow` is `prefer`: TLS whenever the server offers it.
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        match value {
+            "disable" => Ok(Self::Disable),
+            "allow" | "prefer" => Ok(Self::Prefer),
+            "require" => Ok(Self::Require),
+            "verify-ca" => Ok(Self::VerifyCa),
+            "verify-full" => Ok(Self::VerifyFull),
+            _ => Err("must be disable, prefer, require, verify-ca or verify-full"),
+        }
+    }
 }
 
 /// Opener of connections, all with one configuration.

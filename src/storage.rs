@@ -1,6 +1,6 @@
 //! The store: schema, series, ingest, sealing, query, upkeep.
 //!
-//! Other modules use only [`Store`]. The store does not know who leads: a write shows a fence, and the database
+//! Other modules do everything through [`Store`]. The store does not know who leads: a write shows a fence, and the database
 //! decides.
 
 use std::sync::Arc;

@@ -145,7 +145,7 @@ pub(super) struct Postgres {
     pub(super) pg_database: String,
     /// TLS: disable, prefer, require (encrypted, server unverified unless a root certificate is set), verify-ca, or
     /// verify-full.
-    #[structopt(long, value_name = "MODE", default_value = "disable", parse(try_from_str = value::ssl_mode))]
+    #[structopt(long, value_name = "MODE", default_value = "disable")]
     pub(super) pg_ssl_mode: SslMode,
     /// PEM file of the authorities that may have signed the server's certificate. Empty is those of this machine.
     #[structopt(long, value_name = "FILE", default_value = "", parse(try_from_str = value::text))]

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use ::log::LevelFilter;
 
-use super::server::Uri;
+use super::uri::Uri;
 use super::{duration, go};
 use crate::election::PrometheusTimeout;
 use crate::model::labels::METRIC_NAME;
-use crate::postgres::SslMode;
 use crate::storage::layout::UseTimescaledb;
 use crate::telemetry::log::Format;
 
@@ -237,17 +236,6 @@ pub(super) fn labels(value: &str) -> Result<Labels, String> {
         return Err(format!("{METRIC_NAME} is the name of the metric, which every series needs"));
     }
     Ok(labels)
-}
-
-pub(super) fn ssl_mode(value: &str) -> Result<SslMode, String> {
-    match value {
-        "disable" => Ok(SslMode::Disable),
-        "allow" | "prefer" => Ok(SslMode::Prefer),
-        "require" => Ok(SslMode::Require),
-        "verify-ca" => Ok(SslMode::VerifyCa),
-        "verify-full" => Ok(SslMode::VerifyFull),
-        _ => Err("must be disable, prefer, require, verify-ca or verify-full".to_owned()),
-    }
 }
 
 /// PostgreSQL silently truncates longer names.

@@ -43,7 +43,7 @@ pub enum Error {
     /// The server can be reached, but its setup is not suitable; the text says what to change.
     #[error("{0}")]
     Misconfigured(String),
-    /// The request is larger than is answered at once; the text says how much that is.
+    /// More is asked for than this program does at once; the text says of what.
     #[error("{0}")]
     TooLarge(String),
     /// The store contains something that no adapter stored; the text says where.

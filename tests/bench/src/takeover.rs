@@ -40,7 +40,7 @@ pub(crate) async fn full_buffer(setup: &Setup, load: Load, verdicts: &mut Verdic
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
     let scrapes = (BUFFER_BYTES / SAMPLE_BYTES * FILLED) as usize / load.series;
     let requests = load.requests(1..1 + scrapes).await;
-    let sent = sender.send_all(&requests, Duration::MAX).await;
+    let sent = sender.send_all(&requests, PATIENCE).await;
     samples += sent.samples;
     let buffered = standby.metric("standby_held_bytes").await.unwrap_or_default();
     println!(

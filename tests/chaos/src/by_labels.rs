@@ -57,7 +57,7 @@ fn any_adapter(stage: &mut Stage<'_>) -> usize {
 }
 
 /// A pause by chance.
-pub(crate) async fn pause(stage: &mut Stage<'_>, from: f64, to: f64) {
+async fn pause(stage: &mut Stage<'_>, from: f64, to: f64) {
     let seconds = stage.random.seconds(from, to);
     sleep(seconds).await;
 }
@@ -102,7 +102,7 @@ pub(crate) async fn replica_silent(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn replica_silent_once(stage: &mut Stage<'_>, cluster: usize) {
+async fn replica_silent_once(stage: &mut Stage<'_>, cluster: usize) {
     stage.settled().await;
     let (leader, term) = stage.leading(cluster).await;
     let sent = tokio::time::timeout(PATIENCE, stage.host(cluster, leader).sent()).await;
@@ -130,7 +130,7 @@ pub(crate) async fn adapter_killed(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn adapter_killed_once(stage: &mut Stage<'_>, adapter: usize) {
+async fn adapter_killed_once(stage: &mut Stage<'_>, adapter: usize) {
     let name = stage.setup.mode.adapter_name(adapter);
     stage.event(format!("kill -9 {name}"));
     stage.kill(adapter).await;
@@ -161,7 +161,7 @@ fn reshuffle_once(stage: &mut Stage<'_>, policy: Policy) {
 }
 
 /// The leading replica of a cluster dies just when all move to other adapters.
-pub(crate) async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Policy) {
+async fn reshuffled_with_death(stage: &mut Stage<'_>, cluster: usize, policy: Policy) {
     stage.settled().await;
     let (leader, term) = stage.leading(cluster).await;
     reshuffle_once(stage, policy);
@@ -190,7 +190,7 @@ pub(crate) async fn rolling(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
+async fn replace(stage: &mut Stage<'_>, adapter: usize, is_told_first: bool) {
     let name = stage.setup.mode.adapter_name(adapter);
     stage.event(format!("a new one for {name}, SIGTERM"));
     stage.replace(adapter, is_told_first).await;
@@ -217,7 +217,7 @@ pub(crate) async fn adapter_cut(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
+async fn adapter_cut_once(stage: &mut Stage<'_>, adapter: usize, seconds: f64) {
     let name = stage.setup.mode.adapter_name(adapter);
     stage.event(format!("cut {name}"));
     stage.cut(adapter, true);

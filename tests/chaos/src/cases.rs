@@ -88,7 +88,7 @@ pub(crate) async fn freeze_long(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn freeze_once(stage: &mut Stage<'_>, lease: f64) {
+async fn freeze_once(stage: &mut Stage<'_>, lease: f64) {
     let leader = stage.healthy().await;
     let (mark, deed) = (stage.mark(1 - leader), Instant::now());
     stage.event(format!("freeze {}", ["a", "b"][leader]));
@@ -135,7 +135,7 @@ pub(crate) async fn lock_killed(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn lock_killed_once(stage: &mut Stage<'_>) {
+async fn lock_killed_once(stage: &mut Stage<'_>) {
     stage.healthy().await;
     let marks = [stage.mark(0), stage.mark(1)];
     let deed = Instant::now();
@@ -181,7 +181,7 @@ pub(crate) async fn leader_cut(mut stage: Stage<'_>) -> Outcome {
     stage.finish().await.0
 }
 
-pub(crate) async fn cut_once(stage: &mut Stage<'_>) {
+async fn cut_once(stage: &mut Stage<'_>) {
     let leader = stage.healthy().await;
     let (mark, deed) = (stage.mark(1 - leader), Instant::now());
     stage.event(format!("cut {}", ["a", "b"][leader]));
@@ -380,16 +380,24 @@ pub(crate) async fn prometheus_killed(mut stage: Stage<'_>) -> Outcome {
     stage.record().takeover_wanted = 3.0 * interval;
     // Until then the pace is not relied on.
     sleep(LEARNING).await;
-    prometheus_killed_once(&mut stage).await;
+    prometheus_killed_once(&mut stage, false).await;
     stage.finish().await.0
 }
 
-pub(crate) async fn prometheus_killed_once(stage: &mut Stage<'_>) {
+/// With `after_failures` its last request may have been refused: it may then pause that long before it sends again, so its
+/// silence proves nothing earlier, and the bar of the take-over is later by as much.
+pub(crate) async fn prometheus_killed_once(stage: &mut Stage<'_>, after_failures: bool) {
     let leader = stage.healthy().await;
     let (mark, deed) = (stage.mark(1 - leader), Instant::now());
     stage.event(format!("Prometheus {} killed", ["a", "b"][leader]));
-    // One that was refused may pause so long before it sends again: its silence tells nothing until then.
-    let later = if stage.hosts[leader].counts().is_refused { BACKOFF[1].as_secs_f64() } else { 0.0 };
+    let is_refused = after_failures && stage.hosts[leader].counts().is_refused;
+    let later = if is_refused { BACKOFF[1].as_secs_f64() } else { 0.0 };
+    if is_refused {
+        stage
+            .record()
+            .notes
+            .push(format!("a Prometheus was killed right after a 5xx: its take-over may be {later} s later"));
+    }
     stage.hosts[leader].kill();
     stage.later_takeover(1 - leader, mark, deed, later).await;
     sleep(5.0).await;
@@ -575,7 +583,7 @@ pub(crate) async fn mixture(context: &Context<'_>) -> Outcome {
             4 => stage.sql(KILL_WRITERS).await,
             5 => pg_restart_once(&mut stage, Stop::Fast).await,
             6 => pg_restart_once(&mut stage, Stop::Immediate).await,
-            7 => prometheus_killed_once(&mut stage).await,
+            7 => prometheus_killed_once(&mut stage, true).await,
             _ => cut_once(&mut stage).await,
         }
         played += 1;

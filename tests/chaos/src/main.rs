@@ -95,7 +95,7 @@ async fn run(flags: &Flags) -> bool {
         [] => true,
         names => names.iter().any(|name| name == case.name),
     };
-    let pictures = Path::new("target/chaos").to_owned();
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/chaos");
     let mut rows: Vec<Row<'_>> = Vec::new();
     for (number, case) in CASES.iter().enumerate().filter(|(_, case)| chosen(case)) {
         if let Some(why) = obstacle(case.needs, &network) {

@@ -362,7 +362,7 @@ pub(crate) async fn idle(context: &Context<'_>) -> Outcome {
     if stage.healthy().await != leader || stage.lines_with("became leader of") > 1 {
         stage.record().broken.push("the lead changed".to_owned());
     }
-    prometheus_killed_once(&mut stage).await;
+    prometheus_killed_once(&mut stage, false).await;
     stage.finish().await.0
 }
 

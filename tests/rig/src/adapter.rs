@@ -222,7 +222,7 @@ impl Adapter {
     }
 }
 
-/// Path of the adapter that cargo built beside the running program. The program may be an example or a test.
+/// Path of the adapter that cargo built beside the running program. The program may be an example, a test or a member of the workspace.
 ///
 /// # Panics
 ///

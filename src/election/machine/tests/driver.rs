@@ -112,7 +112,7 @@ impl World {
                             adapter.has_lock = obtained;
                             machine.on_tried(obtained, observed, sent_at);
                         }
-                        Reply::LeaderRow(observed) => machine.on_observed(observed, sent_at),
+                        Reply::Observed(observed) => machine.on_observed(observed, sent_at),
                         Reply::Term(fence) => {
                             machine.on_term(fence, sent_at);
                             adapter.tenure = Some(Tenure {

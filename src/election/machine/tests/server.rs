@@ -149,7 +149,7 @@ impl World {
                 }
                 Reply::Tried(is_free, (!is_free).then(|| self.row()).flatten())
             }
-            Action::Observe => Reply::LeaderRow(self.row()),
+            Action::Observe => Reply::Observed(self.row()),
             Action::RaiseTerm => {
                 assert_eq!(self.server.lock, Some(Holder::Session(session)), "a term without the lock");
                 let since = waits_since.unwrap_or(self.now);

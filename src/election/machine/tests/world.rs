@@ -19,7 +19,7 @@ const SETTLED_AFTER: u64 = 25_000;
 pub(super) enum Reply {
     Connected(usize),
     Tried(bool, Option<LeaderRow>),
-    LeaderRow(Option<LeaderRow>),
+    Observed(Option<LeaderRow>),
     Term(Fence),
     Heartbeat(bool),
     Failed,
