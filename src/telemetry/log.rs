@@ -1,6 +1,11 @@
 //! Log on standard error, one line per event, as logfmt or JSON.
 //!
 //! This module decides the format of a line and which levels are written. The other modules decide what is logged.
+//!
+//! A message is constant, in lower case and without a full stop, so that it can be searched for; what varies follows as
+//! keys. A key has one meaning in all lines: `group`, `cluster`, `replica`, `sender`, `leader` and `term` of the
+//! election, `err` of an error, `reason` of a decision, `hint` for advice to the operator. A measured time is a number
+//! in a key such as `after_ms`; a time that was set is a text such as `10s`.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
