@@ -25,7 +25,7 @@ pub enum Order {
 }
 
 impl Order {
-    /// Returns the word for the order in the log, as in the path of its request.
+    /// Returns the word for the order in the log, as on the command line.
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Lead => "lead",

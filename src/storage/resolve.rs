@@ -156,7 +156,7 @@ impl Store {
                 }
                 if self.config.log_samples {
                     log::info!(
-                        series = show(series).as_str(), value = sample.value, timestamp_ms = sample.timestamp_ms;
+                        labels = show(series).as_str(), value = sample.value, timestamp_ms = sample.timestamp_ms;
                         "sample"
                     );
                 }

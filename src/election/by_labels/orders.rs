@@ -92,7 +92,7 @@ pub struct Given {
 }
 
 impl ClusterOrder {
-    /// Returns the word for the order in the log, as in the path of its request.
+    /// Returns the word for the order in the log, as on the command line.
     pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Resign => "resign",
