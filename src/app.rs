@@ -131,7 +131,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
         reads: Arc::new(Semaphore::new(http::READS_MAX)),
     });
     if let Ok(address) = listener.local_addr() {
-        log::info!("listening on {address}");
+        log::info!(address:% = address; "listening");
     }
     let server_stop = CancellationToken::new();
     let server = requests.spawn(http::serve(listener, Arc::clone(&service), server_stop.clone(), GRACE));
@@ -190,7 +190,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     server_stop.cancel();
     requests.close();
     if tokio::time::timeout(GRACE + Duration::from_secs(1), requests.wait()).await.is_err() {
-        log::warn!("{} request(s) did not end in time", requests.len());
+        log::warn!(requests = requests.len(); "requests did not end in time");
     }
     // No more requests arrive. The samples that only this adapter has acknowledged are stored now.
     observing_stop.cancel();
@@ -205,11 +205,11 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
     }
     let lost = metrics.standby_held_samples.get();
     if lost > 0 {
-        log::error!("{lost} acknowledged samples are buffered and could not be stored before the end");
+        log::error!(samples = lost; "acknowledged samples are buffered and could not be stored before the end");
     }
     writers_stop.cancel();
     if tokio::time::timeout(GRACE, async { while writing.join_next().await.is_some() {} }).await.is_err() {
-        log::warn!("{} writer(s) did not end in time", writing.len());
+        log::warn!(writers = writing.len(); "writers did not end in time");
     }
     // Released last, so that the next leader finds everything committed.
     election_stop.cancel();
@@ -219,9 +219,9 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: impl Future<Out
 }
 
 /// Waits at most `GRACE` for a task whose stop was requested.
-async fn await_end(task: &mut JoinHandle<()>, what: &str) {
+async fn await_end(task: &mut JoinHandle<()>, part: &str) {
     if !task.is_finished() && tokio::time::timeout(GRACE, task).await.is_err() {
-        log::warn!("{what} did not end in time");
+        log::warn!(part = part; "a part did not end in time");
     }
 }
 
@@ -244,7 +244,7 @@ async fn open_store(
             }
             Err(error) => {
                 if attempts == 1 || attempts % 30 == 0 {
-                    log::error!("the store cannot be opened, trying on: {error}");
+                    log::error!(err:% = error; "the store cannot be opened, trying on");
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -361,7 +361,8 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
         let stored = store.samples_stored();
         if stored > last_count {
             let count = stored - last_count;
-            log::info!("samples written: {count}, throughput {} samples/s", count / UPKEEP_INTERVAL.as_secs());
+            let samples_per_second = count / UPKEEP_INTERVAL.as_secs();
+            log::info!(samples = count, samples_per_second = samples_per_second; "samples written");
             last_count = stored;
         }
         if !role.borrow().at(Instant::now()).keeps_store() {
@@ -370,7 +371,7 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
         }
         let since = *led_since.get_or_insert_with(Instant::now);
         if let Err(error) = store.upkeep(since.elapsed()).await {
-            log::warn!("upkeep failed, to be tried again in {UPKEEP_INTERVAL:?}: {error}");
+            log::warn!(retry_after:? = UPKEEP_INTERVAL, err:% = error; "upkeep failed");
             // After an outage, retried requests have yet to arrive, and their keys are needed. A segment locked by a
             // reader is no outage.
             if !error.is(&SqlState::LOCK_NOT_AVAILABLE) {
@@ -425,12 +426,12 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         match store.seal(looks.front().map(|(_, seen)| seen), false).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
-                log::debug!("sealed {} samples into {} chunks", outcome.samples, outcome.chunks);
+                log::debug!(samples = outcome.samples, chunks = outcome.chunks; "sealed samples into chunks");
             }
             Ok(None) => {}
             Err(error) if error.class() == Class::Moved => looks.clear(),
             Err(error) => {
-                log::warn!("sealing failed, to be tried again in {SEAL_RETRY:?}: {error}");
+                log::warn!(retry_after:? = SEAL_RETRY, err:% = error; "sealing failed");
                 pause = SEAL_RETRY;
             }
         }

@@ -70,14 +70,14 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, stop: Cancellat
         let connection = graceful.watch(connection);
         tracker.spawn(async move {
             if let Err(error) = connection.await {
-                log::debug!("a connection ended: {error}");
+                log::debug!(err:% = error; "a connection ended");
             }
             drop(permit);
         });
     }
     drop(listener);
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
-        log::warn!("requests still under way after {grace:?} are cut off");
+        log::warn!(grace:? = grace; "requests still under way after the grace period are cut off");
     }
 }
 
@@ -91,12 +91,12 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => {
             if let Err(error) = stream.set_nodelay(true) {
-                log::debug!("TCP_NODELAY: {error}");
+                log::debug!(err:% = error; "setting TCP_NODELAY failed");
             }
             Some((stream, permit))
         }
         Err(error) => {
-            log::warn!("accepting a connection failed: {error}");
+            log::warn!(err:% = error; "accepting a connection failed");
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }

@@ -52,7 +52,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            log::error!("cannot start the runtime: {error}");
+            log::error!(err:% = error; "cannot start the runtime");
             return ExitCode::FAILURE;
         }
     };
@@ -80,7 +80,7 @@ fn run(config: Config, warnings: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            log::error!("cannot watch for signals: {error}");
+            log::error!(err:% = error; "cannot watch for signals");
             ExitCode::FAILURE
         }
     }

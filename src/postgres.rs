@@ -137,7 +137,7 @@ impl Connector {
         let connection = self.tracker.spawn(async move {
             let _guard = guard;
             if let Err(error) = connection.await {
-                log::debug!("connection to PostgreSQL ended: {}", Error::from(error));
+                log::debug!(err:% = Error::from(error); "connection to PostgreSQL ended");
             }
         });
         Ok(Session { client: Some(client), connection, ended })
@@ -167,7 +167,7 @@ impl Connector {
     /// Asks the server to cancel the query of `token`'s session. A failure is only logged, at debug.
     pub async fn cancel(&self, token: tokio_postgres::CancelToken) {
         if let Err(error) = token.cancel_query(self.tls.clone()).await {
-            log::debug!("cancelling a query failed: {error}");
+            log::debug!(err:% = error; "cancelling a query failed");
         }
     }
 }
@@ -251,7 +251,7 @@ impl Connect for PoolConnect {
             let (client, connection) = connect(&config, &self.tls).await?;
             let connection = self.tracker.spawn(async move {
                 if let Err(error) = connection.await {
-                    log::debug!("connection to PostgreSQL ended: {}", Error::from(error));
+                    log::debug!(err:% = Error::from(error); "connection to PostgreSQL ended");
                 }
             });
             Ok((client, connection))
@@ -272,7 +272,7 @@ async fn connect(
         match tokio::time::timeout(limit, host.connect(tls.clone())).await {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(error)) => last = Some(error),
-            Err(_) => log::debug!("a host of PostgreSQL did not answer within {limit:?}"),
+            Err(_) => log::debug!(timeout:? = limit; "a host of PostgreSQL did not answer in time"),
         }
     }
     match last {

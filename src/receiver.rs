@@ -301,7 +301,7 @@ impl Receiver {
     /// Logs why requests are refused, unless the same was logged recently.
     fn warn(&self, why: &str) {
         if self.trouble.lock().should_log(why, Instant::now()) {
-            log::warn!("write requests are answered 503: {why}");
+            log::warn!(err = why; "write requests are answered 503");
         }
     }
 }

@@ -95,7 +95,7 @@ impl CommandQueue {
 
     /// Passes the order to the machine.
     pub(super) fn take(&mut self, Given { order, given_at, until, answer }: Given, machine: &mut Machine) {
-        log::info!("ordered: {order:?}");
+        log::info!(order = order.word(), to = order.to(); "ordered");
         machine.on_order(order, given_at, until);
         self.waiting = Some(answer);
     }
@@ -109,7 +109,7 @@ impl CommandQueue {
             if let Refusal::Overdue { trouble, .. } = refusal {
                 trouble.clone_from(&self.trouble);
             }
-            log::info!("not carried out: {refusal}");
+            log::info!(err:% = refusal; "not carried out");
         }
         if let Some(answer) = self.waiting.take() {
             let _ = answer.send(outcome);

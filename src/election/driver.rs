@@ -109,7 +109,7 @@ impl<S: Succession> Election<S> {
                         Err(error) => {
                             let why = error.to_string();
                             if trouble.should_log(&why, Instant::now()) {
-                                log::error!("no lock session: {why}");
+                                log::error!(err = why.as_str(); "no lock session");
                             }
                             commands.trouble = Some(why);
                             self.count(&error);
@@ -192,7 +192,7 @@ impl<S: Succession> Election<S> {
         let done = within(limit, async {
             match (action, &self.config.method) {
                 (Action::TryLock, Method::AdvisoryLock(id)) if opened.try_lock(*id).await? => {
-                    log::info!("lock obtained for {}", self.config.group());
+                    log::info!(group:% = self.config.group(); "lock obtained");
                     machine.on_tried(true, None, sent_at);
                 }
                 (Action::TryLock, _) => machine.on_tried(false, self.observe(opened).await?, sent_at),
@@ -223,16 +223,17 @@ impl<S: Succession> Election<S> {
             Ok(holder) => holder,
             // The server may refuse to show it. The session is still good.
             Err(error) if error.sqlstate().is_some() => {
-                log::debug!("who holds the lock cannot be told: {error}");
+                log::debug!(err:% = error; "who holds the lock cannot be told");
                 None
             }
             Err(error) => return self.lost(Reason::SessionLost, &error, machine),
         };
         if let Some(holder) = holder.as_ref().filter(|holder| self.lock_holder.borrow().as_ref() != Some(*holder)) {
             log::warn!(
-                "{} is held by a session that shows no heartbeat, of a frozen adapter or another program: {holder}; end \
-                 that session, or give the pair another -leader-election-pg-advisory-lock-id",
-                self.config.group()
+                group:% = self.config.group(), pid = holder.pid, application_name = holder.application_name.as_str(),
+                client = holder.client_address.as_deref(),
+                hint = "end that session, or give the pair another -leader-election-pg-advisory-lock-id";
+                "the lock is held by a session that shows no heartbeat, of a frozen adapter or another program"
             );
         }
         self.lock_holder.send_replace(holder);
@@ -290,7 +291,7 @@ impl<S: Succession> Election<S> {
         let Raised { fence, proven_at } = match within(self.config.lease, raising).await {
             Ok(Some(raised)) => raised,
             Ok(None) => {
-                log::info!("another adapter is to lead {group}: this one lets it");
+                log::info!(group = group.as_str(); "another adapter is to lead: this one lets it");
                 return machine.on_refused(Instant::now());
             }
             Err(error) => return self.lost(Reason::SessionLost, &error, machine),
@@ -312,13 +313,14 @@ impl<S: Succession> Election<S> {
                             match prepared.unwrap_or_else(|failed| Err(Error::Stopping(failed.to_string()))) {
                                 Ok(()) => {
                                     machine.on_prepared();
+                                    let by = match self.config.method {
+                                        Method::AdvisoryLock(_) => "the advisory lock",
+                                        Method::External(_) => "an order",
+                                    };
                                     log::info!(
-                                        "became leader of {} (term {}), {} ms after {}",
-                                        group, fence.term, sent_at.elapsed().as_millis(),
-                                        match self.config.method {
-                                            Method::AdvisoryLock(_) => "obtaining the lock",
-                                            Method::External(_) => "being told to",
-                                        }
+                                        group = group.as_str(), term = fence.term,
+                                        after_ms = sent_at.elapsed().as_millis(), by = by;
+                                        "became leader"
                                     );
                                 }
                                 Err(error) => self.lost(Reason::TakeOverFailed, &error, machine),
@@ -345,9 +347,12 @@ impl<S: Succession> Election<S> {
         self.count(error);
         match reason {
             Reason::TakeOverFailed => {
-                log::warn!("{} cannot be taken over, to be tried again: {error}", self.config.group());
+                log::warn!(
+                    group:% = self.config.group(), err:% = error;
+                    "the lead cannot be taken over, to be tried again"
+                );
             }
-            _ => log::warn!("lock session of {} failed: {error}", self.config.group()),
+            _ => log::warn!(group:% = self.config.group(), err:% = error; "the lock session failed"),
         }
         let is_over = error.class() == Class::Fenced;
         machine.on_lost(if is_over { Reason::Fenced } else { reason }, Instant::now());
@@ -356,28 +361,28 @@ impl<S: Succession> Election<S> {
     async fn close(&self, session: Option<LockSession>, reason: Reason) {
         let Some(opened) = session else { return };
         let unsupported = self.heard.only_unsupported();
+        let group = self.config.group();
+        let group = group.as_str();
         match (reason, unsupported) {
-            (Reason::PrometheusTimeout, Some(why)) => {
-                log::warn!("own Prometheus sends only what is refused; resigned from {}: {why}", self.config.group());
-            }
+            (Reason::PrometheusTimeout, Some(why)) => log::warn!(
+                group = group, reason = why.as_str();
+                "own Prometheus sends only what is refused: resigned"
+            ),
             (Reason::PrometheusTimeout, None) if self.heard.read().closed_at().is_some() => log::warn!(
-                "own Prometheus closed its connections and has not come back in its usual time; resigned from {}",
-                self.config.group()
+                group = group;
+                "own Prometheus closed its connections and has not come back in its usual time: resigned"
             ),
             (Reason::PrometheusTimeout, None) => log::warn!(
-                "Prometheus timeout exceeded: no write request for {:?}; resigned from {}",
-                self.heard.read().timeout().unwrap_or_default(),
-                self.config.group()
+                group = group, timeout:? = self.heard.read().timeout().unwrap_or_default();
+                "Prometheus timeout exceeded: no write request came, resigned"
             ),
-            (Reason::Shutdown, _) => log::info!("giving up the lock session of {}", self.config.group()),
-            (Reason::Requested, _) => log::info!("gave up the lead of {}", self.config.group()),
+            (Reason::Shutdown, _) => log::info!(group = group; "giving up the lock session"),
+            (Reason::Requested, _) => log::info!(group = group; "gave up the lead"),
             (Reason::WritesFailing, _) => log::warn!(
-                "no write of this adapter was committed for {:?}; resigned from {}, so that another adapter may lead. See what \
-                 its writes were refused with",
-                self.config.lease,
-                self.config.group()
+                group = group, lease:? = self.config.lease, hint = "see what its writes were refused with";
+                "no write of this adapter was committed for a lease: resigned, so that another adapter may lead"
             ),
-            (other, _) => log::warn!("closing the lock session of {}: {}", self.config.group(), other.label()),
+            (other, _) => log::warn!(group = group, reason = other.label(); "closing the lock session"),
         }
         match reason {
             Reason::PrometheusTimeout
@@ -405,19 +410,18 @@ impl<S: Succession> Election<S> {
                 let same = matches!(&before, Role::Standby { leader: known, .. } if known == leader);
                 if !same {
                     log::info!(
-                        "standing by in {}: {} leads (term {})",
-                        self.config.group(),
-                        leader.holder,
-                        leader.term
+                        group:% = self.config.group(), leader = leader.holder.as_str(), term = leader.term;
+                        "standing by"
                     );
                 }
             }
             Role::Unknown if should_log => {
-                log::warn!("role unknown ({}): write requests are answered 503", machine.reason(now).label());
+                log::warn!(reason = machine.reason(now).label(); "role unknown: write requests are answered 503");
             }
             Role::Resigned if should_log => match self.heard.only_unsupported() {
                 Some(why) => log::warn!(
-                    "own Prometheus sends only what is refused: not a candidate until it sends something else: {why}"
+                    reason = why.as_str();
+                    "own Prometheus sends only what is refused: not a candidate until it sends something else"
                 ),
                 None => log::info!("own Prometheus is silent: not a candidate until it sends"),
             },

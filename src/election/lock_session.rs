@@ -70,7 +70,7 @@ impl LockSession {
             // Not available on every platform. It only helps to end sessions of vanished clients while a statement
             // runs.
             if let Err(error) = session.client().batch_execute("SET client_connection_check_interval = '1s'").await {
-                log::debug!("client_connection_check_interval is not available: {}", Error::from(error));
+                log::debug!(err:% = Error::from(error); "client_connection_check_interval is not available");
             }
             require_primary(&session).await?;
             // Two statements: a single one would not see a row that another session has just committed.
@@ -202,11 +202,12 @@ impl LockSession {
             let pid: i32 = row.try_get(0)?;
             let terminated = client.query_typed("SELECT pg_terminate_backend($1)", &[(&pid, Type::INT4)]).await;
             match terminated.map_err(Error::from) {
-                Ok(_) => log::warn!("terminated the session of an old term that would not end (pid {pid})"),
+                Ok(_) => log::warn!(pid = pid; "terminated the session of an old term that would not end"),
                 // The caller waits for this session. If its process is frozen, only the operator can help.
                 Err(error) => log::error!(
-                    "the session of an old term (pid {pid}) will not end and cannot be terminated: {error}; let both \
-                     adapters log in as the same user, or GRANT pg_signal_backend"
+                    pid = pid, err:% = error,
+                    hint = "let both adapters log in as the same user, or GRANT pg_signal_backend";
+                    "the session of an old term will not end and cannot be terminated"
                 ),
             }
         }

@@ -24,6 +24,27 @@ pub enum Order {
     Release,
 }
 
+impl Order {
+    /// Returns the word for the order in the log, as on the command line.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Lead => "lead",
+            Self::Resign => "resign",
+            Self::HandOver { .. } => "hand-over",
+            Self::Hold => "hold",
+            Self::Release => "release",
+        }
+    }
+
+    /// Returns the adapter that the order names.
+    pub(super) fn to(&self) -> Option<&str> {
+        match self {
+            Self::HandOver { to } => Some(to),
+            _ => None,
+        }
+    }
+}
+
 /// The reason why an order is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

@@ -93,9 +93,8 @@ impl Handover {
             let stored = self.metrics.samples_filled_total.get() - before;
             if stored > 0 {
                 log::info!(
-                    "stored {stored} samples of {} that the leader of {} had missed",
-                    self.name,
-                    self.group.name()
+                    group = self.group.name(), sender = self.name.as_str(), samples = stored;
+                    "stored samples that the leader had missed"
                 );
             }
             taken_out.done()?;
@@ -151,8 +150,9 @@ impl Handover {
         self.metrics.samples_replayed_total.inc_by(stored as u64);
         if count > 0 {
             log::info!(
-                "took over from a buffer of {count} samples of {}: {stored} appended, the others compared",
-                self.name
+                group = self.group.name(), sender = self.name.as_str(), samples = count, appended = stored,
+                compared = count - stored;
+                "took over from a buffer"
             );
         }
         Ok(())

@@ -30,8 +30,8 @@ impl Handover {
         self.is_fresh.store(true, Ordering::Relaxed);
         if count > 0 {
             log::info!(
-                "{count} samples of {} are looked for on the new server, and stored where they are missing",
-                self.name
+                sender = self.name.as_str(), samples = count;
+                "samples are looked for on the new server, and stored where they are missing"
             );
         }
     }
@@ -74,10 +74,9 @@ impl Handover {
         let Some((first_ms, last_ms)) = times().min().zip(times().max()) else { return };
         self.metrics.samples_lost_total.inc_by(samples.len() as u64);
         log::error!(
-            "{} samples of {} from {first_ms} to {last_ms} (ms since 1970) are lost: the database server was replaced by one \
-             that lacks their series",
-            samples.len(),
-            self.name
+            sender = self.name.as_str(), samples = samples.len(), first_timestamp_ms = first_ms,
+            last_timestamp_ms = last_ms;
+            "samples are lost: the database server was replaced by one that lacks their series"
         );
     }
 }

@@ -222,7 +222,7 @@ impl Senders {
                 Err(error) => {
                     self.metrics.postgres_error(error.sqlstate());
                     if trouble.should_log(&error.to_string(), Instant::now()) {
-                        log::warn!("what is stored could not be observed, so nothing is let go of: {error}");
+                        log::warn!(err:% = error; "what is stored could not be observed, so nothing is let go of");
                     }
                 }
             }

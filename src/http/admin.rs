@@ -71,7 +71,7 @@ async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
         }
         Ok(None) => text(StatusCode::CONFLICT, "another adapter is sealing: try again"),
         Err(error) => {
-            log::warn!("sealing failed: {error}");
+            log::warn!(err:% = error; "sealing failed");
             unavailable(format!("sealing failed: {error}"))
         }
     }

@@ -173,12 +173,12 @@ async fn streamed(
         let last = match outcome {
             Ok(()) => {
                 if let Err(error) = reading.end().await {
-                    log::debug!("ending a read: {error}");
+                    log::debug!(err:% = error; "ending a read failed");
                 }
                 Piece::End
             }
             Err(failure) => {
-                log::warn!("a read broke off: {failure}");
+                log::warn!(err:% = failure; "a read broke off");
                 Piece::Broken(failure)
             }
         };
@@ -315,11 +315,11 @@ fn failed(failure: &Failure) -> Answer {
         Failure::SampleLimit(_) => text(StatusCode::BAD_REQUEST, failure.to_string()),
         Failure::Database(Error::TooLarge(why)) => text(StatusCode::BAD_REQUEST, why.clone()),
         Failure::Database(Error::Corrupt(why)) => {
-            log::error!("a read failed: {why}");
+            log::error!(err = why.as_str(); "a read failed");
             text(StatusCode::INTERNAL_SERVER_ERROR, why.clone())
         }
         Failure::Database(_) | Failure::SlowClient => {
-            log::warn!("a read failed: {failure}");
+            log::warn!(err:% = failure; "a read failed");
             unavailable(failure.to_string())
         }
     }

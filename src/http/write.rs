@@ -70,7 +70,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
     let tracker = service.tracker.clone();
     let task = tracker.spawn(take(service, receiver, message, received, line, in_flight));
     task.await.unwrap_or_else(|error| {
-        log::error!("a write request failed: {error}");
+        log::error!(err:% = error; "a write request failed");
         unavailable("the request failed inside the adapter; its log says why")
     })
 }
@@ -80,7 +80,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
 fn unsupported(service: &Service, why: String) -> Answer {
     service.metrics.write_requests_unsupported_total.inc();
     if service.should_log(&why) {
-        log::warn!("write requests are answered 415, and their senders drop what they carry: {why}");
+        log::warn!(reason = why.as_str(); "write requests are answered 415, and their senders drop what they carry");
     }
     let answer = text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why.as_str());
     service.heard.unsupported(why);
@@ -115,7 +115,7 @@ async fn take(
         Ok(taken) => answer_to(&taken),
         Err(refused) => {
             in_flight.refused();
-            log::debug!("write request refused: {refused}");
+            log::debug!(err:% = refused; "write request refused");
             unavailable(refused.to_string())
         }
     }
@@ -126,13 +126,13 @@ fn answer_to(taken: &Accepted) -> Answer {
     if rejected.is_empty() {
         return empty(StatusCode::NO_CONTENT);
     }
-    let line = format!(
-        "{} sample(s) of this request can never be stored, the rest is: {}",
-        rejected.samples,
-        rejected.reasons.join("; ")
+    let reasons = rejected.reasons.join("; ");
+    log::warn!(
+        samples = rejected.samples, reason = reasons.as_str();
+        "samples of a request can never be stored, the rest of it is"
     );
-    log::warn!("{line}");
-    let mut answer = text(StatusCode::BAD_REQUEST, line);
+    let why = format!("{} sample(s) of this request can never be stored, the rest is: {reasons}", rejected.samples);
+    let mut answer = text(StatusCode::BAD_REQUEST, why);
     // Only one of the three kinds is stored: samples.
     for (name, written) in [(SAMPLES_WRITTEN, taken.written), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, 0)] {
         answer.headers_mut().insert(name, HeaderValue::from(written));

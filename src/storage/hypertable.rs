@@ -75,7 +75,7 @@ pub async fn adjust(client: &Client, names: &Names, interval: Duration, seal_aft
     );
     match client.batch_execute(&fill(&enable)).await.map_err(Error::from) {
         Err(error) if error.is(&SqlState::FEATURE_NOT_SUPPORTED) => {
-            log::info!("sealed samples are not compressed: this TimescaleDB has no columnstore ({error})");
+            log::info!(err:% = error; "sealed samples are not compressed: this TimescaleDB has no columnstore");
             Ok(())
         }
         enabled => enabled,

@@ -227,13 +227,13 @@ impl Store {
                 Layout::Hypertable => hypertable::drop_expired(client, &self.names, retention).await?,
             };
             if !dropped.is_empty() {
-                log::info!("retention: dropped {}", dropped.join(", "));
+                log::info!(tables = dropped.join(", ").as_str(); "retention: dropped tables");
                 upkeep::mark_ended(client, &self.names).await?;
             }
         }
         let deleted = upkeep::delete_ended(client, &self.names).await?;
         if deleted > 0 {
-            log::info!("deleted {deleted} series that nothing stored refers to");
+            log::info!(series = deleted; "deleted series that nothing stored refers to");
             if upkeep::rebuild_labels_index(client, &self.names).await? {
                 log::info!("built the index of labels anew");
             }

@@ -340,9 +340,8 @@ impl Store {
             match find() {
                 Ok(()) => {}
                 Err(why) => log::error!(
-                    "samples are compared with what is stored without a chunk of series {} to {}: {why}",
-                    series_at(bucket, 0),
-                    series_at(bucket + 1, 0) - 1
+                    first_series = series_at(bucket, 0), last_series = series_at(bucket + 1, 0) - 1, err:% = why;
+                    "a chunk is corrupt, and samples are compared with what is stored without it"
                 ),
             }
         }

@@ -155,7 +155,10 @@ impl Store {
                     continue;
                 }
                 if self.config.log_samples {
-                    log::info!("sample {} {} @ {}", show(series), sample.value, sample.timestamp_ms);
+                    log::info!(
+                        labels = show(series).as_str(), value = sample.value, timestamp_ms = sample.timestamp_ms;
+                        "sample"
+                    );
                 }
                 let row = Row { series_id: id, time_ms: sample.timestamp_ms, value: sample.value };
                 resolved.shares[at].rows.push(row);

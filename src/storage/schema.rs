@@ -106,8 +106,10 @@ pub async fn migrate(
                 "CREATE OR REPLACE FUNCTION {{version}}() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {to}'"
             );
             client.batch_execute(&names.sql(&statement)).await?;
-            let with = if layout == Layout::Hypertable { ", with a hypertable of TimescaleDB" } else { "" };
-            log::info!("made or migrated the tables of {} to version {to}{with}", names.view());
+            log::info!(
+                table = names.view().as_str(), version = to, hypertable = layout == Layout::Hypertable;
+                "made or migrated the tables"
+            );
         }
         if by_labels {
             let is_there = "SELECT to_regclass($1) IS NOT NULL";

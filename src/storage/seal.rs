@@ -262,9 +262,8 @@ impl Sealer<'_> {
             let (ids, floats) = (series.iter().map(i64::from_be_bytes), values.iter().map(f64::from_be_bytes));
             if ids.len() != floats.len() {
                 log::error!(
-                    "the hot row {no}, made by hand, has {} series and {} values: what has no partner is left out",
-                    ids.len(),
-                    floats.len()
+                    hot_row = no, series = ids.len(), values = floats.len();
+                    "a hot row made by hand has unequal numbers of series and values: what has no partner is left out"
                 );
             }
             let samples = ids.zip(floats);

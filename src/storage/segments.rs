@@ -126,7 +126,7 @@ async fn make(client: &Client, names: &Names, span: Span) -> Result<(), Error> {
     let statement =
         names.sql(&format!("INSERT INTO {{segments}} (relation, lower, upper) VALUES ($1, {lower}, {upper})"));
     client.execute_typed(&statement, &[(&relation, Type::NAME)]).await?;
-    log::info!("made segment {relation}");
+    log::info!(table = relation.as_str(); "made a segment");
     Ok(())
 }
 

@@ -76,6 +76,11 @@ impl Member {
     }
 }
 
+/// Returns the end of the log line that says that the leader is unknown for `reason`.
+fn role_unknown(reason: &str) -> String {
+    format!(r#"msg="role unknown: write requests are answered 503" reason="{reason}""#)
+}
+
 /// Starts a leader and a standby.
 async fn pair(uri: &str, arguments: &[&str]) -> (Member, Member) {
     let options = |name| arguments.iter().fold(candidate(uri, name), |options, argument| options.arg(*argument));

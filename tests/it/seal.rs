@@ -431,7 +431,7 @@ async fn a_corrupt_chunk_is_named_and_nothing_else_suffers() {
     assert_eq!(error.code().map(|code| code.code().to_owned()), Some("XX001".to_owned()), "{error:?}");
     // The new sample is late for the corrupt chunk and overlaps it. The corrupt chunk stays; the rest is sealed.
     seal(&adapter).await;
-    adapter.process().wait_for_log("corrupt", SOON).await;
+    adapter.process().wait_for_log("a chunk is corrupt", SOON).await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
     assert_eq!(both(&adapter, &[query(0, now_ms(), &[("__name__", "=", "whole")])]).await[0].len(), 1);
 }
@@ -443,7 +443,8 @@ async fn a_hot_row_that_makes_no_sense_holds_nothing_up() {
     database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES (now(), '{1001,1002}', '{0.5}')").await;
     store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
     assert_eq!(seal(&adapter).await["samples"], 2);
-    adapter.process().wait_for_log("has 2 series and 1 values", SOON).await;
+    let line = adapter.process().wait_for_log("a hot row made by hand", SOON).await;
+    assert!(line.contains("series=2 values=1"), "{line}");
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics WHERE name = 'up'").await, 1);
 }
 

@@ -313,7 +313,7 @@ async fn of_two_replicas_that_send_to_one_adapter_one_is_refused() {
         }
         assert_eq!(adapter.write(twenty("a", metric, now + 1_000)).await.status, 204);
         assert_eq!(adapter.write(twenty("c", &format!("{metric}_others"), now)).await.status, 204, "other series");
-        adapter.process().wait_for_log("write requests are answered 503: the replicas", SOON).await;
+        adapter.process().wait_for_log(r#"msg="write requests are answered 503" err="the replicas"#, SOON).await;
     }
     assert_eq!(database.samples().await, 2 * 3 * 20);
 }
@@ -337,7 +337,8 @@ async fn what_a_pair_stores_an_adapter_without_an_election_does_not_store_again(
     };
     let text = alone.process().wait_until("it is refused", SOON, refused).await;
     assert!(text.contains("(lock 1)") && text.contains("-leader-election-pg-advisory-lock-id"), "{text}");
-    alone.process().wait_for_log("write requests are answered 503: adapters that elect a leader (lock 1)", SOON).await;
+    let refused = r#"msg="write requests are answered 503" err="adapters that elect a leader (lock 1)"#;
+    alone.process().wait_for_log(refused, SOON).await;
     let before = database.samples().await;
     for n in 1..20 {
         let now = start + (scrapes + n) * 1_000;

@@ -31,7 +31,7 @@ impl Clusters {
         if let Some(outcome) = order.outcome(seen.fence, &seen) {
             return outcome;
         }
-        log::info!("ordered of cluster {cluster:?}: {order:?}");
+        log::info!(cluster = cluster, order = order.word(), replica = order.replica(); "ordered");
         let until = Instant::now() + PATIENCE;
         let given = Given { fence: seen.fence, order, until };
         let way = self.on_its_way(given.clone());
@@ -52,7 +52,7 @@ impl Clusters {
         let outcome = tokio::time::timeout_at(until.into(), carried_out).await;
         let outcome = outcome.unwrap_or_else(|_| Err(ClusterRefusal::Overdue { is_written: way.is_written() }));
         if let Err(refusal) = &outcome {
-            log::info!("not carried out: {refusal}");
+            log::info!(cluster = cluster, err:% = refusal; "not carried out");
         }
         outcome
     }

@@ -76,7 +76,7 @@ impl<S: Succession> Coordinator<S> {
                     let why = error.to_string();
                     self.metrics.postgres_error(error.sqlstate());
                     if trouble.should_log(&why, Instant::now()) {
-                        log::error!("who leads in the clusters cannot be told: {why}");
+                        log::error!(err = why.as_str(); "who leads in the clusters cannot be told");
                     }
                 }
             }
@@ -133,7 +133,7 @@ impl<S: Succession> Coordinator<S> {
             let taken = self.take_over(&client, &successions).await?;
             have_taken = taken.len() == successions.len();
             for (cluster, succession) in successions.iter().filter(|(_, one)| taken.contains(&one.group_no)) {
-                log::info!("replica {:?} leads cluster {cluster:?} now", succession.replica);
+                log::info!(cluster = cluster.as_str(), replica = succession.replica.as_str(); "a replica leads now");
                 self.metrics.cluster_leader_changes_total.inc();
             }
             let names: Vec<String> = successions.iter().map(|(cluster, _)| cluster.clone()).collect();
@@ -177,7 +177,10 @@ impl<S: Succession> Coordinator<S> {
             let _permit = permits.acquire().await;
             let prepared = preparing.await;
             if let Err(error) = &prepared {
-                log::warn!("what is held of cluster {cluster:?} could not be stored, to be tried again: {error}");
+                log::warn!(
+                    cluster = cluster.as_str(), retry_after:? = BEGIN_AGAIN, err:% = error;
+                    "what is held of a cluster could not be stored"
+                );
                 tokio::time::sleep(BEGIN_AGAIN).await;
             }
             clusters.on_begun(&cluster, token, prepared.is_ok());

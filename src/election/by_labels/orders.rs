@@ -92,6 +92,16 @@ pub struct Given {
 }
 
 impl ClusterOrder {
+    /// Returns the word for the order in the log, as on the command line.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Resign => "resign",
+            Self::HandOver { .. } => "hand-over",
+            Self::Hold { .. } => "hold",
+            Self::Release { .. } => "release",
+        }
+    }
+
     /// Returns the replica that the order names.
     pub(super) fn replica(&self) -> Option<&str> {
         match self {

@@ -133,9 +133,9 @@ impl Chunks<'_> {
                 }
                 Err(why) => {
                     log::error!(
-                        "a chunk of series {} to {} is corrupt, and left as it is: {why}",
-                        chunk::series_at(encoded.bucket, 0),
-                        chunk::series_at(encoded.bucket + 1, 0) - 1
+                        first_series = chunk::series_at(encoded.bucket, 0),
+                        last_series = chunk::series_at(encoded.bucket + 1, 0) - 1, err:% = why;
+                        "a chunk is corrupt, and left as it is"
                     );
                     made.chunks.push((encoded, record.try_get(4)?));
                 }

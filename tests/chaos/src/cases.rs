@@ -143,7 +143,7 @@ async fn lock_killed_once(stage: &mut Stage<'_>) {
     stage.sql(KILL_LOCK).await;
     // Either may be the next.
     let led = |host: usize| {
-        stage.adapter(host).process().wait_for_log_after(marks[host], "became leader of", Duration::from_secs(20))
+        stage.adapter(host).process().wait_for_log_after(marks[host], "became leader", Duration::from_secs(20))
     };
     tokio::select! {
         _ = led(0) => {}

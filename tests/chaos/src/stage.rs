@@ -226,7 +226,7 @@ impl<'a> Stage<'a> {
             .collect();
         let adapters: Vec<Adapter> = options.iter().map(adapter::Options::spawn).collect();
         for adapter in &adapters {
-            adapter.process().wait_for_log("listening on", PATIENCE).await;
+            adapter.process().wait_for_log(r#"msg="listening""#, PATIENCE).await;
         }
         // Those of a pair and their Prometheis live on the same hosts; what is balanced is seen from this one.
         let namespace = |host: usize| network.filter(|_| !mode.is_balanced()).map(|network| network.namespace(host));
@@ -406,7 +406,7 @@ impl<'a> Stage<'a> {
     /// Starts the adapter of a host again.
     pub(crate) async fn start(&mut self, host: usize) {
         let adapter = self.options[host].spawn();
-        adapter.process().wait_for_log("listening on", PATIENCE).await;
+        adapter.process().wait_for_log(r#"msg="listening""#, PATIENCE).await;
         self.adapters[host] = Some(adapter);
     }
 
@@ -414,7 +414,7 @@ impl<'a> Stage<'a> {
     pub(crate) async fn replace(&mut self, slot: usize, is_told_first: bool) {
         self.options[slot] = self.options[slot].clone().port(port::free());
         let new = self.options[slot].spawn();
-        new.process().wait_for_log("listening on", PATIENCE).await;
+        new.process().wait_for_log(r#"msg="listening""#, PATIENCE).await;
         let balancer = Arc::clone(self.balancer());
         balancer.add(new.url(""));
         self.watches[slot].follow(new.url(""));
@@ -513,7 +513,7 @@ impl<'a> Stage<'a> {
 
     /// The same, where it may take so many seconds more than is wanted of the case.
     pub(crate) async fn later_takeover(&mut self, host: usize, mark: usize, deed: Instant, later: f64) {
-        self.adapter(host).process().wait_for_log_after(mark, "became leader of", PATIENCE).await;
+        self.adapter(host).process().wait_for_log_after(mark, "became leader", PATIENCE).await;
         let seconds = self.record.taken_over(deed, later);
         let name = ["a", "b"][host];
         self.event(format!("{name} leads after {seconds:.2} s"));

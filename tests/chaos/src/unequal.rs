@@ -359,7 +359,7 @@ pub(crate) async fn idle(context: &Context<'_>) -> Outcome {
         let pause = stage.random.seconds(0.5, 3.0);
         sleep(pause).await;
     }
-    if stage.healthy().await != leader || stage.lines_with("became leader of") > 1 {
+    if stage.healthy().await != leader || stage.lines_with("became leader") > 1 {
         stage.record().broken.push("the lead changed".to_owned());
     }
     prometheus_killed_once(&mut stage, false).await;

@@ -9,7 +9,7 @@ use rig::http::{Client, Response};
 use std::process::Command;
 
 use super::rest::put;
-use super::{Member, candidate, check_stored, pair, report, wait_true};
+use super::{Member, candidate, check_stored, pair, report, role_unknown, wait_true};
 use crate::setup::{BINARY, Body, Database, SOON, adapter_at, now_ms, skipped};
 
 /// Gives an order and returns the response.
@@ -121,7 +121,7 @@ async fn one_that_is_held_does_not_lead() {
     assert_eq!(b.adapter.metric("held").await, Some(1.0));
     assert!(b.adapter.get("/").await.unwrap().text().contains("held out of them"));
     a.adapter.process().kill9().await;
-    b.adapter.process().wait_for_log("role unknown (nobody_leads)", SOON).await;
+    b.adapter.process().wait_for_log(&role_unknown("nobody_leads"), SOON).await;
     let seen = b.log_len();
     obeys(&b.adapter, "release").await;
     b.leads_after(seen, Instant::now()).await;

@@ -135,7 +135,8 @@ async fn where_no_connection_is_left_the_leader_leads_on_and_says_so() {
     db.run(&format!("ALTER ROLE {role} CONNECTION LIMIT 1")).await;
     let others = format!("FROM pg_stat_activity WHERE usename = '{role}' AND pid <> {}", lock[0]);
     db.run(&format!("SELECT pg_terminate_backend(pid) {others}")).await;
-    let line = a.adapter.process().wait_for_log("write requests are answered 503: too many connections", SOON).await;
+    let refused = r#"msg="write requests are answered 503" err="too many connections"#;
+    let line = a.adapter.process().wait_for_log(refused, SOON).await;
     assert!(line.contains("WARN") && line.contains("53300"), "{line}");
     // The first request may still find that a connection of the pool was ended.
     let refused = async || {

@@ -101,7 +101,7 @@ async fn of_two_told_to_lead_the_later_one_does() {
         tell(&a.adapter, "1").await;
         b.wait("standby").await;
     }
-    assert!(a.adapter.process().log().contains("fenced"), "a standby learns it from the row");
+    assert!(a.adapter.process().log().contains(r#"reason="fenced""#), "a standby learns it from the row");
     tell(&b.adapter, "1").await;
     b.takes().await;
     for (member, series) in [(&a, "a"), (&b, "b")] {

@@ -31,7 +31,7 @@ async fn two_command_lines_give_a_leader_and_a_standby() {
     let b = Member::start(&line(second), "b").await;
     wait_settled(&a, &b).await;
     let process = a.adapter.process();
-    process.wait_for_log("lock 1", SOON).await;
+    process.wait_for_log(r#"group="lock 1""#, SOON).await;
     let holders: Vec<i32> = db.column(HOLDER).await;
     assert_eq!(holders.len(), 1, "{holders:?}");
 }

@@ -19,7 +19,7 @@ async fn a_leader_whose_prometheus_cannot_be_read_leaves_the_lead_to_one_whose_c
     let resigned = async || {
         assert_eq!(send_v2(&a.adapter).await.status, 415);
         let lines = process.log().lines();
-        lines[seen.0..].iter().find(|line| line.contains("resigned from lock 1")).cloned()
+        lines[seen.0..].iter().find(|line| line.contains(r#"resigned" group="lock 1""#)).cloned()
     };
     let line = process.wait_until("it resigns", SOON, resigned).await;
     assert!(line.contains("own Prometheus sends only what is refused"), "{line}");
