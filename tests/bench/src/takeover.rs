@@ -54,6 +54,8 @@ pub(crate) async fn full_buffer(setup: &Setup, load: Load, verdicts: &mut Verdic
         0.9 * BUFFER_BYTES / (1 << 20) as f64,
         buffered / (1 << 20) as f64,
     );
+    let resident = [standby.process().memory_bytes(), standby.process().peak_memory_bytes()].map(mebibytes);
+    println!("  {:.0} MiB resident before the take-over, {:.0} at most", resident[0], resident[1]);
     let killed = Instant::now();
     store.adapter.process().kill9().await;
     standby.wait_role("leader", PATIENCE).await;
