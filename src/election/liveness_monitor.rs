@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::election::PrometheusTimeout;
@@ -57,19 +57,19 @@ impl LivenessMonitor {
     /// kind will be refused too. Their sender is alive, but counts as silent: another Prometheus may send samples that
     /// can be stored.
     pub fn unsupported(&self, why: String) {
-        *self.why_unsupported() = Some(why);
+        *self.unsupported.lock() = Some(why);
     }
 
     /// Notes that a request could be read. Returns `true` if a request since the last such note was
     /// [`LivenessMonitor::unsupported`].
     pub fn supported(&self) -> bool {
-        self.why_unsupported().take().is_some()
+        self.unsupported.lock().take().is_some()
     }
 
     /// Returns why the latest request was [`LivenessMonitor::unsupported`]; `None` if a request could be read since.
     #[must_use]
     pub fn only_unsupported(&self) -> Option<String> {
-        self.why_unsupported().clone()
+        self.unsupported.lock().clone()
     }
 
     /// Waits until a request begins. A request that began since the last wait counts too.
@@ -97,10 +97,6 @@ impl LivenessMonitor {
     #[must_use]
     pub fn read(&self) -> Liveness {
         self.with(|liveness| liveness.clone())
-    }
-
-    fn why_unsupported(&self) -> MutexGuard<'_, Option<String>> {
-        self.unsupported.lock()
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Liveness) -> T) -> T {

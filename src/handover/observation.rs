@@ -38,7 +38,7 @@ impl Senders {
                          where it is missing"
                     );
                     *last = Observed::default();
-                    *self.replicas() = Replicas::default();
+                    *self.replicas.lock() = Replicas::default();
                     let (epoch, identities) = self.store.server().identities();
                     for (group, handovers) in self.members().into_values() {
                         group.moved();
@@ -83,7 +83,7 @@ impl Senders {
                         let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
                         on_stored(handovers, (sender, leads), time_ms, series, now);
                     }
-                    Some((group, None)) => self.replicas().stores(group, series, now),
+                    Some((group, None)) => self.replicas.lock().stores(group, series, now),
                     None => later.push((time_ms, sender, series.collect())),
                 }
             })
@@ -113,7 +113,7 @@ impl Senders {
                 Some((_, handovers)) => {
                     on_stored(handovers, (sender, leading.contains(&sender)), time_ms, series.into_iter(), now);
                 }
-                None => self.replicas().stores(group, series.into_iter(), now),
+                None => self.replicas.lock().stores(group, series.into_iter(), now),
             }
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::election::by_labels::group_name;
@@ -48,7 +48,7 @@ pub struct Senders {
     /// sender whose samples come by several adapters, the clock is not known.
     pub(super) clock_offset_ms: Mutex<Option<i64>>,
     /// Owners of the series that the own Prometheus sends.
-    replicas: Mutex<Replicas>,
+    pub(super) replicas: Mutex<Replicas>,
 }
 
 /// A group, and its senders on this adapter by name.
@@ -169,13 +169,9 @@ impl Senders {
     pub fn on_request(&self, replica: SourceId, series: impl Iterator<Item = i64>) -> Option<Owner> {
         // By labels, the samples of all senders are compared with each other.
         self.own.as_ref()?;
-        let mut replicas = self.replicas();
+        let mut replicas = self.replicas.lock();
         replicas.sends(replica, series);
         replicas.on_request(replica, Instant::now())
-    }
-
-    pub(super) fn replicas(&self) -> MutexGuard<'_, Replicas> {
-        self.replicas.lock()
     }
 
     /// Finds the numbers of all senders that have none in `epoch`.

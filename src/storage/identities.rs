@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::model::labels::Labels;
@@ -45,7 +45,7 @@ impl KnownIdentities {
 impl Identities {
     /// Records ids of series with their keys and labels.
     pub fn learn<'a>(&self, series: impl Iterator<Item = (i64, Uuid, &'a Labels)>) {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         for (id, key, labels) in series {
             known.learn(id, key.as_u64_pair().0, Some(labels));
         }
@@ -55,14 +55,14 @@ impl Identities {
     pub fn take_over(&self, before: &Self, ids: impl Iterator<Item = (i64, i64)>) {
         for (id_before, id) in ids {
             if let Some(prefix) = before.prefix(id_before) {
-                self.lock().learn(id, prefix, before.labels(id_before).as_ref());
+                self.0.lock().learn(id, prefix, before.labels(id_before).as_ref());
             }
         }
     }
 
     /// Records that no series has a larger id than `newest_id` at `now`.
     pub fn on_newest(&self, newest_id: i64, now: Instant) {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         known.newest.push_back((now, newest_id));
         while let Some((at, id)) = known.newest.front().copied()
             && now.saturating_duration_since(at) >= KEPT
@@ -80,17 +80,13 @@ impl Identities {
     #[must_use]
     pub fn prefix(&self, id: i64) -> Option<u64> {
         let (page, place) = split(id);
-        self.lock().prefixes.get(&page).map(|page| page[place]).filter(|prefix| *prefix != 0)
+        self.0.lock().prefixes.get(&page).map(|page| page[place]).filter(|prefix| *prefix != 0)
     }
 
     /// Returns the labels of a recently created series.
     #[must_use]
     pub fn labels(&self, id: i64) -> Option<Labels> {
-        self.lock().labels.get(&id).cloned()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, KnownIdentities> {
-        self.0.lock()
+        self.0.lock().labels.get(&id).cloned()
     }
 }
 

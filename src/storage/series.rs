@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use parking_lot::Mutex;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -37,7 +38,7 @@ pub struct CachedSeries {
 pub struct Cache {
     seed: u64,
     generation_max: usize,
-    generations: parking_lot::Mutex<Generations>,
+    generations: Mutex<Generations>,
 }
 
 #[derive(Default)]
@@ -94,7 +95,7 @@ impl Cache {
     #[must_use]
     pub fn new(generation_max: usize) -> Self {
         let seed = Uuid::new_v4().as_u64_pair().0;
-        Self { seed, generation_max, generations: parking_lot::Mutex::default() }
+        Self { seed, generation_max, generations: Mutex::default() }
     }
 
     /// Returns the cache key of `labels`, the Label fields of a series as they stand on the wire.
@@ -107,7 +108,7 @@ impl Cache {
 
     /// Returns the entries of `hashes`, in their order.
     pub fn get_all(&self, hashes: impl Iterator<Item = WireHash>) -> Vec<Option<CachedSeries>> {
-        let mut generations = self.lock();
+        let mut generations = self.generations.lock();
         let Generations { current, previous, promoted, .. } = &mut *generations;
         let (mut next, mut next_previous) = (0, 0);
         let known = hashes
@@ -133,7 +134,7 @@ impl Cache {
 
     /// Adds or replaces entries.
     pub fn insert_all(&self, entries: impl Iterator<Item = (WireHash, CachedSeries)>) {
-        let mut generations = self.lock();
+        let mut generations = self.generations.lock();
         for (hash, series) in entries {
             generations.current.insert(hash, series);
         }
@@ -145,13 +146,13 @@ impl Cache {
 
     /// Removes all entries.
     pub fn clear(&self) {
-        *self.lock() = Generations::default();
+        *self.generations.lock() = Generations::default();
     }
 
     /// Removes all entries if that was last done [`TRUSTED`] ago: series to which nothing refers any more are deleted
     /// after some time.
     pub fn clear_if_old(&self, now: Instant) {
-        let mut generations = self.lock();
+        let mut generations = self.generations.lock();
         let since = *generations.since.get_or_insert(now);
         if now.saturating_duration_since(since) >= TRUSTED {
             *generations = Generations { since: Some(now), ..Generations::default() };
@@ -161,7 +162,7 @@ impl Cache {
     /// Returns the number of cached series.
     #[must_use]
     pub fn len(&self) -> usize {
-        let generations = self.lock();
+        let generations = self.generations.lock();
         generations.current.entries.len() + generations.previous.entries.len() - generations.promoted
     }
 
@@ -169,10 +170,6 @@ impl Cache {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn lock(&self) -> parking_lot::MutexGuard<'_, Generations> {
-        self.generations.lock()
     }
 }
 

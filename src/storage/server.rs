@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 
@@ -50,13 +50,13 @@ impl Server {
     /// Returns the current epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.lock().epoch
+        self.now.lock().epoch
     }
 
     /// Returns the current epoch and the identities of its series ids.
     #[must_use]
     pub fn identities(&self) -> (Epoch, Arc<Identities>) {
-        let now = self.lock();
+        let now = self.now.lock();
         (now.epoch, Arc::clone(&now.identities))
     }
 
@@ -91,7 +91,7 @@ impl Server {
     /// Records the state in which the server was found. If that is another state, begins a new epoch, calls `forget`,
     /// and returns `true`.
     pub fn found(&self, state: String, forget: impl FnOnce()) -> bool {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         if now.state == state {
             return false;
         }
@@ -101,12 +101,8 @@ impl Server {
     }
 
     fn in_epoch<T>(&self, epoch: Epoch, work: impl FnOnce(&Now) -> T) -> Result<T, Error> {
-        let now = self.lock();
+        let now = self.now.lock();
         if now.epoch == epoch { Ok(work(&now)) } else { Err(Error::Moved) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Now> {
-        self.now.lock()
     }
 }
 

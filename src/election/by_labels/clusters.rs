@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -113,7 +113,7 @@ impl Clusters {
     /// `TooMany` if `source` is of a new cluster and the largest number of clusters is reached.
     pub fn begin(self: &Arc<Self>, source: &Arc<Source>) -> Result<InFlight, TooMany> {
         let now = Instant::now();
-        let mut known = self.known();
+        let mut known = self.known.lock();
         if !known.contains_key(&source.cluster) {
             if known.len() >= self.config.clusters_max {
                 return Err(TooMany(known.len()));
@@ -162,14 +162,14 @@ impl Clusters {
     /// Returns the role for samples of `source` now.
     #[must_use]
     pub fn role(&self, source: &Source) -> Role {
-        let known = self.known();
+        let known = self.known.lock();
         known.get(&source.cluster).map_or(Role::Unknown, |known| known.cluster.role(&source.replica, Instant::now()))
     }
 
     /// Returns `true` if `source` leads, as far as this adapter knows.
     #[must_use]
     pub fn leads(&self, source: &Source) -> bool {
-        let known = self.known();
+        let known = self.known.lock();
         known.get(&source.cluster).is_some_and(|known| known.cluster.leads(&source.replica, Instant::now()))
     }
 
@@ -188,7 +188,7 @@ impl Clusters {
             held_out: known.cluster.seen().map(|seen| seen.held_out.clone()).unwrap_or_default(),
             replicas: known.cluster.replicas(now).map(|(name, ago)| (name.to_owned(), ago)).collect(),
         };
-        let mut shown: Vec<Shown> = self.known().iter().map(show).collect();
+        let mut shown: Vec<Shown> = self.known.lock().iter().map(show).collect();
         shown.sort_by(|one, other| one.cluster.cmp(&other.cluster));
         shown
     }
@@ -196,7 +196,7 @@ impl Clusters {
     /// Returns a cluster's row as last read, and the replicas heard here; `None` if this adapter receives no samples of
     /// it.
     pub(super) fn replicas_of(&self, cluster: &str) -> Option<(Option<ClusterRow>, Vec<String>)> {
-        let known = self.known();
+        let known = self.known.lock();
         let cluster = &known.get(cluster)?.cluster;
         let replicas = cluster.replicas(Instant::now()).map(|(name, _)| name.to_owned()).collect();
         Some((cluster.seen().cloned(), replicas))
@@ -216,12 +216,12 @@ impl Clusters {
 
     /// Returns the names of all clusters.
     pub(super) fn names(&self) -> Vec<String> {
-        self.known().keys().cloned().collect()
+        self.known.lock().keys().cloned().collect()
     }
 
     /// Returns the names of the clusters whose row is not known.
     pub(super) fn rowless(&self) -> Vec<String> {
-        self.known().iter().filter(|(_, known)| known.group_no.is_none()).map(|(name, _)| name.clone()).collect()
+        self.known.lock().iter().filter(|(_, known)| known.group_no.is_none()).map(|(name, _)| name.clone()).collect()
     }
 
     /// Returns this adapter's reports on all leading replicas.
@@ -235,14 +235,14 @@ impl Clusters {
                 patience: cluster.patience(),
             })
         };
-        self.known().values().filter_map(report).collect()
+        self.known.lock().values().filter_map(report).collect()
     }
 
     /// Notes the rows of these clusters, read by a statement sent at `asked`. Clusters may have no row.
     pub(super) fn on_read(&self, names: &[String], rows: Vec<cluster_table::Read>, asked: Instant, now: Instant) {
         let mut rows: HashMap<String, cluster_table::Read> =
             rows.into_iter().map(|row| (row.cluster.clone(), row)).collect();
-        let mut known = self.known();
+        let mut known = self.known.lock();
         for name in names {
             let Some(known) = known.get_mut(name) else { continue };
             let row = rows.remove(name);
@@ -254,7 +254,7 @@ impl Clusters {
     /// Forgets replicas that have not been heard here for a long time, and clusters without any replica. Returns the
     /// replicas.
     pub(super) fn forget(&self, now: Instant) -> Vec<Source> {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let mut forgotten = Vec::new();
         known.retain(|name, known| {
             let source = |replica| Source { cluster: name.clone(), replica };
@@ -275,13 +275,13 @@ impl Clusters {
             };
             Some((name.clone(), succession))
         };
-        self.known().iter().filter_map(succession).collect()
+        self.known.lock().iter().filter_map(succession).collect()
     }
 
     /// Returns the terms that this adapter has to begin, with the name of each cluster. Each term is returned once
     /// until [`Clusters::on_begun`].
     pub(super) fn to_begin(&self) -> Vec<(String, Term)> {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let begin = |(name, known): (&String, &mut ClusterEntry)| {
             let seen = known.cluster.seen()?;
             let token = seen.fence.token;
@@ -297,7 +297,7 @@ impl Clusters {
 
     /// Notes that a term has begun here, or that it could not be begun.
     pub(super) fn on_begun(&self, cluster: &str, token: Uuid, has_begun: bool) {
-        if let Some(known) = self.known().get_mut(cluster) {
+        if let Some(known) = self.known.lock().get_mut(cluster) {
             known.beginning = known.beginning.filter(|beginning| *beginning != token);
             if has_begun {
                 known.cluster.on_ready(token);
@@ -310,7 +310,7 @@ impl Clusters {
 
     /// Returns the earliest time at which a leading replica may count as silent.
     pub(super) fn next_check_at(&self, now: Instant) -> Option<Instant> {
-        self.known().values().filter_map(|known| known.cluster.next_check_at(now)).min()
+        self.known.lock().values().filter_map(|known| known.cluster.next_check_at(now)).min()
     }
 
     /// Notifies that roles may have changed.
@@ -320,11 +320,7 @@ impl Clusters {
 
     /// Calls `work` on the liveness of `source`, if this adapter has heard it, and returns its result.
     fn with<T>(&self, source: &Source, work: impl FnOnce(&mut Liveness) -> T) -> Option<T> {
-        self.known().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<String, ClusterEntry>> {
-        self.known.lock()
+        self.known.lock().get_mut(&source.cluster)?.cluster.heard(&source.replica).map(work)
     }
 }
 
@@ -337,7 +333,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(known) = self.clusters.known().get_mut(&self.source.cluster) {
+        if let Some(known) = self.clusters.known.lock().get_mut(&self.source.cluster) {
             known.cluster.on_answer(&self.source.replica, self.refused, Instant::now());
         }
     }
