@@ -1,7 +1,8 @@
 //! Identities of series ids: what is needed to find a series again by its labels. Pure.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use crate::model::labels::Labels;
 
 /// Identities of known series. Of each series the first half of its key: 8 bytes, because ids are assigned in order. Of
-/// recently created series the labels too: a server that lags does not have them.
+/// recently created series the labels too, compressed: a server that lags does not have them.
 #[derive(Debug, Default)]
 pub struct Identities(Mutex<KnownIdentities>);
 
@@ -19,11 +20,21 @@ struct KnownIdentities {
     /// First halves of keys, by id / [`PAGE`]; 0 means none.
     prefixes: HashMap<i64, Box<[u64; PAGE]>>,
     /// Labels of the series with larger ids than those that existed [`KEPT`] ago.
-    labels: BTreeMap<i64, Labels>,
+    labels: Vec<Arc<PackedLabels>>,
     /// Largest id at some times.
     newest: VecDeque<(Instant, i64)>,
     /// Series with larger ids were created recently.
     floor: i64,
+}
+
+/// Labels of series that were learned together. Their labels repeat each other: unpacked, a million label sets take
+/// a gigabyte, and packed 16 MB if they have ten labels.
+#[derive(Debug)]
+struct PackedLabels {
+    /// Range of the series ids.
+    ids: RangeInclusive<i64>,
+    /// Ids and labels as JSON, compressed by Snappy.
+    packed: Box<[u8]>,
 }
 
 /// Number of series in a page.
@@ -32,32 +43,30 @@ const PAGE: usize = 256;
 /// Time for which labels are kept: twice as long as samples that may have to be stored again.
 const KEPT: Duration = Duration::from_secs(120);
 
-impl KnownIdentities {
-    fn learn(&mut self, id: i64, prefix: u64, labels: Option<&Labels>) {
-        let (page, place) = split(id);
-        self.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
-        if let Some(labels) = labels.filter(|_| id > self.floor) {
-            self.labels.insert(id, labels.clone());
-        }
-    }
-}
-
 impl Identities {
     /// Records ids of series with their keys and labels.
-    pub fn learn<'a>(&self, series: impl Iterator<Item = (i64, Uuid, &'a Labels)>) {
-        let mut known = self.0.lock();
-        for (id, key, labels) in series {
-            known.learn(id, key.as_u64_pair().0, Some(labels));
-        }
+    pub fn learn<'a>(&self, series: impl Iterator<Item = (i64, Uuid, &'a Labels)> + Clone) {
+        let prefixes = series.clone().map(|(id, key, _)| (id, key.as_u64_pair().0)).collect();
+        self.record(prefixes, series.map(|(id, _, labels)| (id, labels)));
     }
 
     /// Records the second id of each pair with the identity that `before` has for the first id.
-    pub fn take_over(&self, before: &Self, ids: impl Iterator<Item = (i64, i64)>) {
-        for (id_before, id) in ids {
-            if let Some(prefix) = before.prefix(id_before) {
-                self.0.lock().learn(id, prefix, before.labels(id_before).as_ref());
-            }
+    pub fn take_over(&self, before: &Self, ids: impl Iterator<Item = (i64, i64)> + Clone) {
+        let labels = before.labels(ids.clone().map(|(id_before, _)| id_before));
+        let prefixes = ids.clone().filter_map(|(id_before, id)| Some((id, before.prefix(id_before)?))).collect();
+        self.record(prefixes, ids.filter_map(|(id_before, id)| Some((id, labels.get(&id_before)?))));
+    }
+
+    fn record<'a>(&self, prefixes: Vec<(i64, u64)>, labels: impl Iterator<Item = (i64, &'a Labels)>) {
+        let floor = self.0.lock().floor;
+        // Packed without the lock, for which requests wait.
+        let packed = PackedLabels::pack(labels.filter(|(id, _)| *id > floor));
+        let mut known = self.0.lock();
+        for (id, prefix) in prefixes {
+            let (page, place) = split(id);
+            known.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
         }
+        known.labels.extend(packed.map(Arc::new));
     }
 
     /// Records that no series has a larger id than `newest_id` at `now`.
@@ -71,9 +80,7 @@ impl Identities {
             known.floor = id;
         }
         let floor = known.floor;
-        if known.labels.first_key_value().is_some_and(|(id, _)| *id <= floor) {
-            known.labels = known.labels.split_off(&floor.saturating_add(1));
-        }
+        known.labels.retain(|packed| *packed.ids.end() > floor);
     }
 
     /// Returns the first half of the key of a series.
@@ -83,10 +90,37 @@ impl Identities {
         self.0.lock().prefixes.get(&page).map(|page| page[place]).filter(|prefix| *prefix != 0)
     }
 
-    /// Returns the labels of a recently created series.
-    #[must_use]
-    pub fn labels(&self, id: i64) -> Option<Labels> {
-        self.0.lock().labels.get(&id).cloned()
+    /// Returns the labels of those of the series that were created recently, by id.
+    pub fn labels(&self, ids: impl Iterator<Item = i64>) -> BTreeMap<i64, Labels> {
+        let wanted: BTreeSet<i64> = ids.collect();
+        let (packed, floor) = {
+            let known = self.0.lock();
+            let of_wanted = |packed: &&Arc<PackedLabels>| wanted.range(packed.ids.clone()).next().is_some();
+            (known.labels.iter().filter(of_wanted).cloned().collect::<Vec<_>>(), known.floor)
+        };
+        let labels = packed.iter().flat_map(|packed| packed.unpack());
+        labels.filter(|(id, _)| *id > floor && wanted.contains(id)).collect()
+    }
+}
+
+impl PackedLabels {
+    /// Packs the labels of some series; `None` if there is no series.
+    fn pack<'a>(series: impl Iterator<Item = (i64, &'a Labels)>) -> Option<Self> {
+        let pairs = |labels: &'a Labels| labels.iter().map(|label| (label.name.as_str(), label.value.as_str()));
+        let mut series: Vec<(i64, Vec<(&str, &str)>)> =
+            series.map(|(id, labels)| (id, pairs(labels).collect())).collect();
+        // Neighbours were created together and are alike.
+        series.sort_unstable_by_key(|(id, _)| *id);
+        let ids = series.first()?.0..=series.last()?.0;
+        let json = serde_json::to_vec(&series).expect("text and numbers are JSON");
+        let packed = snap::raw::Encoder::new().compress_vec(&json).expect("a request is below 4 GiB");
+        Some(Self { ids, packed: packed.into_boxed_slice() })
+    }
+
+    fn unpack(&self) -> impl Iterator<Item = (i64, Labels)> + use<> {
+        let json = snap::raw::Decoder::new().decompress_vec(&self.packed).expect("it was packed here");
+        let series: Vec<(i64, Vec<(String, String)>)> = serde_json::from_slice(&json).expect("it was packed here");
+        series.into_iter().map(|(id, labels)| (id, Labels::from_stored(labels)))
     }
 }
 
@@ -109,18 +143,22 @@ mod tests {
         identities.learn([(id, Uuid::from_bytes(labels.identity()), &labels)].into_iter());
     }
 
+    fn labels_of(identities: &Identities, id: i64) -> Option<Labels> {
+        identities.labels([id].into_iter()).remove(&id)
+    }
+
     #[test]
     fn what_is_found_under_another_id_is_known_by_that() {
         let [before, now]: [Identities; 2] = Default::default();
         learn(&before, 5);
         now.take_over(&before, [(5, 70), (6, 71)].into_iter());
-        assert_eq!((now.prefix(70), now.labels(70)), (before.prefix(5), Some(labels(5))));
+        assert_eq!((now.prefix(70), labels_of(&now, 70)), (before.prefix(5), Some(labels(5))));
         assert_eq!((now.prefix(71), now.prefix(5)), (None, None));
         let later = Identities::default();
         later.on_newest(100, Instant::now());
         later.on_newest(100, Instant::now() + KEPT);
         later.take_over(&before, [(5, 70)].into_iter());
-        assert_eq!((later.prefix(70), later.labels(70)), (before.prefix(5), None), "it was there before");
+        assert_eq!((later.prefix(70), labels_of(&later, 70)), (before.prefix(5), None), "it was there before");
     }
 
     #[test]
@@ -129,18 +167,18 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         let identities = Identities::default();
         learn(&identities, 5);
-        assert_eq!(identities.labels(5), Some(labels(5)), "nobody knows when it was made");
+        assert_eq!(labels_of(&identities, 5), Some(labels(5)), "nobody knows when it was made");
         identities.on_newest(10, start);
         identities.on_newest(400, after(60));
         learn(&identities, 300);
         identities.on_newest(500, after(119));
-        assert_eq!([5, 300].map(|id| identities.labels(id)), [5, 300].map(|id| Some(labels(id))));
+        assert_eq!([5, 300].map(|id| labels_of(&identities, id)), [5, 300].map(|id| Some(labels(id))));
         identities.on_newest(500, after(121));
-        assert_eq!([5, 300].map(|id| identities.labels(id)), [None, Some(labels(300))]);
+        assert_eq!([5, 300].map(|id| labels_of(&identities, id)), [None, Some(labels(300))]);
         learn(&identities, 6);
-        assert_eq!(identities.labels(6), None, "it was there before");
+        assert_eq!(labels_of(&identities, 6), None, "it was there before");
         identities.on_newest(500, after(181));
-        assert_eq!(identities.labels(300), None);
+        assert_eq!(labels_of(&identities, 300), None);
         let prefix = |id| Uuid::from_bytes(labels(id).identity()).as_u64_pair().0;
         assert_eq!([5, 300, 6].map(|id| identities.prefix(id)), [5, 300, 6].map(|id| Some(prefix(id))));
         assert_eq!([4, 7, -1, 100_000].map(|id| identities.prefix(id)), [None; 4]);

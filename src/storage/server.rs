@@ -74,7 +74,7 @@ impl Server {
     /// # Errors
     ///
     /// [`Error::Moved`] if the epoch is over.
-    pub fn during<T>(&self, epoch: Epoch, work: impl FnOnce(&Identities) -> T) -> Result<T, Error> {
+    pub fn during<T>(&self, epoch: Epoch, work: impl FnOnce(&Arc<Identities>) -> T) -> Result<T, Error> {
         self.in_epoch(epoch, |now| work(&now.identities))
     }
 

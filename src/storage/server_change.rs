@@ -68,21 +68,18 @@ impl Store {
                 Ok(there)
             }))
             .await?;
-        let labelled = known.iter().filter(|(_, prefix)| !there.contains_key(prefix));
-        let labelled: Vec<(i64, Uuid, Labels)> = labelled
-            .filter_map(|(id, _)| {
-                identities.labels(*id).map(|labels| (*id, Uuid::from_bytes(labels.identity()), labels))
-            })
-            .collect();
-        let wanted = labelled.iter().enumerate();
-        let wanted: HashMap<Uuid, Wanted> =
-            wanted.map(|(place, (_, key, labels))| (*key, Wanted { place, labels: labels.clone() })).collect();
+        let absent = known.iter().filter(|(_, prefix)| !there.contains_key(prefix));
+        let labels = identities.labels(absent.map(|(id, _)| *id));
+        let keys: Vec<(i64, Uuid)> =
+            labels.iter().map(|(id, labels)| (*id, Uuid::from_bytes(labels.identity()))).collect();
+        let wanted = labels.into_values().enumerate().map(|(place, labels)| Wanted { place, labels });
+        let wanted: HashMap<Uuid, Wanted> = keys.iter().map(|(_, key)| *key).zip(wanted).collect();
         let (made, _) =
             if wanted.is_empty() { Default::default() } else { self.find_series(wanted, None, epoch).await? };
         let there = known.iter().filter_map(|(id, prefix)| Some((*id, *there.get(prefix)?)));
         // Recorded here, because the server may change again before any request names these series.
         self.server.during(epoch, |now| now.take_over(identities, there.clone()))?;
-        let made = labelled.iter().filter_map(|(id, key, _)| Some((*id, *made.get(key)?)));
+        let made = keys.iter().filter_map(|(id, key)| Some((*id, *made.get(key)?)));
         Ok(there.chain(made).collect())
     }
 
