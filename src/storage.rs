@@ -39,6 +39,7 @@ mod jobs;
 pub mod layout;
 pub mod names;
 pub mod observe;
+pub mod own_transactions;
 pub mod position;
 pub mod query;
 pub mod reconcile;

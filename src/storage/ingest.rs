@@ -10,16 +10,17 @@ use futures_util::SinkExt;
 use futures_util::future::{join, try_join};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, SimpleQueryRow, Statement};
+use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, Limits, NO_GROUP, WITHOUT_JIT, begin, show, show_all};
+use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
+use crate::storage::own_transactions::OwnTransactions;
 use crate::storage::position::Position;
 use crate::storage::row::Row;
 use crate::storage::server::{Epoch, Server};
@@ -93,8 +94,15 @@ type Standing = Result<(), Stored>;
 struct Begun {
     /// Standing of each batch's right to write.
     standing: Vec<Standing>,
-    /// Request keys of the batches in force that are not stored yet.
-    claimed: HashSet<Uuid>,
+    claimed: Claimed,
+}
+
+/// Request keys that a transaction has claimed: those of the batches in force that are not stored yet.
+#[derive(Default)]
+struct Claimed {
+    keys: HashSet<Uuid>,
+    /// Id of the transaction; 0 if no key is claimed.
+    xid: u64,
 }
 
 /// Handle that queues batches for the writers.
@@ -110,6 +118,7 @@ pub struct Writer {
     server: Arc<Server>,
     metrics: Arc<Metrics>,
     queue: Arc<Mutex<mpsc::Receiver<Job>>>,
+    own_transactions: Arc<OwnTransactions>,
     timeout: Duration,
 }
 
@@ -131,6 +140,7 @@ impl Ingest {
     ) -> (Self, Vec<Writer>) {
         let (queue, receiver) = mpsc::channel(TRANSACTION_REQUESTS_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
+        let own_transactions = Arc::<OwnTransactions>::default();
         let writers = (0..writers)
             .map(|_| Writer {
                 connector: connector.clone(),
@@ -138,6 +148,7 @@ impl Ingest {
                 server: Arc::clone(server),
                 metrics: Arc::clone(metrics),
                 queue: Arc::clone(&receiver),
+                own_transactions: Arc::clone(&own_transactions),
                 timeout,
             })
             .collect();
@@ -263,7 +274,7 @@ impl Writer {
             .zip(standing)
             .map(|(batch, standing)| match standing {
                 Err(refused) => refused,
-                Ok(()) if claimed.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
+                Ok(()) if claimed.keys.contains(&batch.key) && seen.insert(batch.key) => Stored::Committed,
                 Ok(()) => Stored::AlreadyThere,
             })
             .collect();
@@ -281,8 +292,9 @@ impl Writer {
             }
             Ok::<_, Error>(Instant::now())
         };
-        let end = match self.unseen(fresh().map(|(batch, _)| &batch.right)) {
-            Some(unseen) => format!("{unseen}; COMMIT"),
+        let fresh_batches: Vec<&Batch> = fresh().map(|(batch, _)| *batch).collect();
+        let end = match self.refuse_stored_by_others(&fresh_batches, epoch, claimed.xid) {
+            Some(refuse) => format!("{refuse}; COMMIT"),
             None => "COMMIT".to_owned(),
         };
         // Sent without waiting for the end of the COPY: after a failed COPY, COMMIT rolls back.
@@ -295,6 +307,11 @@ impl Writer {
             }
             Err(error) => return Err(error),
         };
+        for batch in fresh_batches {
+            if let Right { sender, observed: Some(observed), .. } = &batch.right {
+                self.own_transactions.committed(epoch, *sender, observed, claimed.xid);
+            }
+        }
         self.metrics.commit_duration_seconds.observe(committing.elapsed().as_secs_f64());
         self.metrics.transaction_duration_seconds.observe(started.elapsed().as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
@@ -333,7 +350,7 @@ impl Writer {
                 let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
                 let keys: Vec<Uuid> = in_force.map(|(batch, _)| batch.key).collect();
                 let claimed = match keys.is_empty() {
-                    true => HashSet::new(),
+                    true => Claimed::default(),
                     false => claimed(&client.simple_query(&self.claim(keys.into_iter())).await?)?,
                 };
                 Ok(Some(Begun { standing, claimed }))
@@ -347,56 +364,72 @@ impl Writer {
     }
 
     /// Returns the statement that claims request keys, of which there is at least one. It returns the keys that no
-    /// committed request has.
+    /// committed request has, each with the id of the transaction.
     fn claim(&self, keys: impl Iterator<Item = Uuid>) -> String {
         // Sorted, so that two transactions that share keys wait for each other and never deadlock.
         let keys: BTreeSet<Uuid> = keys.collect();
         let values = keys.iter().map(|key| format!("('{key}')")).collect::<Vec<_>>().join(", ");
-        self.names.sql(&format!("INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key"))
+        self.names.sql(&format!(
+            "INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key, pg_current_xact_id()"
+        ))
     }
 }
 
-/// Returns the request keys in the last of several answers.
-fn claimed(answer: &[SimpleQueryMessage]) -> Result<HashSet<Uuid>, Error> {
+/// Returns what the last of several answers says is claimed.
+fn claimed(answer: &[SimpleQueryMessage]) -> Result<Claimed, Error> {
     let ended = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::CommandComplete(_));
-    let of_last = answer.iter().rev().skip(1).take_while(|message| !ended(message));
-    let rows = of_last.filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
-    let unfit = |row: &SimpleQueryRow| Error::Corrupt(format!("the key of a request is {:?}", row.get(0)));
-    rows.map(|row| row.get(0).and_then(|key| Uuid::parse_str(key).ok()).ok_or_else(|| unfit(row))).collect()
+    let mut claimed = Claimed::default();
+    for message in answer.iter().rev().skip(1).take_while(|message| !ended(message)) {
+        let SimpleQueryMessage::Row(row) = message else { continue };
+        let key = row.get(0).and_then(|key| Uuid::parse_str(key).ok());
+        let Some((key, xid)) = key.zip(row.get(1).and_then(|xid| xid.parse().ok())) else {
+            return Err(Error::Corrupt(format!(
+                "a request is claimed with the key {:?} by {:?}",
+                row.get(0),
+                row.get(1)
+            )));
+        };
+        claimed.keys.insert(key);
+        claimed.xid = xid;
+    }
+    Ok(claimed)
 }
 
 impl Writer {
-    /// Returns the statements that fail as overtaken if another adapter may have stored one of the samples just stored;
-    /// `None` if no other adapter stores samples of these senders.
-    fn unseen<'a>(&self, rights: impl Iterator<Item = &'a Right>) -> Option<String> {
-        let shared = rights.filter_map(|right| Some((right.observed.as_deref()?, right.fence?, right.sender)));
-        let shared: Vec<_> = shared.collect();
-        let (observed, fence, _) =
-            shared.iter().reduce(|one, other| if one.0.covers(other.0) { other } else { one })?;
-        let (xmin, xmax) = (observed.xmin(), observed.xmax);
-        // Includes the numbers under which the senders' stale markers are stored.
-        let numbers = shared.iter().flat_map(|(.., sender)| [sender.0, sender.of_markers().0]);
-        let senders = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+    /// Returns the statement that fails as overtaken if another adapter may have stored one of the samples of `batches`
+    /// that were just stored; `None` if no other adapter stores samples of these senders, or all samples are too young
+    /// to be sent a second time.
+    fn refuse_stored_by_others(&self, batches: &[&Batch], epoch: Epoch, xid: u64) -> Option<String> {
+        let shared = || batches.iter().filter(|batch| batch.right.observed.is_some());
+        let rights = shared().filter_map(|batch| Some((batch.right.observed.as_deref()?, batch.right.fence?)));
+        let (observed, fence) = rights.reduce(|one, other| if one.0.covers(other.0) { other } else { one })?;
+        let oldest_ms = shared().flat_map(|batch| batch.rows.iter()).map(|row| row.time_ms).min()?;
+        let senders: BTreeSet<SenderNo> = shared().map(|batch| batch.right.sender).collect();
+        let (mut numbers, mut after, mut before) = (Vec::new(), Vec::new(), Vec::new());
+        for sender in senders {
+            let gaps = self.own_transactions.gaps(epoch, sender, observed, xid);
+            // Stale markers are stored under a number of their own.
+            for number in [sender, sender.of_markers()] {
+                numbers.extend(gaps.iter().map(|_| number.0));
+                after.extend(gaps.iter().map(|gap| gap.after));
+                before.extend(gaps.iter().map(|gap| gap.before));
+            }
+        }
         // Never equal to the counter, so the fence raises.
-        let refusal = show(&self.names, Some(*fence), Some(-1));
-        // Samples are compared only in rows of the same time. Rows are found by the index on sender and transaction,
-        // even if the planner takes the table for a small one.
-        let exists = self.names.sql(&format!(
-            "EXISTS (WITH own AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
-             WHERE sender IN ({senders}) AND xid = pg_current_xact_id() \
-             AND \"time\" < clock_timestamp() - interval '{SENT_AGAIN_MS} ms'), \
-             other AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
-             WHERE EXISTS (SELECT FROM own) AND sender IN ({senders}) AND xid >= '{xmin}' AND xid <> pg_current_xact_id() \
-             AND NOT pg_visible_in_snapshot(xid, '{observed}') AND \"time\" = ANY (ARRAY(SELECT \"time\" FROM own))) \
-             (SELECT 1 FROM own, {{sealed_to}} WHERE pg_snapshot_xmax(snapshot) <= pg_snapshot_xmax(pg_current_snapshot()) \
-             AND (pg_snapshot_xmax(snapshot) > '{xmax}' OR EXISTS (SELECT FROM pg_snapshot_xip('{observed}') AS xid \
-             WHERE pg_visible_in_snapshot(xid, snapshot)))) \
-             UNION ALL (SELECT 1 FROM (SELECT sender, \"time\", unnest(series) FROM own \
-             WHERE \"time\" IN (SELECT \"time\" FROM other) \
-             INTERSECT SELECT sender, \"time\", unnest(series) FROM other) same))"
-        ));
-        Some(format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off; {refusal} WHERE {exists}"))
+        let refusal = show(&self.names, Some(fence), Some(-1));
+        let stored_by_others = self.names.qualified("_stored_by_others");
+        let (numbers, after, before) = (array(&numbers), array(&after), array(&before));
+        Some(format!(
+            "{refusal} WHERE to_timestamp({oldest_ms} / 1000.0) < clock_timestamp() - interval '{SENT_AGAIN_MS} ms' \
+             AND {stored_by_others}({numbers}, {after}, {before}, '{observed}')"
+        ))
     }
+}
+
+/// Returns numbers as the text of an array.
+fn array(numbers: &[impl ToString]) -> String {
+    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    format!("'{{{}}}'", numbers.join(","))
 }
 
 /// Shows rights to write in the open transaction, each with the known value of its group's counter, or `None` if the

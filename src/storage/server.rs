@@ -16,6 +16,14 @@ use crate::storage::names::{Names, literal};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
+impl Epoch {
+    /// Returns the epoch after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// The server as last seen.
 pub struct Server {
     now: Mutex<Now>,
@@ -95,7 +103,7 @@ impl Server {
         if now.state == state {
             return false;
         }
-        *now = Now { epoch: Epoch(now.epoch.0 + 1), state, identities: Arc::default() };
+        *now = Now { epoch: now.epoch.next(), state, identities: Arc::default() };
         forget();
         true
     }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use crate::model::labels::Labels;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;

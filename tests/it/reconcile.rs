@@ -298,17 +298,22 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
 
 #[tokio::test]
 async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
-    let group = Group::new().await;
+    let mut group = Group::new().await;
     group.make_series(1..4).await;
+    let (another, writers) = open(&group.database, None, false).await;
+    writers.into_iter().for_each(|writer| drop(group.writers.spawn(writer.run(group.stop.clone()))));
+    let append_there = async |rows: Vec<Row>, right| another.commit(Uuid::new_v4(), rows, right).await.unwrap();
     let observe = async || group.database.one::<String>("SELECT pg_current_snapshot()::text").await;
     let shared = |from: &str| Right { observed: Some(Arc::new(from.parse().unwrap())), ..group.right(group.leader, 0) };
     let begin = observe().await;
-    let first = [row(1, 1_000), row(1, 2_000), row(2, 1_000)];
-    assert_eq!(group.append(first, shared(&begin)).await, Stored::Committed);
-    // A sample of the same scrape by another adapter.
+    // Of the same scrape, by both.
     assert_eq!(group.append([row(3, 1_000)], shared(&begin)).await, Stored::Committed);
-    assert_eq!(group.append([row(1, 3_000), row(2, 2_000)], shared(&begin)).await, Stored::Committed);
+    for first in [vec![row(1, 1_000), row(1, 2_000), row(2, 1_000)], vec![row(1, 3_000), row(2, 2_000)]] {
+        assert_eq!(append_there(first, shared(&begin)).await, Stored::Committed);
+    }
     for again in [row(1, 1_000), row(2, 2_000)] {
+        // Own transactions are before and after the other adapter's.
+        assert_eq!(group.append([row(3, 2_000)], shared(&begin)).await, Stored::Committed, "an adapter knows its own");
         assert_eq!(group.append([row(1, 4_000), again], shared(&begin)).await, Stored::Overtaken);
     }
     assert_eq!(group.times(1).await, [1_000, 2_000, 3_000]);
@@ -318,10 +323,10 @@ async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
     let long = group.database.session().await;
     long.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
     let with_long = observe().await;
-    assert_eq!(group.append([row(1, 4_000)], shared(&with_long)).await, Stored::Committed);
+    assert_eq!(append_there(vec![row(1, 4_000)], shared(&with_long)).await, Stored::Committed);
     assert_eq!(group.append([row(1, 5_000), row(1, 4_000)], shared(&with_long)).await, Stored::Overtaken);
     let after = observe().await;
-    assert_eq!(group.append([row(1, 5_000)], shared(&after)).await, Stored::Committed);
+    assert_eq!(append_there(vec![row(1, 5_000)], shared(&after)).await, Stored::Committed);
     let observed = observe().await;
     assert_eq!(
         group.append([row(1, 5_000)], shared(&observed)).await,

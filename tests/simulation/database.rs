@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::ingest::SENT_AGAIN_MS;
+use prometheus_postgresql_adapter::storage::own_transactions::Gap;
 use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::reconcile::{Around, StoredTime};
 use prometheus_postgresql_adapter::storage::row::Row;
@@ -84,7 +85,7 @@ pub(crate) struct Observed {
 /// A transaction with an id. Rolled back on drop.
 pub(crate) struct Transaction {
     world: Rc<World>,
-    xid: u64,
+    pub(crate) xid: u64,
     claim: Option<Uuid>,
 }
 
@@ -144,19 +145,19 @@ impl Database {
         series.iter().map(find).collect()
     }
 
-    /// True if the same sender has one of these samples in a row that may not have been observed, or may have had it in
-    /// such a row before it was sealed.
-    pub(crate) fn has_any(&self, rows: &[Row], right: &Right, server_ms: i64) -> bool {
+    /// True if one of these samples is old, and the same sender has one of them in a row of a transaction in `gaps` that
+    /// was not observed, or may have had it in such a row before it was sealed.
+    pub(crate) fn has_any(&self, rows: &[Row], right: &Right, gaps: &[Gap], server_ms: i64) -> bool {
         let Some(observed) = &right.observed else { return false };
-        let mut rows = rows.iter().filter(|row| row.time_ms < server_ms - SENT_AGAIN_MS).peekable();
-        if rows.peek().is_none() {
+        if rows.iter().all(|row| row.time_ms >= server_ms - SENT_AGAIN_MS) {
             return false;
         }
-        let times: HashSet<(SenderNo, i64, i64)> = rows.map(|row| (right.sender, row.series_id, row.time_ms)).collect();
-        let is_same = |sample: &(SenderNo, i64, i64)| times.contains(sample);
+        let times: HashSet<(SenderNo, i64, i64)> =
+            rows.iter().map(|row| (right.sender, row.series_id, row.time_ms)).collect();
+        let in_gap = |gap: &Gap| self.hot.range(gap.after + 1..gap.before);
         let is_unseen = |(xid, _): &(&u64, _)| !observed.sees(**xid);
-        !observed.covers(&self.sealed_to)
-            || self.hot.range(observed.xmin()..).filter(is_unseen).flat_map(|(_, rows)| rows).any(is_same)
+        let mut others = gaps.iter().flat_map(in_gap).filter(is_unseen).flat_map(|(_, rows)| rows);
+        !observed.covers(&self.sealed_to) || others.any(|sample| times.contains(sample))
     }
 
     pub(crate) fn observe(&self, from: Option<&Position>, except: &[SenderNo], server_ms: i64) -> Observed {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::observe::Position;
+use prometheus_postgresql_adapter::storage::own_transactions::Gap;
 use prometheus_postgresql_adapter::storage::reconcile::Around;
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
@@ -39,8 +40,8 @@ pub(crate) struct Right {
 /// Response in a write transaction.
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// The adapter may send the rows.
-    Ready,
+    /// The adapter may send the rows, in the transaction with this id, and the gaps between its own transactions.
+    Ready(u64),
     Committed,
     AlreadyThere,
     Fenced,
@@ -128,7 +129,13 @@ impl World {
 
     /// A write transaction. The adapter sends the rows when the transaction is ready for them, and COMMIT directly
     /// after them.
-    pub(crate) async fn write(self: Rc<Self>, end: End<Written, Vec<Row>>, task: TaskId, key: Uuid, right: Right) {
+    pub(crate) async fn write(
+        self: Rc<Self>,
+        end: End<Written, (Vec<Row>, Vec<Gap>)>,
+        task: TaskId,
+        key: Uuid,
+        right: Right,
+    ) {
         let Some(_shared) = self.kernel.within(2 * LOCK_MS, self.lock_group(false, task)).await else { return };
         if !self.is_in_force(right.fence) && self.bug != Some(Bug::WriteUnfenced) {
             return end.send(Written::Fenced);
@@ -141,10 +148,10 @@ impl World {
         if !transaction.claim(key).await {
             return end.send(Written::AlreadyThere);
         }
-        end.send(Written::Ready);
-        let Some(rows) = end.next_within(IDLE_MS).await else { return };
+        end.send(Written::Ready(transaction.xid));
+        let Some((rows, gaps)) = end.next_within(IDLE_MS).await else { return };
         self.work().await;
-        if self.database.borrow().has_any(&rows, &right, self.server_ms()) {
+        if self.database.borrow().has_any(&rows, &right, &gaps, self.server_ms()) {
             return end.send(Written::Overtaken);
         }
         transaction.commit(&rows, &right, false);

@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::own_transactions::{Gap, OwnTransactions};
 use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::reconcile::Around;
 use prometheus_postgresql_adapter::storage::row::Row;
+use prometheus_postgresql_adapter::storage::server::Epoch;
 use prometheus_postgresql_adapter::storage::server_clock::ServerClock;
 use uuid::Uuid;
 
@@ -36,6 +38,7 @@ pub(crate) struct Store {
     measured_ms: Cell<Option<i64>>,
     /// Ids of series by the judge's numbers.
     ids: RefCell<HashMap<usize, i64>>,
+    own: OwnTransactions,
     /// Time for which the process freezes in its next open transaction.
     pub(crate) freeze_in_write_ms: Cell<Ms>,
 }
@@ -56,6 +59,7 @@ impl Store {
             clock: ServerClock::new(world.server_ms(), world.kernel.instant()),
             measured_ms: Cell::new(None),
             ids: RefCell::default(),
+            own: OwnTransactions::default(),
             freeze_in_write_ms: Cell::new(0),
         }
     }
@@ -115,19 +119,25 @@ impl Store {
     }
 
     pub(crate) async fn commit(&self, key: Uuid, rows: Vec<Row>, right: Right) -> Result<Written, Lost> {
-        let end: End<Vec<Row>, Written> =
+        let (sender, epoch, observed) = (right.sender, Epoch::default(), right.observed.clone());
+        let end: End<(Vec<Row>, Vec<Gap>), Written> =
             self.world.connect(self.adapter, Way::Writes, move |world, end, task| world.write(end, task, key, right));
         let committing = async {
             match end.next().await {
-                Some(Written::Ready) => {
+                Some(Written::Ready(xid)) => {
                     let freeze_ms = self.freeze_in_write_ms.take();
                     if freeze_ms > 0 {
                         self.world.say(format_args!("adapter {}: freezes before COMMIT", self.adapter));
                         self.world.kernel.freeze(self.node, self.world.now() + freeze_ms);
                         self.world.kernel.sleep(1).await;
                     }
-                    end.send(rows);
-                    end.next().await
+                    let gaps = observed.as_deref().map(|observed| self.own.gaps(epoch, sender, observed, xid));
+                    end.send((rows, gaps.unwrap_or_default()));
+                    let answer = end.next().await;
+                    if let (Some(Written::Committed), Some(observed)) = (&answer, &observed) {
+                        self.own.committed(epoch, sender, observed, xid);
+                    }
+                    answer
                 }
                 answer => answer,
             }
