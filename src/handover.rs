@@ -47,6 +47,7 @@ pub mod ring;
 pub mod sender;
 pub mod senders;
 pub mod series;
+mod slab;
 mod stranded;
 
 /// Attempts to append samples that writes of others keep overtaking; then the samples are compared instead.

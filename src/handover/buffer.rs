@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+pub use crate::handover::slab::{Buffered, Fate};
+use crate::handover::slab::{SAMPLE_BYTES, SLAB_BYTES, Slab};
 use crate::storage::row::Row;
 
 /// Acknowledged samples that were not observed to be covered yet. Bounded in bytes.
@@ -15,7 +17,7 @@ pub struct Buffer {
     bytes: usize,
     samples: usize,
     /// In order of arrival.
-    blocks: VecDeque<Block>,
+    slabs: VecDeque<Slab>,
 }
 
 /// Reason why samples were not buffered: the sender must keep them.
@@ -30,19 +32,6 @@ pub enum NotBuffered {
     /// The database server became another one after the ids of the samples' series were found.
     #[error("the database server was replaced meanwhile")]
     Moved,
-}
-
-/// A sample, and what is known of its arrival.
-#[derive(Clone, Copy, Debug)]
-pub struct Buffered {
-    /// The sample.
-    pub row: Row,
-    /// `true` if an exporter stamped it: its sender had sent newer ones, and it lies between the sender's scrapes.
-    pub is_stamped: bool,
-    /// Time of arrival.
-    pub arrived: Instant,
-    /// Key of the request that contained it.
-    pub key: Uuid,
 }
 
 /// Samples of one request.
@@ -68,50 +57,11 @@ impl Came {
     }
 }
 
-/// Decision about a buffered sample, made by [`Sender::look`](crate::handover::sender::Sender::look) by the rule of
-/// [`coverage`](crate::handover::coverage).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It stays in the buffer.
-    Keep,
-    /// It was observed to be covered: it is dropped.
-    Covered,
-    /// It is taken out, to be reconciled.
-    Due,
-}
-
-/// Samples that arrived together: 20 bytes each.
-#[derive(Debug)]
-pub(super) struct Block {
-    arrived: Instant,
-    key: Uuid,
-    /// Time of the last look at its samples.
-    looked_at: Instant,
-    base_ms: i64,
-    samples: Box<[Packed]>,
-}
-
-/// One sample of a block.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, packed(4))]
-pub(super) struct Packed {
-    series_id: i64,
-    value: f64,
-    /// Milliseconds after [`Block::base_ms`], and the bit [`STAMPED`].
-    after_base_ms: u32,
-}
-
-/// Bit of a sample that was stamped by an exporter.
-const STAMPED: u32 = 1 << 31;
-
-/// Maximum span of the times in one block, 24 days; samples that span more are split.
-const BLOCK_SPAN_MS: u32 = STAMPED - 1;
-
 impl Buffer {
     /// Returns an empty buffer of at most `bytes_max` bytes.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, bytes: 0, samples: 0, blocks: VecDeque::new() }
+        Self { bytes_max, bytes: 0, samples: 0, slabs: VecDeque::new() }
     }
 
     /// Buffers samples that arrived together.
@@ -119,31 +69,44 @@ impl Buffer {
     /// # Errors
     ///
     /// [`NotBuffered::Full`]; then none of them is buffered.
-    pub fn add(&mut self, samples: impl Iterator<Item = Buffered> + Clone) -> Result<(), NotBuffered> {
-        let blocks = blocks(samples);
-        let bytes: usize = blocks.iter().map(Block::bytes).sum();
-        if self.bytes + bytes > self.bytes_max {
+    pub fn add(&mut self, samples: impl ExactSizeIterator<Item = Buffered>) -> Result<(), NotBuffered> {
+        if self.bytes + SLAB_BYTES + SAMPLE_BYTES * samples.len() > self.bytes_max {
             return Err(NotBuffered::Full);
         }
-        self.extend(blocks);
+        self.push(samples);
         Ok(())
     }
 
     /// Puts back samples that were taken out and have not become stored, regardless of the bound.
     pub fn put_back(&mut self, samples: &[Buffered]) {
-        self.extend(blocks(samples.iter().copied()));
+        self.push(samples.iter().copied());
     }
 
-    pub(super) fn extend(&mut self, blocks: Vec<Block>) {
-        for block in blocks {
-            self.bytes += block.bytes();
-            self.samples += block.samples.len();
-            self.blocks.push_back(block);
+    fn push(&mut self, samples: impl Iterator<Item = Buffered>) {
+        for sample in samples {
+            if self.slabs.back().is_none_or(Slab::is_full) {
+                self.slabs.push_back(Slab::after(self.slabs.back()));
+                self.bytes += self.slabs.back().map_or(0, Slab::bytes);
+            }
+            if let Some(last) = self.slabs.back_mut() {
+                let before = last.bytes();
+                last.push(&sample);
+                self.bytes += last.bytes() - before;
+                self.samples += 1;
+            }
         }
     }
 
-    /// Looks at the samples whose last look is `every` ago or longer: drops the covered ones, and returns the due ones
-    /// and the number of covered ones. Ends when about `due_max` samples are due; the next look goes on from there.
+    pub(super) fn extend(&mut self, slabs: impl Iterator<Item = Slab>) {
+        for slab in slabs {
+            self.bytes += slab.bytes();
+            self.samples += slab.len();
+            self.slabs.push_back(slab);
+        }
+    }
+
+    /// Looks at the samples whose last look is `every` ago or longer: drops the covered ones, and returns the number of
+    /// covered ones and the due ones. Ends when about `due_max` samples are due; the next look goes on from there.
     pub fn look(
         &mut self,
         now: Instant,
@@ -153,37 +116,13 @@ impl Buffer {
     ) -> (usize, Vec<Buffered>) {
         let (mut covered, mut due) = (0, Vec::new());
         let (mut bytes, mut samples) = (0, 0);
-        self.blocks.retain_mut(|block| {
-            if now.saturating_duration_since(block.looked_at) >= every && due.len() < due_max {
-                block.looked_at = now;
-                let before = block.samples.len();
-                let taken = due.len();
-                let mut kept: Vec<Buffered> = Vec::new();
-                let mut keeps_all = true;
-                for (place, sample) in block.iter().enumerate() {
-                    let fate = fate(&sample);
-                    if fate != Fate::Keep && keeps_all {
-                        keeps_all = false;
-                        kept.extend(block.iter().take(place));
-                    }
-                    match fate {
-                        Fate::Keep if keeps_all => {}
-                        Fate::Keep => kept.push(sample),
-                        Fate::Covered => {}
-                        Fate::Due => due.push(sample),
-                    }
-                }
-                if !keeps_all {
-                    covered += before - kept.len() - (due.len() - taken);
-                    if kept.is_empty() {
-                        return false;
-                    }
-                    let kept = Block::new(block.arrived, block.key, block.base_ms, kept.into_iter());
-                    *block = Block { looked_at: now, ..kept };
-                }
+        self.slabs.retain_mut(|slab| {
+            covered += slab.look(now, every, (&mut due, due_max), &mut fate);
+            if slab.len() == 0 {
+                return false;
             }
-            bytes += block.bytes();
-            samples += block.samples.len();
+            bytes += slab.bytes();
+            samples += slab.len();
             true
         });
         (self.bytes, self.samples) = (bytes, samples);
@@ -194,14 +133,19 @@ impl Buffer {
     pub fn take(&mut self, count: usize) -> Vec<Buffered> {
         let mut taken: Vec<Buffered> = Vec::new();
         let mut request = None;
-        while let Some(next) = self.blocks.front().map(|block| (block.arrived, block.key))
+        while let Some(slab) = self.slabs.front_mut()
+            && let Some(next) = slab.first()
             && (taken.len() < count || request == Some(next))
-            && let Some(block) = self.blocks.pop_front()
         {
             request = Some(next);
-            self.bytes -= block.bytes();
-            self.samples -= block.samples.len();
-            taken.extend(block.iter());
+            let (before, bytes_before) = (taken.len(), slab.bytes());
+            taken.extend(slab.take_first());
+            self.samples -= taken.len() - before;
+            self.bytes -= bytes_before;
+            match slab.len() {
+                0 => drop(self.slabs.pop_front()),
+                _ => self.bytes += slab.bytes(),
+            }
         }
         taken
     }
@@ -225,82 +169,10 @@ impl Buffer {
         self.bytes
     }
 
-    /// Returns the time of arrival of the oldest block.
+    /// Returns the time of arrival of the oldest samples.
     #[must_use]
     pub fn oldest(&self) -> Option<Instant> {
-        self.blocks.iter().map(|block| block.arrived).min()
-    }
-}
-
-/// Splits samples into blocks; usually there is one. A block has one time of arrival, and the offsets of a block cannot
-/// express times that are far apart.
-fn blocks(samples: impl Iterator<Item = Buffered> + Clone) -> Vec<Block> {
-    let Some(first) = samples.clone().next() else { return Vec::new() };
-    let came_with = |sample: &Buffered| (sample.arrived, sample.key);
-    let (mut from_ms, mut to_ms, mut is_one) = (i64::MAX, i64::MIN, true);
-    for sample in samples.clone() {
-        (from_ms, to_ms) = (sample.row.time_ms.min(from_ms), sample.row.time_ms.max(to_ms));
-        is_one &= came_with(&sample) == came_with(&first);
-    }
-    let fits = |from_ms: i64, to_ms: i64| to_ms.saturating_sub(from_ms) <= i64::from(BLOCK_SPAN_MS);
-    if is_one && fits(from_ms, to_ms) {
-        return vec![Block::new(first.arrived, first.key, from_ms, samples)];
-    }
-    let mut samples: Vec<Buffered> = samples.collect();
-    samples.sort_by_key(|sample| (came_with(sample), sample.row.time_ms));
-    let mut blocks = Vec::new();
-    let mut rest = samples.as_slice();
-    while let Some(first) = rest.first() {
-        let belongs =
-            |sample: &Buffered| came_with(sample) == came_with(first) && fits(first.row.time_ms, sample.row.time_ms);
-        let (block, later) = rest.split_at(rest.partition_point(belongs));
-        blocks.push(Block::new(first.arrived, first.key, first.row.time_ms, block.iter().copied()));
-        rest = later;
-    }
-    blocks
-}
-
-impl Packed {
-    /// Returns a base for the time of `sample`, so that the times of other samples may be equally far before and after
-    /// it.
-    pub(super) fn base_ms(sample: &Buffered) -> i64 {
-        sample.row.time_ms.saturating_sub(i64::from(BLOCK_SPAN_MS / 2))
-    }
-
-    /// Returns `None` if the time of the sample is not within [`BLOCK_SPAN_MS`] after `base_ms`.
-    pub(super) fn new(sample: &Buffered, base_ms: i64) -> Option<Self> {
-        let Row { series_id, time_ms, value } = sample.row;
-        let after_ms = u32::try_from(time_ms.checked_sub(base_ms)?).ok().filter(|ms| *ms <= BLOCK_SPAN_MS)?;
-        let after_base_ms = if sample.is_stamped { after_ms | STAMPED } else { after_ms };
-        Some(Self { series_id, value, after_base_ms })
-    }
-}
-
-impl Block {
-    /// Returns a block of `samples`, which arrived together and are within [`BLOCK_SPAN_MS`] after `base_ms`.
-    fn new(arrived: Instant, key: Uuid, base_ms: i64, samples: impl Iterator<Item = Buffered>) -> Self {
-        let mut packed = Vec::with_capacity(samples.size_hint().0);
-        packed.extend(samples.filter_map(|sample| Packed::new(&sample, base_ms)));
-        Self::packed(arrived, key, base_ms, packed.into())
-    }
-
-    /// Returns a block of samples that are packed already.
-    pub(super) fn packed(arrived: Instant, key: Uuid, base_ms: i64, samples: Box<[Packed]>) -> Self {
-        Self { arrived, key, looked_at: arrived, base_ms, samples }
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = Buffered> {
-        let unpack = |Packed { series_id, value, after_base_ms }: Packed| Buffered {
-            row: Row { series_id, time_ms: self.base_ms + i64::from(after_base_ms & BLOCK_SPAN_MS), value },
-            is_stamped: after_base_ms & STAMPED != 0,
-            arrived: self.arrived,
-            key: self.key,
-        };
-        self.samples.iter().copied().map(unpack)
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&*self.samples)
+        self.slabs.iter().filter_map(Slab::oldest).min()
     }
 }
 
@@ -336,7 +208,7 @@ mod tests {
     #[test]
     fn a_full_buffer_says_so_and_keeps_what_it_has() {
         let now = Instant::now();
-        let mut buffer = Buffer::new(size_of::<Block>() + 2 * size_of::<Packed>());
+        let mut buffer = Buffer::new(SLAB_BYTES + 2 * SAMPLE_BYTES);
         assert_eq!(buffer.add([sample(1, 1, now), sample(1, 2, now)].into_iter()), Ok(()));
         assert_eq!(buffer.add([sample(1, 3, now)].into_iter()), Err(NotBuffered::Full));
         let taken = buffer.take(1);
@@ -376,7 +248,8 @@ mod tests {
         let start = Instant::now();
         let mut buffer = Buffer::new(usize::MAX);
         for n in 0..9 {
-            buffer.add([sample(2, n, start), sample(4, n, start)].into_iter()).unwrap();
+            let key = Uuid::new_v4();
+            buffer.add([2, 4].map(|id| Buffered { key, ..sample(id, n, start) }).into_iter()).unwrap();
         }
         let later = start + Duration::from_secs(9);
         let mut due = || times(&buffer.look(later, Duration::from_secs(1), 5, |_| Fate::Due).1);
@@ -412,6 +285,8 @@ mod tests {
                 expected.extend(request);
             }
             for (rest, seconds) in looks {
+                let taken = buffer.take(7 * rest.unsigned_abs() as usize);
+                buffer.put_back(&taken);
                 let fate = |sample: &Buffered| match sample.row.time_ms % 3 == rest {
                     true if sample.row.series_id < 5 => Fate::Covered,
                     true => Fate::Due,

@@ -3,9 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
-use crate::handover::buffer::{Block, Buffered, Packed};
+use crate::handover::slab::{Buffered, Slab};
 
 /// Samples that were stored, or observed to be covered, within the last minute, as far as there is memory. 20 bytes
 /// each.
@@ -13,37 +11,20 @@ use crate::handover::buffer::{Block, Buffered, Packed};
 pub struct Ring {
     bytes: usize,
     /// In the order in which they were stored.
-    slabs: VecDeque<Slab>,
+    slabs: VecDeque<Stored>,
 }
 
-/// Samples that were stored within some seconds, in one allocation. Many small allocations that live for a minute,
-/// between those of requests, would keep an allocator busy. A slab is dropped as a whole.
+/// Samples that were stored within some seconds. They are dropped together.
 #[derive(Debug)]
-struct Slab {
-    /// Times at which the first and the last of its samples were stored.
+struct Stored {
+    /// Times at which the first and the last of them were stored.
     first: Instant,
     last: Instant,
-    parts: Vec<Part>,
-    /// Never grows beyond its first capacity.
-    samples: Vec<Packed>,
-}
-
-/// Samples of a slab that arrived together.
-#[derive(Debug)]
-struct Part {
-    arrived: Instant,
-    key: Uuid,
-    base_ms: i64,
-    /// End of these samples among the slab's samples.
-    end: usize,
+    slab: Slab,
 }
 
 /// Time for which samples are kept: an asynchronous replica that lags by more should not be promoted.
 const KEPT: Duration = Duration::from_secs(60);
-
-/// Bounds of the capacity of a slab, which is an eighth more than the number of samples in the slab before.
-const SLAB_SAMPLES_MIN: usize = 64;
-const SLAB_SAMPLES_MAX: usize = 8_192;
 
 /// Maximum time for which a slab is filled; then it ends, full or not.
 const SLAB_SPAN: Duration = Duration::from_secs(10);
@@ -53,13 +34,15 @@ impl Ring {
     pub fn add(&mut self, samples: impl Iterator<Item = Buffered>, now: Instant) {
         for sample in samples {
             if self.slabs.back().is_none_or(|last| last.is_full(now)) {
-                let before = self.slabs.back().map_or(0, |last| last.samples.len());
-                let slab = Slab::new((before + before / 8).clamp(SLAB_SAMPLES_MIN, SLAB_SAMPLES_MAX), now);
+                let slab = Slab::after(self.slabs.back().map(|last| &last.slab));
                 self.bytes += slab.bytes();
-                self.slabs.push_back(slab);
+                self.slabs.push_back(Stored { first: now, last: now, slab });
             }
-            if let Some(last) = self.slabs.back_mut() {
-                self.bytes += last.push(&sample, now);
+            if let Some(Stored { last, slab, .. }) = self.slabs.back_mut() {
+                let before = slab.bytes();
+                slab.push(&sample);
+                self.bytes += slab.bytes() - before;
+                *last = now;
             }
         }
     }
@@ -70,15 +53,15 @@ impl Ring {
         while let Some(oldest) = self.slabs.front()
             && (self.bytes > bytes_max || now.saturating_duration_since(oldest.last) >= KEPT)
         {
-            self.bytes -= oldest.bytes();
+            self.bytes -= oldest.slab.bytes();
             self.slabs.pop_front();
         }
     }
 
     /// Takes out everything.
-    pub(super) fn take(&mut self) -> Vec<Block> {
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Slab> {
         self.bytes = 0;
-        self.slabs.drain(..).flat_map(Slab::into_blocks).collect()
+        self.slabs.drain(..).map(|stored| stored.slab)
     }
 
     /// Returns the bytes that all samples take.
@@ -88,49 +71,18 @@ impl Ring {
     }
 }
 
-impl Slab {
-    fn new(capacity: usize, now: Instant) -> Self {
-        Self { first: now, last: now, parts: Vec::new(), samples: Vec::with_capacity(capacity) }
-    }
-
+impl Stored {
     fn is_full(&self, now: Instant) -> bool {
-        self.samples.len() == self.samples.capacity() || now.saturating_duration_since(self.first) >= SLAB_SPAN
-    }
-
-    fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of::<Packed>() * self.samples.len() + size_of::<Part>() * self.parts.len()
-    }
-
-    /// Adds a sample. Returns the number of additional bytes that the slab takes.
-    fn push(&mut self, sample: &Buffered, now: Instant) -> usize {
-        self.last = now;
-        if let Some(Part { arrived, key, base_ms, end }) = self.parts.last_mut()
-            && (*arrived, *key) == (sample.arrived, sample.key)
-            && let Some(packed) = Packed::new(sample, *base_ms)
-        {
-            self.samples.push(packed);
-            *end = self.samples.len();
-            return size_of::<Packed>();
-        }
-        let base_ms = Packed::base_ms(sample);
-        self.samples.extend(Packed::new(sample, base_ms));
-        self.parts.push(Part { arrived: sample.arrived, key: sample.key, base_ms, end: self.samples.len() });
-        size_of::<Packed>() + size_of::<Part>()
-    }
-
-    fn into_blocks(self) -> impl Iterator<Item = Block> {
-        let mut start = 0;
-        self.parts.into_iter().map(move |Part { arrived, key, base_ms, end }| {
-            let samples = self.samples[start..end].into();
-            start = end;
-            Block::packed(arrived, key, base_ms, samples)
-        })
+        self.slab.is_full() || now.saturating_duration_since(self.first) >= SLAB_SPAN
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::handover::slab::SAMPLES_MAX;
     use crate::storage::row::Row;
 
     fn samples(times: impl IntoIterator<Item = i64>, arrived: Instant) -> Vec<Buffered> {
@@ -148,9 +100,9 @@ mod tests {
     }
 
     fn left(ring: &mut Ring) -> Vec<Buffered> {
-        let left = ring.take();
+        let left: Vec<Buffered> = ring.take().flat_map(|slab| slab.iter().collect::<Vec<_>>()).collect();
         assert_eq!(ring.bytes(), 0);
-        left.iter().flat_map(Block::iter).collect()
+        left
     }
 
     #[test]
@@ -171,14 +123,14 @@ mod tests {
     fn the_oldest_go_where_there_is_no_room() {
         let now = Instant::now();
         let mut ring = Ring::default();
-        let count = 40 * SLAB_SAMPLES_MAX as i64;
+        let count = 40 * SAMPLES_MAX as i64;
         ring.add(samples(0..count, now).into_iter(), now);
-        assert!((40 * 20 * SLAB_SAMPLES_MAX..41 * 20 * SLAB_SAMPLES_MAX).contains(&ring.bytes()));
-        ring.trim(4 * 20 * SLAB_SAMPLES_MAX, now);
+        assert!((40 * 20 * SAMPLES_MAX..41 * 20 * SAMPLES_MAX).contains(&ring.bytes()));
+        ring.trim(4 * 20 * SAMPLES_MAX, now);
         let bytes = ring.bytes();
-        assert!((3 * 20 * SLAB_SAMPLES_MAX..4 * 20 * SLAB_SAMPLES_MAX).contains(&bytes), "{bytes}");
+        assert!((3 * 20 * SAMPLES_MAX..4 * 20 * SAMPLES_MAX).contains(&bytes), "{bytes}");
         let left = times(&left(&mut ring));
-        assert!(left.len() > 2 * SLAB_SAMPLES_MAX);
+        assert!(left.len() > 2 * SAMPLES_MAX);
         assert_eq!(left, (count - left.len() as i64..count).collect::<Vec<_>>());
     }
 

@@ -48,7 +48,7 @@ impl Scene {
     fn standing_by(buffered: &[i64], stored: &[i64]) -> Self {
         let mut scene = Self::scraping();
         for time_ms in buffered {
-            scene.sender.buffer(vec![row(*time_ms)], Uuid::nil(), scene.now).unwrap();
+            scene.sender.buffer(vec![row(*time_ms)], Uuid::new_v4(), scene.now).unwrap();
         }
         scene.stored(stored);
         scene
