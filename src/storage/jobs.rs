@@ -217,6 +217,7 @@ impl Store {
         if self.config.sources.is_some() {
             upkeep::forget_clusters(client, &self.names).await?;
         }
+        upkeep::shrink_hot(client, &self.names).await?;
         let sizes = upkeep::sizes(client, &self.names).await?;
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);

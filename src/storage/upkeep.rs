@@ -110,18 +110,29 @@ pub async fn drop_expired(client: &Client, names: &Names, retention: Duration) -
 pub async fn forget_requests(client: &Client, names: &Names, kept: Duration) -> Result<(), Error> {
     let statement = names.sql("DELETE FROM {requests} WHERE stored_at < now() - make_interval(secs => $1)");
     client.execute_typed(&statement, &[(&kept.as_secs_f64(), Type::FLOAT8)]).await?;
-    // An index never shrinks by itself. The table is empty, so writers are idle and nobody waits for this.
-    let is_empty = names
-        .sql("SELECT pg_indexes_size({requests:literal}::regclass) > 65536 AND NOT EXISTS (SELECT FROM {requests})");
-    if client.query_typed_one(&is_empty, &[]).await?.try_get(0)? {
-        let shrink = names.sql(
-            "DO $$ BEGIN LOCK TABLE {requests} IN ACCESS EXCLUSIVE MODE NOWAIT; \
-             IF NOT EXISTS (SELECT FROM {requests}) THEN TRUNCATE {requests}; END IF; \
-             EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN NULL; END $$",
-        );
-        client.batch_execute(&shrink).await?;
-    }
-    Ok(())
+    truncate_empty(client, names, "requests", "NOT EXISTS (SELECT FROM {requests})").await
+}
+
+/// Gives the space of the index of hot rows back once all of them are sealed and VACUUM has removed their pages.
+///
+/// # Errors
+///
+/// Errors of the server or of the connection.
+pub async fn shrink_hot(client: &Client, names: &Names) -> Result<(), Error> {
+    // TRUNCATE ignores snapshots. But VACUUM keeps what any snapshot sees, so without pages nobody misses anything.
+    truncate_empty(client, names, "hot", "pg_relation_size({hot:literal}::regclass) = 0").await
+}
+
+/// Truncates a table whose indexes are large, under the condition `is_empty`: an index never shrinks by itself. Nobody
+/// waits for this, because it does nothing while the table is in use. The second look needs a snapshot newer than the lock.
+async fn truncate_empty(client: &Client, names: &Names, table: &str, is_empty: &str) -> Result<(), Error> {
+    let statement = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; DO $$ BEGIN IF pg_indexes_size({{{table}:literal}}::regclass) > 65536 AND {is_empty} THEN \
+         LOCK TABLE {{{table}}} IN ACCESS EXCLUSIVE MODE NOWAIT; \
+         IF {is_empty} THEN TRUNCATE {{{table}}}; END IF; END IF; \
+         EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN NULL; END $$; COMMIT"
+    );
+    Ok(client.batch_execute(&names.sql(&statement)).await?)
 }
 
 /// Deletes clusters that no adapter has heard for a day, and the reports of adapters that have been gone for a day.

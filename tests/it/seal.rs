@@ -1,6 +1,7 @@
 //! Sealing: the samples are the same before, during and after it, whoever reads, writes or dies meanwhile.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_postgresql_adapter::model::sample::Sample;
 use rig::adapter::Adapter;
@@ -9,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::reader::{both, query};
 use crate::setup::{Body, Database, SOON, at, now_ms, one, start, store, with_clock};
+use crate::storage::library;
 
 const STALE_MARKER: u64 = 0x7ff0_0000_0000_0002;
 
@@ -365,6 +367,33 @@ async fn room_that_an_open_session_kept_is_given_back() {
     database.run(&full_hot_rows(20)).await;
     database.wait("SELECT count(*) = 0 FROM metrics_hot").await;
     database.wait("SELECT pg_relation_size('metrics_hot') < 30 * 8192").await;
+}
+
+/// An index would keep the size that it once had. What any snapshot may see stays.
+#[tokio::test]
+async fn once_all_is_sealed_the_index_of_hot_rows_is_small_again() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let round = async || {
+        store.seal(None, true).await.unwrap().expect("nobody else seals");
+        store.upkeep(Duration::ZERO).await.unwrap();
+    };
+    database
+        .run(
+            "INSERT INTO metrics_hot (\"time\", series, value) SELECT now() - n * interval '1 s', '{1}', '{1}' \
+             FROM generate_series(1, 20000) n",
+        )
+        .await;
+    let is_small = "SELECT pg_relation_size('metrics_hot') = 0 AND pg_indexes_size('metrics_hot') = 8192";
+    let reader = database.session().await;
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM metrics_series").await.unwrap();
+    round().await;
+    let seen = reader.query_one("SELECT count(*) FROM metrics_hot", &[]).await.unwrap();
+    assert_eq!(seen.get::<_, i64>(0), 20_000, "it goes on seeing what was hot");
+    assert!(!database.one::<bool>(is_small).await);
+    reader.batch_execute("COMMIT").await.unwrap();
+    round().await;
+    assert!(database.one::<bool>(is_small).await);
 }
 
 /// A request to seal all does not end while some rows are left.
