@@ -36,8 +36,8 @@ mod hot_rows;
 mod merge;
 pub mod outcome;
 
-/// Number of samples that one transaction takes, of some ten bytes each in memory.
-const SAMPLES_MAX: i64 = 2_000_000;
+/// Number of samples that one transaction takes, or up to half as many more, of some ten bytes each in memory.
+const PART_SAMPLES: i64 = 2_000_000;
 
 /// Memory of the server for sorting the rows of one transaction. The server collects them before it sends the first
 /// one, and with less memory they would go through a temporary file.
@@ -108,8 +108,9 @@ struct HotBatch {
 }
 
 impl Sealer<'_> {
-    /// Divides the hot rows to be sealed, in the order of storing, into parts of about two million samples each.
-    /// Samples of a series in the next part are usually later, so no chunk is encoded twice.
+    /// Divides the hot rows to be sealed, in the order of storing, into equal parts of about two million samples each.
+    /// Samples of a series in the next part are usually later, so no chunk is encoded twice. A small last part would
+    /// make small chunks, which take more bytes per sample: every round of more than [`PART_SAMPLES`] would have one.
     ///
     /// # Errors
     ///
@@ -117,12 +118,13 @@ impl Sealer<'_> {
     pub async fn parts(&self) -> Result<Vec<HotRange>, Error> {
         // OFFSET keeps the arrays out of the sort.
         let statement = self.names.sql(&format!(
-            "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples \
+            "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples, \
+             greatest(sum(samples) OVER (), 1) AS total \
              FROM (SELECT no, \"time\", cardinality(series) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
-             GROUP BY (samples - 1) / $1 ORDER BY 1",
+             GROUP BY (samples - 1) * greatest((total + $1 / 2) / $1, 1) / total ORDER BY 1",
             self.taken(i64::MAX)
         ));
-        let records = self.client.query_typed(&statement, &[(&SAMPLES_MAX, Type::INT8)]).await?;
+        let records = self.client.query_typed(&statement, &[(&PART_SAMPLES, Type::INT8)]).await?;
         let part = |record: &Record| Ok(HotRange { last: record.try_get(0)?, times_ms: times_ms(record.try_get(1)?) });
         records.iter().map(part).collect()
     }

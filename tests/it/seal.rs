@@ -396,6 +396,18 @@ async fn once_all_is_sealed_the_index_of_hot_rows_is_small_again() {
     assert!(database.one::<bool>(is_small).await);
 }
 
+/// A round usually has a few samples more than one transaction takes.
+#[tokio::test]
+async fn no_small_chunks_are_made_of_what_is_left_of_a_round() {
+    let database = Database::new().await;
+    let adapter = start(&database.adapter()).await;
+    // 2,033,334 samples.
+    database.run(&full_hot_rows(8166)).await;
+    seal(&adapter).await;
+    let shortest: i16 = database.one("SELECT min(length) FROM metrics_sealed").await;
+    assert!(shortest > 512, "a chunk of {shortest} times");
+}
+
 /// A request to seal all does not end while some rows are left.
 #[tokio::test]
 async fn what_another_adapter_seals_meanwhile_ends_no_round() {
