@@ -5,7 +5,7 @@
 
 -- count integers in blocks: as they are (sums = 0); or the first and the steps from there (1); or the first, the second,
 -- and the changes of such steps (2). They begin at "at" and end before "next".
-CREATE FUNCTION {decode_blocks}(
+CREATE OR REPLACE FUNCTION {decode_blocks}(
     stream bit varying, at integer, count integer, sums integer, first bigint, step bigint,
     OUT integers bigint[], OUT next integer
 ) LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $body$
@@ -81,7 +81,7 @@ END
 $body$;
 
 -- A count and so many positions from 1 to last.
-CREATE FUNCTION {decode_positions}(
+CREATE OR REPLACE FUNCTION {decode_positions}(
     stream bit varying, at integer, last integer, OUT positions bigint[], OUT next integer
 ) LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $body$
 DECLARE
@@ -105,7 +105,7 @@ END
 $body$;
 
 -- A list of count integers.
-CREATE FUNCTION {decode_integers}(
+CREATE OR REPLACE FUNCTION {decode_integers}(
     stream bit varying, at integer, count integer, OUT integers bigint[], OUT next integer
 ) LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $body$
 DECLARE
@@ -178,7 +178,7 @@ END
 $body$;
 
 -- The times of a chunk, in ms since 1970.
-CREATE FUNCTION {decode_times}(times bit varying) RETURNS bigint[]
+CREATE OR REPLACE FUNCTION {decode_times}(times bit varying) RETURNS bigint[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT AS $body$
 DECLARE
     ends constant integer := pg_catalog.length(times) - 7;
@@ -199,7 +199,7 @@ END
 $body$;
 
 -- The samples of the series at a place of the bucket; none where the row has no such series.
-CREATE FUNCTION {decode}(
+CREATE OR REPLACE FUNCTION {decode}(
     times bit varying, places integer, data bit varying, floats double precision[], place integer
 ) RETURNS TABLE ("time" timestamptz, value double precision)
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE ROWS 200 COST 10000 AS $body$
@@ -216,11 +216,13 @@ DECLARE
     at integer;
     scale integer;
     power integer;
+    decimals double precision;
     divisor double precision := 1;
     factor double precision := 1;
     odd record;
     kept record;
     list record;
+    rests record;
     decoded double precision[];
 BEGIN
     IF places >> place & 1 = 0 THEN
@@ -258,6 +260,11 @@ BEGIN
     ELSIF scale = 2 THEN
         power := pg_catalog.substring(stream, 3, 8)::integer - 62;
         at := 11;
+        IF power >= 178 THEN
+            decimals := ('1e' || power - 178)::double precision;
+            power := pg_catalog.substring(stream, 11, 8)::integer - 62;
+            at := 19;
+        END IF;
         IF power > 62 THEN
             divisor := 1::bigint << 62;
             factor := 1::double precision / (1::bigint << LEAST(power - 62, 62));
@@ -274,17 +281,24 @@ BEGIN
     ELSE
         list := {decode_integers}(stream, at + 1, count);
     END IF;
+    IF decimals IS NOT NULL THEN
+        rests := {decode_integers}(stream, list.next, count);
+        list.next := rests.next;
+    END IF;
     IF list.next <> ends THEN
         RAISE EXCEPTION 'corrupt chunk: place % ends at bit % and not at %', place, list.next, ends
             USING ERRCODE = 'data_corrupted';
     END IF;
-    IF scale <> 3 AND odd IS NULL AND near THEN
+    IF scale <> 3 AND decimals IS NULL AND odd IS NULL AND near THEN
         RETURN QUERY SELECT pg_catalog.to_timestamp(pg_catalog.unnest(times_ms) / 1000::double precision),
             pg_catalog.unnest(list.integers) / divisor * factor;
         RETURN;
     END IF;
     IF scale = 3 THEN
         decoded := ARRAY(SELECT floats[index + 1] FROM pg_catalog.unnest(list.integers::integer[]) AS numbers(index));
+    ELSIF decimals IS NOT NULL THEN
+        decoded := ARRAY(SELECT index / decimals + rest / divisor * factor
+            FROM ROWS FROM (pg_catalog.unnest(list.integers), pg_catalog.unnest(rests.integers)) AS numbers(index, rest));
     ELSE
         decoded := ARRAY(SELECT index / divisor * factor FROM pg_catalog.unnest(list.integers) AS numbers(index));
     END IF;

@@ -24,7 +24,7 @@ const MIGRATIONS: [(&[&str], &[&str]); 3] = [
         &[include_str!("migrate_2.sql"), include_str!("leader_2.sql")],
         &[include_str!("migrate_2.sql"), include_str!("leader_2.sql")],
     ),
-    (&[include_str!("migrate_3.sql")], &[include_str!("migrate_3.sql")]),
+    (&[chunk::SQL, include_str!("migrate_3.sql")], &[include_str!("migrate_3.sql")]),
 ];
 
 /// Additional schema of the election by labels, created by the first adapter that uses it.

@@ -77,7 +77,7 @@ impl Noise {
         let size = 1 << self.below(50);
         let power = self.below(200) as i32 - 70;
         let (one, other) = (self.float(), self.float());
-        let mut sum = 0;
+        let (mut sum, mut decimals) = (0, 0.0);
         let mut value = || match kind {
             0 => one,
             1 => self.below(size) as f64,
@@ -112,6 +112,11 @@ impl Noise {
                 (1_u64 << 30).wrapping_add(sum * sum) as f64
             }
             11 => (self.below(1000) * (size % 5000 + 2) + 77) as f64,
+            12 => {
+                decimals += self.below(size) as f64 / 1e9;
+                decimals
+            }
+            13 => self.below(size) as f64 / 1000.0 / 1000.0,
             _ => self.float(),
         };
         let mut values: Vec<_> = (0..count).map(|_| value()).collect();
@@ -162,7 +167,7 @@ impl Noise {
     }
 }
 
-const KINDS: u64 = 13;
+const KINDS: u64 = 15;
 
 async fn check(database: &Database, chunk: &Chunk) {
     let rows = encode(chunk);
@@ -202,7 +207,8 @@ async fn postgresql_decodes_every_bit() {
 async fn postgresql_decodes_the_longest_chunk() {
     let database = decoder().await;
     let mut noise = Noise(1);
-    let series = (0..6).map(|place| (place, noise.values([5, 6, 8, 2, 11, 12][place as usize], SAMPLES_MAX))).collect();
+    let series =
+        (0..7).map(|place| (place, noise.values([5, 6, 8, 2, 11, 12, 14][place as usize], SAMPLES_MAX))).collect();
     check(&database, &Chunk { bucket: 0, times_ms: noise.times(SAMPLES_MAX), series }).await;
 }
 
@@ -212,10 +218,24 @@ async fn every_scale_is_decoded() {
     let values: Vec<Vec<f64>> = (0..16)
         .map(|e| (0..40).map(|n| f64::from(n * n) / format!("1e{e}").parse::<f64>().unwrap()).collect())
         .chain((1..10).map(|e| (0..40).map(|n| f64::from(n * n) * format!("1e-{e}").parse::<f64>().unwrap()).collect()))
-        .chain(
-            (-62..=124)
-                .map(|k| (0..5).map(|n| (9_007_199_254_740_991_f64 - f64::from(2 * n)) * 2_f64.powi(-k)).collect()),
-        )
+        .chain((-62..=124).map(|k| {
+            (0..5)
+                .map(|n| {
+                    (9_007_199_254_740_991_f64 - 2.0 * f64::from(0x9e37_79b9_u32.wrapping_mul(n))) * 2_f64.powi(-k)
+                })
+                .collect()
+        }))
+        .chain((1..10).map(|e| {
+            let step = |n: u32| f64::from(n * n) / 10_f64.powi(e);
+            (0..40)
+                .scan(0.1, |sum, n| {
+                    Some({
+                        *sum += step(n);
+                        *sum
+                    })
+                })
+                .collect()
+        }))
         .collect();
     let mut scales = std::collections::BTreeSet::new();
     for values in values {
@@ -229,7 +249,7 @@ async fn every_scale_is_decoded() {
         check(&database, &chunk).await;
     }
     println!("{} scales", scales.len());
-    assert!(scales.len() > 190, "{scales:?}");
+    assert!(scales.len() > 199, "{scales:?}");
 }
 
 #[tokio::test]
@@ -238,7 +258,7 @@ async fn postgresql_tells_what_is_corrupt() {
     let mut noise = Noise(7);
     let mut values = noise.values(2, 20);
     values[7] = f64::NAN;
-    let chunk = Chunk { bucket: 0, times_ms: noise.times(20), series: vec![(2, values), (9, noise.values(12, 20))] };
+    let chunk = Chunk { bucket: 0, times_ms: noise.times(20), series: vec![(2, values), (9, noise.values(14, 20))] };
     let rows = encode(&chunk);
     let [good] = &rows[..] else { panic!("{} rows", rows.len()) };
     check(&database, &chunk).await;

@@ -104,6 +104,10 @@ fn any_values(count: usize) -> impl Strategy<Value = Vec<f64>> {
         steps((0..100_u32).prop_map(f64::from).boxed()),
         steps(prop_oneof![9 => Just(0.0), 1 => (0..5_u32).prop_map(f64::from)].boxed()),
         steps((0.0..0.1).boxed()),
+        // Sums of nanoseconds, and microseconds that were divided by a thousand twice.
+        steps((0..1_u32 << 30).prop_map(|n| f64::from(n) / 1e9).boxed()),
+        steps((0..1_u32 << 20).prop_map(f64::from).boxed())
+            .prop_map(|values: Vec<f64>| values.iter().map(|value| value / 1000.0 / 1000.0).collect()),
         steps((0.0..1e19).boxed()),
     ];
     let odd = prop::collection::vec((0..count, any_bits()), 0..4);
@@ -308,6 +312,16 @@ fn what_exporters_send_is_small() {
         })
         .collect();
     assert!(cost_of(sums) < 480 * 20);
+    // A sum of durations of up to a second in nanoseconds: 30 bits, and some for the rounding of each sum.
+    let mut sum = 123.456;
+    let mut duration_sum = |n: u32| {
+        sum += (noise(n) % (1 << 30)) as f64 / 1e9;
+        sum
+    };
+    assert!(cost_of(n().map(&mut duration_sum).collect()) < 480 * 37);
+    // Microseconds that were divided by a thousand twice: each quotient is rounded.
+    let twice = |n: u32| (u64::from(n) * 1_000_000 + noise(n) % 100_000) as f64 / 1000.0 / 1000.0;
+    assert!(cost_of(n().map(twice).collect()) < 480 * 22);
     // Arbitrary floats with few different values.
     let flip = |n: u32| f64::from_bits(if noise(n) % 2 == 0 { STALE } else { 0x7ff8_dead_beef_0001 });
     assert!(cost_of(n().map(flip).collect()) < 480 + 300);

@@ -1,8 +1,8 @@
 //! Encodes the values of one series in few bits: as integers on a scale, or as indices of unchanged floats.
 //!
 //! A series has its scale (two bits and a parameter), one bit that is set if some values are *exceptions*, the
-//! positions and the indices of those, and a list of integers. Every written value was compared bit by bit with the
-//! value that a reader will get.
+//! positions and the indices of those, and a list of integers; on a rounded scale a second one. Every written value was
+//! compared bit by bit with the value that a reader will get.
 
 use std::collections::HashMap;
 
@@ -31,6 +31,14 @@ const INTEGER_PLAIN: i64 = 1 << 40;
 const POWER_MIN: i16 = -62;
 const POWER_MAX: i16 = 124;
 
+/// Parameter of a binary scale from which the scale is a rounded one: the exponent is added to it. A reader that does not
+/// know rounded scales finds no power of two here.
+const ROUNDED: u64 = 240;
+
+/// Largest relative difference of a float to a decimal that is the result of rounding: some hundred units in the last
+/// place, as a sum of many thousands of decimals may have.
+const ROUNDING: f64 = 1.0 / (1_i64 << 44) as f64;
+
 const SCALE_BITS: u32 = 2;
 const EXPONENT_BITS: u32 = 4;
 const POWER_BITS: u32 = 8;
@@ -50,6 +58,8 @@ enum Scale {
     Product(u8),
     /// Integers divided by 2^k: floats of full precision whose mantissas change in few bits.
     Binary(i16),
+    /// Integers divided by 10^e, plus rests divided by 2^k: sums of decimals, whose last bits come from rounding.
+    Rounded(u8, i16),
     /// Indices of floats in the row.
     Dictionary,
 }
@@ -61,7 +71,7 @@ impl Scale {
         let scaled = match self {
             Self::Decimal(exponent) | Self::Product(exponent) => value * TENS[usize::from(exponent)],
             Self::Binary(power) => value * power_of_two(power),
-            Self::Dictionary => return None,
+            Self::Rounded(..) | Self::Dictionary => return None,
         };
         // Rounds to the nearest; from 2^52 on there is nothing to round. The cast saturates, and converts NaN to zero.
         let half = if scaled.abs() < FRACTIONLESS { 0.5 } else { 0.0 };
@@ -77,9 +87,15 @@ impl Scale {
             Self::Decimal(exponent) => integer as f64 / TENS[usize::from(exponent)],
             Self::Product(exponent) => integer as f64 * TENTHS[usize::from(exponent)],
             Self::Binary(power) => integer as f64 * power_of_two(-power),
-            Self::Dictionary => f64::NAN,
+            Self::Rounded(..) | Self::Dictionary => f64::NAN,
         }
     }
+}
+
+/// Returns the float that an integer and a rest represent on a rounded scale.
+#[inline]
+fn rounded_float(exponent: u8, power: i16, integer: i64, rest: i64) -> f64 {
+    Scale::Decimal(exponent).float(integer) + Scale::Binary(power).float(rest)
 }
 
 /// Returns 2^power, a normal float.
@@ -93,6 +109,8 @@ struct Fit {
     scale: Scale,
     /// One integer per value. An exception has the integer of its neighbour.
     integers: Vec<i64>,
+    /// The same for the rests of a rounded scale; empty on all others.
+    rests: Vec<i64>,
     /// Positions of values for which the scale has no integer.
     exceptions: Vec<usize>,
 }
@@ -137,6 +155,9 @@ pub(super) fn write(values: &[f64], lists: &mut Lists, floats: &mut Floats, out:
         Scale::Decimal(exponent) => (0, u64::from(exponent), EXPONENT_BITS),
         Scale::Product(exponent) => (1, u64::from(exponent), EXPONENT_BITS),
         Scale::Binary(power) => (2, (power - POWER_MIN) as u64, POWER_BITS),
+        Scale::Rounded(exponent, power) => {
+            (2, (ROUNDED + u64::from(exponent)) << POWER_BITS | (power - POWER_MIN) as u64, 2 * POWER_BITS)
+        }
         Scale::Dictionary => (3, 0, 0),
     };
     out.put(number, SCALE_BITS);
@@ -155,6 +176,9 @@ pub(super) fn write(values: &[f64], lists: &mut Lists, floats: &mut Floats, out:
         }
         _ => lists.write(&fit.integers, out),
     }
+    if !fit.rests.is_empty() {
+        lists.write(&fit.rests, out);
+    }
 }
 
 /// Reads the `count` values, at least one, that [`write()`] wrote. `integers` is reusable memory.
@@ -167,9 +191,9 @@ pub(super) fn read(
     let scale = match from.get(SCALE_BITS)? {
         0 => Scale::Decimal(from.get(EXPONENT_BITS)? as u8),
         1 => Scale::Product(from.get(EXPONENT_BITS)? as u8),
-        2 => match from.get(POWER_BITS)? as i16 + POWER_MIN {
-            power @ ..=POWER_MAX => Scale::Binary(power),
-            power => return Err(Corrupt(format!("there is no scale 2^{power}"))),
+        2 => match from.get(POWER_BITS)? {
+            exponent @ ROUNDED.. => Scale::Rounded((exponent - ROUNDED) as u8, read_power(from.get(POWER_BITS)?)?),
+            power => Scale::Binary(read_power(power)?),
         },
         _ => Scale::Dictionary,
     };
@@ -185,10 +209,15 @@ pub(super) fn read(
     };
     let mut values = match scale {
         Scale::Dictionary => integers.iter().map(|index| kept(*index)).collect::<Result<Vec<_>, _>>()?,
+        Scale::Rounded(exponent, power) => {
+            let mut rests = Vec::new();
+            integers::read(from, count, &mut rests)?;
+            check_mantissas(integers)?;
+            check_mantissas(&rests)?;
+            integers.iter().zip(rests).map(|(integer, rest)| rounded_float(exponent, power, *integer, rest)).collect()
+        }
         _ => {
-            if let Some(integer) = integers.iter().find(|integer| integer.unsigned_abs() >= INTEGER_MAX as u64) {
-                return Err(Corrupt(format!("{integer} is no mantissa")));
-            }
+            check_mantissas(integers)?;
             integers.iter().map(|integer| scale.float(*integer)).collect()
         }
     };
@@ -196,6 +225,20 @@ pub(super) fn read(
         values[position - 1] = kept(index)?;
     }
     Ok(values)
+}
+
+fn read_power(parameter: u64) -> Result<i16, Corrupt> {
+    match parameter as i16 + POWER_MIN {
+        power @ ..=POWER_MAX => Ok(power),
+        power => Err(Corrupt(format!("there is no scale 2^{power}"))),
+    }
+}
+
+fn check_mantissas(integers: &[i64]) -> Result<(), Corrupt> {
+    match integers.iter().find(|integer| integer.unsigned_abs() >= INTEGER_MAX as u64) {
+        Some(integer) => Err(Corrupt(format!("{integer} is no mantissa"))),
+        None => Ok(()),
+    }
 }
 
 /// Returns the candidate scale that takes the fewest bits.
@@ -210,11 +253,15 @@ fn choose(values: &[f64], lists: &mut Lists, floats: &Floats) -> Fit {
         fit(values, Scale::Decimal, EXPONENT_PLAIN + 1, EXPONENT_MAX),
         fit(values, Scale::Product, 1, EXPONENT_PLAIN),
         binary(values),
+        rounded(values),
     ];
-    let dictionary = Fit { scale: Scale::Dictionary, integers: Vec::new(), exceptions: Vec::new() };
+    let dictionary = Fit::new(Scale::Dictionary, 0);
     let mut best = (dictionary_cost(values, lists, floats), dictionary);
     for fit in candidates.into_iter().flatten() {
         let mut cost = lists.cost(&fit.integers);
+        if !fit.rests.is_empty() {
+            cost += POWER_BITS as usize + lists.cost(&fit.rests);
+        }
         if !fit.exceptions.is_empty() {
             // The indices are not known yet, but are close to each other.
             cost += unsigned_cost(fit.exceptions.len()) + blocks_cost(&distances(&fit.exceptions));
@@ -243,7 +290,7 @@ fn is_ordinary(value: f64) -> bool {
 /// `None` if too many ordinary values are fitted by none.
 fn fit(values: &[f64], scale: impl Fn(u8) -> Scale, least: u8, most: u8) -> Option<Fit> {
     let mut exponent = least;
-    let mut fit = Fit { scale: scale(exponent), integers: Vec::with_capacity(values.len()), exceptions: Vec::new() };
+    let mut fit = Fit::new(scale(exponent), values.len());
     'again: loop {
         fit.scale = scale(exponent);
         fit.integers.clear();
@@ -274,22 +321,15 @@ fn fit(values: &[f64], scale: impl Fn(u8) -> Scale, least: u8, most: u8) -> Opti
 /// power at which the largest value is still below 2^53.
 fn binary(values: &[f64]) -> Option<Fit> {
     let (mut needed, mut possible) = (POWER_MIN, POWER_MAX);
-    for value in values.iter().filter(|value| is_ordinary(**value) && **value != 0.0) {
-        let exponent = (value.to_bits() >> 52 & 0x7ff) as i16 - 1075;
-        if exponent < -1074 {
-            // A subnormal float.
-            continue;
-        }
-        let mantissa = value.to_bits() & ((1 << 52) - 1) | 1 << 52;
-        needed = needed.max(-exponent - mantissa.trailing_zeros() as i16);
-        possible = possible.min(-exponent);
+    for (least, most) in values.iter().filter(|value| is_ordinary(**value)).filter_map(|value| powers(*value)) {
+        needed = needed.max(least);
+        possible = possible.min(most);
     }
     let power = needed.min(possible);
     if power < POWER_MIN {
         return None;
     }
-    let mut fit =
-        Fit { scale: Scale::Binary(power), integers: Vec::with_capacity(values.len()), exceptions: Vec::new() };
+    let mut fit = Fit::new(Scale::Binary(power), values.len());
     for (position, value) in values.iter().enumerate() {
         match fit.scale.integer(*value) {
             Some(integer) => fit.integers.push(integer),
@@ -299,7 +339,61 @@ fn binary(values: &[f64]) -> Option<Fit> {
     fit.finish()
 }
 
+/// Returns the smallest power of two by which the value becomes an integer, and the largest by which that is below 2^53;
+/// `None` for zero and subnormal floats.
+fn powers(value: f64) -> Option<(i16, i16)> {
+    let exponent = (value.to_bits() >> 52 & 0x7ff) as i16 - 1075;
+    if exponent < -1074 {
+        return None;
+    }
+    let mantissa = value.to_bits() & ((1 << 52) - 1) | 1 << 52;
+    Some((-exponent - mantissa.trailing_zeros() as i16, -exponent))
+}
+
+/// Returns the series on the rounded scale with the smallest exponent at which all values are near decimals, and with the
+/// power that their rests need; `None` if there is none, or no rest.
+fn rounded(values: &[f64]) -> Option<Fit> {
+    let nearest = |exponent: u8, value: f64| {
+        let scaled = value * TENS[usize::from(exponent)];
+        let integer = (scaled + f64::copysign(0.5, scaled)) as i64;
+        // The difference of floats that are so close is exact.
+        (integer, value - Scale::Decimal(exponent).float(integer))
+    };
+    let mut exponent = 0;
+    for value in values.iter().filter(|value| is_ordinary(**value)) {
+        while nearest(exponent, *value).1.abs() > value.abs() * ROUNDING {
+            exponent += 1;
+            if exponent > EXPONENT_PLAIN {
+                return None;
+            }
+        }
+    }
+    let rests = values.iter().filter(|value| is_ordinary(**value)).map(|value| nearest(exponent, *value).1);
+    let power = rests.filter_map(powers).map(|(least, _)| least).max()?;
+    if !(POWER_MIN..=POWER_MAX).contains(&power) {
+        return None;
+    }
+    let mut fit = Fit::new(Scale::Rounded(exponent, power), values.len());
+    for (position, value) in values.iter().enumerate() {
+        let (integer, rest) = nearest(exponent, *value);
+        let rest = (rest * power_of_two(power)) as i64;
+        let are_exact = integer.unsigned_abs().max(rest.unsigned_abs()) < INTEGER_MAX as u64;
+        if are_exact && rounded_float(exponent, power, integer, rest).to_bits() == value.to_bits() {
+            fit.integers.push(integer);
+            fit.rests.push(rest);
+        } else {
+            fit.rests.push(fit.rests.last().copied().unwrap_or(0));
+            fit.put_odd(position);
+        }
+    }
+    fit.finish()
+}
+
 impl Fit {
+    fn new(scale: Scale, count: usize) -> Self {
+        Self { scale, integers: Vec::with_capacity(count), rests: Vec::new(), exceptions: Vec::new() }
+    }
+
     fn put_odd(&mut self, position: usize) {
         self.exceptions.push(position);
         self.integers.push(self.integers.last().copied().unwrap_or(0));
