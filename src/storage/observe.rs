@@ -122,7 +122,7 @@ impl Store {
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE ($1 IS NULL OR group_name = ANY ($1))",
         );
         let of_groups = self.names.sql(
-            "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE ($1 IS NULL OR group_name = ANY ($1))",
+            "SELECT sender_no, group_name, clock_offset_ms FROM {senders} WHERE sender_no > 0 AND ($1 IS NULL OR group_name = ANY ($1))",
         );
         let by_name: [(&(dyn ToSql + Sync), Type); 1] = [(&groups, Type::TEXT_ARRAY)];
         let except: Vec<i32> = except.iter().map(|sender| sender.0).collect();
@@ -181,7 +181,7 @@ fn new_rows(names: &Names, from: Option<&Position>) -> String {
     let select = names.sql(
         "SELECT sender, \"time\", series FROM {hot} \
          WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} \
-         WHERE ($1 IS NULL OR group_name = ANY ($1)) AND sender_no <> ALL ($2))) \
+         WHERE sender_no > 0 AND ($1 IS NULL OR group_name = ANY ($1)) AND sender_no <> ALL ($2))) \
          AND xid < pg_snapshot_xmax(pg_current_snapshot())",
     );
     let Some(Position { xmax, xip }) = from else { return select };

@@ -40,3 +40,19 @@ async fn a_store_of_version_1_goes_on_with_its_rows() {
     drop(library(&database, None).await);
     assert_eq!(database.one::<String>(CONTENT).await, content);
 }
+
+#[tokio::test]
+async fn a_store_of_version_2_goes_on_from_what_was_sealed() {
+    let database = Database::new().await;
+    let names = Names::new("public", "metrics");
+    schema::migrate(&database.client, &names, UseTimescaledb::Never, false, 2).await.unwrap();
+    database.run("UPDATE metrics_sealed_to SET snapshot = '700:710:700,705', newest = '2026-01-02 03:04:05Z'").await;
+    database.run("SELECT metrics_sender('lock 1', 'one'), metrics_sender('', '')").await;
+    drop(library(&database, None).await);
+    assert_eq!(database.one::<i32>("SELECT metrics_version()").await, VERSION);
+    let sealed_to = "SELECT snapshot::text || ' ' || extract(epoch FROM newest)::integer FROM metrics_sealed_to";
+    assert_eq!(database.one::<String>(sealed_to).await, "700:710:700,705 1767323045");
+    assert!(database.one::<bool>("SELECT metrics_sender('', '') = 2 AND metrics_sender('lock 1', 'two') = 3").await);
+    // An adapter of version 2 that is still running writes the same.
+    assert_eq!(database.client.execute("UPDATE metrics_sealed_to SET newest = now()", &[]).await.unwrap(), 1);
+}

@@ -261,12 +261,12 @@ async fn another_server_is_told_anew_how_far_a_clock_is_off() {
     let db = Database::new().await;
     let adapter = db.leader().await;
     assert_eq!(adapter.write(Body::new().sample("up", now_ms(), 1.0).compressed()).await.status, 204);
-    db.wait("SELECT count(*) = 1 FROM metrics_senders").await;
+    db.wait("SELECT count(*) = 1 FROM metrics_senders WHERE sender_no > 0").await;
     for epoch in 0..2 {
         // The adapter measures an offset of almost zero here.
         db.run("UPDATE metrics_senders SET clock_offset_ms = 4711").await;
         replace_server(&db, &format!("server {epoch}")).await;
-        db.wait("SELECT clock_offset_ms < 1000 FROM metrics_senders").await;
+        db.wait("SELECT clock_offset_ms < 1000 FROM metrics_senders WHERE sender_no > 0").await;
     }
 }
 
