@@ -193,7 +193,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     let right = Right { sender, fence: None, reconciled: 0, observed: None, epoch: resolved.epoch };
     let what =
         Reconcile { rows: &rows, right: right.clone(), group_no: 0, is_told: false, window_ms: 500, unbounded: &[] };
-    let seen = store.observe(None, Some(&[]), &[], |_, _, _| ()).await.unwrap().position;
+    let seen = store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap().position;
     let hot = store.hot().await.unwrap();
     assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap(), Stored::Committed);
     replace_server(&db, "another").await;
@@ -208,7 +208,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     };
     refused().await;
     let each = |_, _, _: Elements<'_>| panic!("rows of another server");
-    assert_eq!(store.observe(Some(&seen), Some(&[String::new()]), &[], each).await.unwrap_err().class(), Class::Moved);
+    assert_eq!(store.observe(Some(&seen), Some(&[String::new()]), &[], &[], each).await.unwrap_err().class(), Class::Moved);
     assert_eq!(store.resolve(&request, before, None).await.unwrap_err().class(), Class::Moved);
     assert!(store.look_at_server().await.unwrap());
     refused().await;

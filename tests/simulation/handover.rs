@@ -494,10 +494,10 @@ impl Senders {
         for member in &members {
             member.with(|state| state.on_observed(now));
             let is_fresh = member.is_fresh.replace(false);
-            if is_fresh && from.is_some() {
-                member.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
-            } else if is_fresh || !observed.is_complete {
-                member.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            if is_fresh || !observed.is_complete {
+                let hot_ms = if is_fresh && from.is_some() { observed.hot_newest_ms } else { i64::MIN };
+                let newest_ms = observed.sealed_newest_ms.max(hot_ms);
+                member.with(|state| state.on_missed(newest_ms, observed.newest_series_id));
             }
         }
         if self.is_grouped {
