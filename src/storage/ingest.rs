@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, Limits, NO_GROUP, WITHOUT_JIT, begin, show, show_all};
+use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::position::Position;
@@ -68,6 +68,13 @@ pub struct Right {
     pub observed: Option<Arc<Position>>,
     /// Epoch in which the sender's number and the series ids were found.
     pub epoch: Epoch,
+}
+
+impl Right {
+    /// Returns the number of the group; [`NO_GROUP`] without an election.
+    pub(super) fn group_no(&self) -> i32 {
+        self.fence.map_or(NO_GROUP, |fence| fence.group_no)
+    }
 }
 
 /// Outcome of a batch.
@@ -312,13 +319,13 @@ impl Writer {
         let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
         let (fence, reconciled) = rights[0];
         let is_one = rights.iter().all(|right| *right == rights[0]);
-        let check = self.server.check(&self.names, epoch)?;
-        let mut begin = begin(Limits::of(self.timeout), &check);
+        let mut checks = self.server.check(&self.names, epoch)?;
         if rights.iter().all(|(other, _)| *other == fence) {
             // All batches are of one group, so this may wait for the group's lock up to the lock timeout: it delays no
             // writes of other groups.
-            begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
+            checks = format!("{checks}, {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
         }
+        let mut begin = begin(Limits::of(self.timeout), &checks);
         if is_one {
             begin = format!("{begin}; {}", self.claim(batches.iter().map(|batch| batch.key)));
         }
@@ -379,8 +386,7 @@ impl Writer {
         let senders = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
         // Never equal to the counter, so the fence raises.
         let refusal = show(&self.names, Some(*fence), Some(-1));
-        // Samples are compared only in rows of the same time. Rows are found by the index on sender and transaction,
-        // even if the planner takes the table for a small one.
+        // Samples are compared only in rows of the same time.
         let exists = self.names.sql(&format!(
             "EXISTS (WITH own AS MATERIALIZED (SELECT sender, \"time\", series FROM {{hot}} \
              WHERE sender IN ({senders}) AND xid = pg_current_xact_id() \
@@ -395,7 +401,7 @@ impl Writer {
              WHERE \"time\" IN (SELECT \"time\" FROM other) \
              INTERSECT SELECT sender, \"time\", unnest(series) FROM other) same))"
         ));
-        Some(format!("{WITHOUT_JIT}; SET LOCAL enable_seqscan = off; {refusal} WHERE {exists}"))
+        Some(format!("SELECT {refusal} WHERE {exists}"))
     }
 }
 
