@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffered, NotBuffered};
 use crate::handover::group::Group;
 use crate::handover::memory::Memory;
+use crate::handover::reconciling::{Compared, Uncompared, reconcile};
 use crate::handover::requests::{InFlight, Requests};
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::handover::stranded::Stranded;
@@ -26,7 +27,7 @@ use crate::storage::Store;
 use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
 use crate::storage::ingest::{Right, Stored};
-use crate::storage::reconcile::Reconcile;
+use crate::storage::reconcile::Near;
 use crate::storage::row::Row;
 use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
@@ -41,6 +42,7 @@ pub mod group;
 pub mod memory;
 mod moved;
 mod observation;
+mod reconciling;
 pub mod replicas;
 mod requests;
 pub mod ring;
@@ -158,8 +160,7 @@ impl Handover {
                 if let Some(in_flight) = in_flight {
                     in_flight.is_first().await;
                 }
-                self.reconcile(&late, right.clone(), self.is_shared).await?;
-                late.clear();
+                self.reconcile_late(&std::mem::take(&mut late), &mut right).await?;
             }
             if append.is_empty() {
                 break;
@@ -178,6 +179,16 @@ impl Handover {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Compares late samples with what is stored around them, and stores those that are missing. If nobody else has
+    /// stored samples of the group since `right` was determined, it stays valid.
+    async fn reconcile_late(&self, late: &[Buffered], right: &mut Right) -> Result<(), Error> {
+        let uncompared = Uncompared { handover: self, samples: late, right: right.clone(), is_told: self.is_shared };
+        let compared = reconcile(&[uncompared]).await?;
+        let Some(Some(Compared { told, .. })) = compared.first() else { return Err(Error::Fenced) };
+        right.reconciled += i64::from(*told == Some(right.reconciled + 1));
         Ok(())
     }
 
@@ -204,45 +215,9 @@ impl Handover {
         }
         let (window_ms, unbounded) =
             self.in_epoch(epoch, |state| (state.sender.window_ms(&late), state.sender.unbounded(&late)))?;
-        let around = self.store.around(&rows(&late), window_ms, &unbounded, epoch).await?;
+        let near = Near { rows: &rows(&late), window_ms, unbounded: &unbounded };
+        let around = self.store.around(&[near], epoch).await?;
         Ok((Arc::new(rows(&self.with(|state| state.missing(&late, &around, sender)))), Vec::new()))
-    }
-
-    /// Compares samples, in the order of series and time, with what is stored around them, and stores those that are
-    /// missing. `is_told`: the group's counter is raised, to tell the leader.
-    async fn reconcile(&self, samples: &[Buffered], right: Right, is_told: bool) -> Result<(), Error> {
-        let Right { sender, fence, epoch, .. } = right;
-        let group_no = fence.map_or(0, |fence| fence.group_no);
-        let (window_ms, unbounded) =
-            self.in_epoch(epoch, |state| (state.sender.window_ms(samples), state.sender.unbounded(samples)))?;
-        let rows = rows(samples);
-        // Most samples are found stored, and that needs no lock.
-        let around = self.store.around(&rows, window_ms, &unbounded, epoch).await?;
-        let missing = self.with(|state| state.missing(samples, &around, sender));
-        if missing.is_empty() {
-            self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &unbounded, &around, sender))?;
-            self.covered("late", samples.len());
-            return Ok(());
-        }
-        // The second comparison is only for series that miss something.
-        let is_missing =
-            |series_id: &i64| missing.binary_search_by_key(series_id, |sample| sample.row.series_id).is_ok();
-        let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
-        self.in_epoch(epoch, |state| state.sender.on_reconciled(&[], &settled, &around, sender))?;
-        let rows = self::rows(&missing);
-        let what = Reconcile { rows: &rows, right, group_no, is_told, window_ms, unbounded: &unbounded };
-        let judge = |around: &_| self::rows(&self.with(|state| state.missing(&missing, around, sender)));
-        let Some(done) = self.store.reconcile(what, judge).await? else { return Err(Error::Fenced) };
-        self.in_epoch(epoch, |state| state.sender.on_reconciled(&done.inserted, &unbounded, &done.around, sender))?;
-        self.metrics.samples_filled_total.inc_by(done.inserted.len() as u64);
-        self.covered("late", samples.len() - done.inserted.len());
-        // Only if this sender leads: another sender of this adapter, which may lead, does not know yet what was
-        // inserted.
-        let leads = self.group.leading().is_some_and(|leading| leading.sender == Some(sender));
-        if is_told && leads && !done.inserted.is_empty() {
-            self.group.told(done.reconciled);
-        }
-        Ok(())
     }
 
     /// Allows buffering, because another sender leads.

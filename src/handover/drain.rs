@@ -1,20 +1,23 @@
 //! Samples that are taken out of a buffer to be stored: those that stayed uncovered, and all of them at a take-over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
+use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
 use crate::handover::buffer::Buffered;
 use crate::handover::group::NO_GROUP;
+use crate::handover::reconciling::{Compared, Uncompared, reconcile};
 use crate::handover::requests::InFlight;
 use crate::handover::sender::{Sorted, sort_and_dedup};
 use crate::handover::{Handover, State};
 use crate::postgres::error::Error;
 use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
+use crate::storage::ingest::Right;
 
 /// Maximum samples of a buffer that are stored or compared at once: bounds the memory of that.
 pub(super) const CHUNK_SAMPLES: usize = 20_000;
@@ -56,52 +59,84 @@ impl Drop for TakenOut<'_> {
     }
 }
 
-impl Handover {
-    /// Drops samples that were observed to be covered, and reconciles those that stayed uncovered, by right of the
-    /// leader's `fence`, or without an election. `is_last`: the adapter is about to end, so due samples do not wait.
+/// Samples of a sender that stayed uncovered. They are put back on drop, unless [`Due::reconcile`] stored them.
+pub(super) struct Due<'a> {
+    /// In the order of series and time.
+    samples: Vec<Buffered>,
+    right: Right,
+    is_told: bool,
+    taken_out: TakenOut<'a>,
+    /// A take-over waits until they are stored or put back.
+    _taking_out: MutexGuard<'a, ()>,
+}
+
+impl Due<'_> {
+    /// Returns the number of samples.
+    pub(super) fn count(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Compares samples of several senders with what is stored, and stores those that are missing. Returns `false` if
+    /// another term of one of them is in force. Samples that could not be stored are in the buffer as before.
     ///
     /// # Errors
     ///
-    /// Errors of the server or of the connection; `Error::Fenced` if a newer term has begun; `Error::Moved` if the
-    /// server is another one. Samples that could not be stored are in the buffer as before.
-    pub async fn look(&self, fence: Option<Fence>, is_last: bool) -> Result<(), Error> {
+    /// Errors of the server or of the connection; `Error::Moved` if the server is another one.
+    pub(super) async fn reconcile(all: Vec<Self>) -> Result<bool, Error> {
+        let stored = reconcile(&all.iter().map(Due::uncompared).collect::<Vec<_>>()).await?;
+        let is_over = stored.contains(&None);
+        for (due, compared) in all.into_iter().zip(stored) {
+            let Some(Compared { stored, .. }) = compared else { continue };
+            if stored > 0 {
+                let Handover { group, name, .. } = due.taken_out.handover;
+                log::info!(
+                    group = group.name(), sender = name.as_str(), samples = stored;
+                    "stored samples that the leader had missed"
+                );
+            }
+            due.taken_out.done()?;
+        }
+        Ok(!is_over)
+    }
+
+    fn uncompared(&self) -> Uncompared<'_> {
+        let Self { samples, right, is_told, taken_out, .. } = self;
+        Uncompared { handover: taken_out.handover, samples, right: right.clone(), is_told: *is_told }
+    }
+}
+
+impl Handover {
+    /// Drops samples that were observed to be covered, and takes out those that stayed uncovered, about
+    /// [`CHUNK_SAMPLES`] of them, to be reconciled by right of the leader's `fence`, or without an election. `is_last`:
+    /// the adapter is about to end, so due samples do not wait.
+    ///
+    /// # Errors
+    ///
+    /// Errors of the server or of the connection.
+    pub(super) async fn due(&self, fence: Option<Fence>, is_last: bool) -> Result<Option<Due<'_>>, Error> {
         // A take-over stores the whole buffer.
-        let Ok(_taking_out) = self.taking_out.try_lock() else { return Ok(()) };
+        let Ok(taking_out) = self.taking_out.try_lock() else { return Ok(None) };
         // A leader has buffered samples after the server became another one; nobody else is about to store them.
         let leads = match fence {
             Some(fence) => self.leads() == Some(fence.token),
             None => self.group.name() == NO_GROUP,
         };
-        loop {
-            let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
-            let look = |state: &mut State| {
-                let looked = state.sender.look(count, leads || is_last, Instant::now());
-                (looked, state.epoch, Arc::clone(&state.identities))
-            };
-            let (looked, epoch, identities) = self.with_state(look);
-            self.covered("buffer", looked.covered);
-            let is_last = looked.due.len() < CHUNK_SAMPLES;
-            if looked.due.is_empty() {
-                return Ok(());
-            }
-            let mut due = looked.due.clone();
-            let taken_out = TakenOut { handover: self, identities, samples: looked.due };
-            sort_and_dedup(&mut due);
-            let right = self.right(self.number_in(epoch).await?, fence, epoch);
-            let before = self.metrics.samples_filled_total.get();
-            self.reconcile(&due, right, self.is_shared || !leads).await?;
-            let stored = self.metrics.samples_filled_total.get() - before;
-            if stored > 0 {
-                log::info!(
-                    group = self.group.name(), sender = self.name.as_str(), samples = stored;
-                    "stored samples that the leader had missed"
-                );
-            }
-            taken_out.done()?;
-            if is_last {
-                return Ok(());
-            }
+        let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
+        let look = |state: &mut State| {
+            let looked = state.sender.look(count, leads || is_last, Instant::now());
+            (looked, state.epoch, Arc::clone(&state.identities))
+        };
+        let (looked, epoch, identities) = self.with_state(look);
+        self.covered("buffer", looked.covered);
+        if looked.due.is_empty() {
+            return Ok(None);
         }
+        let mut samples = looked.due.clone();
+        sort_and_dedup(&mut samples);
+        let taken_out = TakenOut { handover: self, identities, samples: looked.due };
+        let right = self.right(self.number_in(epoch).await?, fence, epoch);
+        let is_told = self.is_shared || !leads;
+        Ok(Some(Due { samples, right, is_told, taken_out, _taking_out: taking_out }))
     }
 
     /// Stores what is buffered, in bounded memory, because this sender leads now, by right of `fence`. After it nothing
@@ -118,6 +153,8 @@ impl Handover {
         self.find_stranded().await?;
         let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
         let sender = self.number_in(epoch).await?;
+        // Only now, so that all senders that came to lead together share an observation.
+        let _storing = self.memory.taking_out().await;
         let (mut stored, mut count) = (0, 0);
         while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
             let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
@@ -126,22 +163,33 @@ impl Handover {
             }
             count += samples.len();
             let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
-            let right = self.right(sender, Some(fence), epoch);
+            let mut right = self.right(sender, Some(fence), epoch);
+            let (mut requests, mut late) = (Vec::with_capacity(by_request.len()), Vec::new());
             // In the order of arrival, and under the keys of the requests, so that a request that another adapter has
             // buffered too is stored once.
-            let sort = |((_, key), mut samples): (_, Vec<Buffered>)| {
-                sort_and_dedup(&mut samples);
-                let sort = |state: &mut State| (state.sender.sort_buffered(&samples), self.requests.begin());
-                (key, self.in_epoch(epoch, sort))
-            };
-            let store = async |(key, sorted): (Uuid, Result<(Sorted, InFlight<'_>), Error>)| {
-                let (sorted, in_flight) = sorted?;
-                self.covered("buffer", sorted.covered);
+            self.in_epoch(epoch, |state| {
+                for ((_, key), mut samples) in by_request {
+                    sort_and_dedup(&mut samples);
+                    let mut sorted = state.sender.sort_buffered(&samples);
+                    late.append(&mut sorted.late);
+                    requests.push((key, sorted, self.requests.begin()));
+                }
+            })?;
+            self.covered("buffer", requests.iter().map(|(_, sorted, _)| sorted.covered).sum());
+            if !late.is_empty() {
+                // What came again is about to be appended.
+                let appended = requests.iter().flat_map(|(_, sorted, _)| sorted.append.iter());
+                let appended: HashSet<(i64, i64)> = appended.map(|row| (row.series_id, row.time_ms)).collect();
+                late.retain(|Buffered { row, .. }| !appended.contains(&(row.series_id, row.time_ms)));
+                sort_and_dedup(&mut late);
+                self.reconcile_late(&late, &mut right).await?;
+            }
+            let store = async |(key, sorted, in_flight): (Uuid, Sorted, InFlight<'_>)| {
                 let appended = sorted.append.len();
                 self.store_sorted(key, sorted, right.clone(), Some(&in_flight)).await?;
                 Ok::<_, Error>(appended)
             };
-            let stored_now = iter(by_request.into_iter().map(sort)).map(store).buffer_unordered(REPLAY_REQUESTS);
+            let stored_now = iter(requests).map(store).buffer_unordered(REPLAY_REQUESTS);
             stored += stored_now.try_fold(0, async |sum, stored| Ok(sum + stored)).await?;
             taken_out.done()?;
             // Lets heartbeats and other requests run meanwhile.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use crate::telemetry::metrics::Metrics;
 
 /// Bounds of what a standby may buffer.
@@ -18,13 +20,24 @@ pub struct Memory {
     bytes: AtomicUsize,
     /// Bytes of samples that are kept beside the buffers though they are stored, as far as there is memory.
     kept_bytes: AtomicUsize,
+    /// A permit for each buffer that may be stored at the same time at a take-over.
+    taking_out: Semaphore,
     metrics: Arc<Metrics>,
 }
+
+/// Largest number of buffers that are stored at the same time.
+const TAKEN_OUT: usize = 16;
 
 impl Memory {
     pub(super) fn new(config: Config, metrics: Arc<Metrics>) -> Self {
         let (bytes, kept_bytes) = Default::default();
-        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, metrics }
+        let taking_out = Semaphore::new(TAKEN_OUT);
+        Self { bytes_max: config.memory_bytes_max, bytes, kept_bytes, taking_out, metrics }
+    }
+
+    /// Waits until a buffer may be stored. What is taken out of it takes memory beside it.
+    pub(super) async fn taking_out(&self) -> Option<SemaphorePermit<'_>> {
+        self.taking_out.acquire().await.ok()
     }
 
     /// Returns the bytes that a sender may keep beside its buffer, if it keeps `kept` bytes now.

@@ -65,6 +65,10 @@ impl Senders {
         let own = members.values().flat_map(|(_, handovers)| handovers).filter(|_| self.own.is_some());
         let own: Vec<SenderNo> = own.filter_map(|handover| handover.number_if_known()).collect();
         let except = if last.position.is_some() { own.as_slice() } else { &[] };
+        let is_fresh = |handover: &Arc<Handover>| handover.is_fresh.load(Ordering::Relaxed);
+        let fresh =
+            members.iter().filter(|(_, (_, handovers))| last.position.is_some() && handovers.iter().any(is_fresh));
+        let fresh: Vec<&str> = fresh.map(|(group, _)| group.as_str()).collect();
         let now = Instant::now();
         for (group, handovers) in members.values().filter(|_| self.own.is_some()) {
             let leader = group.leading().and_then(|leading| leading.sender);
@@ -75,7 +79,7 @@ impl Senders {
         let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
         let observed = self
             .store
-            .observe(last.position.as_deref(), groups, except, |sender, time_ms, series| {
+            .observe(last.position.as_deref(), groups, &fresh, except, |sender, time_ms, series| {
                 let series = series.iter().map(i64::from_be_bytes);
                 let group = last.groups.get(&sender.split().0).filter(|_| self.own.is_some());
                 match group.map(|group| (group, members.get(group))) {
@@ -121,10 +125,10 @@ impl Senders {
             // For a sender that appeared since the last observation, nothing was observed before. The first observation
             // reads all that is hot.
             let is_fresh = handover.is_fresh.swap(false, Ordering::Relaxed);
-            if is_fresh && last.position.is_some() {
-                handover.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
-            } else if is_fresh || !observed.is_complete {
-                handover.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            if is_fresh || !observed.is_complete {
+                let hot_ms = if is_fresh { observed.fresh_newest_ms } else { i64::MIN };
+                let newest_ms = observed.sealed_newest_ms.max(hot_ms);
+                handover.with(|state| state.on_missed(newest_ms, observed.newest_series_id));
             }
         }
         let position = Arc::new(observed.position);

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
+use crate::handover::drain::{CHUNK_SAMPLES, Due};
 use crate::handover::group::{Group, NO_GROUP};
 use crate::handover::memory::{Config, Memory};
 use crate::handover::replicas::{Owner, Replicas};
@@ -73,6 +74,9 @@ const PART_OF_MEMORY: usize = 4;
 
 /// Pause between observations.
 const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Maximum senders whose samples are compared in one transaction, which keeps the writers of all their groups waiting.
+const RECONCILED_MAX: usize = 64;
 
 /// Minimum difference from the clock offset stored last, ms, at which the offset is stored again.
 const OFFSET_NEWS_MS: i64 = 50;
@@ -232,30 +236,61 @@ impl Senders {
 
     async fn round(&self, told_offset: &mut Option<(Epoch, i64)>, is_last: bool) -> Result<(), Error> {
         self.observe().await?;
-        for (_, (group, handovers)) in self.members() {
-            for handover in handovers {
-                handover.find_again().await?;
-                let epoch = self.store.epoch();
-                let number = handover.number().await?;
-                let offset_ms = *self.clock_offset_ms.lock();
-                // A server that replaces another one may lack the offset.
-                let should_log = |offset_ms: i64| {
-                    told_offset.is_none_or(|(told_in, told_ms)| {
-                        told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
-                    })
-                };
-                if let Some(offset_ms) = offset_ms.filter(|offset_ms| should_log(*offset_ms)) {
-                    self.store.set_clock_offset(number, offset_ms, epoch).await?;
-                    *told_offset = Some((epoch, offset_ms));
+        let members = self.members();
+        for handover in members.values().flat_map(|(_, handovers)| handovers) {
+            handover.find_again().await?;
+            let epoch = self.store.epoch();
+            let number = handover.number().await?;
+            let offset_ms = *self.clock_offset_ms.lock();
+            // A server that replaces another one may lack the offset.
+            let should_log = |offset_ms: i64| {
+                told_offset.is_none_or(|(told_in, told_ms)| {
+                    told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
+                })
+            };
+            if let Some(offset_ms) = offset_ms.filter(|offset_ms| should_log(*offset_ms)) {
+                self.store.set_clock_offset(number, offset_ms, epoch).await?;
+                *told_offset = Some((epoch, offset_ms));
+            }
+        }
+        // What one sender of a group misses may be what another one is about to store.
+        let most = members.values().map(|(_, handovers)| handovers.len()).max().unwrap_or(0);
+        for place in 0..most {
+            let of_groups = members.values().filter_map(|(group, handovers)| Some((group, handovers.get(place)?)));
+            match self.look(of_groups, is_last).await {
+                // The next observation shows the new term, or the other server.
+                Ok(()) | Err(Error::Moved) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the buffers of senders of different groups, and reconciles what stayed uncovered.
+    async fn look<'a>(
+        &self,
+        handovers: impl Iterator<Item = (&'a Arc<Group>, &'a Arc<Handover>)>,
+        is_last: bool,
+    ) -> Result<(), Error> {
+        let (mut due, mut samples) = (Vec::new(), 0);
+        for (group, handover) in handovers {
+            // By right of whoever leads, even if that is this sender: its take-over may have been aborted half-way.
+            let fence = || group.leading().map(|leading| leading.fence);
+            while let Some(of_sender) = handover.due(fence(), is_last).await? {
+                let count = of_sender.count();
+                due.push(of_sender);
+                samples += count;
+                if samples < CHUNK_SAMPLES && due.len() < RECONCILED_MAX {
+                    break;
                 }
-                // By right of whoever leads, even if that is this sender: its take-over may have been aborted half-way.
-                match handover.look(group.leading().map(|leading| leading.fence), is_last).await {
-                    // The next observation shows the new term, or the other server.
-                    Ok(()) | Err(Error::Fenced | Error::Moved) => {}
-                    Err(error) => return Err(error),
+                let are_stored = Due::reconcile(std::mem::take(&mut due)).await?;
+                samples = 0;
+                if !are_stored || count < CHUNK_SAMPLES {
+                    break;
                 }
             }
         }
+        Due::reconcile(due).await?;
         Ok(())
     }
 }

@@ -22,7 +22,8 @@ pub struct SeriesTimes {
     /// Series with larger ids were created after the first observation: if they have no entry, nothing of them is
     /// stored.
     floor: i64,
-    /// Upper bound of the times of missed samples, which others stored and this adapter did not observe, ms since 1970.
+    /// Upper bound of the times of missed samples, which others stored and this adapter did not observe, ms since 1970;
+    /// [`i64::MAX`] before the first observation.
     missed_ms: i64,
     intervals: Intervals,
     /// The sender that leads, as last observed.
@@ -78,7 +79,7 @@ impl SeriesTimes {
             led_from_ms: i64::MIN,
             pages: Pages::default(),
             floor: i64::MAX,
-            missed_ms: i64::MIN,
+            missed_ms: i64::MAX,
             intervals: Intervals::default(),
         }
     }
@@ -86,7 +87,7 @@ impl SeriesTimes {
     /// Forgets every series, because the ids are another server's, but not the usual interval.
     pub fn forget(&mut self) {
         self.pages = Pages::default();
-        (self.floor, self.missed_ms) = (i64::MAX, i64::MIN);
+        (self.floor, self.missed_ms) = (i64::MAX, i64::MAX);
         (self.leader, self.led_from_ms) = (None, i64::MIN);
     }
 
@@ -145,6 +146,10 @@ impl SeriesTimes {
     pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
         let entry = self.pages.entry(series_id);
         entry.add(slot);
+        // All that others stored later than what was missed is observed.
+        if !slot.is_own && slot.time_ms > self.missed_ms {
+            entry.flags |= BOUNDED;
+        }
         let Some(leader) = self.leader.filter(|_| leads) else { return };
         let (led_by, led_from_ms) = (low_bits(leader), self.led_from_ms);
         if entry.led_by != led_by {
@@ -177,9 +182,11 @@ impl SeriesTimes {
     /// series with ids above `floor` were created since. So a newest time is a bound only if it is later than
     /// `newest_ms`.
     pub fn missed(&mut self, newest_ms: i64, floor: i64) {
-        (self.floor, self.missed_ms) = (floor, self.missed_ms.max(newest_ms));
+        let is_first = self.missed_ms == i64::MAX;
+        let missed_ms = if is_first { newest_ms } else { self.missed_ms.max(newest_ms) };
+        (self.floor, self.missed_ms) = (floor, missed_ms);
         for entry in self.pages.all.iter_mut().flat_map(|page| page.iter_mut()) {
-            if entry.last_ms > newest_ms { entry.flags |= BOUNDED } else { entry.flags &= !BOUNDED }
+            if entry.last_ms > missed_ms { entry.flags |= BOUNDED } else { entry.flags &= !BOUNDED }
         }
     }
 

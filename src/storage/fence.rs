@@ -48,29 +48,35 @@ impl Limits {
     }
 }
 
-/// Returns the statements that open a write transaction with these limits. All settings are local to the transaction,
-/// so that they also work with a pooler. `check` is an expression that fails if nothing may be written. BEGIN itself
-/// never fails, so all statements sent after it are within the transaction, even if that has failed.
+/// Settings, as expressions, of a transaction that finds few of many rows by an index, whatever the planner expects.
+pub const BY_INDEX: &str = "set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
+
+/// Returns the statements that open a write transaction with these limits, to be sent as one message. All settings are
+/// local to the transaction, so that they also work with a pooler. `checks` are expressions that fail if nothing may be
+/// written; they are evaluated in their order. On a server that only reads, BEGIN fails: statements that store must not
+/// be sent before the answer.
 #[must_use]
-pub fn begin(limits: Limits, check: &str) -> String {
+pub fn begin(limits: Limits, checks: &str) -> String {
     format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; SET TRANSACTION READ WRITE; SELECT set_config('statement_timeout', '{}', true), \
-         set_config('lock_timeout', '{}', true), set_config('idle_in_transaction_session_timeout', '{}', true), \
-         set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), true), {check}",
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT set_config('statement_timeout', '{}', true), \
+         set_config('lock_timeout', '{}', true), set_config('idle_in_transaction_session_timeout', '{}', true), {BY_INDEX}, \
+         set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local'), true), {checks}",
         limits.statement.as_millis(),
         limits.lock.as_millis(),
         limits.idle.as_millis(),
     )
 }
 
-/// Returns the statement that shows the right to write in an open transaction. Without a fence it shows only that there
-/// is a writer. `reconciled` is the known value of the group's counter; `None` is not compared.
+/// Returns the expression that shows the right to write in an open transaction, and fails if it is over. It waits for
+/// the group's lock; what it then compares is as committed by then, also within the statement that opens the
+/// transaction. Without a fence it shows only that there is a writer. `reconciled` is the known value of the group's
+/// counter; `None` is not compared.
 #[must_use]
 pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> String {
     let group_no = fence.map_or(NO_GROUP, |fence| fence.group_no);
     let token = fence.map_or_else(|| "NULL".to_owned(), |fence| format!("'{}'", fence.token));
     let reconciled = reconciled.map_or_else(|| "NULL".to_owned(), |reconciled| reconciled.to_string());
-    names.sql(&format!("SELECT {{fence}}({group_no}, {token}, {reconciled})"))
+    names.sql(&format!("{{fence}}({group_no}, {token}, {reconciled})"))
 }
 
 /// Returns the statement that shows several rights to write at once. Its parameters are the group numbers, the tokens
@@ -80,9 +86,9 @@ pub fn show_all(names: &Names) -> String {
     names.sql("SELECT {fences}($1, $2, $3)")
 }
 
-/// Returns the statement that takes a group's exclusive lock in an open transaction, which locks out all writers of the
-/// group.
+/// Returns the expression that takes a group's exclusive lock in an open transaction, which locks out all writers of
+/// the group.
 #[must_use]
 pub fn exclude(names: &Names, group_no: i32) -> String {
-    names.sql(&format!("SELECT pg_advisory_xact_lock({{leader:literal}}::regclass::oid::integer, {group_no})"))
+    names.sql(&format!("pg_advisory_xact_lock({{leader:literal}}::regclass::oid::integer, {group_no})"))
 }

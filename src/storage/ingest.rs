@@ -71,6 +71,13 @@ pub struct Right {
     pub epoch: Epoch,
 }
 
+impl Right {
+    /// Returns the number of the group; [`NO_GROUP`] without an election.
+    pub(super) fn group_no(&self) -> i32 {
+        self.fence.map_or(NO_GROUP, |fence| fence.group_no)
+    }
+}
+
 /// Outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
@@ -329,13 +336,13 @@ impl Writer {
         let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
         let (fence, reconciled) = rights[0];
         let is_one = rights.iter().all(|right| *right == rights[0]);
-        let check = self.server.check(&self.names, epoch)?;
-        let mut begin = begin(Limits::of(self.timeout), &check);
+        let mut checks = self.server.check(&self.names, epoch)?;
         if rights.iter().all(|(other, _)| *other == fence) {
             // All batches are of one group, so this may wait for the group's lock up to the lock timeout: it delays no
             // writes of other groups.
-            begin = format!("{begin}; {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
+            checks = format!("{checks}, {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
         }
+        let mut begin = begin(Limits::of(self.timeout), &checks);
         if is_one {
             begin = format!("{begin}; {}", self.claim(batches.iter().map(|batch| batch.key)));
         }
@@ -420,7 +427,7 @@ impl Writer {
         let stored_by_others = self.names.qualified("_stored_by_others");
         let (numbers, after, before) = (array(&numbers), array(&after), array(&before));
         Some(format!(
-            "{refusal} WHERE to_timestamp({oldest_ms} / 1000.0) < clock_timestamp() - interval '{SENT_AGAIN_MS} ms' \
+            "SELECT {refusal} WHERE to_timestamp({oldest_ms} / 1000.0) < clock_timestamp() - interval '{SENT_AGAIN_MS} ms' \
              AND {stored_by_others}({numbers}, {after}, {before}, '{observed}')"
         ))
     }

@@ -41,6 +41,8 @@ pub struct Observed {
     pub newest_series_id: i64,
     /// Latest time of any sample that sealing has removed from the hot rows, ms since 1970.
     pub sealed_newest_ms: i64,
+    /// Latest time of any hot row of the senders of the `fresh` groups, ms since 1970; [`i64::MIN`] if there is none.
+    pub fresh_newest_ms: i64,
 }
 
 /// A group's row.
@@ -73,7 +75,8 @@ pub struct SenderState {
 
 impl Store {
     /// Reads, in one snapshot, the rows committed since `from` by the senders of `groups` (all groups if `None`),
-    /// except the senders in `except`. Without a position, reads all hot rows of these senders. Calls `each` with the
+    /// except the senders in `except`. Without a position, reads all hot rows of these senders. Of the groups `fresh`,
+    /// which have a sender for which rows before `from` were not read, finds the latest time. Calls `each` with the
     /// sender, the time in ms since 1970 and the series ids of each row, in no order. Rows of one transaction are read
     /// in the same observation, each of them once.
     ///
@@ -86,12 +89,13 @@ impl Store {
         &self,
         from: Option<&Position>,
         groups: Option<&[String]>,
+        fresh: &[&str],
         except: &[SenderNo],
         each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let observed = self.observe_by(&client, from, groups, except, each).await?;
+            let observed = self.observe_by(&client, from, groups, fresh, except, each).await?;
             client.give_back();
             Ok(observed)
         }))
@@ -103,6 +107,7 @@ impl Store {
         client: &Client,
         from: Option<&Position>,
         groups: Option<&[String]>,
+        fresh: &[&str],
         except: &[SenderNo],
         mut each: impl FnMut(SenderNo, i64, Elements<'_>),
     ) -> Result<Observed, Error> {
@@ -116,7 +121,9 @@ impl Store {
         let check = self.server.check(&self.names, epoch)?;
         let now = self.names.sql(&format!(
             "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {{sealed_to}}), \
-             (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), {check}",
+             (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), \
+             (SELECT max(\"time\") FROM {{hot}} WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) \
+             FROM {{senders}} WHERE group_name = ANY ($1)))), {check}",
         ));
         let states = self.names.sql(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE ($1 IS NULL OR group_name = ANY ($1))",
@@ -129,7 +136,7 @@ impl Store {
         let by_sender: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::TEXT_ARRAY), (&except, Type::INT4_ARRAY)];
         let (asked_ms, asked_at) = (now_ms(), Instant::now());
         let answered = async {
-            let row = client.query_typed_one(&now, &[]).await?;
+            let row = client.query_typed_one(&now, &[(&fresh, Type::TEXT_ARRAY)]).await?;
             Ok((row, now_ms(), asked_at.elapsed()))
         };
         let new = new_rows(&self.names, from);
@@ -157,6 +164,7 @@ impl Store {
         let Timestamp(server_us) = row.try_get(1)?;
         let server_ms = from_postgres_us(server_us);
         let Timestamp(newest_us) = row.try_get(4)?;
+        let fresh_newest: Option<Timestamp> = row.try_get(5)?;
         self.server_clock.set(server_ms, asked_at + round_trip / 2);
         let newest_series_id = row.try_get(3)?;
         self.on_newest_series(epoch, newest_series_id, asked_at);
@@ -169,6 +177,7 @@ impl Store {
             round_trip_ms: as_ms(round_trip),
             newest_series_id,
             sealed_newest_ms: from_postgres_us(newest_us),
+            fresh_newest_ms: fresh_newest.map_or(i64::MIN, |Timestamp(newest_us)| from_postgres_us(newest_us)),
         })
     }
 }

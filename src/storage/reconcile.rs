@@ -1,9 +1,10 @@
 //! Compares samples with what is stored around them, and stores the missing ones, in one transaction that excludes all
-//! writers of the group.
+//! writers of their groups.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,7 +19,7 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, series_at};
-use crate::storage::fence::{Limits, NO_GROUP, begin, exclude};
+use crate::storage::fence::{BY_INDEX, Limits, NO_GROUP, begin, exclude};
 use crate::storage::hot::{Elements, Gathered, ROW_SAMPLES_MAX, gather};
 use crate::storage::ingest::Right;
 use crate::storage::layout::Layout;
@@ -28,22 +29,27 @@ use crate::storage::server::Epoch;
 
 mod windows;
 
-/// Samples to be compared with what is stored.
-#[derive(Clone, Debug)]
-pub struct Reconcile<'a> {
+/// Samples of one sender, around which stored ones are looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Near<'a> {
     /// Rows in the order of series and time, without duplicates.
     pub rows: &'a [Row],
-    /// Sender of the rows and the right to write. The right is shown while the group's writers are locked out. Its
-    /// `reconciled` counter is not compared.
-    pub right: Right,
-    /// Group number; 0 without an election.
-    pub group_no: i32,
-    /// `true` if the sender does not lead: if anything is stored, the group's counter is raised to inform the leader.
-    pub is_told: bool,
     /// Time in ms before and after each sample within which stored samples are looked for.
     pub window_ms: i64,
     /// Series whose last stored time is wanted too. Series that are not in `rows` are ignored.
     pub unbounded: &'a [i64],
+}
+
+/// Samples of one sender to be compared with what is stored.
+#[derive(Clone, Debug)]
+pub struct Reconcile<'a> {
+    /// The samples.
+    pub near: Near<'a>,
+    /// Sender of the rows and the right to write. The right is shown while the group's writers are locked out. Its
+    /// `reconciled` counter is not compared.
+    pub right: Right,
+    /// `true` if the sender does not lead: if anything is stored, the group's counter is raised to inform the leader.
+    pub is_told: bool,
 }
 
 /// A time at which a series has a stored sample.
@@ -66,13 +72,13 @@ pub struct Around {
     pub last_ms: HashMap<i64, StoredTime>,
 }
 
-/// Result of reconciling samples.
+/// Result of reconciling the samples of one sender.
 #[derive(Clone, Debug)]
 pub struct Reconciled {
     /// Samples that were missing and are now stored.
     pub inserted: Vec<Row>,
-    /// Samples that were stored before.
-    pub around: Around,
+    /// Samples that were stored before, around those of all senders.
+    pub around: Arc<Around>,
     /// Current value of the group's counter; 0 without an election.
     pub reconciled: i64,
 }
@@ -88,9 +94,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SPANS_MAX: usize = 8;
 
 impl Store {
-    /// Reads what is stored around `rows`, lets `judge` decide which of them are missing, stores those, and returns
-    /// after COMMIT. No other transaction writes for the group meanwhile. Returns `None` if another term is in force;
-    /// nothing is stored then.
+    /// Reads what is stored around samples, each part of another group, lets `judge` decide which samples of each part
+    /// are missing, stores those, and returns after COMMIT. No other transaction writes for these groups meanwhile. The
+    /// result of a part is `None` if another term is in force, or if there are several parts and somebody just writes
+    /// for its group: that must not hold the others up. Nothing of that part is stored then.
     ///
     /// # Errors
     ///
@@ -98,59 +105,75 @@ impl Store {
     /// attempt finds the samples stored.
     pub async fn reconcile(
         &self,
-        what: Reconcile<'_>,
-        judge: impl FnOnce(&Around) -> Vec<Row>,
-    ) -> Result<Option<Reconciled>, Error> {
+        parts: &[Reconcile<'_>],
+        mut judge: impl FnMut(usize, &Around) -> Vec<Row>,
+    ) -> Result<Vec<Option<Reconciled>>, Error> {
         let limits = Limits { statement: PATIENCE, lock: PATIENCE, idle: IDLE_TIMEOUT };
+        let Some(Right { epoch, .. }) = parts.first().map(|part| &part.right) else { return Ok(Vec::new()) };
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let check = self.server.check(&self.names, what.right.epoch)?;
-            let begin = format!("{}; {}", begin(limits, &check), exclude(&self.names, what.group_no));
-            let windows = Windows::new(what.rows, what.window_ms, what.unbounded);
-            let token = what.right.fence.map(|fence| fence.token);
+            let mut checks = self.server.check(&self.names, *epoch)?;
+            if let [one] = parts {
+                checks = format!("{checks}, {}", exclude(&self.names, one.right.group_no()));
+            }
+            let windows = Windows::new(parts.iter().map(|part| part.near));
             // Sent in this order without waiting for answers: the statements after a failed BEGIN only read.
-            let ((), in_force, around) = try_join3(
-                async { Ok(client.batch_execute(&begin).await?) },
-                self.in_force(&client, what.group_no, token),
+            let ((), free, in_force, around) = try_join4(
+                async { Ok(client.batch_execute(&begin(limits, &checks)).await?) },
+                self.exclude_free(&client, parts),
+                self.in_force(&client, parts),
                 self.read_around(&client, &windows),
             )
             .await?;
-            let Some(mut reconciled) = in_force else {
-                client.batch_execute("ROLLBACK").await?;
-                client.give_back();
-                return Ok(None);
-            };
-            let inserted = judge(&around);
-            if inserted.is_empty() {
+            let around = Arc::new(around);
+            let mut done: Vec<Option<Reconciled>> = Vec::with_capacity(parts.len());
+            for (place, part) in parts.iter().enumerate() {
+                let group_no = part.right.group_no();
+                let is_free = free.as_ref().is_none_or(|free| free.contains(&group_no));
+                let counter = if group_no == NO_GROUP { Some(&0) } else { in_force.get(&group_no) };
+                done.push(counter.filter(|_| is_free).map(|reconciled| Reconciled {
+                    inserted: judge(place, &around),
+                    around: Arc::clone(&around),
+                    reconciled: *reconciled,
+                }));
+            }
+            let (mut rows, mut told): (Vec<(SenderNo, &Row)>, Vec<i32>) = Default::default();
+            for (part, done) in parts.iter().zip(&mut done) {
+                let Some(done) = done.as_mut().filter(|done| !done.inserted.is_empty()) else { continue };
+                if part.is_told && part.right.group_no() != NO_GROUP {
+                    told.push(part.right.group_no());
+                    // Nobody else raises the counter meanwhile.
+                    done.reconciled += 1;
+                }
+                rows.extend(done.inserted.iter().map(|row| (part.right.sender, row)));
+            }
+            if rows.is_empty() {
                 client.batch_execute("ROLLBACK").await?;
             } else {
-                let is_told = what.is_told && what.group_no != NO_GROUP;
-                let insert = self.insert(&client, &inserted, what.right.sender);
-                let tell = async { if is_told { self.tell(&client, what.group_no).await.map(Some) } else { Ok(None) } };
                 let commit = async { Ok(client.batch_execute("COMMIT").await?) };
                 // COMMIT rolls back after a failed statement.
-                let ((), told, ()) = try_join3(insert, tell, commit).await?;
-                reconciled = told.unwrap_or(reconciled);
-                self.metrics.samples_stored_total.inc_by(inserted.len() as u64);
+                try_join3(self.insert(&client, &rows), self.tell(&client, &told), commit).await?;
+                self.metrics.samples_stored_total.inc_by(rows.len() as u64);
             }
             client.give_back();
-            Ok(Some(Reconciled { inserted, around, reconciled }))
+            Ok(done)
         }))
         .await
     }
 
-    /// Returns what is stored around `rows` now; their series ids were found in `epoch`. See [`Reconcile`].
+    /// Returns what is stored around samples now; their series ids were found in `epoch`.
     ///
     /// # Errors
     ///
     /// Errors of the server or of the connection, or that `epoch` is over.
-    pub async fn around(&self, rows: &[Row], window_ms: i64, unbounded: &[i64], epoch: Epoch) -> Result<Around, Error> {
+    pub async fn around(&self, parts: &[Near<'_>], epoch: Epoch) -> Result<Around, Error> {
         self.counted(within(self.config.send_timeout, async {
             let check = self.server.check(&self.names, epoch)?;
             let client = Pooled::take(&self.pool).await?;
-            let windows = Windows::new(rows, window_ms, unbounded);
+            let windows = Windows::new(parts.iter().copied());
             let begin = format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT set_config('statement_timeout', '{}', true), {check}",
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT set_config('statement_timeout', '{}', true), \
+                 {BY_INDEX}, {check}",
                 self.config.send_timeout.as_millis()
             );
             let ((), around, ()) = try_join3(
@@ -165,26 +188,46 @@ impl Store {
         .await
     }
 
-    /// Returns the group's counter if `token` is in force.
-    async fn in_force(&self, client: &Client, group_no: i32, token: Option<Uuid>) -> Result<Option<i64>, Error> {
-        if group_no == NO_GROUP {
-            return Ok(Some(0));
+    /// Takes the exclusive locks of several groups, as far as nobody holds them, and returns those groups. Never waits
+    /// for one group while it holds up the writers of others. `None` if there is only one group: its lock was waited
+    /// for.
+    async fn exclude_free(&self, client: &Client, parts: &[Reconcile<'_>]) -> Result<Option<HashSet<i32>>, Error> {
+        if parts.len() == 1 {
+            return Ok(None);
         }
-        let statement = self.names.sql("SELECT reconciled FROM {leader} WHERE group_no = $1 AND token = $2");
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&group_no, Type::INT4), (&token, Type::UUID)];
-        let row = client.query_typed_opt(&statement, &parameters).await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?)
+        let groups: Vec<i32> = parts.iter().map(|part| part.right.group_no()).collect();
+        let statement = self.names.sql(
+            "SELECT of_group FROM unnest($1::integer[]) AS g (of_group) \
+             WHERE pg_try_advisory_xact_lock({leader:literal}::regclass::oid::integer, of_group)",
+        );
+        let rows = client.query_typed(&statement, &[(&groups, Type::INT4_ARRAY)]).await?;
+        Ok(Some(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?))
     }
 
-    /// Raises the group's counter and returns the new value.
-    async fn tell(&self, client: &Client, group_no: i32) -> Result<i64, Error> {
-        let statement =
-            self.names.sql("UPDATE {leader} SET reconciled = reconciled + 1 WHERE group_no = $1 RETURNING reconciled");
-        Ok(client.query_typed_one(&statement, &[(&group_no, Type::INT4)]).await?.try_get(0)?)
+    /// Returns the counters of the groups whose token is in force.
+    async fn in_force(&self, client: &Client, parts: &[Reconcile<'_>]) -> Result<HashMap<i32, i64>, Error> {
+        let fences = || parts.iter().filter_map(|part| part.right.fence);
+        let (groups, tokens): (Vec<i32>, Vec<Uuid>) = fences().map(|fence| (fence.group_no, fence.token)).unzip();
+        let statement = self.names.sql(
+            "SELECT l.group_no, l.reconciled FROM unnest($1::integer[], $2::uuid[]) AS asked (group_no, token) \
+             JOIN {leader} l ON l.group_no = asked.group_no AND l.token = asked.token",
+        );
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY)];
+        let rows = client.query_typed(&statement, &parameters).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    /// Raises the counters of groups.
+    async fn tell(&self, client: &Client, groups: &[i32]) -> Result<(), Error> {
+        if !groups.is_empty() {
+            let statement = self.names.sql("UPDATE {leader} SET reconciled = reconciled + 1 WHERE group_no = ANY ($1)");
+            client.execute_typed(&statement, &[(&groups, Type::INT4_ARRAY)]).await?;
+        }
+        Ok(())
     }
 
     /// Stores samples with a single message: the server bounds the idle time between messages, but not within COPY.
-    async fn insert(&self, client: &Client, rows: &[Row], sender: SenderNo) -> Result<(), Error> {
+    async fn insert(&self, client: &Client, rows: &[(SenderNo, &Row)]) -> Result<(), Error> {
         let statement = self.names.sql(
             "INSERT INTO {hot} (\"time\", series, value, sender) \
              SELECT min(\"time\"), array_agg(id ORDER BY id), array_agg(value ORDER BY id), min(sender) \
@@ -194,7 +237,7 @@ impl Store {
         let (mut row_nos, mut senders, mut times, mut ids, mut values) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut row_no = 0_i32;
-        for Gathered { sender, time_ms, samples } in gather(rows.iter().map(|row| (sender, row))) {
+        for Gathered { sender, time_ms, samples } in gather(rows.iter().copied()) {
             for samples in samples.chunks(ROW_SAMPLES_MAX) {
                 row_no += 1;
                 row_nos.extend(samples.iter().map(|_| row_no));
@@ -218,22 +261,14 @@ impl Store {
     /// Sends its statements at once, without waiting for answers in between. Each statement takes its own snapshot. Hot
     /// rows are read first, so that samples sealed meanwhile are read twice and never missed.
     async fn read_around(&self, client: &Client, windows: &Windows) -> Result<Around, Error> {
-        // The statement before reads all hot rows. The following ones never need all rows of a segment, whatever the
-        // planner expects.
-        let by_index = "SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
         let sealed = async {
             match self.layout {
                 Layout::Chunks => self.chunks_around(client, windows).await,
                 Layout::Hypertable => self.rows_around(client, windows).await,
             }
         };
-        let (mut around, (), sealed, last) = try_join4(
-            self.hot_around(client, windows),
-            async { Ok(client.batch_execute(by_index).await?) },
-            sealed,
-            self.sealed_last(client, windows),
-        )
-        .await?;
+        let (mut around, sealed, last) =
+            try_join3(self.hot_around(client, windows), sealed, self.sealed_last(client, windows)).await?;
         for (series_id, stored) in sealed {
             around.times.entry(series_id).or_default().push(stored);
         }
@@ -260,20 +295,24 @@ impl Store {
         let (lowers, uppers): (Vec<_>, Vec<_>) =
             spans.iter().map(|(from_ms, to_ms)| (at(*from_ms), at(*to_ms))).unzip();
         let ids = windows.ids();
-        let (Some(least), Some(most)) = (ids.first(), ids.last()) else { return Ok(around) };
+        let (least, most): (Vec<i64>, Vec<i64>) = windows.ranges().iter().copied().unzip();
+        if ids.is_empty() {
+            return Ok(around);
+        }
         let within = |n| format!("\"time\" >= ($1::timestamptz[])[{n}] AND \"time\" <= ($2::timestamptz[])[{n}]");
         let within: Vec<String> = (1..=spans.len()).map(within).collect();
         // The conditions on the first and last series skip rows cheaply; the arrays are searched only for a few series.
         let statement = self.names.sql(&format!(
-            "SELECT \"time\", sender, series FROM {{hot}} WHERE ({}) AND series[1] <= $3 AND series[cardinality(series)] >= $4 \
+            "SELECT \"time\", sender, series FROM {{hot}} WHERE ({}) AND EXISTS (SELECT FROM unnest($3::bigint[], $4::bigint[]) \
+             AS r (least, most) WHERE series[1] <= r.most AND series[cardinality(series)] >= r.least) \
              AND (cardinality($5::bigint[]) > 8 OR series && $5)",
             within.join(" OR ")
         ));
         let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
             (&lowers, Type::TIMESTAMPTZ_ARRAY),
             (&uppers, Type::TIMESTAMPTZ_ARRAY),
-            (most, Type::INT8),
-            (least, Type::INT8),
+            (&least, Type::INT8_ARRAY),
+            (&most, Type::INT8_ARRAY),
             (&ids, Type::INT8_ARRAY),
         ];
         let mut rows = pin!(client.query_typed_raw(&statement, parameters).await?);

@@ -238,12 +238,11 @@ impl Store {
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
-            let check = self.server.check(&self.names, epoch)?;
-            let mut begin = fence::begin(Limits::of(timeout), &check);
+            let mut checks = self.server.check(&self.names, epoch)?;
             if fence.is_some() {
-                begin = format!("{begin}; {}", fence::show(&self.names, fence, None));
+                checks = format!("{checks}, {}", fence::show(&self.names, fence, None));
             }
-            client.batch_execute(&begin).await?;
+            client.batch_execute(&fence::begin(Limits::of(timeout), &checks)).await?;
             let (found, created) = series::resolve(&client, &self.names, wanted).await?;
             client.batch_execute("COMMIT").await?;
             client.give_back();

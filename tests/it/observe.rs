@@ -31,7 +31,7 @@ impl Observer {
                 assert_eq!(ids, [1, 2]);
                 *self.seen.entry((time_ms, sender.0)).or_default() += 1;
             };
-        let observed = store.observe(self.position.as_ref(), Some(&groups), except, each).await.unwrap();
+        let observed = store.observe(self.position.as_ref(), Some(&groups), &[], except, each).await.unwrap();
         self.position = Some(observed.position.clone());
         observed
     }

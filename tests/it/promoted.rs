@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::error::{Class, Error};
 use prometheus_postgresql_adapter::storage::hot::Elements;
 use prometheus_postgresql_adapter::storage::ingest::{Right, Stored};
-use prometheus_postgresql_adapter::storage::reconcile::Reconcile;
+use prometheus_postgresql_adapter::storage::reconcile::{Near, Reconcile};
 use prometheus_postgresql_adapter::wire::write::v1;
 use rig::adapter::{Adapter, Options};
 use rig::postgres::{self, Postgres, Stop};
@@ -191,24 +191,27 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     let resolved = store.resolve(&request, looked_up(), None).await.unwrap();
     let rows = resolved.shares[0].rows.clone();
     let right = Right { sender, fence: None, reconciled: 0, observed: None, epoch: resolved.epoch };
-    let what =
-        Reconcile { rows: &rows, right: right.clone(), group_no: 0, is_told: false, window_ms: 500, unbounded: &[] };
-    let seen = store.observe(None, Some(&[]), &[], |_, _, _| ()).await.unwrap().position;
+    let near = Near { rows: &rows, window_ms: 500, unbounded: &[] };
+    let what = Reconcile { near, right: right.clone(), is_told: false };
+    let seen = store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap().position;
     let hot = store.hot().await.unwrap();
     assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap(), Stored::Committed);
     replace_server(&db, "another").await;
     let refused = async || {
         let is_moved = |error: &Error| error.class() == Class::Moved;
         assert!(is_moved(&store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap_err()));
-        assert!(is_moved(&store.reconcile(what.clone(), |_| rows.clone()).await.unwrap_err()));
-        assert!(is_moved(&store.around(&rows, 500, &[], right.epoch).await.unwrap_err()));
+        assert!(is_moved(&store.reconcile(std::slice::from_ref(&what), |_, _| rows.clone()).await.unwrap_err()));
+        assert!(is_moved(&store.around(&[near], right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.set_clock_offset(sender, 1_000, right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.sender_numbers(right.epoch, &[("", "a")]).await.unwrap_err()));
         assert!(is_moved(&store.seal(Some(&hot.seen), false).await.unwrap_err()));
     };
     refused().await;
     let each = |_, _, _: Elements<'_>| panic!("rows of another server");
-    assert_eq!(store.observe(Some(&seen), Some(&[String::new()]), &[], each).await.unwrap_err().class(), Class::Moved);
+    assert_eq!(
+        store.observe(Some(&seen), Some(&[String::new()]), &[], &[], each).await.unwrap_err().class(),
+        Class::Moved
+    );
     assert_eq!(store.resolve(&request, before, None).await.unwrap_err().class(), Class::Moved);
     assert!(store.look_at_server().await.unwrap());
     refused().await;

@@ -10,7 +10,7 @@ use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::Store;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::ingest::{Right, Stored};
-use prometheus_postgresql_adapter::storage::reconcile::{Around, Reconcile, StoredTime};
+use prometheus_postgresql_adapter::storage::reconcile::{Around, Near, Reconcile, Reconciled, StoredTime};
 use prometheus_postgresql_adapter::storage::row::Row;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -59,8 +59,16 @@ impl Group {
 
     /// Reconciles samples of the other sender: they are stored where the leader has no sample within half a second.
     fn reconcile<'a>(&self, rows: &'a [Row]) -> Reconcile<'a> {
-        let right = self.right(self.other, -1);
-        Reconcile { rows, right, group_no: self.fence.group_no, is_told: true, window_ms: 500, unbounded: &[] }
+        let near = Near { rows, window_ms: 500, unbounded: &[] };
+        Reconcile { near, right: self.right(self.other, -1), is_told: true }
+    }
+
+    async fn reconciled(
+        &self,
+        what: Reconcile<'_>,
+        judge: impl FnMut(usize, &Around) -> Vec<Row>,
+    ) -> Option<Reconciled> {
+        self.store.reconcile(&[what], judge).await.unwrap().remove(0)
     }
 
     async fn times(&self, series_id: i64) -> Vec<i64> {
@@ -88,8 +96,8 @@ impl Group {
 }
 
 /// Returns the rows of `rows` around which nothing is stored.
-fn missing<'a>(rows: &'a [Row]) -> impl FnOnce(&Around) -> Vec<Row> + 'a {
-    |around| {
+fn missing<'a>(rows: &'a [Row]) -> impl FnMut(usize, &Around) -> Vec<Row> + 'a {
+    |_, around| {
         let is_missing = |row: &&Row| around.times.get(&row.series_id).is_none_or(Vec::is_empty);
         rows.iter().filter(is_missing).copied().collect()
     }
@@ -140,7 +148,11 @@ async fn what_is_around_is_found_hot_and_sealed() {
     group.database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES ('1970-01-01 00:00:40.5+00', ARRAY[9, 8], ARRAY[1, 1])").await;
     let rows = [row(7, 20_100), row(7, 40_000), row(8, 29_500), row(8, 40_900), row(200, 50_000), row(1_000, 40_000)];
     let unbounded = [8, 200, 1_000];
-    let around = group.store.around(&rows, 500, &unbounded, group.store.epoch()).await.unwrap();
+    let around = group
+        .store
+        .around(&[Near { rows: &rows, window_ms: 500, unbounded: &unbounded }], group.store.epoch())
+        .await
+        .unwrap();
     let mut times = HashMap::new();
     times.insert(7, stored(&[(20_000, None), (40_000, a), (40_400, None)]));
     times.insert(8, stored(&[(30_000, None), (40_500, None)]));
@@ -152,7 +164,11 @@ async fn what_is_around_is_found_hot_and_sealed() {
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, b)])[0]), (200, times[&200][0])]));
     // The same after sealing, except for the sender, which is not known any more; the last sample comes from a chunk.
     group.store.seal(None, false).await.unwrap().expect("nobody else seals");
-    let around = group.store.around(&rows, 500, &unbounded, group.store.epoch()).await.unwrap();
+    let around = group
+        .store
+        .around(&[Near { rows: &rows, window_ms: 500, unbounded: &unbounded }], group.store.epoch())
+        .await
+        .unwrap();
     times.values_mut().flatten().for_each(|time| time.sender = None);
     assert_eq!(around.times, times);
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, None)])[0]), (200, times[&200][0])]));
@@ -166,7 +182,7 @@ async fn what_is_inserted_is_whole() {
     let stale = f64::from_bits(0x7ff0_0000_0000_0002);
     let mut rows: Vec<Row> = (1..1_000).flat_map(|id| [row(id, 5_000), row(id, 6_000)]).collect();
     rows[1].value = stale;
-    let done = group.store.reconcile(group.reconcile(&rows), missing(&rows)).await.unwrap().unwrap();
+    let done = group.reconciled(group.reconcile(&rows), missing(&rows)).await.unwrap();
     assert_eq!((done.inserted.len(), done.reconciled), (rows.len(), 1));
     let of_sender =
         format!("SELECT count(*) FROM metrics_hot WHERE sender = {} AND cardinality(series) <= 248", group.other.0);
@@ -175,18 +191,18 @@ async fn what_is_inserted_is_whole() {
     assert!(group.database.one::<bool>(ascending).await);
     let bits = "SELECT float8send(value) = '\\x7ff0000000000002' FROM metrics_values WHERE labels_id = 1 AND time > '1970-01-01 00:00:05.5+00'";
     assert!(group.database.one::<bool>(bits).await);
-    let again = group.store.reconcile(group.reconcile(&rows), missing(&rows)).await.unwrap().unwrap();
+    let again = group.reconciled(group.reconcile(&rows), missing(&rows)).await.unwrap();
     assert_eq!((again.inserted.len(), again.reconciled), (0, 1), "who stores nothing has nothing to tell");
     let untold = Reconcile { is_told: false, ..group.reconcile(&rows) };
-    let insert = |_: &Around| vec![row(1, 9_000)];
-    let untold = group.store.reconcile(untold, insert).await.unwrap().unwrap();
+    let insert = |_, _: &Around| vec![row(1, 9_000)];
+    let untold = group.reconciled(untold, insert).await.unwrap();
     assert_eq!((untold.inserted.len(), untold.reconciled), (1, 1));
     assert_eq!(group.database.one::<i64>("SELECT reconciled FROM metrics_leader").await, 1);
     let over = Reconcile {
         right: Right { fence: Some(Fence { token: Uuid::new_v4(), ..group.fence }), ..group.right(group.other, 1) },
         ..group.reconcile(&rows)
     };
-    let over = group.store.reconcile(over, |_| panic!("nothing to judge: the term is over")).await.unwrap();
+    let over = group.reconciled(over, |_, _| panic!("nothing to judge: the term is over")).await;
     assert!(over.is_none());
     group.end().await;
 }
@@ -202,7 +218,7 @@ async fn a_reconcile_waits_for_an_append_and_sees_it() {
     let append = group.append([row(1, 5_000)], group.right(group.leader, 0));
     let reconcile = async {
         group.database.wait(&waiting(1)).await;
-        group.store.reconcile(group.reconcile(&rows), missing(&rows)).await.unwrap().unwrap()
+        group.reconciled(group.reconcile(&rows), missing(&rows)).await.unwrap()
     };
     let release = async {
         group.database.wait(&waiting(2)).await;
@@ -224,7 +240,7 @@ async fn an_append_waits_for_a_reconcile_and_is_overtaken() {
     let blocker = group.database.session().await;
     blocker.batch_execute(HOLD).await.unwrap();
     let rows = [row(1, 5_300)];
-    let reconcile = async { group.store.reconcile(group.reconcile(&rows), missing(&rows)).await.unwrap().unwrap() };
+    let reconcile = async { group.reconciled(group.reconcile(&rows), missing(&rows)).await.unwrap() };
     let append = async {
         group.database.wait(&waiting(1)).await;
         group.append([row(1, 5_000), row(2, 5_000)], group.right(group.leader, 0)).await
@@ -242,6 +258,59 @@ async fn an_append_waits_for_a_reconcile_and_is_overtaken() {
     assert_eq!(group.append([row(2, 6_000)], group.right(group.leader, 0)).await, Stored::Overtaken);
     assert_eq!(group.append([row(2, 6_000)], group.right(group.leader, 1)).await, Stored::Committed);
     assert_eq!(group.times(2).await, [5_000, 6_000]);
+    group.end().await;
+}
+
+#[tokio::test]
+async fn samples_of_many_groups_are_compared_at_once_and_none_waits_for_another() {
+    const GROUPS: i64 = 20;
+    let group = Group::new().await;
+    group.make_series(1..GROUPS + 2).await;
+    let make = format!(
+        "INSERT INTO metrics_leader (group_name, term, token) SELECT 'g' || n, 1, gen_random_uuid() FROM generate_series(1, {GROUPS}) n"
+    );
+    group.database.run(&make).await;
+    let token = "SELECT token FROM metrics_leader WHERE group_name LIKE 'g%' ORDER BY group_no";
+    let tokens: Vec<Uuid> = group.database.column(token).await;
+    let first: i32 = group.database.one("SELECT min(group_no) FROM metrics_leader WHERE group_name LIKE 'g%'").await;
+    let rows: Vec<[Row; 2]> = (1..=GROUPS).map(|id| [row(id, 5_300), row(id, 9_000)]).collect();
+    let parts: Vec<Reconcile<'_>> = (first..)
+        .zip(&tokens)
+        .zip(&rows)
+        .map(|((group_no, token), rows)| {
+            // The term of the last group is over.
+            let token = if group_no == first + 19 { Uuid::new_v4() } else { *token };
+            let right = Right { fence: Some(Fence { group_no, term: 1, token }), ..group.right(group.other, 0) };
+            Reconcile { right, ..group.reconcile(rows) }
+        })
+        .collect();
+    // Of one series a sample is stored already. One group is being written to.
+    group.append([row(2, 5_000)], group.right(group.leader, 0)).await;
+    let writer = group.database.session().await;
+    let write =
+        format!("BEGIN; SELECT pg_advisory_xact_lock_shared('metrics_leader'::regclass::oid::integer, {})", first + 4);
+    writer.batch_execute(&write).await.unwrap();
+    let judge = |place: usize, around: &Around| {
+        let is_near = |row: &Row, time_ms: i64| (row.time_ms - time_ms).abs() <= 500;
+        let times = |id| around.times.get(&id).into_iter().flatten();
+        let is_missing = |row: &&Row| !times(row.series_id).any(|stored| is_near(row, stored.time_ms));
+        rows[place].iter().filter(is_missing).copied().collect()
+    };
+    let done = tokio::time::timeout(SOON, group.store.reconcile(&parts, judge)).await.expect("it ends").unwrap();
+    let inserted: Vec<Option<usize>> = done.iter().map(|done| done.as_ref().map(|done| done.inserted.len())).collect();
+    let mut expected = [Some(2); GROUPS as usize];
+    (expected[1], expected[4], expected[19]) = (Some(1), None, None);
+    assert_eq!(inserted, expected);
+    assert!(done.iter().flatten().all(|done| done.reconciled == 1), "the leader of each is told");
+    let transactions = "SELECT count(DISTINCT xid) FROM metrics_hot WHERE sender > 0 AND \"time\" <> to_timestamp(5)";
+    assert_eq!(group.database.one::<i64>(transactions).await, 1);
+    let told = "SELECT array_agg(reconciled ORDER BY group_no) FROM metrics_leader WHERE group_name LIKE 'g%'";
+    let mut counters = vec![1_i64; GROUPS as usize];
+    (counters[4], counters[19]) = (0, 0);
+    assert_eq!(group.database.one::<Vec<i64>>(told).await, counters);
+    writer.batch_execute("COMMIT").await.unwrap();
+    let busy = group.reconciled(parts[4].clone(), |_, around| judge(4, around)).await.expect("nobody writes now");
+    assert_eq!(busy.inserted.len(), 2);
     group.end().await;
 }
 
@@ -397,12 +466,13 @@ async fn while_frozen(group: &Group, what: Reconcile<'static>, append: Right) ->
     let store = Arc::clone(&group.store);
     let mut adapter = JoinSet::new();
     adapter.spawn(async move {
-        let freeze = move |_: &Around| {
-            frozen.send(()).unwrap();
+        let mut frozen = Some(frozen);
+        let freeze = move |_, _: &Around| {
+            frozen.take().unwrap().send(()).unwrap();
             thawed.recv_timeout(SOON).unwrap();
             vec![row(1, 5_300)]
         };
-        store.reconcile(what, freeze).await.map(|done| done.map(|done| done.inserted.len()))
+        store.reconcile(&[what], freeze).await
     });
     is_frozen.await.unwrap();
     let started = std::time::Instant::now();
@@ -431,9 +501,9 @@ async fn without_an_election_too_nobody_writes_beside_a_reconcile() {
     let group = Group::new().await;
     group.make_series(1..2).await;
     let right = Right { sender: group.other, fence: None, reconciled: 0, observed: None, epoch: group.store.epoch() };
-    let what = Reconcile { right: right.clone(), group_no: 0, ..group.reconcile(&LATE) };
+    let what = Reconcile { right: right.clone(), ..group.reconcile(&LATE) };
     assert_eq!(while_frozen(&group, what.clone(), right).await, Stored::Committed);
-    let done = group.store.reconcile(what, |_| vec![row(1, 9_000)]).await.unwrap().unwrap();
+    let done = group.reconciled(what, |_, _| vec![row(1, 9_000)]).await.unwrap();
     assert_eq!((done.inserted.len(), done.reconciled), (1, 0));
     group.end().await;
 }
@@ -451,8 +521,9 @@ async fn rows_of_a_hypertable_are_found_too() {
         )
         .await;
     let (store, _) = open(&database, None, true).await;
-    let around =
-        store.around(&[row(1, 20_300), row(2, 39_600), row(2, 41_000)], 500, &[2, 3], store.epoch()).await.unwrap();
+    let rows = [row(1, 20_300), row(2, 39_600), row(2, 41_000)];
+    let near = Near { rows: &rows, window_ms: 500, unbounded: &[2, 3] };
+    let around = store.around(&[near], store.epoch()).await.unwrap();
     let times = HashMap::from([(1, stored(&[(20_000, None)])), (2, stored(&[(40_000, None)]))]);
     assert_eq!((around.times, around.last_ms), (times, HashMap::from([(2, stored(&[(60_000, None)])[0])])));
 }

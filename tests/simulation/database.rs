@@ -79,6 +79,8 @@ pub(crate) struct Observed {
     pub(crate) clock_offset_ms: Option<i64>,
     pub(crate) newest_series_id: i64,
     pub(crate) sealed_newest_ms: i64,
+    /// Latest time of any hot row.
+    pub(crate) hot_newest_ms: i64,
     pub(crate) rows: Vec<(SenderNo, i64, i64)>,
 }
 
@@ -174,6 +176,7 @@ impl Database {
             clock_offset_ms: None,
             newest_series_id: i64::try_from(self.series.len()).unwrap_or(0),
             sealed_newest_ms: self.sealed_newest_ms,
+            hot_newest_ms: self.hot.values().flatten().map(|(.., time_ms)| *time_ms).max().unwrap_or(i64::MIN),
             rows: rows.filter(|(sender, ..)| !except.contains(sender)).copied().collect(),
         }
     }

@@ -263,7 +263,7 @@ impl Senders {
                 if let Some(storing) = storing {
                     storing.wait_for_earlier().await;
                 }
-                self.reconcile(member, &late, right.sender, right.fence, self.is_shared).await?;
+                self.reconcile_late(member, &late, &mut right).await?;
                 late.clear();
             }
             if append.is_empty() {
@@ -283,6 +283,12 @@ impl Senders {
                 _ => break,
             }
         }
+        Ok(())
+    }
+
+    async fn reconcile_late(&self, member: &Member, late: &[Buffered], right: &mut Right) -> Result<(), Failure> {
+        let told = self.reconcile(member, late, right.sender, right.fence, self.is_shared).await?;
+        right.reconciled += i64::from(told == Some(right.reconciled + 1));
         Ok(())
     }
 
@@ -309,6 +315,7 @@ impl Senders {
         Ok((Arc::new(rows(&member.with(|state| state.missing(&late, &around, sender)))), Vec::new()))
     }
 
+    /// Returns the value to which the group's counter was raised.
     async fn reconcile(
         &self,
         member: &Member,
@@ -316,9 +323,9 @@ impl Senders {
         sender: SenderNo,
         fence: Option<Fence>,
         is_told: bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<i64>, Failure> {
         if self.bug() == Some(Bug::DropLate) {
-            return Ok(());
+            return Ok(None);
         }
         let (window_ms, unbounded) = member.with(|state| (state.window_ms(samples), state.unbounded(samples)));
         let around = self.store.around(&rows(samples), window_ms, &unbounded).await?;
@@ -331,7 +338,7 @@ impl Senders {
         ));
         if missing.is_empty() {
             member.with(|state| state.on_reconciled(&[], &unbounded, &around, sender));
-            return Ok(());
+            return Ok(None);
         }
         let is_missing = |series_id: &i64| missing.iter().any(|sample| sample.row.series_id == *series_id);
         let (unbounded, settled): (Vec<i64>, Vec<i64>) = unbounded.into_iter().partition(is_missing);
@@ -342,10 +349,11 @@ impl Senders {
         let Some(done) = done else { return Err(Failure::Fenced) };
         member.with(|state| state.on_reconciled(&done.inserted, &unbounded, &done.around, sender));
         let leads = self.leading.get().is_some_and(|leading| leading.sender == Some(sender));
-        if is_told && leads && !done.inserted.is_empty() && self.reconciled.get() == done.reconciled - 1 {
-            self.reconciled.set(done.reconciled);
+        let told = Some(done.reconciled).filter(|_| is_told && !done.inserted.is_empty());
+        if let Some(told) = told.filter(|told| leads && self.reconciled.get() == told - 1) {
+            self.reconciled.set(told);
         }
-        Ok(())
+        Ok(told)
     }
 
     async fn look(&self, member: &Member, fence: Option<Fence>) -> Result<(), Failure> {
@@ -395,19 +403,30 @@ impl Senders {
                 by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
             }
             let mut taken_out = member.take_out(samples);
-            let right = self.right(number, Some(fence));
-            let store = |((_, key), mut samples): (_, Vec<Buffered>)| {
+            let mut right = self.right(number, Some(fence));
+            let (mut requests, mut late) = (Vec::new(), Vec::new());
+            for ((_, key), mut samples) in by_request {
                 sort_and_dedup(&mut samples);
-                let sorted = match self.bug() {
+                let mut sorted = match self.bug() {
                     Some(Bug::DrainUncompared) => Sorted { append: Arc::new(rows(&samples)), ..Sorted::default() },
                     _ => member.with(|state| state.sort_buffered(&samples)),
                 };
-                let storing = member.begin_storing(self.store.world.number());
+                late.append(&mut sorted.late);
+                requests.push((key, sorted, member.begin_storing(self.store.world.number())));
+            }
+            let appended = requests.iter().flat_map(|(_, sorted, _)| sorted.append.iter());
+            let appended: HashSet<(i64, i64)> = appended.map(|row| (row.series_id, row.time_ms)).collect();
+            late.retain(|sample: &Buffered| !appended.contains(&(sample.row.series_id, sample.row.time_ms)));
+            sort_and_dedup(&mut late);
+            if !late.is_empty() {
+                self.reconcile_late(member, &late, &mut right).await?;
+            }
+            let store = |(key, sorted, storing)| {
                 let right = right.clone();
                 let work = async move { self.store_sorted(member, key, sorted, right, Some(&storing)).await };
                 Box::pin(work) as Pin<Box<dyn Future<Output = _>>>
             };
-            all(by_request.into_iter().map(store).collect()).await?;
+            all(requests.into_iter().map(store).collect()).await?;
             taken_out.samples.clear();
         }
         Ok(())
@@ -494,10 +513,10 @@ impl Senders {
         for member in &members {
             member.with(|state| state.on_observed(now));
             let is_fresh = member.is_fresh.replace(false);
-            if is_fresh && from.is_some() {
-                member.with(|state| state.on_missed(i64::MAX, observed.newest_series_id));
-            } else if is_fresh || !observed.is_complete {
-                member.with(|state| state.on_missed(observed.sealed_newest_ms, observed.newest_series_id));
+            if is_fresh || !observed.is_complete {
+                let hot_ms = if is_fresh && from.is_some() { observed.hot_newest_ms } else { i64::MIN };
+                let newest_ms = observed.sealed_newest_ms.max(hot_ms);
+                member.with(|state| state.on_missed(newest_ms, observed.newest_series_id));
             }
         }
         if self.is_grouped {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::Pool;
-use tokio::sync::{Semaphore, watch};
+use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,9 +47,6 @@ const ROUNDS_APART: Duration = Duration::from_millis(50);
 /// Pause before the next round if a take-over could not be done yet.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-/// Largest number of terms that are begun at the same time.
-const BEGINNINGS: usize = 16;
-
 /// Pause before a term that could not be begun is tried again.
 const BEGIN_AGAIN: Duration = Duration::from_millis(500);
 
@@ -56,13 +54,12 @@ impl<S: Succession> Coordinator<S> {
     /// Takes part until `stop`, and then until nothing is buffered any more, for at most `grace`.
     pub async fn run(self, stop: CancellationToken, grace: Duration) {
         let adapter = Uuid::new_v4();
-        let beginnings = Arc::new(Semaphore::new(BEGINNINGS));
         let mut trouble = LogThrottle::default();
         let mut ends_at = None;
         loop {
             let began = Instant::now();
             let mut next = began + ROUND;
-            match within(STALE, self.round(adapter, &beginnings)).await {
+            match within(STALE, self.round(adapter)).await {
                 Ok(have_taken) => {
                     if !have_taken {
                         next = began + TRY_AGAIN;
@@ -100,7 +97,7 @@ impl<S: Succession> Coordinator<S> {
     }
 
     /// Runs one round. Returns `true` if every take-over that was due is done.
-    async fn round(&self, adapter: Uuid, beginnings: &Arc<Semaphore>) -> Result<bool, Error> {
+    async fn round(&self, adapter: Uuid) -> Result<bool, Error> {
         let mut have_taken = true;
         let clusters = &self.clusters;
         let client = Pooled::take(&self.pool).await?;
@@ -140,8 +137,9 @@ impl<S: Succession> Coordinator<S> {
             read(&client, &names).await?;
         }
         client.give_back();
-        for (cluster, term) in clusters.to_begin() {
-            self.begin(cluster, term, beginnings);
+        let terms = clusters.to_begin();
+        if !terms.is_empty() {
+            self.begin(terms);
         }
         for source in clusters.forget(Instant::now()) {
             self.succession.forget(&source.cluster, &source.replica);
@@ -169,21 +167,23 @@ impl<S: Succession> Coordinator<S> {
         Ok(taken)
     }
 
-    /// Begins a term, in a task beside the rounds.
-    fn begin(&self, cluster: String, term: Term, beginnings: &Arc<Semaphore>) {
-        let (clusters, permits, token) = (Arc::clone(&self.clusters), Arc::clone(beginnings), term.fence.token);
-        let preparing = self.succession.prepare(term);
-        self.tracker.spawn(async move {
-            let _permit = permits.acquire().await;
-            let prepared = preparing.await;
-            if let Err(error) = &prepared {
-                log::warn!(
-                    cluster = cluster.as_str(), retry_after:? = BEGIN_AGAIN, err:% = error;
-                    "what is held of a cluster could not be stored"
-                );
-                tokio::time::sleep(BEGIN_AGAIN).await;
+    /// Begins terms, in a task beside the rounds: in one task, so that what they store is stored together.
+    fn begin(&self, terms: Vec<(String, Term)>) {
+        let begin = |(cluster, term): (String, Term)| {
+            let (clusters, token) = (Arc::clone(&self.clusters), term.fence.token);
+            let preparing = self.succession.prepare(term);
+            async move {
+                let prepared = preparing.await;
+                if let Err(error) = &prepared {
+                    log::warn!(
+                        cluster = cluster.as_str(), retry_after:? = BEGIN_AGAIN, err:% = error;
+                        "what is held of a cluster could not be stored"
+                    );
+                    tokio::time::sleep(BEGIN_AGAIN).await;
+                }
+                clusters.on_begun(&cluster, token, prepared.is_ok());
             }
-            clusters.on_begun(&cluster, token, prepared.is_ok());
-        });
+        };
+        self.tracker.spawn(join_all(terms.into_iter().map(begin).collect::<Vec<_>>()));
     }
 }

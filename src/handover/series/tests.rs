@@ -94,6 +94,24 @@ fn a_bound_is_later_than_all_that_was_missed() {
 }
 
 #[test]
+fn what_others_stored_later_than_all_that_was_missed_is_a_bound() {
+    let mut series = SeriesTimes::new(true);
+    let is_bounded = |series: &SeriesTimes| series.get(1, 0).is_bounded;
+    series.observed(1, slot(9), false);
+    assert!(!is_bounded(&series), "the first observation has not ended");
+    series.missed(10, 9);
+    series.observed(1, slot(10), false);
+    series.observed(1, Slot { time_ms: 11, is_own: true }, false);
+    assert!(!is_bounded(&series), "an own one may only be about to be stored");
+    series.observed(1, slot(12), false);
+    assert!(is_bounded(&series));
+    series.missed(5, 9);
+    assert!(is_bounded(&series), "it is later than what was missed before, too");
+    series.missed(12, 9);
+    assert!(!is_bounded(&series));
+}
+
+#[test]
 fn history_teaches_scrapes_nothing() {
     let mut series = SeriesTimes::new(false);
     let week_ms = 7 * 86_400_000;

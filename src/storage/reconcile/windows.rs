@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::storage::reconcile::Near;
 use crate::storage::row::Row;
 
 /// A span of time in ms since 1970, both ends included.
@@ -12,6 +13,8 @@ pub(super) type Span = (i64, i64);
 pub(super) struct Windows {
     /// Ascending by id.
     series: Vec<Series>,
+    /// First and last id of each part.
+    ranges: Vec<(i64, i64)>,
 }
 
 #[derive(Debug)]
@@ -24,18 +27,28 @@ struct Series {
 }
 
 impl Windows {
-    /// Builds windows from `window_ms` before to `window_ms` after each of `rows`, which are in the order of series and
-    /// time. For series in `unbounded`, the last stored time is wanted too.
-    pub(super) fn new(rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Self {
-        let mut unbounded = unbounded.to_vec();
-        unbounded.sort_unstable();
-        let series = rows.chunk_by(|one, next| one.series_id == next.series_id).map(|rows| {
-            let id = rows[0].series_id;
-            let around = |row: &Row| (row.time_ms.saturating_sub(window_ms), row.time_ms.saturating_add(window_ms));
-            let spans = merge(rows.iter().map(around).collect(), 0);
-            Series { id, spans, is_unbounded: unbounded.binary_search(&id).is_ok() }
-        });
-        Self { series: series.collect() }
+    /// Builds windows from before to after each row of `parts`. Parts may share series.
+    pub(super) fn new<'a>(parts: impl Iterator<Item = Near<'a>>) -> Self {
+        let (mut series, mut ranges): (BTreeMap<i64, (Vec<Span>, bool)>, _) = (BTreeMap::new(), Vec::new());
+        for Near { rows, window_ms, unbounded } in parts {
+            ranges.extend(rows.first().zip(rows.last()).map(|(first, last)| (first.series_id, last.series_id)));
+            let mut unbounded = unbounded.to_vec();
+            unbounded.sort_unstable();
+            for rows in rows.chunk_by(|one, next| one.series_id == next.series_id) {
+                let id = rows[0].series_id;
+                let around = |row: &Row| (row.time_ms.saturating_sub(window_ms), row.time_ms.saturating_add(window_ms));
+                let (spans, is_unbounded) = series.entry(id).or_default();
+                spans.extend(rows.iter().map(around));
+                *is_unbounded |= unbounded.binary_search(&id).is_ok();
+            }
+        }
+        let merged = |(id, (spans, is_unbounded))| Series { id, spans: merge(spans, 0), is_unbounded };
+        Self { series: series.into_iter().map(merged).collect(), ranges }
+    }
+
+    /// Returns the first and last series id of each part that has rows.
+    pub(super) fn ranges(&self) -> &[(i64, i64)] {
+        &self.ranges
     }
 
     /// Returns the series ids, ascending.
@@ -138,13 +151,33 @@ mod tests {
             .collect()
     }
 
+    fn near(rows: &[Row], window_ms: i64, unbounded: &[i64]) -> Windows {
+        Windows::new([Near { rows, window_ms, unbounded }].into_iter())
+    }
+
+    #[test]
+    fn parts_may_share_series() {
+        let [one, other] = [[(1, 10), (3, 10)], [(3, 30), (7, 0)]].map(|samples| rows(&BTreeSet::from(samples)));
+        let windows = Windows::new(
+            [
+                Near { rows: &one, window_ms: 5, unbounded: &[3] },
+                Near { rows: &other, window_ms: 1, unbounded: &[7] },
+                Near { rows: &[], window_ms: 9, unbounded: &[1] },
+            ]
+            .into_iter(),
+        );
+        assert_eq!((windows.ids(), windows.ranges()), (vec![1, 3, 7], &[(1, 3), (3, 7)][..]));
+        assert_eq!(windows.near(3, &[4, 5, 15, 16, 28, 29, 31, 32]).collect::<Vec<_>>(), [5, 15, 29, 31]);
+        assert_eq!(windows.unbounded().collect::<Vec<_>>(), [(3, 5), (7, -1)]);
+    }
+
     #[test]
     fn extreme_times_are_times() {
         let samples = BTreeSet::from([(1, i64::MIN), (1, i64::MAX), (2, 0)]);
-        let windows = Windows::new(&rows(&samples), i64::MAX, &[2]);
+        let windows = near(&rows(&samples), i64::MAX, &[2]);
         assert_eq!((windows.spans(1).len(), windows.ids()), (1, vec![1, 2]));
         assert_eq!(windows.unbounded().collect::<Vec<_>>(), [(2, -i64::MAX)]);
-        assert!(Windows::new(&[], 5, &[1]).spans(1).is_empty());
+        assert!(near(&[], 5, &[1]).spans(1).is_empty());
     }
 
     proptest! {
@@ -156,7 +189,7 @@ mod tests {
             unbounded in prop::collection::vec(0_i64..5, 0..3),
             row in prop::collection::vec(0_i64..6, 0..8),
         ) {
-            let windows = Windows::new(&rows(&samples), window_ms, &unbounded);
+            let windows = near(&rows(&samples), window_ms, &unbounded);
             let is_near = |id: i64, time_ms: i64| {
                 samples.iter().any(|(of, at_ms)| *of == id && (time_ms - at_ms).abs() <= window_ms)
             };
