@@ -35,6 +35,7 @@ use crate::telemetry::metrics::Metrics;
 pub use self::memory::Config;
 
 pub mod buffer;
+pub mod by_request;
 pub mod clocks;
 pub mod coverage;
 mod drain;

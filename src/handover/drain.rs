@@ -1,6 +1,6 @@
 //! Samples that are taken out of a buffer to be stored: those that stayed uncovered, and all of them at a take-over.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,12 +9,13 @@ use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
 use crate::handover::buffer::Buffered;
+use crate::handover::by_request::ByRequest;
 use crate::handover::group::NO_GROUP;
 use crate::handover::reconciling::{Compared, Uncompared, reconcile};
 use crate::handover::requests::InFlight;
 use crate::handover::sender::{Sorted, sort_and_dedup};
 use crate::handover::{Handover, State};
-use crate::postgres::error::Error;
+use crate::postgres::error::{Class, Error};
 use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
 use crate::storage::ingest::Right;
@@ -24,6 +25,11 @@ pub(super) const CHUNK_SAMPLES: usize = 20_000;
 
 /// Maximum buffered requests that are on their way to the writers at once, at a take-over.
 const REPLAY_REQUESTS: usize = 64;
+
+/// Maximum samples of a sender that are compared together with those of other senders, and the maximum age of these
+/// samples, ms. Comparing more of them, or history, may take seconds.
+const QUICK_SAMPLES: usize = 1_000;
+const RECENT_MS: i64 = 3_600_000;
 
 /// Samples taken out of a buffer. They are put back on drop, unless [`TakenOut::done`] was called.
 pub(super) struct TakenOut<'a> {
@@ -64,7 +70,6 @@ pub(super) struct Due<'a> {
     /// In the order of series and time.
     samples: Vec<Buffered>,
     right: Right,
-    is_told: bool,
     taken_out: TakenOut<'a>,
     /// A take-over waits until they are stored or put back.
     _taking_out: MutexGuard<'a, ()>,
@@ -76,32 +81,69 @@ impl Due<'_> {
         self.samples.len()
     }
 
-    /// Compares samples of several senders with what is stored, and stores those that are missing. Returns `false` if
-    /// another term of one of them is in force. Samples that could not be stored are in the buffer as before.
+    /// Returns `true` if these samples are compared so quickly that writers of other groups may wait for it.
+    pub(super) fn is_quick(&self) -> bool {
+        let since_ms = self.taken_out.handover.store.server_ms() - RECENT_MS;
+        self.samples.len() <= QUICK_SAMPLES && self.samples.iter().all(|sample| sample.row.time_ms >= since_ms)
+    }
+
+    /// Compares samples of senders of different groups with what is stored, and stores those that are missing. Samples
+    /// that could not be stored, for example because another term is in force, are in the buffer as before. A group
+    /// that is just being written to, or for which something fails, affects no other group. Returns `true` if all of
+    /// them are stored.
     ///
     /// # Errors
     ///
-    /// Errors of the server or of the connection; `Error::Moved` if the server is another one.
+    /// The first of the errors of the server or of the connection; `Error::Moved` if the server is another one.
     pub(super) async fn reconcile(all: Vec<Self>) -> Result<bool, Error> {
-        let stored = reconcile(&all.iter().map(Due::uncompared).collect::<Vec<_>>()).await?;
-        let is_over = stored.contains(&None);
-        for (due, compared) in all.into_iter().zip(stored) {
-            let Some(Compared { stored, .. }) = compared else { continue };
-            if stored > 0 {
-                let Handover { group, name, .. } = due.taken_out.handover;
-                log::info!(
-                    group = group.name(), sender = name.as_str(), samples = stored;
-                    "stored samples that the leader had missed"
-                );
+        let is_one = all.len() == 1;
+        let compared = match reconcile(&all.iter().map(Due::uncompared).collect::<Vec<_>>()).await {
+            // Each of them is tried alone.
+            Err(error) if !is_one && error.sqlstate().is_some() => vec![None; all.len()],
+            compared => compared?,
+        };
+        let (mut left, mut are_stored) = (Vec::new(), true);
+        for (due, compared) in all.into_iter().zip(compared) {
+            match compared {
+                Some(compared) => due.done(compared)?,
+                // Waits for the writers of its group, unless its term is over.
+                None if !is_one => left.push(due),
+                None => are_stored = false,
             }
-            due.taken_out.done()?;
         }
-        Ok(!is_over)
+        let mut first = Ok(());
+        for due in left {
+            let result = Box::pin(Self::reconcile(vec![due])).await;
+            are_stored &= matches!(result, Ok(true));
+            first = keep_first(first, result.map(drop))?;
+        }
+        first.map(|()| are_stored)
+    }
+
+    fn done(self, Compared { stored, .. }: Compared) -> Result<(), Error> {
+        if stored > 0 {
+            let Handover { group, name, .. } = self.taken_out.handover;
+            log::info!(
+                group = group.name(), sender = name.as_str(), samples = stored;
+                "stored samples that the leader had missed"
+            );
+        }
+        self.taken_out.done()
     }
 
     fn uncompared(&self) -> Uncompared<'_> {
-        let Self { samples, right, is_told, taken_out, .. } = self;
-        Uncompared { handover: taken_out.handover, samples, right: right.clone(), is_told: *is_told }
+        let Self { samples, right, taken_out, .. } = self;
+        // A leader is told too: what it was about to store when its take-over was aborted may still be under way.
+        Uncompared { handover: taken_out.handover, samples, right: right.clone(), is_told: true }
+    }
+}
+
+/// Returns the first error of two results; but the second at once if it says that the database cannot be reached, or
+/// that it is another one.
+pub(super) fn keep_first(first: Result<(), Error>, second: Result<(), Error>) -> Result<Result<(), Error>, Error> {
+    match second {
+        Err(error) if error.sqlstate().is_none() || error.class() == Class::Moved => Err(error),
+        second => Ok(first.and(second)),
     }
 }
 
@@ -135,8 +177,7 @@ impl Handover {
         sort_and_dedup(&mut samples);
         let taken_out = TakenOut { handover: self, identities, samples: looked.due };
         let right = self.right(self.number_in(epoch).await?, fence, epoch);
-        let is_told = self.is_shared || !leads;
-        Ok(Some(Due { samples, right, is_told, taken_out, _taking_out: taking_out }))
+        Ok(Some(Due { samples, right, taken_out, _taking_out: taking_out }))
     }
 
     /// Stores what is buffered, in bounded memory, because this sender leads now, by right of `fence`. After it nothing
@@ -150,25 +191,22 @@ impl Handover {
         let _taking_out = self.taking_out.lock().await;
         *self.leads.lock() = Some(fence.token);
         self.observe().await?;
+        // Only now, so that all senders that came to lead together share an observation.
+        let _storing = self.memory.taking_out().await;
         self.find_stranded().await?;
         let (epoch, identities) = self.with_state(|state| (state.epoch, Arc::clone(&state.identities)));
         let sender = self.number_in(epoch).await?;
-        // Only now, so that all senders that came to lead together share an observation.
-        let _storing = self.memory.taking_out().await;
-        let (mut stored, mut count) = (0, 0);
+        let (mut stored, mut count, mut parts) = (0, 0, ByRequest::default());
         while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
-            let mut by_request: BTreeMap<(Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
-            for sample in &samples {
-                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
-            }
+            let (by_request, mut late) = parts.divide(&samples).into_parts();
             count += samples.len();
             let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
             let mut right = self.right(sender, Some(fence), epoch);
-            let (mut requests, mut late) = (Vec::with_capacity(by_request.len()), Vec::new());
+            let mut requests = Vec::new();
             // In the order of arrival, and under the keys of the requests, so that a request that another adapter has
             // buffered too is stored once.
             self.in_epoch(epoch, |state| {
-                for ((_, key), mut samples) in by_request {
+                for (key, mut samples) in by_request {
                     sort_and_dedup(&mut samples);
                     let mut sorted = state.sender.sort_buffered(&samples);
                     late.append(&mut sorted.late);

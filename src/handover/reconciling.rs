@@ -45,13 +45,16 @@ struct Missing<'a> {
 
 /// Compares samples with what is stored around them, and stores those that are missing. All are of one epoch, and each
 /// of another group, because two senders of a group may miss the same slot. The result of one is `None` if another term
-/// is in force: nothing of it is stored then.
+/// is in force, or if it is one of several and its group is just being written to: nothing of it is stored then.
 ///
 /// # Errors
 ///
 /// Errors of the server or of the connection; `Error::Moved` if the epoch is over.
 pub(super) async fn reconcile(all: &[Uncompared<'_>]) -> Result<Vec<Option<Compared>>, Error> {
     let Some(Uncompared { handover, right, .. }) = all.first() else { return Ok(Vec::new()) };
+    if all.iter().any(|one| one.right.epoch != right.epoch) {
+        return Err(Error::Moved);
+    }
     let sought = all.iter().map(Uncompared::sought).collect::<Result<Vec<_>, _>>()?;
     let near: Vec<Near<'_>> = sought.iter().map(Sought::near).collect();
     // Most samples are found stored, and that needs no lock.
@@ -60,13 +63,7 @@ pub(super) async fn reconcile(all: &[Uncompared<'_>]) -> Result<Vec<Option<Compa
     for (place, (one, sought)) in all.iter().zip(sought).enumerate() {
         missing.extend(one.missing(place, sought, &around)?);
     }
-    let mut inserted = insert(&missing).await?;
-    if missing.len() > 1 {
-        // Those whose group was just being written to were left out. Each of these waits for its writers alone.
-        for (one, inserted) in missing.iter().zip(&mut inserted).filter(|(_, inserted)| inserted.is_none()) {
-            *inserted = insert(std::slice::from_ref(one)).await?.pop().flatten();
-        }
-    }
+    let inserted = insert(&missing).await?;
     for (one, inserted) in missing.iter().zip(inserted) {
         compared[one.place] = inserted.map(|inserted| one.on_inserted(&inserted)).transpose()?;
     }

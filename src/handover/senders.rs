@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::election::by_labels::group_name;
 use crate::election::{Succession, Term};
-use crate::handover::drain::{CHUNK_SAMPLES, Due};
+use crate::handover::drain::{CHUNK_SAMPLES, Due, keep_first};
 use crate::handover::group::{Group, NO_GROUP};
 use crate::handover::memory::{Config, Memory};
 use crate::handover::replicas::{Owner, Replicas};
@@ -237,31 +237,39 @@ impl Senders {
     async fn round(&self, told_offset: &mut Option<(Epoch, i64)>, is_last: bool) -> Result<(), Error> {
         self.observe().await?;
         let members = self.members();
+        // A group for which something fails affects no other group.
+        let mut first = Ok(());
         for handover in members.values().flat_map(|(_, handovers)| handovers) {
-            handover.find_again().await?;
-            let epoch = self.store.epoch();
-            let number = handover.number().await?;
-            let offset_ms = *self.clock_offset_ms.lock();
-            // A server that replaces another one may lack the offset.
-            let should_log = |offset_ms: i64| {
-                told_offset.is_none_or(|(told_in, told_ms)| {
-                    told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
-                })
-            };
-            if let Some(offset_ms) = offset_ms.filter(|offset_ms| should_log(*offset_ms)) {
-                self.store.set_clock_offset(number, offset_ms, epoch).await?;
-                *told_offset = Some((epoch, offset_ms));
-            }
+            first = keep_first(first, self.prepare(handover, told_offset).await)?;
         }
         // What one sender of a group misses may be what another one is about to store.
         let most = members.values().map(|(_, handovers)| handovers.len()).max().unwrap_or(0);
         for place in 0..most {
             let of_groups = members.values().filter_map(|(group, handovers)| Some((group, handovers.get(place)?)));
             match self.look(of_groups, is_last).await {
-                // The next observation shows the new term, or the other server.
-                Ok(()) | Err(Error::Moved) => {}
-                Err(error) => return Err(error),
+                // The next observation shows the other server.
+                Err(Error::Moved) => {}
+                result => first = keep_first(first, result)?,
             }
+        }
+        first
+    }
+
+    /// Finds again what a sender has acknowledged on another server, and stores how far its clock is off.
+    async fn prepare(&self, handover: &Handover, told_offset: &mut Option<(Epoch, i64)>) -> Result<(), Error> {
+        handover.find_again().await?;
+        let epoch = self.store.epoch();
+        let number = handover.number().await?;
+        let offset_ms = *self.clock_offset_ms.lock();
+        // A server that replaces another one may lack the offset.
+        let should_log = |offset_ms: i64| {
+            told_offset.is_none_or(|(told_in, told_ms)| {
+                told_in != epoch || told_ms.abs_diff(offset_ms) > OFFSET_NEWS_MS.unsigned_abs()
+            })
+        };
+        if let Some(offset_ms) = offset_ms.filter(|offset_ms| should_log(*offset_ms)) {
+            self.store.set_clock_offset(number, offset_ms, epoch).await?;
+            *told_offset = Some((epoch, offset_ms));
         }
         Ok(())
     }
@@ -272,26 +280,36 @@ impl Senders {
         handovers: impl Iterator<Item = (&'a Arc<Group>, &'a Arc<Handover>)>,
         is_last: bool,
     ) -> Result<(), Error> {
-        let (mut due, mut samples) = (Vec::new(), 0);
+        let (mut first, mut together) = (Ok(()), Vec::new());
         for (group, handover) in handovers {
             // By right of whoever leads, even if that is this sender: its take-over may have been aborted half-way.
             let fence = || group.leading().map(|leading| leading.fence);
-            while let Some(of_sender) = handover.due(fence(), is_last).await? {
-                let count = of_sender.count();
-                due.push(of_sender);
-                samples += count;
-                if samples < CHUNK_SAMPLES && due.len() < RECONCILED_MAX {
+            loop {
+                let due = match handover.due(fence(), is_last).await {
+                    Ok(Some(due)) => due,
+                    ended => {
+                        first = keep_first(first, ended.map(drop))?;
+                        break;
+                    }
+                };
+                if due.is_quick() {
+                    together.push(due);
                     break;
                 }
-                let are_stored = Due::reconcile(std::mem::take(&mut due)).await?;
-                samples = 0;
-                if !are_stored || count < CHUNK_SAMPLES {
-                    break;
+                let is_all = due.count() < CHUNK_SAMPLES;
+                match Due::reconcile(vec![due]).await {
+                    Ok(true) if !is_all => {}
+                    ended => {
+                        first = keep_first(first, ended.map(drop))?;
+                        break;
+                    }
                 }
             }
+            if together.len() == RECONCILED_MAX {
+                first = keep_first(first, Due::reconcile(std::mem::take(&mut together)).await.map(drop))?;
+            }
         }
-        Due::reconcile(due).await?;
-        Ok(())
+        keep_first(first, Due::reconcile(together).await.map(drop))?
     }
 }
 

@@ -42,6 +42,7 @@ pub struct Observed {
     /// Latest time of any sample that sealing has removed from the hot rows, ms since 1970.
     pub sealed_newest_ms: i64,
     /// Latest time of any hot row of the senders of the `fresh` groups, ms since 1970; [`i64::MIN`] if there is none.
+    /// Without a position, of any hot row that is not read.
     pub fresh_newest_ms: i64,
 }
 
@@ -119,11 +120,17 @@ impl Store {
         );
         let epoch = self.server.epoch();
         let check = self.server.check(&self.names, epoch)?;
+        let unread = match from {
+            // Restored from another server's dump, or stored before senders were recorded.
+            None => "$1::text[] IS NOT NULL AND (xid >= pg_snapshot_xmax(pg_current_snapshot()) OR sender = 0)",
+            Some(_) => {
+                "sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} WHERE group_name = ANY ($1)))"
+            }
+        };
         let now = self.names.sql(&format!(
             "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {{sealed_to}}), \
              (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), \
-             (SELECT max(\"time\") FROM {{hot}} WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) \
-             FROM {{senders}} WHERE group_name = ANY ($1)))), {check}",
+             (SELECT max(\"time\") FROM {{hot}} WHERE {unread}), {check}",
         ));
         let states = self.names.sql(
             "SELECT group_name, group_no, term, token, reconciled, sender_no FROM {leader} WHERE ($1 IS NULL OR group_name = ANY ($1))",

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use prometheus_postgresql_adapter::handover::buffer::{Buffered, NotBuffered};
+use prometheus_postgresql_adapter::handover::by_request::ByRequest;
 use prometheus_postgresql_adapter::handover::sender::{Sender, Sorted, sort_and_dedup};
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::fence::Fence;
@@ -397,15 +398,13 @@ impl Senders {
         member.leads.set(Some(fence.token));
         self.observe().await?;
         let number = self.number(member).await?;
+        let mut parts = ByRequest::default();
         while let Some(samples) = member.with(|state| state.drain(self.chunk_samples)) {
-            let mut by_request: BTreeMap<(std::time::Instant, Uuid), Vec<Buffered>> = BTreeMap::new();
-            for sample in &samples {
-                by_request.entry((sample.arrived, sample.key)).or_default().push(*sample);
-            }
+            let (by_request, mut late) = parts.divide(&samples).into_parts();
             let mut taken_out = member.take_out(samples);
             let mut right = self.right(number, Some(fence));
-            let (mut requests, mut late) = (Vec::new(), Vec::new());
-            for ((_, key), mut samples) in by_request {
+            let mut requests = Vec::new();
+            for (key, mut samples) in by_request {
                 sort_and_dedup(&mut samples);
                 let mut sorted = match self.bug() {
                     Some(Bug::DrainUncompared) => Sorted { append: Arc::new(rows(&samples)), ..Sorted::default() },

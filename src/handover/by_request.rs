@@ -1,0 +1,82 @@
+//! Buffered samples, request by request, as a take-over stores them. Pure.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::handover::buffer::Buffered;
+
+/// Divides a buffer, which is taken out part by part, into its requests.
+#[derive(Debug, Default)]
+pub struct ByRequest {
+    /// Keys of the requests in the parts before.
+    keys: HashSet<Uuid>,
+}
+
+/// A part of a buffer.
+#[derive(Debug, Default)]
+pub struct Divided {
+    /// Samples by arrival and key of their request, in the order of arrival.
+    requests: BTreeMap<(Instant, Uuid), Vec<Buffered>>,
+    /// Samples of requests of which other samples were in a part before. Under the key of their request nothing can be
+    /// stored any more.
+    rest: Vec<Buffered>,
+}
+
+impl ByRequest {
+    /// Divides the next part.
+    pub fn divide(&mut self, samples: &[Buffered]) -> Divided {
+        let mut divided = Divided::default();
+        for sample in samples {
+            match self.keys.contains(&sample.key) {
+                true => divided.rest.push(*sample),
+                false => divided.requests.entry((sample.arrived, sample.key)).or_default().push(*sample),
+            }
+        }
+        self.keys.extend(divided.requests.keys().map(|(_, key)| *key));
+        divided
+    }
+}
+
+impl Divided {
+    /// Returns the key and the samples of each request, in the order of arrival, and the samples that are to be compared
+    /// with what is stored.
+    pub fn into_parts(self) -> (impl Iterator<Item = (Uuid, Vec<Buffered>)>, Vec<Buffered>) {
+        (self.requests.into_iter().map(|((_, key), samples)| (key, samples)), self.rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::row::Row;
+
+    #[test]
+    fn what_comes_after_other_samples_of_its_request_is_compared() {
+        let now = Instant::now();
+        let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+        let sample = |key, seconds, series_id| Buffered {
+            row: Row { series_id, time_ms: 1_000, value: 0.5 },
+            is_stamped: false,
+            arrived: now + Duration::from_secs(seconds),
+            key,
+        };
+        let mut by_request = ByRequest::default();
+        let mut divide = |samples: &[Buffered]| {
+            let (requests, rest) = by_request.divide(samples).into_parts();
+            let ids = |samples: Vec<Buffered>| samples.iter().map(|sample| sample.row.series_id).collect::<Vec<_>>();
+            (requests.map(|(key, samples)| (key, ids(samples))).collect::<Vec<_>>(), ids(rest))
+        };
+        let first = [sample(other, 2, 3), sample(one, 1, 1), sample(other, 2, 4)];
+        assert_eq!(divide(&first), (vec![(one, vec![1]), (other, vec![3, 4])], vec![]));
+        // Taken out to be reconciled and put back, or sent again in the same bytes.
+        let third = Uuid::from_u128(3);
+        assert_eq!(
+            divide(&[sample(one, 1, 2), sample(third, 3, 5), sample(one, 4, 1)]),
+            (vec![(third, vec![5])], vec![2, 1])
+        );
+    }
+}
