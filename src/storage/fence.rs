@@ -79,11 +79,21 @@ pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> Str
     names.sql(&format!("{{fence}}({group_no}, {token}, {reconciled})"))
 }
 
-/// Returns the statement that shows several rights to write at once. Its parameters are the group numbers, the tokens
-/// and the known values of the counters. For each right it returns the state that [`show`] would raise, or NULL.
+/// Returns the expression that shows several rights to write at once, each with the known value of its group's counter.
+/// It is a list, separated by commas, of the states that [`show`] would raise, with `-` for a right in force.
 #[must_use]
-pub fn show_all(names: &Names) -> String {
-    names.sql("SELECT {fences}($1, $2, $3)")
+pub fn show_all(names: &Names, rights: &[(Option<Fence>, i64)]) -> String {
+    let fences = || rights.iter().map(|(fence, _)| fence);
+    let groups = array(fences().map(|fence| fence.map_or(NO_GROUP, |fence| fence.group_no)));
+    let tokens = array(fences().map(|fence| fence.map_or_else(|| "NULL".to_owned(), |fence| fence.token.to_string())));
+    let reconciled = array(rights.iter().map(|(_, reconciled)| reconciled));
+    format!("array_to_string({}({groups}, {tokens}, {reconciled}), ',', '-')", names.qualified("_fences"))
+}
+
+/// Returns numbers, or other texts without special characters, as the text of an array. Not for [`Names::sql`].
+pub(super) fn array(elements: impl Iterator<Item = impl ToString>) -> String {
+    let elements: Vec<String> = elements.map(|element| element.to_string()).collect();
+    format!("'{{{}}}'", elements.join(","))
 }
 
 /// Returns the expression that takes a group's exclusive lock in an open transaction, which locks out all writers of

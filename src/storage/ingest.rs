@@ -9,7 +9,6 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use futures_util::future::{join, try_join};
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, CopyInSink, SimpleQueryMessage, Statement};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -17,7 +16,7 @@ use uuid::Uuid;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error, FENCED, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, Limits, NO_GROUP, begin, show, show_all};
+use crate::storage::fence::{Fence, Limits, NO_GROUP, array, begin, show, show_all};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::own_transactions::OwnTransactions;
@@ -333,14 +332,17 @@ impl Writer {
     /// force. If all batches are of one term, it is an error if that term is over. Returns `None`, with no transaction
     /// open, if all batches are overtaken.
     async fn begin(&self, client: &Client, batches: &[&Batch], epoch: Epoch) -> Result<Option<Begun>, Error> {
-        let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, Some(batch.right.reconciled))).collect();
+        let rights: Vec<_> = batches.iter().map(|batch| (batch.right.fence, batch.right.reconciled)).collect();
         let (fence, reconciled) = rights[0];
         let is_one = rights.iter().all(|right| *right == rights[0]);
         let mut checks = self.server.check(&self.names, epoch)?;
         if rights.iter().all(|(other, _)| *other == fence) {
             // All batches are of one group, so this may wait for the group's lock up to the lock timeout: it delays no
             // writes of other groups.
-            checks = format!("{checks}, {}", show(&self.names, fence, reconciled.filter(|_| is_one)));
+            checks = format!("{checks}, {}", show(&self.names, fence, is_one.then_some(reconciled)));
+        }
+        if !is_one {
+            checks = format!("{checks}, {}", show_all(&self.names, &rights));
         }
         let mut begin = begin(Limits::of(self.timeout), &checks);
         if is_one {
@@ -352,8 +354,8 @@ impl Writer {
             Ok(answer) if is_one => {
                 Ok(Some(Begun { standing: vec![Ok(()); batches.len()], claimed: claimed(&answer)? }))
             }
-            Ok(_) => {
-                let standing = standing(client, &self.names, &rights).await?;
+            Ok(answer) => {
+                let standing = standing(&answer)?;
                 let in_force = batches.iter().zip(&standing).filter(|(_, standing)| standing.is_ok());
                 let keys: Vec<Uuid> = in_force.map(|(batch, _)| batch.key).collect();
                 let claimed = match keys.is_empty() {
@@ -425,7 +427,7 @@ impl Writer {
         // Never equal to the counter, so the fence raises.
         let refusal = show(&self.names, Some(fence), Some(-1));
         let stored_by_others = self.names.qualified("_stored_by_others");
-        let (numbers, after, before) = (array(&numbers), array(&after), array(&before));
+        let (numbers, after, before) = (array(numbers.iter()), array(after.iter()), array(before.iter()));
         Some(format!(
             "SELECT {refusal} WHERE to_timestamp({oldest_ms} / 1000.0) < clock_timestamp() - interval '{SENT_AGAIN_MS} ms' \
              AND {stored_by_others}({numbers}, {after}, {before}, '{observed}')"
@@ -433,34 +435,18 @@ impl Writer {
     }
 }
 
-/// Returns numbers as the text of an array.
-fn array(numbers: &[impl ToString]) -> String {
-    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-    format!("'{{{}}}'", numbers.join(","))
-}
-
-/// Shows rights to write in the open transaction, each with the known value of its group's counter, or `None` if the
-/// counter does not matter. Returns the standing of each right.
-pub(super) async fn standing(
-    client: &Client,
-    names: &Names,
-    rights: &[(Option<Fence>, Option<i64>)],
-) -> Result<Vec<Standing>, Error> {
-    let fences = || rights.iter().map(|(fence, _)| fence);
-    let groups: Vec<i32> = fences().map(|fence| fence.map_or(NO_GROUP, |fence| fence.group_no)).collect();
-    let tokens: Vec<Option<Uuid>> = fences().map(|fence| fence.map(|fence| fence.token)).collect();
-    let reconciled: Vec<Option<i64>> = rights.iter().map(|(_, reconciled)| *reconciled).collect();
-    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&groups, Type::INT4_ARRAY), (&tokens, Type::UUID_ARRAY), (&reconciled, Type::INT8_ARRAY)];
-    let row = client.query_typed_one(&show_all(names), &parameters).await?;
-    let raised: Vec<Option<&str>> = row.try_get(0)?;
-    let standing = |raised| match raised {
-        None => Ok(Ok(())),
-        Some(FENCED) => Ok(Err(Stored::Fenced)),
-        Some(OVERTAKEN) => Ok(Err(Stored::Overtaken)),
-        Some(other) => Err(Error::Misconfigured(format!("the fences said {other}: the schema is another version's"))),
+/// Returns the standing of each right that was shown by [`show_all`], as the last value of the first row says.
+fn standing(answer: &[SimpleQueryMessage]) -> Result<Vec<Standing>, Error> {
+    let row =
+        answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
+    let raised = row.and_then(|row| row.get(row.len() - 1)).unwrap_or_default();
+    let standing = |raised: &str| match raised {
+        "-" => Ok(Ok(())),
+        FENCED => Ok(Err(Stored::Fenced)),
+        OVERTAKEN => Ok(Err(Stored::Overtaken)),
+        other => Err(Error::Misconfigured(format!("the fences said {other:?}: the schema is another version's"))),
     };
-    raised.into_iter().map(standing).collect()
+    raised.split(',').map(standing).collect()
 }
 
 /// Returns the COPY statement that stores samples in the open transaction.
