@@ -17,17 +17,16 @@ use uuid::Uuid;
 use crate::handover::buffer::{Buffered, NotBuffered};
 use crate::handover::group::Group;
 use crate::handover::memory::Memory;
-use crate::handover::reconciling::{Compared, Uncompared, reconcile};
 use crate::handover::requests::{InFlight, Requests};
 use crate::handover::sender::{Sender, Sorted, sort_and_dedup};
 use crate::handover::stranded::Stranded;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::storage::Store;
+use crate::storage::around::Near;
 use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
 use crate::storage::ingest::{Right, Stored};
-use crate::storage::reconcile::Near;
 use crate::storage::row::Row;
 use crate::storage::server::Epoch;
 use crate::telemetry::metrics::Metrics;
@@ -180,16 +179,6 @@ impl Handover {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Compares late samples with what is stored around them, and stores those that are missing. If nobody else has
-    /// stored samples of the group since `right` was determined, it stays valid.
-    async fn reconcile_late(&self, late: &[Buffered], right: &mut Right) -> Result<(), Error> {
-        let uncompared = Uncompared { handover: self, samples: late, right: right.clone(), is_told: self.is_shared };
-        let compared = reconcile(&[uncompared]).await?;
-        let Some(Some(Compared { told, .. })) = compared.first() else { return Err(Error::Fenced) };
-        right.reconciled += i64::from(*told == Some(right.reconciled + 1));
         Ok(())
     }
 

@@ -29,6 +29,7 @@ use crate::telemetry::metrics::Metrics;
 pub use self::jobs::{Hot, ObservedPosition};
 pub use self::resolve::{LookedUp, Rejected, Resolved, Share};
 
+pub mod around;
 pub mod chunk;
 pub mod fence;
 pub mod hot;

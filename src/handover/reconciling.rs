@@ -4,8 +4,9 @@ use crate::handover::Handover;
 use crate::handover::buffer::Buffered;
 use crate::handover::rows;
 use crate::postgres::error::Error;
+use crate::storage::around::{Around, Near};
 use crate::storage::ingest::Right;
-use crate::storage::reconcile::{Around, Near, Reconcile, Reconciled};
+use crate::storage::reconcile::{Reconcile, Reconciled};
 use crate::storage::row::Row;
 
 /// Samples of one sender that are to be compared with what is stored around them.
@@ -76,6 +77,18 @@ async fn insert(missing: &[Missing<'_>]) -> Result<Vec<Option<Reconciled>>, Erro
     let parts: Vec<Reconcile<'_>> = missing.iter().map(Missing::part).collect();
     let judge = |place: usize, around: &Around| rows(&missing[place].of.judge(&missing[place].samples, around));
     handover.store.reconcile(&parts, judge).await
+}
+
+impl Handover {
+    /// Compares late samples with what is stored around them, and stores those that are missing. If nobody else has
+    /// stored samples of the group since `right` was determined, it stays valid.
+    pub(super) async fn reconcile_late(&self, late: &[Buffered], right: &mut Right) -> Result<(), Error> {
+        let uncompared = Uncompared { handover: self, samples: late, right: right.clone(), is_told: self.is_shared };
+        let compared = reconcile(&[uncompared]).await?;
+        let Some(Some(Compared { told, .. })) = compared.first() else { return Err(Error::Fenced) };
+        right.reconciled += i64::from(*told == Some(right.reconciled + 1));
+        Ok(())
+    }
 }
 
 impl Sought {

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::error::{Class, Error};
+use prometheus_postgresql_adapter::storage::around::Near;
 use prometheus_postgresql_adapter::storage::hot::Elements;
 use prometheus_postgresql_adapter::storage::ingest::{Right, Stored};
-use prometheus_postgresql_adapter::storage::reconcile::{Near, Reconcile};
+use prometheus_postgresql_adapter::storage::reconcile::Reconcile;
 use prometheus_postgresql_adapter::wire::write::v1;
 use rig::adapter::{Adapter, Options};
 use rig::postgres::{self, Postgres, Stop};

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::around::{Around, StoredTime};
 use prometheus_postgresql_adapter::storage::ingest::SENT_AGAIN_MS;
 use prometheus_postgresql_adapter::storage::own_transactions::Gap;
 use prometheus_postgresql_adapter::storage::position::Position;
-use prometheus_postgresql_adapter::storage::reconcile::{Around, StoredTime};
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::around::Around;
 use prometheus_postgresql_adapter::storage::fence::Fence;
 use prometheus_postgresql_adapter::storage::observe::Position;
 use prometheus_postgresql_adapter::storage::own_transactions::Gap;
-use prometheus_postgresql_adapter::storage::reconcile::Around;
 use prometheus_postgresql_adapter::storage::row::Row;
 use uuid::Uuid;
 

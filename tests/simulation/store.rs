@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::around::Around;
 use prometheus_postgresql_adapter::storage::own_transactions::{Gap, OwnTransactions};
 use prometheus_postgresql_adapter::storage::position::Position;
-use prometheus_postgresql_adapter::storage::reconcile::Around;
 use prometheus_postgresql_adapter::storage::row::Row;
 use prometheus_postgresql_adapter::storage::server::Epoch;
 use prometheus_postgresql_adapter::storage::server_clock::ServerClock;

@@ -7,7 +7,7 @@ use crate::handover::coverage::{By, Candidate, Slot, Stored, missing};
 use crate::handover::sender::Sender;
 use crate::handover::series::{GAP_MS, STEP_MAX_MS, SeriesHistory};
 use crate::model::sender::SenderNo;
-use crate::storage::reconcile::{Around, StoredTime};
+use crate::storage::around::{Around, StoredTime};
 use crate::storage::row::Row;
 
 /// Number of alike steps of stored times from which they are not taken for gaps.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::reconcile::{Around, StoredTime};
+use crate::storage::around::{Around, StoredTime};
 
 mod compare;
 

@@ -2,8 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::storage::reconcile::Near;
 use crate::storage::row::Row;
+
+/// Samples of one sender, around which stored ones are looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Near<'a> {
+    /// Rows in the order of series and time, without duplicates.
+    pub rows: &'a [Row],
+    /// Time in ms before and after each sample within which stored samples are looked for.
+    pub window_ms: i64,
+    /// Series whose last stored time is wanted too. Series that are not in `rows` are ignored.
+    pub unbounded: &'a [i64],
+}
 
 /// A span of time in ms since 1970, both ends included.
 pub(super) type Span = (i64, i64);
