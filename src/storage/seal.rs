@@ -110,7 +110,7 @@ struct HotBatch {
 impl Sealer<'_> {
     /// Divides the hot rows to be sealed, in the order of storing, into equal parts of about two million samples each.
     /// Samples of a series in the next part are usually later, so no chunk is encoded twice. A small last part would
-    /// make small chunks, which take more bytes per sample: every round of more than [`PART_SAMPLES`] would have one.
+    /// make small chunks, which take more bytes per sample: every round of a few more than two million would have one.
     ///
     /// # Errors
     ///
