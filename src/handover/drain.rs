@@ -90,12 +90,12 @@ impl Due<'_> {
     /// Compares samples of senders of different groups with what is stored, and stores those that are missing. Samples
     /// that could not be stored, for example because another term is in force, are in the buffer as before. A group
     /// that is just being written to, or for which something fails, affects no other group. Returns `true` if all of
-    /// them are stored.
+    /// them are stored. `is_last` as in [`Handover::due`].
     ///
     /// # Errors
     ///
     /// The first of the errors of the server or of the connection; `Error::Moved` if the server is another one.
-    pub(super) async fn reconcile(all: Vec<Self>) -> Result<bool, Error> {
+    pub(super) async fn reconcile(all: Vec<Self>, is_last: bool) -> Result<bool, Error> {
         let is_one = all.len() == 1;
         let compared = match reconcile(&all.iter().map(Due::uncompared).collect::<Vec<_>>()).await {
             // Each of them is tried alone.
@@ -106,14 +106,17 @@ impl Due<'_> {
         for (due, compared) in all.into_iter().zip(compared) {
             match compared {
                 Some(compared) => due.done(compared)?,
-                // Waits for the writers of its group, unless its term is over.
-                None if !is_one => left.push(due),
+                // It is put back for now, so that a take-over of its group does not wait for the writers of others.
+                None if !is_one => left.push((due.taken_out.handover, due.right.fence)),
                 None => are_stored = false,
             }
         }
         let mut first = Ok(());
-        for due in left {
-            let result = Box::pin(Self::reconcile(vec![due])).await;
+        for (handover, fence) in left {
+            let result = match handover.due(fence, is_last).await {
+                Ok(Some(due)) => Box::pin(Self::reconcile(vec![due], is_last)).await,
+                ended => ended.map(|_| true),
+            };
             are_stored &= matches!(result, Ok(true));
             first = keep_first(first, result.map(drop))?;
         }

@@ -297,7 +297,7 @@ impl Senders {
                     break;
                 }
                 let is_all = due.count() < CHUNK_SAMPLES;
-                match Due::reconcile(vec![due]).await {
+                match Due::reconcile(vec![due], is_last).await {
                     Ok(true) if !is_all => {}
                     ended => {
                         first = keep_first(first, ended.map(drop))?;
@@ -306,10 +306,10 @@ impl Senders {
                 }
             }
             if together.len() == RECONCILED_MAX {
-                first = keep_first(first, Due::reconcile(std::mem::take(&mut together)).await.map(drop))?;
+                first = keep_first(first, Due::reconcile(std::mem::take(&mut together), is_last).await.map(drop))?;
             }
         }
-        keep_first(first, Due::reconcile(together).await.map(drop))?
+        keep_first(first, Due::reconcile(together, is_last).await.map(drop))?
     }
 }
 
