@@ -89,9 +89,7 @@ impl Buffer {
                 self.bytes += self.slabs.back().map_or(0, Slab::bytes);
             }
             if let Some(last) = self.slabs.back_mut() {
-                let before = last.bytes();
-                last.push(&sample);
-                self.bytes += last.bytes() - before;
+                self.bytes += last.push(&sample);
                 self.samples += 1;
             }
         }

@@ -14,36 +14,20 @@ pub struct ByRequest {
     keys: HashSet<Uuid>,
 }
 
-/// A part of a buffer.
-#[derive(Debug, Default)]
-pub struct Divided {
-    /// Samples by arrival and key of their request, in the order of arrival.
-    requests: BTreeMap<(Instant, Uuid), Vec<Buffered>>,
-    /// Samples of requests of which other samples were in a part before. Under the key of their request nothing can be
-    /// stored any more.
-    rest: Vec<Buffered>,
-}
-
 impl ByRequest {
-    /// Divides the next part.
-    pub fn divide(&mut self, samples: &[Buffered]) -> Divided {
-        let mut divided = Divided::default();
+    /// Divides the next part. Returns the key and the samples of each request, in the order of arrival; and the samples
+    /// of requests of which other samples were in a part before: under the key of their request nothing can be stored
+    /// any more, so they are to be compared with what is stored.
+    pub fn divide(&mut self, samples: &[Buffered]) -> (Vec<(Uuid, Vec<Buffered>)>, Vec<Buffered>) {
+        let (mut requests, mut rest) = (BTreeMap::<(Instant, Uuid), Vec<Buffered>>::new(), Vec::new());
         for sample in samples {
             match self.keys.contains(&sample.key) {
-                true => divided.rest.push(*sample),
-                false => divided.requests.entry((sample.arrived, sample.key)).or_default().push(*sample),
+                true => rest.push(*sample),
+                false => requests.entry((sample.arrived, sample.key)).or_default().push(*sample),
             }
         }
-        self.keys.extend(divided.requests.keys().map(|(_, key)| *key));
-        divided
-    }
-}
-
-impl Divided {
-    /// Returns the key and the samples of each request, in the order of arrival, and the samples that are to be compared
-    /// with what is stored.
-    pub fn into_parts(self) -> (impl Iterator<Item = (Uuid, Vec<Buffered>)>, Vec<Buffered>) {
-        (self.requests.into_iter().map(|((_, key), samples)| (key, samples)), self.rest)
+        self.keys.extend(requests.keys().map(|(_, key)| *key));
+        (requests.into_iter().map(|((_, key), samples)| (key, samples)).collect(), rest)
     }
 }
 
@@ -66,9 +50,9 @@ mod tests {
         };
         let mut by_request = ByRequest::default();
         let mut divide = |samples: &[Buffered]| {
-            let (requests, rest) = by_request.divide(samples).into_parts();
+            let (requests, rest) = by_request.divide(samples);
             let ids = |samples: Vec<Buffered>| samples.iter().map(|sample| sample.row.series_id).collect::<Vec<_>>();
-            (requests.map(|(key, samples)| (key, ids(samples))).collect::<Vec<_>>(), ids(rest))
+            (requests.into_iter().map(|(key, samples)| (key, ids(samples))).collect::<Vec<_>>(), ids(rest))
         };
         let first = [sample(other, 2, 3), sample(one, 1, 1), sample(other, 2, 4)];
         assert_eq!(divide(&first), (vec![(one, vec![1]), (other, vec![3, 4])], vec![]));

@@ -201,7 +201,7 @@ impl Handover {
         let sender = self.number_in(epoch).await?;
         let (mut stored, mut count, mut parts) = (0, 0, ByRequest::default());
         while let Some(samples) = self.in_epoch(epoch, |state| state.sender.drain(CHUNK_SAMPLES))? {
-            let (by_request, mut late) = parts.divide(&samples).into_parts();
+            let (by_request, mut late) = parts.divide(&samples);
             count += samples.len();
             let taken_out = TakenOut { handover: self, identities: Arc::clone(&identities), samples };
             let mut right = self.right(sender, Some(fence), epoch);

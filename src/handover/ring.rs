@@ -39,9 +39,7 @@ impl Ring {
                 self.slabs.push_back(Stored { first: now, last: now, slab });
             }
             if let Some(Stored { last, slab, .. }) = self.slabs.back_mut() {
-                let before = slab.bytes();
-                slab.push(&sample);
-                self.bytes += slab.bytes() - before;
+                self.bytes += slab.push(&sample);
                 *last = now;
             }
         }

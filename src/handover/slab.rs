@@ -2,7 +2,6 @@
 //! requests in progress, which an allocator keeps. Pure.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -100,24 +99,25 @@ impl Slab {
 
     /// Returns the bytes that the slab takes, apart from what is left of its capacity.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + size_of::<Packed>() * self.samples.len() + size_of::<Part>() * self.parts.len()
+        size_of::<Self>() + SAMPLE_BYTES * self.samples.len() + size_of::<Part>() * self.parts.len()
     }
 
-    /// Adds a sample to a slab that is not full.
-    pub(super) fn push(&mut self, sample: &Buffered) {
+    /// Adds a sample to a slab that is not full. Returns the number of additional bytes that the slab takes.
+    pub(super) fn push(&mut self, sample: &Buffered) -> usize {
         let is_together = |part: &&mut Part| (part.arrived, part.key) == (sample.arrived, sample.key);
         if let Some(part) = self.parts.back_mut().filter(is_together)
             && let Some(packed) = Packed::new(sample, part.base_ms)
         {
             self.samples.push(packed);
             part.end = self.samples.len();
-            return;
+            return SAMPLE_BYTES;
         }
         // The times of other samples may be equally far before and after it.
         let base_ms = sample.row.time_ms.saturating_sub(i64::from(PART_SPAN_MS / 2));
         self.samples.extend(Packed::new(sample, base_ms));
         let Buffered { arrived, key, .. } = *sample;
         self.parts.push_back(Part { arrived, key, looked_at: arrived, base_ms, end: self.samples.len() });
+        SAMPLE_BYTES + size_of::<Part>()
     }
 
     /// Returns arrival and request key of the first samples.
@@ -178,7 +178,11 @@ impl Slab {
                     }
                 }
             } else {
-                to += move_down(samples, places, to);
+                let count = places.len();
+                if places.start != to {
+                    samples.copy_within(places, to);
+                }
+                to += count;
             }
             part.end = to;
             to > first
@@ -191,15 +195,6 @@ impl Slab {
         }
         covered
     }
-}
-
-/// Moves samples to lower places, from `to` on. Returns their number.
-fn move_down(samples: &mut [Packed], places: Range<usize>, to: usize) -> usize {
-    let count = places.len();
-    if places.start != to {
-        samples.copy_within(places, to);
-    }
-    count
 }
 
 impl Part {

@@ -21,6 +21,11 @@ pub struct Fence {
 /// Group number of writers without an election.
 pub const NO_GROUP: i32 = 0;
 
+/// Returns the number of the group whose leader has `fence`.
+pub(super) fn group_no(fence: Option<Fence>) -> i32 {
+    fence.map_or(NO_GROUP, |fence| fence.group_no)
+}
+
 /// Idle time between the statements of a transaction after which its writer is frozen. Its transaction must not delay
 /// the next leader.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,7 +78,7 @@ pub fn begin(limits: Limits, checks: &str) -> String {
 /// counter; `None` is not compared.
 #[must_use]
 pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> String {
-    let group_no = fence.map_or(NO_GROUP, |fence| fence.group_no);
+    let group_no = group_no(fence);
     let token = fence.map_or_else(|| "NULL".to_owned(), |fence| format!("'{}'", fence.token));
     let reconciled = reconciled.map_or_else(|| "NULL".to_owned(), |reconciled| reconciled.to_string());
     names.sql(&format!("{{fence}}({group_no}, {token}, {reconciled})"))
@@ -84,7 +89,7 @@ pub fn show(names: &Names, fence: Option<Fence>, reconciled: Option<i64>) -> Str
 #[must_use]
 pub fn show_all(names: &Names, rights: &[(Option<Fence>, i64)]) -> String {
     let fences = || rights.iter().map(|(fence, _)| fence);
-    let groups = array(fences().map(|fence| fence.map_or(NO_GROUP, |fence| fence.group_no)));
+    let groups = array(fences().map(|fence| group_no(*fence)));
     let tokens = array(fences().map(|fence| fence.map_or_else(|| "NULL".to_owned(), |fence| fence.token.to_string())));
     let reconciled = array(rights.iter().map(|(_, reconciled)| reconciled));
     format!("array_to_string({}({groups}, {tokens}, {reconciled}), ',', '-')", names.qualified("_fences"))

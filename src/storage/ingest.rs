@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
-use crate::storage::fence::{Fence, NO_GROUP};
+use crate::storage::fence::{Fence, group_no};
 use crate::storage::hot::encode_copy;
 use crate::storage::names::Names;
 use crate::storage::own_transactions::OwnTransactions;
@@ -73,9 +73,9 @@ pub struct Right {
 }
 
 impl Right {
-    /// Returns the number of the group; [`NO_GROUP`] without an election.
+    /// Returns the number of the group; [`NO_GROUP`](crate::storage::fence::NO_GROUP) without an election.
     pub(super) fn group_no(&self) -> i32 {
-        self.fence.map_or(NO_GROUP, |fence| fence.group_no)
+        group_no(self.fence)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
+use crate::storage::fence::BY_INDEX;
 use crate::storage::hot::Elements;
 use crate::storage::names::Names;
 use crate::storage::position;
@@ -114,8 +115,7 @@ impl Store {
     ) -> Result<Observed, Error> {
         // Uses the index: few of the hot rows are new.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT set_config('jit', 'off', true), \
-             set_config('enable_seqscan', 'off', true), set_config('statement_timeout', '{}', true)",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT {BY_INDEX}, set_config('statement_timeout', '{}', true)",
             self.config.send_timeout.as_millis()
         );
         let epoch = self.server.epoch();

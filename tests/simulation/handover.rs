@@ -400,7 +400,7 @@ impl Senders {
         let number = self.number(member).await?;
         let mut parts = ByRequest::default();
         while let Some(samples) = member.with(|state| state.drain(self.chunk_samples)) {
-            let (by_request, mut late) = parts.divide(&samples).into_parts();
+            let (by_request, mut late) = parts.divide(&samples);
             let mut taken_out = member.take_out(samples);
             let mut right = self.right(number, Some(fence));
             let mut requests = Vec::new();

@@ -91,32 +91,10 @@ impl Writer {
             "INSERT INTO {{requests}} (key) VALUES {values} ON CONFLICT DO NOTHING RETURNING key, pg_current_xact_id()"
         ))
     }
-}
 
-/// Returns what the last of several answers says is claimed.
-fn claimed(answer: &[SimpleQueryMessage]) -> Result<Claimed, Error> {
-    let ended = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::CommandComplete(_));
-    let mut claimed = Claimed::default();
-    for message in answer.iter().rev().skip(1).take_while(|message| !ended(message)) {
-        let SimpleQueryMessage::Row(row) = message else { continue };
-        let key = row.get(0).and_then(|key| Uuid::parse_str(key).ok());
-        let Some((key, xid)) = key.zip(row.get(1).and_then(|xid| xid.parse().ok())) else {
-            return Err(Error::Corrupt(format!(
-                "a request is claimed with the key {:?} by {:?}",
-                row.get(0),
-                row.get(1)
-            )));
-        };
-        claimed.keys.insert(key);
-        claimed.xid = xid;
-    }
-    Ok(claimed)
-}
-
-impl Writer {
     /// Returns the statement that fails as overtaken if another adapter may have stored one of the samples of `batches`
-    /// that were just stored; `None` if no other adapter stores samples of these senders, or all samples are too young
-    /// to be sent a second time.
+    /// that were just stored; `None` if no other adapter stores samples of these senders. It does nothing if all samples
+    /// are too young to be sent a second time.
     pub(super) fn refuse_stored_by_others(&self, batches: &[&Batch], epoch: Epoch, xid: u64) -> Option<String> {
         let shared = || batches.iter().filter(|batch| batch.right.observed.is_some());
         let rights = shared().filter_map(|batch| Some((batch.right.observed.as_deref()?, batch.right.fence?)));
@@ -142,6 +120,26 @@ impl Writer {
              AND {stored_by_others}({numbers}, {after}, {before}, '{observed}')"
         ))
     }
+}
+
+/// Returns what the last of several answers says is claimed.
+fn claimed(answer: &[SimpleQueryMessage]) -> Result<Claimed, Error> {
+    let ended = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::CommandComplete(_));
+    let mut claimed = Claimed::default();
+    for message in answer.iter().rev().skip(1).take_while(|message| !ended(message)) {
+        let SimpleQueryMessage::Row(row) = message else { continue };
+        let key = row.get(0).and_then(|key| Uuid::parse_str(key).ok());
+        let Some((key, xid)) = key.zip(row.get(1).and_then(|xid| xid.parse().ok())) else {
+            return Err(Error::Corrupt(format!(
+                "a request is claimed with the key {:?} by {:?}",
+                row.get(0),
+                row.get(1)
+            )));
+        };
+        claimed.keys.insert(key);
+        claimed.xid = xid;
+    }
+    Ok(claimed)
 }
 
 /// Returns the standing of each right that was shown by [`show_all`], as the last value of the first row says.
