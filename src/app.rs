@@ -1,6 +1,5 @@
 //! Builds every part, owns every task, and stops them in order.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -24,10 +23,9 @@ use crate::election::{self, PrometheusTimeout, WritePath};
 use crate::handover::group::NO_GROUP;
 use crate::handover::senders::Senders;
 use crate::http::{self, Service};
-use crate::postgres::error::Class;
 use crate::postgres::{Connector, tls};
 use crate::receiver::{Leaders, Receiver};
-use crate::storage::{ObservedPosition, Store};
+use crate::storage::{SealedRows, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// The reason why the program cannot go on.
@@ -74,10 +72,6 @@ const SEAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest pause between these checks, used if a check takes long.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
-
-/// Rows committed more recently than this are left to the next round of sealing. Other adapters observe rows once a
-/// second. If rows were sealed earlier, the other adapters would have to look up what was sealed.
-const OBSERVED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Pause after a round of sealing that failed.
 const SEAL_RETRY: Duration = Duration::from_secs(10);
@@ -385,8 +379,6 @@ async fn keep_up(store: Arc<Store>, config: Config, role: watch::Receiver<Role>,
 async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: CancellationToken) {
     let mut sealed_at: Option<Instant> = None;
     let mut pause = SEAL_INTERVAL;
-    // The positions of the last checks.
-    let mut looks: VecDeque<(Instant, ObservedPosition)> = VecDeque::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -395,18 +387,10 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         if !role.borrow().at(Instant::now()).keeps_store() {
             store.forget_sizes();
             (sealed_at, pause) = (None, SEAL_INTERVAL);
-            looks.clear();
             continue;
         }
         let looked_at = Instant::now();
-        let hot = store.hot().await;
-        if matches!(&hot, Err(error) if error.class() == Class::Moved) {
-            // A position seen on another server tells nothing about this one.
-            looks.clear();
-            continue;
-        }
-        if let Ok(hot) = hot {
-            looks.push_back((looked_at, hot.seen));
+        if let Ok(hot) = store.hot().await {
             // Before the first sealing, the age of the oldest hot sample counts.
             let since = *sealed_at.get_or_insert(looked_at.checked_sub(hot.age).unwrap_or(looked_at));
             if !store.is_seal_due(hot.samples, since.elapsed()) {
@@ -417,19 +401,12 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A failed check is no reason to seal nothing: the hot samples may be too many to count in time.
         pause = SEAL_INTERVAL;
-        let is_old = |(at, _): &(Instant, ObservedPosition)| at.elapsed() >= OBSERVED_WITHIN;
-        match looks.iter().rposition(is_old) {
-            Some(old) => drop(looks.drain(..old)),
-            None if looks.is_empty() => {}
-            None => continue,
-        }
-        match store.seal(looks.front().map(|(_, seen)| seen), false).await {
+        match store.seal(SealedRows::Observed, false).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
                 log::debug!(samples = outcome.samples, chunks = outcome.chunks; "sealed samples into chunks");
             }
             Ok(None) => {}
-            Err(error) if error.class() == Class::Moved => looks.clear(),
             Err(error) => {
                 log::warn!(retry_after:? = SEAL_RETRY, err:% = error; "sealing failed");
                 pause = SEAL_RETRY;

@@ -26,7 +26,7 @@ use crate::storage::server_clock::ServerClock;
 use crate::storage::sources::Sources;
 use crate::telemetry::metrics::Metrics;
 
-pub use self::jobs::{Hot, ObservedPosition};
+pub use self::jobs::{Hot, SealedRows};
 pub use self::resolve::{LookedUp, Rejected, Resolved, Share};
 
 pub mod around;
@@ -111,6 +111,8 @@ pub struct Store {
     sources: Sources,
     server: Arc<Server>,
     server_clock: ServerClock,
+    /// This run of the adapter, among the adapters that use the store.
+    adapter: Uuid,
     ingest: Ingest,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
@@ -196,6 +198,7 @@ impl Store {
                 sources,
                 server,
                 server_clock,
+                adapter: Uuid::new_v4(),
                 ingest,
                 metrics,
                 tracker,

@@ -193,17 +193,7 @@ impl SeriesTimes {
     /// Returns what is known of a series around a time.
     #[must_use]
     pub fn get(&self, series_id: i64, time_ms: i64) -> SeriesHistory {
-        let Some(entry) = self.pages.find(series_id) else {
-            let is_bounded = series_id > self.floor;
-            return SeriesHistory {
-                last: None,
-                is_bounded,
-                interval_ms: 0,
-                guess_ms: 0,
-                is_repeated: false,
-                is_led: false,
-            };
-        };
+        let entry = self.pages.find(series_id).unwrap_or(&Entry::UNKNOWN);
         let is_near =
             |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
         let is_led = is_near(entry.led_ms) && self.leader.map(low_bits) == Some(entry.led_by);

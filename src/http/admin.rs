@@ -7,6 +7,7 @@ use hyper::{Method, Request, StatusCode};
 use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_type};
 use crate::http::election;
 use crate::http::service::Service;
+use crate::storage::SealedRows;
 
 /// Answers all routes under `/admin/`.
 pub(super) async fn answer(service: &Service, request: Request<Incoming>, is_local: bool) -> Answer {
@@ -56,7 +57,7 @@ async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
         return unavailable("the database has not been reached yet");
     };
     let sealed = tokio::select! {
-        sealed = store.seal(None, true) => sealed,
+        sealed = store.seal(SealedRows::All, true) => sealed,
         () = service.stopping.cancelled() => return unavailable("the adapter is stopping"),
     };
     match sealed {

@@ -6,7 +6,7 @@ use futures_util::future::try_join3;
 use tokio_postgres::Client;
 
 use crate::model::time::as_ms;
-use crate::postgres::error::{Class, Error};
+use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::fence::WITHOUT_JIT;
@@ -15,7 +15,6 @@ use crate::storage::position::{self, Position};
 use crate::storage::row::from_postgres_us;
 use crate::storage::seal::Sealer;
 use crate::storage::seal::outcome::Outcome;
-use crate::storage::server::Epoch;
 use crate::storage::{Store, hypertable, upkeep};
 
 /// State of the hot rows.
@@ -25,18 +24,27 @@ pub struct Hot {
     pub samples: u64,
     /// Age of the earliest of their times.
     pub age: Duration,
-    /// Position of this look. Passed to [`Store::seal`] once all observers have had the time to see it too.
-    pub seen: ObservedPosition,
 }
 
-/// Position of a look, with its epoch: on another server the same position refers to other transactions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedPosition {
-    /// Transactions that were seen.
-    pub position: Position,
-    /// Epoch of the server.
-    pub epoch: Epoch,
+/// The hot rows that a round of sealing takes. It leaves those that an adapter has yet to observe: the adapter would have
+/// to look up what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SealedRows {
+    /// All rows that are hot at the start. Waits until they are observed.
+    All,
+    /// The rows that are observed already.
+    Observed,
 }
+
+/// Pause between looks at how far the adapters have observed.
+const OBSERVED_AGAIN: Duration = Duration::from_millis(100);
+
+/// Time since an adapter last published how far it has observed, by the server's clock, after which sealing does not
+/// wait for it any more, as an interval of PostgreSQL. Adapters observe once a second.
+const OBSERVES_WITHIN: &str = "10 seconds";
+
+/// Time after which the row of an adapter that has ended is deleted, as an interval of PostgreSQL.
+const OBSERVERS_KEPT: &str = "1 day";
 
 /// Maximum number of buckets whose small chunks are merged in one round.
 const MERGED_BUCKETS_MAX: usize = 1024;
@@ -54,14 +62,12 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// Errors of the server or of the connection, or that the epoch is over.
+    /// Errors of the server or of the connection.
     pub async fn hot(&self) -> Result<Hot, Error> {
-        let epoch = self.epoch();
-        let check = self.server.check(&self.names, epoch)?;
-        let statement = self.names.sql(&format!(
-            "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({{hot:literal}}::regclass), \
-             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8, pg_current_snapshot()::text, {check} FROM {{hot}}",
-        ));
+        let statement = self.names.sql(
+            "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
+             coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
+        );
         let timeout = self.config.send_timeout;
         self.counted(within(timeout, async {
             let client = Pooled::take(&self.pool).await?;
@@ -84,8 +90,7 @@ impl Store {
             self.metrics.hot_oldest_seconds.set(oldest);
             // `oldest` is negative if all samples are in the future.
             let age = Duration::try_from_secs_f64(oldest).unwrap_or_default();
-            let seen = ObservedPosition { position: position::read(row.try_get(3)?)?, epoch };
-            Ok(Hot { samples: samples.unsigned_abs(), age, seen })
+            Ok(Hot { samples: samples.unsigned_abs(), age })
         }))
         .await
     }
@@ -106,21 +111,20 @@ impl Store {
         samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
-    /// Seals the rows that are hot at the start, as far as `up_to` sees them, and merges small chunks, on a session of
-    /// its own. Observers have had the time since `up_to` to see these rows; `None` seals all rows. `shrink` returns
-    /// the space of the hot rows to the operating system too. Returns `None` if another adapter is sealing.
+    /// Seals `rows` of those that are hot at the start, and merges small chunks, on a session of its own. `shrink`
+    /// returns the space of the hot rows to the operating system too. Returns `None` if another adapter is sealing.
     ///
     /// # Errors
     ///
-    /// Errors of the server or of the connection, or that the server is another one than that of `up_to`. Rows already
-    /// sealed stay sealed, and the next round continues from there.
-    pub async fn seal(&self, up_to: Option<&ObservedPosition>, shrink: bool) -> Result<Option<Outcome>, Error> {
+    /// Errors of the server or of the connection. Rows already sealed stay sealed, and the next round continues from
+    /// there.
+    pub async fn seal(&self, rows: SealedRows, shrink: bool) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
                 let session = self.connector.write_session().await?;
-                let sealed = self.seal_by(session.client(), up_to, shrink).await;
+                let sealed = self.seal_by(session.client(), rows, shrink).await;
                 session.close().await;
                 sealed
             }))
@@ -128,18 +132,13 @@ impl Store {
         match &sealed {
             Ok(Some(_)) => self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64()),
             Ok(None) => {}
-            Err(error) if error.class() == Class::Moved => {}
             Err(_) => self.metrics.seal_failures_total.inc(),
         }
         sealed
     }
 
-    async fn seal_by(
-        &self,
-        client: &Client,
-        up_to: Option<&ObservedPosition>,
-        shrink: bool,
-    ) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(&self, client: &Client, rows: SealedRows, shrink: bool) -> Result<Option<Outcome>, Error> {
+        let up_to = self.sealed_up_to(client, rows).await?;
         let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(now_us) = now.try_get(0)?;
         let now_ms = from_postgres_us(now_us);
@@ -150,8 +149,7 @@ impl Store {
             interval: self.config.chunk_interval,
             now_ms,
             expired_ms: self.config.retention.map(|kept| now_ms.saturating_sub(as_ms(kept))),
-            up_to: up_to.map(|seen| &seen.position),
-            check: up_to.map_or(Ok("true".to_owned()), |seen| self.server.check(&self.names, seen.epoch))?,
+            up_to,
         };
         let mut total = Outcome::default();
         for part in sealer.parts().await? {
@@ -176,6 +174,28 @@ impl Store {
             total += outcome;
         }
         Ok(Some(total))
+    }
+
+    /// Returns the position of the rows that are sealed: every living adapter has observed them.
+    async fn sealed_up_to(&self, client: &Client, rows: SealedRows) -> Result<Position, Error> {
+        // A time in the future was published before the server's clock was set back.
+        let statement = self.names.sql(&format!(
+            "SELECT pg_current_snapshot()::text, ARRAY(SELECT position::text FROM {{observers}} \
+             WHERE observed_at BETWEEN clock_timestamp() - interval '{OBSERVES_WITHIN}' AND clock_timestamp())"
+        ));
+        let mut start: Option<Position> = None;
+        loop {
+            let row = client.query_typed_one(&statement, &[]).await?;
+            let (now, published): (_, Vec<String>) = (position::read(row.try_get(0)?)?, row.try_get(1)?);
+            let published = published.iter().map(|text| position::read(text)).collect::<Result<Vec<_>, Error>>()?;
+            let start = start.get_or_insert_with(|| now.clone());
+            let observed = published.into_iter().fold(now, |one, other| if one.covers(&other) { other } else { one });
+            match rows {
+                SealedRows::Observed => return Ok(observed),
+                SealedRows::All if observed.covers(start) => return Ok(start.clone()),
+                SealedRows::All => tokio::time::sleep(OBSERVED_AGAIN).await,
+            }
+        }
     }
 
     /// Runs one round of retention on a session of its own, unless another adapter does. Deletes old request keys too
@@ -217,6 +237,8 @@ impl Store {
         if self.config.sources.is_some() {
             upkeep::forget_clusters(client, &self.names).await?;
         }
+        let ended = format!("DELETE FROM {{observers}} WHERE observed_at < now() - interval '{OBSERVERS_KEPT}'");
+        client.batch_execute(&self.names.sql(&ended)).await?;
         upkeep::shrink_hot(client, &self.names).await?;
         let sizes = upkeep::sizes(client, &self.names).await?;
         self.metrics.segments.set(sizes.segments);

@@ -98,10 +98,24 @@ impl Store {
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
             let observed = self.observe_by(&client, from, groups, fresh, except, each).await?;
+            self.publish(&client, &observed.position).await?;
             client.give_back();
             Ok(observed)
         }))
         .await
+    }
+
+    /// Publishes how far this adapter has observed: sealing leaves later rows to it.
+    async fn publish(&self, client: &Client, position: &Position) -> Result<(), Error> {
+        let statement = self.names.sql(
+            "WITH renewed AS (UPDATE {observers} SET observed_at = clock_timestamp(), position = $2::text::pg_snapshot \
+             WHERE adapter = $1 RETURNING 1) INSERT INTO {observers} (adapter, observed_at, position) \
+             SELECT $1, clock_timestamp(), $2::text::pg_snapshot WHERE NOT EXISTS (SELECT FROM renewed)",
+        );
+        let position = position.to_string();
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.adapter, Type::UUID), (&position, Type::TEXT)];
+        client.execute_typed(&statement, &parameters).await?;
+        Ok(())
     }
 
     async fn observe_by(

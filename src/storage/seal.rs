@@ -71,11 +71,8 @@ pub struct Sealer<'a> {
     pub now_ms: i64,
     /// Samples older than this are dropped, in ms since 1970.
     pub expired_ms: Option<i64>,
-    /// Hot rows that this position does not see stay hot, because other adapters have yet to observe them. `None` seals
-    /// all rows.
-    pub up_to: Option<&'a Position>,
-    /// SQL expression that fails on another server than that of `up_to`.
-    pub check: String,
+    /// Hot rows that this position does not see stay hot, because other adapters have yet to observe them.
+    pub up_to: Position,
 }
 
 /// Outcome of a transaction.
@@ -132,15 +129,13 @@ impl Sealer<'_> {
     /// Returns the condition on the hot rows to be sealed, up to the row with number `last`. Rows of future
     /// transactions are from another server's dump and are sealed too: nobody observes them.
     fn taken(&self, last: i64) -> String {
-        let observed = self.up_to.map_or_else(String::new, |up_to| {
-            // This condition is fast and holds for most rows: they are older than any transaction in progress.
-            format!(
-                " AND (xid < '{}' OR pg_visible_in_snapshot(xid, '{up_to}') \
-                 OR xid >= (SELECT pg_snapshot_xmax(pg_current_snapshot())))",
-                up_to.xmin()
-            )
-        });
-        format!("no <= {last}{observed}")
+        // The first condition on `xid` is fast and holds for most rows: they are older than any transaction in progress.
+        format!(
+            "no <= {last} AND (xid < '{}' OR pg_visible_in_snapshot(xid, '{}') \
+             OR xid >= (SELECT pg_snapshot_xmax(pg_current_snapshot())))",
+            self.up_to.xmin(),
+            self.up_to
+        )
     }
 
     /// Seals a part, after the parts before it. Returns what was sealed; `None` if another adapter is sealing.
@@ -192,10 +187,7 @@ impl Sealer<'_> {
             IDLE_TIMEOUT.as_millis()
         );
         self.client.batch_execute(&begin).await?;
-        let lock = self.names.sql(&format!(
-            "SELECT pg_try_advisory_xact_lock({{hot:literal}}::regclass::oid::integer, 0), {}",
-            self.check
-        ));
+        let lock = self.names.sql("SELECT pg_try_advisory_xact_lock({hot:literal}::regclass::oid::integer, 0)");
         let ended = match self.client.query_typed_one(&lock, &[]).await?.try_get(0)? {
             true => match work.await {
                 // Another adapter committed between the snapshot and the lock of this transaction.
@@ -289,7 +281,7 @@ impl Sealer<'_> {
         let read = self.names.sql("SELECT snapshot::text, pg_current_snapshot()::text FROM {sealed_to}");
         let row = self.client.query_typed_one(&read, &[]).await?;
         let (published, now) = (position::read(row.try_get(0)?)?, position::read(row.try_get(1)?)?);
-        let removed = self.up_to.unwrap_or(&now);
+        let removed = &self.up_to;
         // A published snapshot ahead of the server is from another server's dump.
         let snapshot = if published.covers(removed) && now.covers(&published) { &published } else { removed };
         let write =

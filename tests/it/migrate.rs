@@ -1,6 +1,6 @@
 //! A store of an earlier version is migrated and keeps its content.
 
-use prometheus_postgresql_adapter::storage::ObservedPosition;
+use prometheus_postgresql_adapter::storage::SealedRows;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::names::Names;
 use prometheus_postgresql_adapter::storage::schema::{self, VERSION};
@@ -31,9 +31,8 @@ async fn a_store_of_version_1_goes_on_with_its_rows() {
     assert_eq!(database.one::<i64>(pages).await, before, "the rows are not written again");
     assert!(database.one::<bool>("SELECT bool_and(reconciled = 0 AND term = 5) FROM metrics_leader").await);
     assert!(database.one::<bool>("SELECT bool_and(sender = 0) FROM metrics_hot").await, "nobody knows who sent them");
-    let first = store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap();
-    let seen = ObservedPosition { position: first.position, epoch: store.epoch() };
-    let sealed = store.seal(Some(&seen), false).await.unwrap().expect("nobody else seals");
+    store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap();
+    let sealed = store.seal(SealedRows::Observed, false).await.unwrap().expect("nobody else seals");
     assert_eq!(sealed.samples, 20 * 249);
     assert_eq!(database.one::<String>(CONTENT).await, content);
     // Another start has nothing to migrate.

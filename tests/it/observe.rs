@@ -6,7 +6,7 @@ use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::observe::Observed;
 use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::seal::outcome::Outcome;
-use prometheus_postgresql_adapter::storage::{ObservedPosition, Store};
+use prometheus_postgresql_adapter::storage::{SealedRows, Store};
 use rig::postgres::Postgres;
 use tokio_postgres::Client;
 
@@ -50,10 +50,9 @@ fn row(time_ms: i64, sender: SenderNo) -> String {
     )
 }
 
-/// Seals the rows that were seen at a position.
-async fn seal(store: &Store, position: &Option<Position>) -> Outcome {
-    let seen = position.clone().map(|position| ObservedPosition { position, epoch: store.epoch() });
-    store.seal(seen.as_ref(), false).await.unwrap().expect("nobody else seals")
+/// Seals the rows that every adapter has observed.
+async fn seal(store: &Store) -> Outcome {
+    store.seal(SealedRows::Observed, false).await.unwrap().expect("nobody else seals")
 }
 
 async fn begin(database: &Database, time_ms: i64, sender: SenderNo) -> Client {
@@ -93,6 +92,7 @@ async fn what_commits_late_is_seen_once_and_what_rolls_back_never() {
 async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
     let database = Database::new().await;
     let store = library(&database, None).await;
+    let second = library(&database, None).await;
     let senders = [store.sender_no(GROUP, "a").await.unwrap(), store.sender_no(GROUP, "b").await.unwrap()];
     for seed in 1..6_u64 {
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -102,7 +102,7 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
         };
         let (mut all, mut one) = (Observer::default(), Observer::default());
         all.look(&store, &[]).await;
-        one.look(&store, &senders[..1]).await;
+        one.look(&second, &senders[..1]).await;
         (all.seen, one.seen) = Default::default();
         let mut sessions: Vec<(Client, Vec<(i64, i32)>)> = Vec::new();
         for _ in 0..6 {
@@ -133,17 +133,16 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
                     assert!(observed.is_complete);
                     assert_eq!(all.seen.keys().copied().collect::<BTreeSet<_>>(), committed);
                     if below(3) == 0 {
-                        assert!(one.look(&store, &senders[..1]).await.is_complete);
+                        assert!(one.look(&second, &senders[..1]).await.is_complete);
                         if below(2) == 0 {
-                            // Rows that both observers have seen may be sealed.
-                            seal(&store, &all.position).await;
+                            seal(&store).await;
                         }
                     }
                 }
             }
         }
         all.look(&store, &[]).await;
-        one.look(&store, &senders[..1]).await;
+        one.look(&second, &senders[..1]).await;
         let of_one: BTreeSet<_> = all.seen.keys().filter(|(_, sender)| *sender == senders[1].0).copied().collect();
         assert_eq!(one.seen.keys().copied().collect::<BTreeSet<_>>(), of_one);
         assert!(all.seen.values().chain(one.seen.values()).all(|times| *times == 1), "{:?}", all.seen);
@@ -153,33 +152,63 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
 }
 
 #[tokio::test]
-async fn who_missed_rows_that_were_sealed_is_told() {
+async fn rows_stay_hot_until_every_living_adapter_has_observed_them() {
     let database = Database::new().await;
     let store = library(&database, None).await;
+    let second = library(&database, None).await;
     let sender = store.sender_no(GROUP, "a").await.unwrap();
     let (mut observer, mut late) = (Observer::default(), Observer::default());
     // A long transaction of another user, even in another database, does not matter.
     let elsewhere = Postgres::shared().await.connect("postgres").await;
     elsewhere.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    late.look(&second, &[]).await;
     observer.look(&store, &[]).await;
-    late.look(&store, &[]).await;
     database.run(&row(1_000, sender)).await;
     assert!(observer.look(&store, &[]).await.is_complete);
+    assert_eq!(seal(&store).await.samples, 0, "one adapter has yet to see it");
     database.run(&row(2_000, sender)).await;
-    let sealed = seal(&store, &observer.position).await;
-    assert_eq!(sealed.samples, 2, "the row that is not seen stays hot");
+    // The one that is late was frozen.
+    let lapsed = "UPDATE metrics_observers SET observed_at = observed_at - interval '11 s' \
+                  WHERE observed_at = (SELECT min(observed_at) FROM metrics_observers)";
+    database.run(lapsed).await;
+    assert_eq!(seal(&store).await.samples, 2, "the row that is not seen stays hot");
     assert!(observer.look(&store, &[]).await.is_complete);
     assert_eq!(observer.times(), [1_000, 2_000]);
-    assert!(!late.look(&store, &[]).await.is_complete, "a row is gone that it had not seen");
+    assert!(!late.look(&second, &[]).await.is_complete, "a row is gone that it had not seen");
     assert_eq!(late.times(), [2_000]);
     // Sealing with an earlier position does not take the published position back.
-    let before = late.position.clone();
+    let before = late.position.clone().unwrap();
     database.run(&row(3_000, sender)).await;
-    store.seal(None, false).await.unwrap().expect("nobody else seals");
-    seal(&store, &before).await;
-    assert!(!late.look(&store, &[]).await.is_complete);
-    assert!(late.look(&store, &[]).await.is_complete);
+    database.run("DELETE FROM metrics_observers").await;
+    store.seal(SealedRows::All, false).await.unwrap().expect("nobody else seals");
+    let published = "INSERT INTO metrics_observers VALUES (gen_random_uuid(), now(), ";
+    database.run(&format!("{published} '{before}')")).await;
+    seal(&store).await;
+    assert!(!late.look(&second, &[]).await.is_complete);
+    assert!(late.look(&second, &[]).await.is_complete);
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
+}
+
+#[tokio::test]
+async fn a_request_to_seal_all_waits_until_all_is_observed() {
+    let database = Database::new().await;
+    let store = library(&database, None).await;
+    let second = library(&database, None).await;
+    let sender = store.sender_no(GROUP, "a").await.unwrap();
+    let mut observer = Observer::default();
+    observer.look(&second, &[]).await;
+    database.run(&row(1_000, sender)).await;
+    let observed = async {
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
+                     AND state = 'idle' AND query LIKE '%FROM \"public\".\"metrics_observers\"%' AND pid <> pg_backend_pid())";
+        database.wait(waits).await;
+        assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 1);
+        assert!(observer.look(&second, &[]).await.is_complete);
+    };
+    let (sealed, ()) = tokio::join!(store.seal(SealedRows::All, false), observed);
+    assert_eq!(sealed.unwrap().expect("nobody else seals").samples, 2);
+    assert!(observer.look(&second, &[]).await.is_complete);
+    assert_eq!(observer.times(), [1_000]);
 }
 
 #[tokio::test]
@@ -198,8 +227,7 @@ async fn another_servers_rows_are_sealed_and_its_positions_are_none() {
     database.run("UPDATE metrics_sealed_to SET snapshot = '9000000000:9000000000:'").await;
     assert!(observer.look(&store, &[]).await.is_complete);
     assert!(observer.seen.is_empty());
-    let sealed = seal(&store, &observer.position).await;
-    assert_eq!(sealed.samples, 2);
+    assert_eq!(seal(&store).await.samples, 2);
     let sealed_to: String = database.one("SELECT snapshot::text FROM metrics_sealed_to").await;
     assert_eq!(sealed_to.parse().ok(), observer.position);
     observer.position = Some("9000000000:9000000000:".parse().unwrap());
