@@ -30,6 +30,7 @@ pub use self::jobs::{Hot, SealedRows};
 pub use self::resolve::{LookedUp, Rejected, Resolved, Share};
 
 pub mod around;
+pub mod by_series;
 pub mod chunk;
 pub mod fence;
 pub mod hot;

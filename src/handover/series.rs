@@ -7,18 +7,17 @@
 
 use crate::handover::coverage::Slot;
 use crate::model::sender::SenderNo;
+use crate::storage::by_series::BySeries;
 
 use self::entry::{BOUNDED, Entry, GIVEN, Intervals, KNOWN, VOTES, VOTES_SURE, low_bits};
 pub use self::entry::{GAP_MS, STEP_MAX_MS};
-use self::pages::Pages;
 
 mod entry;
-mod pages;
 
 /// State of all series of one sender. 48 bytes a series, because ids are given in order.
 #[derive(Debug)]
 pub struct SeriesTimes {
-    pages: Pages,
+    entries: BySeries<Entry>,
     /// Series with larger ids were created after the first observation: if they have no entry, nothing of them is
     /// stored.
     floor: i64,
@@ -77,7 +76,7 @@ impl SeriesTimes {
             learns_from_sent: !is_shared,
             leader: None,
             led_from_ms: i64::MIN,
-            pages: Pages::default(),
+            entries: BySeries::default(),
             floor: i64::MAX,
             missed_ms: i64::MAX,
             intervals: Intervals::default(),
@@ -86,7 +85,7 @@ impl SeriesTimes {
 
     /// Forgets every series, because the ids are another server's, but not the usual interval.
     pub fn forget(&mut self) {
-        self.pages = Pages::default();
+        self.entries = BySeries::default();
         (self.floor, self.missed_ms) = (i64::MAX, i64::MAX);
         (self.leader, self.led_from_ms) = (None, i64::MIN);
     }
@@ -102,7 +101,7 @@ impl SeriesTimes {
 
     /// Notes that this sender sent a sample.
     pub fn sent(&mut self, series_id: i64, time_ms: i64) -> Sent {
-        let entry = self.pages.entry(series_id);
+        let entry = self.entries.entry(series_id);
         if time_ms <= entry.sent_ms {
             return Sent::Again { newest_ms: entry.sent_ms };
         }
@@ -122,7 +121,7 @@ impl SeriesTimes {
     /// Returns `true` if a sample of this sender is later than anything stored in its series, and no stored sample
     /// known of the series is another sender's. Then it counts as stored.
     pub fn append(&mut self, series_id: i64, time_ms: i64) -> bool {
-        let entry = self.pages.entry(series_id);
+        let entry = self.entries.entry(series_id);
         let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
         let is_later = is_bounded && time_ms > entry.last_ms && entry.are_all_own();
         if is_later {
@@ -135,7 +134,7 @@ impl SeriesTimes {
     /// Sets the interval of a series of which no step is known: other series that were scraped together with it have
     /// this interval.
     pub fn scraped_with(&mut self, series_id: i64, time_ms: i64, interval_ms: i64) {
-        let entry = self.pages.entry(series_id);
+        let entry = self.entries.entry(series_id);
         (entry.interval_ms, entry.votes, entry.exact) = (u32::try_from(interval_ms).unwrap_or(0), 1, 0);
         entry.flags |= GIVEN;
         entry.learned_ms = entry.learned_ms.max(time_ms);
@@ -144,7 +143,7 @@ impl SeriesTimes {
     /// Notes that a sample was observed to be stored. All samples of the sender that leads (`leads`) are observed, in
     /// the order of their times, except those that a sample of another sender covers.
     pub fn observed(&mut self, series_id: i64, slot: Slot, leads: bool) {
-        let entry = self.pages.entry(series_id);
+        let entry = self.entries.entry(series_id);
         entry.add(slot);
         // All that others stored later than what was missed is observed.
         if !slot.is_own && slot.time_ms > self.missed_ms {
@@ -170,12 +169,12 @@ impl SeriesTimes {
 
     /// Notes that a sample is stored, or is about to be.
     pub fn stored(&mut self, series_id: i64, slot: Slot) {
-        self.pages.entry(series_id).add(slot);
+        self.entries.entry(series_id).add(slot);
     }
 
     /// Notes that nothing later is stored in this series than what is known of it.
     pub fn bounded(&mut self, series_id: i64) {
-        self.pages.entry(series_id).flags |= BOUNDED;
+        self.entries.entry(series_id).flags |= BOUNDED;
     }
 
     /// Notes that some of what others stored may not have been observed. Nothing of it is later than `newest_ms`, and
@@ -185,7 +184,7 @@ impl SeriesTimes {
         let is_first = self.missed_ms == i64::MAX;
         let missed_ms = if is_first { newest_ms } else { self.missed_ms.max(newest_ms) };
         (self.floor, self.missed_ms) = (floor, missed_ms);
-        for entry in self.pages.all.iter_mut().flat_map(|page| page.iter_mut()) {
+        for entry in self.entries.values_mut() {
             if entry.last_ms > missed_ms { entry.flags |= BOUNDED } else { entry.flags &= !BOUNDED }
         }
     }
@@ -193,7 +192,7 @@ impl SeriesTimes {
     /// Returns what is known of a series around a time.
     #[must_use]
     pub fn get(&self, series_id: i64, time_ms: i64) -> SeriesHistory {
-        let entry = self.pages.find(series_id).unwrap_or(&Entry::UNKNOWN);
+        let entry = self.entries.get(series_id).unwrap_or(&Entry::UNKNOWN);
         let is_near =
             |other_ms: i64| other_ms != i64::MIN && time_ms.saturating_sub(other_ms).saturating_abs() <= GAP_MS;
         let is_led = is_near(entry.led_ms) && self.leader.map(low_bits) == Some(entry.led_by);
@@ -216,12 +215,12 @@ impl SeriesTimes {
     /// known.
     #[must_use]
     pub fn is_in_step(&self, series_id: i64, one_ms: i64, other_ms: i64) -> Option<bool> {
-        self.pages.find(series_id)?.is_in_step(one_ms, other_ms)
+        self.entries.get(series_id)?.is_in_step(one_ms, other_ms)
     }
 
     /// Returns the newest stored times known of a series, newest first.
     pub fn times(&self, series_id: i64) -> impl Iterator<Item = Slot> + Clone + use<> {
-        self.pages.find(series_id).unwrap_or(&Entry::UNKNOWN).stored()
+        self.entries.get(series_id).unwrap_or(&Entry::UNKNOWN).stored()
     }
 
     /// Returns a time after which no stored sample of another sender is known; `None` if none is known at all.

@@ -1,6 +1,6 @@
 //! Identities of series ids: what is needed to find a series again by its labels. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::model::labels::Labels;
+use crate::storage::by_series::BySeries;
 
 /// Identities of known series. Of each series the first half of its key: 8 bytes, because ids are assigned in order. Of
 /// recently created series the labels too, compressed: a server that lags does not have them.
@@ -17,8 +18,8 @@ pub struct Identities(Mutex<KnownIdentities>);
 
 #[derive(Debug, Default)]
 struct KnownIdentities {
-    /// First halves of keys, by id / [`PAGE`]; 0 means none.
-    prefixes: HashMap<i64, Box<[u64; PAGE]>>,
+    /// First halves of keys; 0 means none.
+    prefixes: BySeries<u64>,
     /// Labels of the series with larger ids than those that existed [`KEPT`] ago.
     labels: Vec<Arc<PackedLabels>>,
     /// Largest id at some times.
@@ -36,9 +37,6 @@ struct PackedLabels {
     /// Ids and labels as JSON, compressed by Snappy.
     packed: Box<[u8]>,
 }
-
-/// Number of series in a page.
-const PAGE: usize = 256;
 
 /// Time for which labels are kept: twice as long as samples that may have to be stored again.
 const KEPT: Duration = Duration::from_secs(120);
@@ -63,8 +61,7 @@ impl Identities {
         let packed = PackedLabels::pack(labels.filter(|(id, _)| *id > floor));
         let mut known = self.0.lock();
         for (id, prefix) in prefixes {
-            let (page, place) = split(id);
-            known.prefixes.entry(page).or_insert_with(|| Box::new([0; PAGE]))[place] = prefix;
+            *known.prefixes.entry(id) = prefix;
         }
         known.labels.extend(packed.map(Arc::new));
     }
@@ -86,8 +83,7 @@ impl Identities {
     /// Returns the first half of the key of a series.
     #[must_use]
     pub fn prefix(&self, id: i64) -> Option<u64> {
-        let (page, place) = split(id);
-        self.0.lock().prefixes.get(&page).map(|page| page[place]).filter(|prefix| *prefix != 0)
+        self.0.lock().prefixes.get(id).copied().filter(|prefix| *prefix != 0)
     }
 
     /// Returns the labels of those of the series that were created recently, by id.
@@ -122,12 +118,6 @@ impl PackedLabels {
         let series: Vec<(i64, Vec<(String, String)>)> = serde_json::from_slice(&json).expect("it was packed here");
         series.into_iter().map(|(id, labels)| (id, Labels::from_stored(labels)))
     }
-}
-
-/// Returns the page of a series, and its place in the page.
-fn split(id: i64) -> (i64, usize) {
-    #[expect(clippy::cast_possible_truncation, reason = "below 256")]
-    (id.div_euclid(PAGE as i64), id.rem_euclid(PAGE as i64) as usize)
 }
 
 #[cfg(test)]

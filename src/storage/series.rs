@@ -24,7 +24,7 @@ pub struct WireHash([u64; 2]);
 /// Time for which an id is used without another look at the table.
 pub const TRUSTED: Duration = Duration::from_secs(3600);
 
-/// Cache entry of a series.
+/// Result of a look into the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedSeries {
     /// Id of the series.
@@ -55,35 +55,51 @@ struct Generations {
 /// next one is usually found next to the last, without a lookup in the index.
 #[derive(Default)]
 struct Generation {
-    entries: Vec<(WireHash, CachedSeries)>,
+    entries: Vec<CacheEntry>,
     /// Positions in `entries`, by hash.
     index: HashTable<u32>,
+}
+
+/// Entry of a series; without padding, because there are millions.
+#[derive(Clone, Copy)]
+#[repr(Rust, packed(4))]
+struct CacheEntry {
+    hash: WireHash,
+    id: i64,
+    source: SourceId,
+}
+
+impl CacheEntry {
+    fn series(self) -> CachedSeries {
+        CachedSeries { id: self.id, source: self.source }
+    }
 }
 
 impl Generation {
     /// Returns the position of `hash`; tries `guess` first.
     fn find(&self, hash: WireHash, guess: usize) -> Option<usize> {
-        if self.entries.get(guess).is_some_and(|(known, _)| *known == hash) {
+        if self.entries.get(guess).is_some_and(|known| { known.hash } == hash) {
             return Some(guess);
         }
-        self.index.find(hash.0[0], |at| self.entries[*at as usize].0 == hash).map(|at| *at as usize)
+        self.index.find(hash.0[0], |at| { self.entries[*at as usize].hash } == hash).map(|at| *at as usize)
     }
 
     /// Adds or replaces an entry; returns its position.
     fn insert(&mut self, hash: WireHash, series: CachedSeries) -> usize {
         let Self { entries, index } = self;
         let place = entries.len();
-        let new = u32::try_from(place).expect("a generation is bounded far below 4 billion");
-        let equal = |at: &u32| entries[*at as usize].0 == hash;
-        match index.entry(hash.0[0], equal, |at| entries[*at as usize].0.0[0]) {
+        let at = u32::try_from(place).expect("a generation is bounded far below 4 billion");
+        let new = CacheEntry { hash, id: series.id, source: series.source };
+        let equal = |at: &u32| { entries[*at as usize].hash } == hash;
+        match index.entry(hash.0[0], equal, |at| { entries[*at as usize].hash }.0[0]) {
             Entry::Occupied(known) => {
                 let at = *known.get() as usize;
-                entries[at].1 = series;
+                entries[at] = new;
                 at
             }
             Entry::Vacant(vacant) => {
-                vacant.insert(new);
-                entries.push((hash, series));
+                vacant.insert(at);
+                entries.push(new);
                 place
             }
         }
@@ -115,11 +131,11 @@ impl Cache {
             .map(|hash| {
                 if let Some(at) = current.find(hash, next) {
                     next = at + 1;
-                    return Some(current.entries[at].1);
+                    return Some(current.entries[at].series());
                 }
                 let at = previous.find(hash, next_previous)?;
                 next_previous = at + 1;
-                let series = previous.entries[at].1;
+                let series = previous.entries[at].series();
                 next = current.insert(hash, series) + 1;
                 *promoted += 1;
                 Some(series)

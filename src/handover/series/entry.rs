@@ -156,6 +156,12 @@ fn are_several(step_ms: i64, shorter_ms: i64) -> bool {
     off_ms.min(shorter_ms - off_ms) <= shorter_ms / STEP_PART && step_ms < shorter_ms * (STEPS_MAX + 1)
 }
 
+impl Default for Entry {
+    fn default() -> Self {
+        Self::UNKNOWN
+    }
+}
+
 impl Entry {
     pub(super) const UNKNOWN: Self = Self {
         last_ms: i64::MIN,
