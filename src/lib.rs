@@ -17,9 +17,11 @@
 //! | [`postgres`] | the only module that opens a connection |
 //! | [`telemetry`] | log and metrics |
 //! | [`clock`] | the wall clock |
+//! | [`allocator`] | free memory that the allocator keeps |
 //! | [`wire`] | bytes to model and back (pure) |
 //! | [`model`] | labels, samples, matchers (pure) |
 
+pub mod allocator;
 pub mod app;
 pub mod clock;
 pub mod command;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join3;
 use tokio_postgres::Client;
 
+use crate::allocator::return_free_memory;
 use crate::model::time::as_ms;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
@@ -129,6 +130,8 @@ impl Store {
                 sealed
             }))
             .await;
+        // A round takes much memory for a short time.
+        let _ = tokio::task::spawn_blocking(return_free_memory).await;
         match &sealed {
             Ok(Some(_)) => self.metrics.seal_duration_seconds.observe(started.elapsed().as_secs_f64()),
             Ok(None) => {}
