@@ -175,7 +175,7 @@ fn every_value_arrives_as_it_was_written() {
 }
 
 #[test]
-fn the_last_mention_wins_and_the_command_line_over_the_environment() {
+fn the_command_line_wins_over_the_environment() {
     assert_eq!(run(&["-pg-port=1", "--pg.port", "2"]).postgres.server.get_ports(), [2]);
     let env = [("TS_PROM_PG_PORT", "3"), ("TS_PROM_PG_PASSWORD", "hush"), ("TS_PROM_PG_HOST", "")];
     let (config, _) = run_with(&[], &env);

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_between_two_neighbours_of_which_one_is_anothers_is_covered() {
+    fn a_sample_between_an_own_and_anothers_is_covered() {
         check(&[(&[10], By::Own), (&[24], OTHER)], &[17], false, &[]);
         check(&[(&[10], OTHER), (&[24], By::Own)], &[17], false, &[]);
         check(&[(&[10, 24], By::Own)], &[17], false, &[17]);

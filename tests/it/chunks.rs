@@ -6,6 +6,7 @@ use prometheus_postgresql_adapter::postgres::timestamp::Timestamp;
 use prometheus_postgresql_adapter::storage::chunk::{self, Bits, Chunk, Encoded, Places, SAMPLES_MAX, encode};
 use prometheus_postgresql_adapter::storage::names::Names;
 use prometheus_postgresql_adapter::storage::row::{TIME_MAX_MS, TIME_MIN_MS, to_postgres_us};
+use rig::random::Random;
 use tokio_postgres::Error;
 
 use crate::setup::Database;
@@ -46,83 +47,72 @@ fn assert_corrupt(result: Result<Vec<(i64, u64)>, Error>, what: &str) {
     assert!(error.message().starts_with("corrupt chunk: "), "{what}: {error}");
 }
 
-/// Numbers that look random and are the same in each run. Source: Steele and others, SplitMix64, 2014.
-struct Noise(u64);
+/// Data that looks random and is the same in each run.
+struct Noise(Random);
 
 impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
     /// Returns any float: random bits, or a difficult value.
     fn float(&mut self) -> f64 {
         const HARD: [u64; 8] =
             [STALE, 0x7ff8_0000_0000_0001, 0xfff0_dead_beef_0001, 0x7ff0 << 48, 0xfff0 << 48, 1 << 63, 1, 0x7fef << 48];
-        let which = self.below(16) as usize;
-        f64::from_bits(HARD.get(which).copied().unwrap_or_else(|| self.next()))
+        let which = self.0.below(16) as usize;
+        f64::from_bits(HARD.get(which).copied().unwrap_or_else(|| self.0.bits()))
     }
 
     /// Returns values of a kind, 0 to [`KINDS`].
     fn values(&mut self, kind: u64, count: usize) -> Vec<f64> {
-        let exponent = self.below(16) as i32;
+        let exponent = self.0.below(16) as i32;
         let (tenth, ten): (f64, f64) =
             (format!("1e-{exponent}").parse().unwrap(), format!("1e{exponent}").parse().unwrap());
-        let size = 1 << self.below(50);
-        let power = self.below(200) as i32 - 70;
+        let size = 1 << self.0.below(50);
+        let power = self.0.below(200) as i32 - 70;
         let (one, other) = (self.float(), self.float());
         let (mut sum, mut decimals) = (0, 0.0);
         let mut value = || match kind {
             0 => one,
-            1 => self.below(size) as f64,
-            2 => self.below(size) as f64 / ten,
-            3 => self.below(size) as f64 * tenth,
-            4 => -(self.below(size) as f64) * 2_f64.powi(power),
+            1 => self.0.below(size) as f64,
+            2 => self.0.below(size) as f64 / ten,
+            3 => self.0.below(size) as f64 * tenth,
+            4 => -(self.0.below(size) as f64) * 2_f64.powi(power),
             5 => {
-                sum += self.below(1000);
+                sum += self.0.below(1000);
                 sum as f64
             }
             6 => {
-                sum += self.below(20) / 19;
+                sum += self.0.below(20) / 19;
                 sum as f64
             }
             7 => {
-                sum += 1_000_000 + self.below(20) / 19;
+                sum += 1_000_000 + self.0.below(20) / 19;
                 sum as f64 / ten
             }
             8 => {
-                sum += self.below(1 << 33);
+                sum += self.0.below(1 << 33);
                 (sum + (1 << 51)) as f64 * 2_f64.powi(power)
             }
             9 => {
-                if self.below(2) == 0 {
+                if self.0.below(2) == 0 {
                     one
                 } else {
                     other
                 }
             }
             10 => {
-                sum += self.below(16);
+                sum += self.0.below(16);
                 (1_u64 << 30).wrapping_add(sum * sum) as f64
             }
-            11 => (self.below(1000) * (size % 5000 + 2) + 77) as f64,
+            11 => (self.0.below(1000) * (size % 5000 + 2) + 77) as f64,
             12 => {
-                decimals += self.below(size) as f64 / 1e9;
+                decimals += self.0.below(size) as f64 / 1e9;
                 decimals
             }
-            13 => self.below(size) as f64 / 1000.0 / 1000.0,
+            13 => self.0.below(size) as f64 / 1000.0 / 1000.0,
             _ => self.float(),
         };
         let mut values: Vec<_> = (0..count).map(|_| value()).collect();
         // A stale marker at the end, a NaN in the middle, an odd value at the beginning.
         for (at, odd) in [(count - 1, f64::from_bits(STALE)), (count / 2, f64::NAN), (0, other)] {
-            if self.below(4) == 0 {
+            if self.0.below(4) == 0 {
                 values[at] = odd;
             }
         }
@@ -130,17 +120,17 @@ impl Noise {
     }
 
     fn times(&mut self, count: usize) -> Vec<i64> {
-        let jitter = [1, 3, 1000, 86_400_000][self.below(4) as usize];
-        let rare = self.below(2) == 0;
+        let jitter = [1, 3, 1000, 86_400_000][self.0.below(4) as usize];
+        let rare = self.0.below(2) == 0;
         let mut steps: Vec<_> = (0..count as i64)
-            .map(|_| 15_000 + if rare && self.below(20) > 0 { 0 } else { self.below(jitter) as i64 })
+            .map(|_| 15_000 + if rare && self.0.below(20) > 0 { 0 } else { self.0.below(jitter) as i64 })
             .collect();
-        steps[0] = match self.below(8) {
+        steps[0] = match self.0.below(8) {
             0 => TIME_MIN_MS,
             1 => TIME_MAX_MS - count as i64 * 100_000_000,
             2 => -1_000_000,
             3 => 4_294_967_295_999 - 15_000 * count as i64 / 2,
-            _ => 1_700_000_000_000 + self.below(1_000_000) as i64,
+            _ => 1_700_000_000_000 + self.0.below(1_000_000) as i64,
         };
         steps
             .iter()
@@ -154,12 +144,12 @@ impl Noise {
     }
 
     fn chunk(&mut self, count: usize) -> Chunk {
-        let places = (0..32).filter(|_| self.below(3) == 0).chain([32]).collect::<Vec<_>>();
+        let places = (0..32).filter(|_| self.0.below(3) == 0).chain([32]).collect::<Vec<_>>();
         let places = if places.len() > 1 { &places[..places.len() - 1] } else { &[31][..] };
         let series = places
             .iter()
             .map(|place| {
-                let kind = self.below(KINDS);
+                let kind = self.0.below(KINDS);
                 (*place, self.values(kind, count))
             })
             .collect();
@@ -191,11 +181,11 @@ async fn check(database: &Database, chunk: &Chunk) {
 async fn postgresql_decodes_every_bit() {
     let database = decoder().await;
     for seed in 0..120 {
-        let mut noise = Noise(seed);
+        let mut noise = Noise(Random::new(seed));
         let count = match seed % 6 {
-            0 => 1 + noise.below(5) as usize,
-            1 => 126 + noise.below(6) as usize,
-            _ => 1 + noise.below(600) as usize,
+            0 => 1 + noise.0.below(5) as usize,
+            1 => 126 + noise.0.below(6) as usize,
+            _ => 1 + noise.0.below(600) as usize,
         };
         check(&database, &noise.chunk(count)).await;
     }
@@ -206,7 +196,7 @@ async fn postgresql_decodes_every_bit() {
 #[tokio::test]
 async fn postgresql_decodes_the_longest_chunk() {
     let database = decoder().await;
-    let mut noise = Noise(1);
+    let mut noise = Noise(Random::new(1));
     let series =
         (0..7).map(|place| (place, noise.values([5, 6, 8, 2, 11, 12, 14][place as usize], SAMPLES_MAX))).collect();
     check(&database, &Chunk { bucket: 0, times_ms: noise.times(SAMPLES_MAX), series }).await;
@@ -255,7 +245,7 @@ async fn every_scale_is_decoded() {
 #[tokio::test]
 async fn postgresql_tells_what_is_corrupt() {
     let database = decoder().await;
-    let mut noise = Noise(7);
+    let mut noise = Noise(Random::new(7));
     let mut values = noise.values(2, 20);
     values[7] = f64::NAN;
     let chunk = Chunk { bucket: 0, times_ms: noise.times(20), series: vec![(2, values), (9, noise.values(14, 20))] };
@@ -296,10 +286,10 @@ async fn postgresql_tells_what_is_corrupt() {
 #[tokio::test]
 async fn garbage_behind_a_check_ends() {
     let database = decoder().await;
-    let mut noise = Noise(3);
+    let mut noise = Noise(Random::new(3));
     let good = encode(&noise.chunk(50));
     for _ in 0..300 {
-        let mut data: Vec<u8> = (0..1 + noise.below(60)).map(|_| (noise.next() & noise.next()) as u8).collect();
+        let mut data: Vec<u8> = (0..1 + noise.0.below(60)).map(|_| (noise.0.bits() & noise.0.bits()) as u8).collect();
         let ones: u32 = data.iter().map(|byte| byte.count_ones()).sum();
         data.push(ones as u8);
         let data = Bits { len: data.len() * 8, bytes: data };

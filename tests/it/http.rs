@@ -64,7 +64,7 @@ async fn what_is_no_remote_write_is_refused_before_it_is_decoded() {
 }
 
 #[tokio::test]
-async fn a_sender_of_what_cannot_be_read_is_told_what_to_set_and_shown_until_it_is_set() {
+async fn an_unreadable_sender_is_told_the_setting_to_change() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     let ready = async || adapter.get("/-/ready").await.unwrap();
@@ -98,7 +98,7 @@ async fn a_sender_of_what_cannot_be_read_is_told_what_to_set_and_shown_until_it_
 }
 
 #[tokio::test]
-async fn a_message_of_2_0_that_a_proxy_says_nothing_of_is_not_taken_for_an_empty_one() {
+async fn a_2_0_message_without_its_parameter_is_not_empty() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     let answer = adapter.write(v2().compressed()).await;

@@ -8,6 +8,7 @@ use prometheus_postgresql_adapter::storage::position::Position;
 use prometheus_postgresql_adapter::storage::seal::outcome::Outcome;
 use prometheus_postgresql_adapter::storage::{SealedRows, Store};
 use rig::postgres::Postgres;
+use rig::random::Random;
 use tokio_postgres::Client;
 
 use crate::setup::{Database, now_ms};
@@ -95,11 +96,7 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
     let second = library(&database, None).await;
     let senders = [store.sender_no(GROUP, "a").await.unwrap(), store.sender_no(GROUP, "b").await.unwrap()];
     for seed in 1..6_u64 {
-        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut below = |bound: usize| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            usize::try_from(random >> 33).unwrap() % bound
-        };
+        let mut random = Random::new(seed);
         let (mut all, mut one) = (Observer::default(), Observer::default());
         all.look(&store, &[]).await;
         one.look(&second, &senders[..1]).await;
@@ -110,12 +107,12 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
         }
         let (mut time_ms, mut committed) = (i64::try_from(seed).unwrap() * 1_000_000, BTreeSet::new());
         for _ in 0..150 {
-            let at = below(sessions.len());
+            let at = random.index(sessions.len());
             let (session, pending) = &mut sessions[at];
-            match below(10) {
+            match random.index(10) {
                 0..=4 => {
                     time_ms += 1;
-                    let sender = senders[below(2)];
+                    let sender = senders[random.index(2)];
                     let begin = if pending.is_empty() { "BEGIN; " } else { "" };
                     session.batch_execute(&format!("{begin}{}", row(time_ms, sender))).await.unwrap();
                     pending.push((time_ms, sender.0));
@@ -132,9 +129,9 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
                     let observed = all.look(&store, &[]).await;
                     assert!(observed.is_complete);
                     assert_eq!(all.seen.keys().copied().collect::<BTreeSet<_>>(), committed);
-                    if below(3) == 0 {
+                    if random.index(3) == 0 {
                         assert!(one.look(&second, &senders[..1]).await.is_complete);
-                        if below(2) == 0 {
+                        if random.index(2) == 0 {
                             seal(&store).await;
                         }
                     }

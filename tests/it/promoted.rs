@@ -222,7 +222,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
 }
 
 #[tokio::test]
-async fn series_are_found_again_by_their_keys_or_made_anew_by_their_labels() {
+async fn series_are_found_by_key_or_made_anew_by_labels() {
     let db = Database::new().await;
     let (store, _) = open(&db, None, false).await;
     let resolve = async |names: &[&str]| {

@@ -242,7 +242,7 @@ async fn a_reader_that_leaves_mid_stream_cancels_its_query() {
 }
 
 #[tokio::test]
-async fn a_read_only_adapter_reads_makes_no_schema_and_refuses_writes() {
+async fn a_read_only_adapter_makes_no_schema_and_refuses_writes() {
     let database = Database::new().await;
     let options = database.adapter().arg("-pg-read-only").arg("-leader-election-pg-advisory-lock-id=1");
     let reader = options.start().await;

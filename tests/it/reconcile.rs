@@ -263,7 +263,7 @@ async fn an_append_waits_for_a_reconcile_and_is_overtaken() {
 }
 
 #[tokio::test]
-async fn samples_of_many_groups_are_compared_at_once_and_none_waits_for_another() {
+async fn groups_compared_at_once_do_not_wait_for_each_other() {
     const GROUPS: i64 = 20;
     let group = Group::new().await;
     group.make_series(1..GROUPS + 2).await;
@@ -316,7 +316,7 @@ async fn samples_of_many_groups_are_compared_at_once_and_none_waits_for_another(
 }
 
 #[tokio::test]
-async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end() {
+async fn requests_that_share_a_transaction_end_on_their_own() {
     let group = Group::new().await;
     group.make_series(1..9).await;
     let second = Uuid::new_v4();
@@ -367,7 +367,7 @@ async fn requests_by_several_rights_share_a_transaction_and_each_has_its_own_end
 }
 
 #[tokio::test]
-async fn what_another_adapter_has_stored_of_a_sender_is_not_appended_again() {
+async fn samples_stored_by_another_adapter_are_not_appended() {
     let mut group = Group::new().await;
     group.make_series(1..4).await;
     let (another, writers) = open(&group.database, None, false).await;

@@ -162,7 +162,7 @@ async fn late_samples_find_their_place_and_the_first_stored_counts() {
 }
 
 #[tokio::test]
-async fn what_has_grown_older_than_the_retention_while_hot_is_not_sealed() {
+async fn hot_samples_that_expire_are_not_sealed() {
     let database = Database::new().await;
     let adapter = start(
         &database.adapter().arg("-pg-retention=4h").arg("-pg-prometheus-chunk-interval=1h").arg("-pg-seal-after=24h"),
@@ -185,7 +185,7 @@ async fn what_has_grown_older_than_the_retention_while_hot_is_not_sealed() {
 
 /// Only the server's clock counts, because the adapter's clock may be wrong.
 #[tokio::test]
-async fn what_is_too_old_does_not_depend_on_the_clock_of_whoever_seals() {
+async fn the_sealers_own_clock_does_not_decide_what_expires() {
     const DAYS_40_MS: i64 = 40 * 24 * 3_600_000;
     let database = Database::new().await;
     let options = || database.adapter().arg("-pg-retention=30d").arg("-pg-seal-after=24h");
@@ -345,7 +345,7 @@ async fn the_leader_seals_by_itself() {
 
 /// An adapter that restarts more often than the interval of sealing seals nevertheless.
 #[tokio::test]
-async fn what_was_hot_for_long_when_an_adapter_starts_is_sealed_at_once() {
+async fn old_hot_samples_are_sealed_at_once_after_a_start() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-seal-after=2h")).await;
     store(&adapter, Body::new().sample("up", now_ms() - 3_600_000, 1.0)).await;

@@ -295,7 +295,7 @@ const SOMEBODY_WAITS: &str =
     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
 
 #[tokio::test]
-async fn an_adapter_frozen_while_it_makes_the_schema_keeps_no_other_from_starting() {
+async fn an_adapter_frozen_in_a_migration_keeps_no_other_out() {
     let database = Database::new().await;
     let blocker = database.session().await;
     blocker.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(2615, hashtext('public.metrics'))").await.unwrap();
@@ -308,7 +308,7 @@ async fn an_adapter_frozen_while_it_makes_the_schema_keeps_no_other_from_startin
 }
 
 #[tokio::test]
-async fn an_adapter_frozen_while_it_makes_a_segment_keeps_no_other_from_sealing() {
+async fn an_adapter_frozen_at_a_segment_stops_no_other_sealer() {
     let database = Database::new().await;
     let (frozen, adapter) = (database.leader().await, database.leader().await);
     store(&adapter, Body::new().sample("up", now_ms(), 1.0)).await;
@@ -328,7 +328,7 @@ async fn an_adapter_frozen_while_it_makes_a_segment_keeps_no_other_from_sealing(
 
 /// The leader's process is stopped, or its host hangs. In this test, its upkeep is not continued.
 #[tokio::test]
-async fn a_leader_frozen_in_upkeep_holds_up_neither_new_series_nor_the_next_leaders_upkeep() {
+async fn a_leader_frozen_in_upkeep_holds_nobody_up() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
     let now = now_ms();
@@ -369,7 +369,7 @@ async fn upkeep_that_goes_on_keeps_its_lock() {
 }
 
 #[tokio::test]
-async fn series_that_ended_are_deleted_and_those_asked_for_again_are_not() {
+async fn ended_series_are_deleted_unless_they_are_sent_again() {
     let database = Database::new().await;
     let adapter = start(&database.adapter().arg("-pg-prometheus-chunk-interval=1h")).await;
     let now = now_ms();

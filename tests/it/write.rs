@@ -49,7 +49,7 @@ async fn one_bad_series_does_not_sink_its_request() {
 }
 
 #[tokio::test]
-async fn the_servers_clock_alone_says_what_is_too_old_and_what_is_yet_to_come() {
+async fn the_servers_clock_decides_what_is_too_old_or_ahead() {
     let Some(library) = rig::process::libfaketime() else { return skipped("libfaketime is not installed") };
     for skew in ["+40d", "+0", "-40d"] {
         let database = Database::new().await;
@@ -247,7 +247,7 @@ async fn metadata_and_exemplars_are_no_error_but_histograms_are() {
 }
 
 #[tokio::test]
-async fn an_answer_of_400_says_how_much_was_written_on_leader_and_standby() {
+async fn a_400_has_counts_on_leader_and_standby() {
     let database = Database::new().await;
     let uri = database.server.uri(&database.name);
     let now = now_ms();
@@ -319,7 +319,7 @@ async fn of_two_replicas_that_send_to_one_adapter_one_is_refused() {
 }
 
 #[tokio::test]
-async fn what_a_pair_stores_an_adapter_without_an_election_does_not_store_again() {
+async fn an_adapter_without_election_stores_no_series_of_a_pair() {
     let database = Database::new().await;
     let elected = candidate(&database.server.uri(&database.name), "elected").start().await;
     let alone = database.leader().await;

@@ -64,7 +64,7 @@ async fn equal_requests_at_once_are_stored_once() {
 }
 
 #[tokio::test]
-async fn what_copy_fails_to_store_is_not_committed_by_what_was_sent_behind_it() {
+async fn a_failed_copy_is_not_committed() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     database.run(FAILING_COPY).await;

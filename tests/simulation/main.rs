@@ -14,7 +14,6 @@ mod handover;
 mod judge;
 mod kernel;
 mod link;
-mod random;
 mod sender;
 mod server;
 mod settings;

@@ -115,7 +115,7 @@ impl World {
         let mut batch_max = sending.batch_max;
         if resends {
             // In other batches than before.
-            batch_max = 2 + self.random.borrow_mut().below(40);
+            batch_max = 2 + self.random.borrow_mut().index(40);
             let since = self.clock_ms(Some(index)) - RESENT_MS;
             let log = replica.log.borrow();
             let resent: Vec<Row> = log.iter().filter(|row| row.time_ms >= since).copied().collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus_postgresql_adapter::election::{Config, Method, PrometheusTimeout};
 
 use crate::kernel::Ms;
-use crate::random::Random;
+use rig::random::Random;
 
 /// Method by which leaders are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +202,7 @@ pub(crate) const LATE_PART: Ms = 20;
 
 impl Settings {
     pub(crate) fn draw(random: &mut Random, by_labels: bool) -> Self {
-        let mode = match random.below(20) {
+        let mode = match random.index(20) {
             _ if by_labels => Mode::Labels,
             0 => Mode::Alone,
             1..4 => Mode::Rest,
@@ -213,20 +213,20 @@ impl Settings {
             _ if random.chance(75) => 2,
             _ => 3,
         };
-        let adapters = if mode == Mode::Labels { 2 + random.below(2) } else { replicas };
-        let usual_ms = INTERVALS_S[random.below(INTERVALS_S.len())] * 1_000;
+        let adapters = if mode == Mode::Labels { 2 + random.index(2) } else { replicas };
+        let usual_ms = INTERVALS_S[random.index(INTERVALS_S.len())] * 1_000;
         let is_mixed = random.chance(30);
         let interval = |random: &mut Random| match is_mixed && random.chance(50) {
-            true => (INTERVALS_S[random.below(INTERVALS_S.len())] * 1_000).min(15 * usual_ms),
+            true => (INTERVALS_S[random.index(INTERVALS_S.len())] * 1_000).min(15 * usual_ms),
             false => usual_ms,
         };
-        let intervals: Vec<Ms> = (0..1 + random.below(3)).map(|_| interval(random)).collect();
+        let intervals: Vec<Ms> = (0..1 + random.index(3)).map(|_| interval(random)).collect();
         let longest = intervals.iter().copied().max().unwrap_or(usual_ms);
         let calm_from = if random.chance(25) { 3_000 } else { 15_000.max(4 * longest) };
         let calm_at = calm_from + 30_000.max(3 * longest);
         let faults = draw_faults(random, mode, adapters, replicas, calm_from, calm_at);
         let quiet_at = faults.iter().map(|one| one.at + one.for_ms).max().unwrap_or(0).max(calm_at) + 1_000;
-        let deadline_ms = *[1_000, 5_000, 5_000, 5_000, 30_000, 60_000].get(random.below(6)).unwrap_or(&5_000);
+        let deadline_ms = *[1_000, 5_000, 5_000, 5_000, 30_000, 60_000].get(random.index(6)).unwrap_or(&5_000);
         let sending: Vec<Sending> = (0..replicas).map(|_| draw_sending(random, deadline_ms)).collect();
         let scrape_until = quiet_at + 40_000 + 7 * longest + deadline_ms;
         let mut settings = Self {
@@ -237,7 +237,7 @@ impl Settings {
             target_of: Vec::new(),
             sending,
             histories: Vec::new(),
-            lossy: [0, 0, 1, 4][random.below(4)],
+            lossy: [0, 0, 1, 4][random.index(4)],
             election: draw_election(random, mode, longest.max(deadline_ms)),
             memory_bytes_max: if random.chance(5) { 8_000 } else { 1 << 24 },
             offsets: Vec::new(),
@@ -254,13 +254,13 @@ impl Settings {
             .map(|_| if is_skewed { random.between(-3_000, 3_000) } else { random.between(-5, 5) })
             .collect();
         for interval_ms in intervals {
-            let kind = match random.below(12) {
+            let kind = match random.index(12) {
                 0 | 1 => Kind::Rule,
-                2 => Kind::Exported { back_ms: [0, 5_000, 300_000][random.below(3)] },
+                2 => Kind::Exported { back_ms: [0, 5_000, 300_000][random.index(3)] },
                 3 => Kind::Late { off_grid: random.chance(50) },
                 _ => Kind::Counter,
             };
-            let count = 1 + random.below(2);
+            let count = 1 + random.index(2);
             settings.add_target(random, kind, interval_ms, count);
         }
         if random.chance(15) {
@@ -272,10 +272,10 @@ impl Settings {
             }
         }
         if random.chance(8) {
-            let ahead_ms = [0, -crate::world::EPOCH_MS, 200_000, 590_000, 365 * 86_400_000][random.below(5)];
+            let ahead_ms = [0, -crate::world::EPOCH_MS, 200_000, 590_000, 365 * 86_400_000][random.index(5)];
             settings.add_target(random, Kind::Stranger { ahead_ms }, 5_000, 1);
         }
-        for _ in 0..if random.chance(12) { 1 + random.below(2) } else { 0 } {
+        for _ in 0..if random.chance(12) { 1 + random.index(2) } else { 0 } {
             settings.add_history(random, calm_at);
         }
         settings.end_at = scrape_until + deadline_ms + 2 * UNKNOWN_BUFFERED_MS + 30_000;
@@ -290,8 +290,8 @@ impl Settings {
     fn add_target(&mut self, random: &mut Random, kind: Kind, interval_ms: Ms, count: usize) {
         let is_rule = kind == Kind::Rule;
         let (phase, is_unequal) = (random.between(0, interval_ms - 1), random.chance(15));
-        let misses = [0, 0, 0, 5, 5, 5][random.below(6)];
-        let stranger_at = matches!(kind, Kind::Stranger { .. }).then(|| random.below(self.replicas));
+        let misses = [0, 0, 0, 5, 5, 5][random.index(6)];
+        let stranger_at = matches!(kind, Kind::Stranger { .. }).then(|| random.index(self.replicas));
         let scrapes = (0..self.replicas).map(|replica| Scrapes {
             is_known: stranger_at.map_or(!(is_unequal && random.chance(40)), |at| at == replica),
             phase_ms: if is_rule {
@@ -300,7 +300,7 @@ impl Settings {
                 random.between(0, interval_ms - 1)
             },
             missed: misses,
-            late: if is_rule { 0 } else { [0, 0, 3][random.below(3)] },
+            late: if is_rule { 0 } else { [0, 0, 3][random.index(3)] },
             blind: random.chance(8).then(|| {
                 let from = random.between(0, self.quiet_at);
                 (from, from + random.spread(interval_ms, 10 * interval_ms))
@@ -317,17 +317,17 @@ impl Settings {
     fn add_history(&mut self, random: &mut Random, calm_at: Ms) {
         let is_live = random.chance(50);
         let series = match is_live {
-            true => random.below(self.target_of.len()),
+            true => random.index(self.target_of.len()),
             false => {
                 self.add_target(random, Kind::History, 60_000, 1);
                 self.target_of.len() - 1
             }
         };
-        let (count, step_ms) = (random.between(5, 40), [1_000, 60_000, 3_600_000][random.below(3)]);
+        let (count, step_ms) = (random.between(5, 40), [1_000, 60_000, 3_600_000][random.index(3)]);
         let newest_first = random.chance(50);
         let at = random.between(3_000, calm_at);
-        for _ in 0..1 + random.below(2) {
-            let replica = random.below(self.replicas);
+        for _ in 0..1 + random.index(2) {
+            let replica = random.index(self.replicas);
             self.histories.push(History {
                 at: at + random.spread(0, 5_000),
                 replica,
@@ -369,24 +369,24 @@ pub(crate) fn ms(duration: Duration) -> Ms {
 fn draw_election(random: &mut Random, mode: Mode, pace_ms: Ms) -> Config {
     // With a chance of 10 % the timeout may be shorter than two and a half times the pace of its Prometheus.
     let least_s = if random.chance(10) { 0 } else { 5 * pace_ms / 2_000 };
-    let timeout = match random.below(3) {
+    let timeout = match random.index(3) {
         _ if mode == Mode::Rest || mode == Mode::Alone => PrometheusTimeout::Never,
         0 => PrometheusTimeout::Automatic,
-        _ => PrometheusTimeout::After(Duration::from_secs([6, 10, 30][random.below(3)].max(least_s.unsigned_abs()))),
+        _ => PrometheusTimeout::After(Duration::from_secs([6, 10, 30][random.index(3)].max(least_s.unsigned_abs()))),
     };
     Config {
         method: if mode == Mode::Rest { Method::External("1".to_owned()) } else { Method::AdvisoryLock(1) },
         is_held: false,
         prometheus_timeout: timeout,
         liveness_interval: Duration::from_secs(10),
-        election_interval: Duration::from_millis([300, 1_000][random.below(2)]),
-        lease: Duration::from_secs([3, 5, 10][random.below(3)]),
+        election_interval: Duration::from_millis([300, 1_000][random.index(2)]),
+        lease: Duration::from_secs([3, 5, 10][random.index(3)]),
     }
 }
 
 fn draw_sending(random: &mut Random, deadline_ms: Ms) -> Sending {
     Sending {
-        shards: [1, 1, 2, 3][random.below(4)],
+        shards: [1, 1, 2, 3][random.index(4)],
         batch_max: usize::try_from(random.spread(2, 40)).unwrap_or(2),
         deadline_ms,
         timeout_ms: random.between(4, 30) * 1_000,
@@ -415,8 +415,8 @@ fn draw_faults(random: &mut Random, mode: Mode, adapters: usize, replicas: usize
 }
 
 fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize) -> Fault {
-    let (adapter, replica) = (random.below(adapters), random.below(replicas));
-    match random.below(30) {
+    let (adapter, replica) = (random.index(adapters), random.index(replicas));
+    match random.index(30) {
         0..3 => Fault::KillAdapter { adapter, host_too: false },
         3 => Fault::KillAdapter { adapter, host_too: true },
         4 | 5 => Fault::StopAdapter { adapter },
@@ -434,21 +434,21 @@ fn draw_fault(random: &mut Random, mode: Mode, adapters: usize, replicas: usize)
         19 => Fault::EndWrites,
         20 | 21 => Fault::Seal { all: random.chance(50) },
         22 => {
-            let by_ms = [-30_000, 30_000, 2_000, -2_000, 40 * 86_400_000, -40 * 86_400_000][random.below(6)];
+            let by_ms = [-30_000, 30_000, 2_000, -2_000, 40 * 86_400_000, -40 * 86_400_000][random.index(6)];
             Fault::Clock { host: random.chance(75).then_some(replica), by_ms }
         }
         23 if mode == Mode::Lock => Fault::EndLockSession,
         24..27 if mode != Mode::Labels => Fault::Order {
             adapter,
-            order: match random.below(5) {
+            order: match random.index(5) {
                 0 => Ordered::Resign,
                 1 => Ordered::Hold,
                 _ if mode == Mode::Rest => Ordered::Lead,
-                _ => Ordered::HandOver { to: random.below(adapters) },
+                _ => Ordered::HandOver { to: random.index(adapters) },
             },
         },
         23..27 => {
-            let order = [Ordered::Hold, Ordered::Resign, Ordered::Lead][random.below(3)];
+            let order = [Ordered::Hold, Ordered::Resign, Ordered::Lead][random.index(3)];
             Fault::Order { adapter: replica, order }
         }
         27 | 28 if mode == Mode::Labels => Fault::Reshuffle,

@@ -15,9 +15,9 @@ use crate::database::Database;
 use crate::judge::Judge;
 use crate::kernel::{Kernel, Ms, NodeId, Signal};
 use crate::link::Way;
-use crate::random::Random;
 use crate::sender::Replica;
 use crate::settings::{Befalls, Fault, Kind, Mode, Ordered, Settings};
+use rig::random::Random;
 
 /// Time that a correct clock shows at the beginning.
 pub(crate) const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -389,7 +389,7 @@ impl World {
             Fault::Order { adapter, order } => self.order(adapter, order, until).await,
             Fault::Reshuffle => {
                 for replica in &self.replicas {
-                    let to = self.random.borrow_mut().below(self.settings.adapters);
+                    let to = self.random.borrow_mut().index(self.settings.adapters);
                     replica.route.set(Some(to));
                 }
             }

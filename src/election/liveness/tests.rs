@@ -275,7 +275,7 @@ fn one_that_comes_to_send_less_often_is_mistaken_twice_at_most() {
 }
 
 #[test]
-fn our_refusals_are_no_silence_of_one_whose_connections_are_closed() {
+fn a_refused_sender_that_closes_connections_is_not_silent() {
     let timeout = PrometheusTimeout::After(Duration::from_secs(60));
     let (start, mut liveness, _) = sends(timeout, (0..=60).map(|second| second * 1_000), 1, None);
     liveness.begin(at(start, 61_000));

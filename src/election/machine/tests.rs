@@ -174,7 +174,7 @@ fn leads(machine: &mut Machine, term: i64, now: Instant) {
 }
 
 #[test]
-fn one_whose_writes_fail_for_its_lease_stands_back_for_half_of_it() {
+fn failing_writes_cost_the_lead_for_half_a_lease() {
     let start = Instant::now();
     let lease = Duration::from_secs(10);
     let mut machine = Machine::new(config(lease, PrometheusTimeout::Never), start);

@@ -183,7 +183,7 @@ fn what_is_observed_covered_is_let_go_of() {
 }
 
 #[test]
-fn what_stays_uncovered_is_due_after_two_intervals_and_five_seconds() {
+fn uncovered_samples_are_due_after_two_intervals_and_5_s() {
     let mut scene = Scene::standing_by(&[14_000, 24_000, 34_000], &[10_000, 40_000, 50_000]);
     assert_eq!(scene.after(24).look(9), (1, vec![]));
     assert_eq!(scene.after(3).look(0), (0, vec![]), "nobody is known to lead");
@@ -275,7 +275,7 @@ fn what_was_scraped_before_a_clock_was_set_is_not_stamped() {
 }
 
 #[test]
-fn what_comes_by_several_adapters_is_all_compared_where_most_is_late() {
+fn a_request_of_mostly_late_samples_is_compared_as_a_whole() {
     let mut sender = Sender::shared(usize::MAX, false);
     sender.on_missed(i64::MIN, 0);
     let mut sort = |times: &[i64]| {
@@ -334,7 +334,7 @@ fn a_leader_that_stores_something_late_is_not_catching_up() {
 }
 
 #[test]
-fn where_only_a_guess_of_the_interval_is_known_that_is_waited_for_twice() {
+fn a_guessed_interval_is_waited_for_twice() {
     let mut scene = Scene::new();
     for time_ms in [0, 10_000] {
         scene.sender.buffer(vec![row(time_ms)], Uuid::nil(), scene.now).unwrap();

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_interval_counts_until_only_longer_ones_are_seen() {
+    fn the_shortest_interval_counts_until_longer_ones_prevail() {
         let mut shortest = Shortest::default();
         for (interval_ms, expected) in [(15_000, 15_000), (60_000, 15_000), (14_000, 14_000), (17_000, 14_000)] {
             shortest.saw(interval_ms);

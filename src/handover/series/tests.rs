@@ -67,7 +67,7 @@ fn two_samples_alone_may_be_anything() {
 }
 
 #[test]
-fn an_interval_that_was_given_is_as_good_as_several_steps_until_its_own_are_seen() {
+fn a_given_interval_counts_until_own_steps_are_seen() {
     let mut series = SeriesTimes::new(false);
     series.scraped_with(1, 0, 10_000);
     assert_eq!((known(&series, 0), series.get(1, 0).is_repeated), ((0, 10_000), true));
@@ -94,7 +94,7 @@ fn a_bound_is_later_than_all_that_was_missed() {
 }
 
 #[test]
-fn what_others_stored_later_than_all_that_was_missed_is_a_bound() {
+fn samples_later_than_all_missed_ones_are_a_bound() {
     let mut series = SeriesTimes::new(true);
     let is_bounded = |series: &SeriesTimes| series.get(1, 0).is_bounded;
     series.observed(1, slot(9), false);

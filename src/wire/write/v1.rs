@@ -6,8 +6,6 @@
 
 use std::borrow::Cow;
 
-use prost::encoding::encode_varint;
-
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
 use crate::wire::write::{Request, Series};
@@ -71,49 +69,6 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
 pub fn is_version_2(body: &[u8]) -> bool {
     let mut fields = Scanner::new(body);
     std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| matches!(field.number, 4 | 5))
-}
-
-/// Encodes a request, with labels in the given order. Load generators and tests send it.
-pub fn encode<L, S, N, V>(series: impl IntoIterator<Item = (L, S)>) -> Vec<u8>
-where
-    L: IntoIterator<Item = (N, V)>,
-    S: AsRef<[Sample]>,
-    N: AsRef<[u8]>,
-    V: AsRef<[u8]>,
-{
-    let mut body = Vec::new();
-    for (labels, samples) in series {
-        encode_series(&encode_labels(labels), samples.as_ref(), &mut body);
-    }
-    body
-}
-
-/// Encodes the label fields of one series in the form of [`Series::labels`].
-pub fn encode_labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<Item = (N, V)>) -> Vec<u8> {
-    let (mut fields, mut label) = (Vec::new(), Vec::new());
-    for (name, value) in labels {
-        label.clear();
-        encode_bytes(1, name.as_ref(), &mut label);
-        encode_bytes(2, value.as_ref(), &mut label);
-        encode_bytes(1, &label, &mut fields);
-    }
-    fields
-}
-
-/// Appends one series to a request. `labels` are the result of [`encode_labels`], which can be used for many requests.
-pub fn encode_series(labels: &[u8], samples: &[Sample], body: &mut Vec<u8>) {
-    // Upper bound for one sample: tag and length, tag and value, tag and varint.
-    let mut series = Vec::with_capacity(labels.len() + samples.len() * (2 + 9 + 11));
-    series.extend_from_slice(labels);
-    for sample in samples {
-        let mut message = [0; 9 + 11];
-        let mut rest = &mut message[..];
-        prost::encoding::double::encode(1, &sample.value, &mut rest);
-        prost::encoding::int64::encode(2, &sample.timestamp_ms, &mut rest);
-        let unused = rest.len();
-        encode_bytes(2, &message[..message.len() - unused], &mut series);
-    }
-    encode_bytes(1, &series, body);
 }
 
 /// Decodes a `TimeSeries` and appends its samples to those of the request.
@@ -186,13 +141,6 @@ impl<'a> LabelFields<'a> {
         self.copied.extend_from_slice(run);
         Cow::Owned(self.copied)
     }
-}
-
-fn encode_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
-    const LENGTH_DELIMITED: u32 = 2;
-    encode_varint(u64::from(number << 3 | LENGTH_DELIMITED), out);
-    encode_varint(bytes.len() as u64, out);
-    out.extend_from_slice(bytes);
 }
 
 #[cfg(test)]

@@ -4,37 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use rig::random::mixed;
+use rig::remote_write::{self, add_series, compress};
 use tokio::task::JoinSet;
-
-/// A series of a remote-write 1.0 request. The generator has its own messages, so that it also judges the adapter's.
-///
-/// Labels and samples are encoded apart and put together: either half alone is a valid message.
-#[derive(Clone, PartialEq, Message)]
-struct TimeSeries {
-    #[prost(message, repeated, tag = "1")]
-    labels: Vec<Label>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Label {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    value: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Sample {
-    #[prost(double, tag = "1")]
-    value: f64,
-    #[prost(int64, tag = "2")]
-    timestamp_ms: i64,
-}
-
-/// The number of the field of a series that holds a sample.
-const SAMPLES_TAG: u32 = 2;
 
 /// Series that one target exposes.
 const SERIES_PER_TARGET: usize = 200;
@@ -108,27 +80,17 @@ impl Load {
     }
 
     fn requests_of(&self, connection: usize, scrapes: Range<usize>) -> Vec<Batch> {
-        let encode_labels = |series| TimeSeries { labels: labels(self.cluster, series) }.encode_to_vec();
+        let encode_labels = |series| remote_write::labels(labels(self.cluster, series));
         // The series of this connection are every so many-th of all.
         let label_bytes: Vec<Vec<u8>> = self.series_of(connection).map(encode_labels).collect();
-        let mut compressor = snap::raw::Encoder::new();
-        let (mut request, mut samples) = (Vec::new(), Vec::new());
+        let mut request = Vec::new();
         let encode = |runs: &[Run]| {
             request.clear();
             for (series, scrapes) in runs {
-                samples.clear();
-                for scrape in scrapes.clone() {
-                    let sample = Sample { value: value(*series, scrape), timestamp_ms: self.time_ms(*series, scrape) };
-                    encode_key(SAMPLES_TAG, WireType::LengthDelimited, &mut samples);
-                    sample.encode_length_delimited(&mut samples).expect("a vector grows");
-                }
-                let labels = &label_bytes[series / self.connections];
-                encode_key(1, WireType::LengthDelimited, &mut request);
-                encode_varint((labels.len() + samples.len()) as u64, &mut request);
-                request.extend_from_slice(labels);
-                request.extend_from_slice(&samples);
+                let sample = |scrape| (self.time_ms(*series, scrape), value(*series, scrape));
+                add_series(&mut request, &label_bytes[series / self.connections], scrapes.clone().map(sample));
             }
-            compressor.compress_vec(&request).expect("a request is far below 4 GiB").into()
+            compress(&request).into()
         };
         self.batches(connection, scrapes, encode)
     }
@@ -187,9 +149,9 @@ impl Load {
     /// The name of the metric of a series, and matchers as JSON that no other series of that name fits.
     pub(crate) fn selector(&self, series: usize) -> (String, String) {
         let mut labels = labels(self.cluster, series);
-        labels.retain(|label| !["__replica__", "handler", "job", "namespace", "pod"].contains(&label.name.as_str()));
-        let name = labels.remove(0).value;
-        let pairs: Vec<String> = labels.iter().map(|label| format!("\"{}\":\"{}\"", label.name, label.value)).collect();
+        labels.retain(|(name, _)| !["__replica__", "handler", "job", "namespace", "pod"].contains(name));
+        let (_, name) = labels.remove(0);
+        let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("\"{name}\":\"{value}\"")).collect();
         (name, format!("{{{}}}", pairs.join(",")))
     }
 }
@@ -197,33 +159,26 @@ impl Load {
 /// A request with one sample of `replica`'s, of the only series of a small cluster.
 pub(crate) fn one_sample(cluster: &str, replica: &str, time_ms: i64) -> Bytes {
     let mut labels = labels(cluster, 0);
-    labels[1].value = replica.to_owned();
-    let mut series = TimeSeries { labels }.encode_to_vec();
-    let sample = Sample { value: time_ms as f64, timestamp_ms: time_ms };
-    encode_key(SAMPLES_TAG, WireType::LengthDelimited, &mut series);
-    sample.encode_length_delimited(&mut series).expect("a vector grows");
+    labels[1].1 = replica.to_owned();
     let mut request = Vec::new();
-    encode_key(1, WireType::LengthDelimited, &mut request);
-    encode_varint(series.len() as u64, &mut request);
-    request.extend_from_slice(&series);
-    snap::raw::Encoder::new().compress_vec(&request).expect("a request is far below 4 GiB").into()
+    add_series(&mut request, &remote_write::labels(labels), [(time_ms, time_ms as f64)]);
+    compress(&request).into()
 }
 
 /// Ten labels, sorted, as of a service behind a replica label.
-fn labels(cluster: &str, series: usize) -> Vec<Label> {
+fn labels(cluster: &str, series: usize) -> Vec<(&'static str, String)> {
     let (target, metric) = (series / SERIES_PER_TARGET, series % SERIES_PER_TARGET);
-    let label = |name: &str, value: String| Label { name: name.to_owned(), value };
     vec![
-        label("__name__", format!("bench_requests_{:02}_total", metric % 20)),
-        label("__replica__", "a".to_owned()),
-        label("cluster", cluster.to_owned()),
-        label("code", ["200", "204", "400", "404", "500"][metric / 20 % 5].to_owned()),
-        label("handler", "/api/v1/query_range".to_owned()),
-        label("instance", format!("10.{}.{}.{}:9090", target / 62_500, target / 250 % 250, target % 250)),
-        label("job", format!("service-{}", target % 10)),
-        label("method", ["GET", "POST"][metric / 100].to_owned()),
-        label("namespace", "production".to_owned()),
-        label("pod", format!("service-{}-{target:05}", target % 10)),
+        ("__name__", format!("bench_requests_{:02}_total", metric % 20)),
+        ("__replica__", "a".to_owned()),
+        ("cluster", cluster.to_owned()),
+        ("code", ["200", "204", "400", "404", "500"][metric / 20 % 5].to_owned()),
+        ("handler", "/api/v1/query_range".to_owned()),
+        ("instance", format!("10.{}.{}.{}:9090", target / 62_500, target / 250 % 250, target % 250)),
+        ("job", format!("service-{}", target % 10)),
+        ("method", ["GET", "POST"][metric / 100].to_owned()),
+        ("namespace", "production".to_owned()),
+        ("pod", format!("service-{}-{target:05}", target % 10)),
     ]
 }
 
@@ -231,22 +186,14 @@ fn labels(cluster: &str, series: usize) -> Vec<Label> {
 #[expect(clippy::cast_precision_loss, reason = "all numbers here are far below 2^53")]
 fn value(series: usize, scrape: usize) -> f64 {
     let (series, scrape) = (series as u64, scrape as u64);
-    let noise = mix(series << 32 | scrape);
+    let noise = mixed(series << 32 | scrape);
     match series % 4 {
-        0 => (mix(series) % 1000) as f64,
+        0 => (mixed(series) % 1000) as f64,
         1 => {
-            let rate = 1 + mix(series) % 500;
-            (mix(!series) % 1_000_000 + scrape * rate + noise % rate) as f64
+            let rate = 1 + mixed(series) % 500;
+            (mixed(!series) % 1_000_000 + scrape * rate + noise % rate) as f64
         }
         2 => (100_000 + noise % 900_000) as f64 / 1000.0,
         _ => (noise % 16) as f64,
     }
-}
-
-/// Spreads bits (the finaliser of splitmix64): the same load each time, without a generator's state.
-fn mix(number: u64) -> u64 {
-    let mut bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }

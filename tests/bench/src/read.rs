@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 use rig::http::{Client, READ_HEADERS};
+use rig::remote_write::compress;
 
 use crate::store::Store;
 use crate::verdict::{Verdicts, mebibytes, number};
@@ -95,5 +96,5 @@ fn request(cluster: &str) -> Vec<u8> {
     let matcher = Matcher { name: "cluster".to_owned(), value: cluster.to_owned() };
     let query = Query { start_timestamp_ms: 0, end_timestamp_ms: i64::MAX / 2, matchers: vec![matcher] };
     let request = ReadRequest { queries: vec![query], accepted_response_types: vec![STREAMED_XOR_CHUNKS] };
-    snap::raw::Encoder::new().compress_vec(&request.encode_to_vec()).expect("a request is small")
+    compress(&request.encode_to_vec())
 }

@@ -42,18 +42,14 @@ pub(crate) fn setup(by_labels: ByLabels) -> Setup {
     Setup { mode: Mode::ByLabels(by_labels), shape, arguments, ..usual }
 }
 
-fn below(stage: &mut Stage<'_>, bound: usize) -> usize {
-    usize::try_from(stage.random.below(bound as u64)).unwrap_or(0)
-}
-
 fn any_cluster(stage: &mut Stage<'_>) -> usize {
     let clusters = stage.setup.mode.clusters().len();
-    below(stage, clusters)
+    stage.random.index(clusters)
 }
 
 fn any_adapter(stage: &mut Stage<'_>) -> usize {
     let adapters = stage.setup.mode.adapters();
-    below(stage, adapters)
+    stage.random.index(adapters)
 }
 
 /// A pause by chance.
@@ -235,7 +231,7 @@ pub(crate) async fn mixture(context: &Context<'_>) -> Outcome {
         stage.settled().await;
         pause(&mut stage, RECOVERED, RECOVERED + 4.0).await;
         let (cluster, adapter) = (any_cluster(&mut stage), any_adapter(&mut stage));
-        let policy = POLICIES[below(&mut stage, POLICIES.len())];
+        let policy = POLICIES[stage.random.index(POLICIES.len())];
         let kinds = if context.network.is_some() { 9 } else { 8 };
         match stage.random.below(kinds) {
             0 => replica_killed_once(&mut stage, cluster, AWAY).await,

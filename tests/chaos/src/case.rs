@@ -7,8 +7,8 @@ use futures_util::future::LocalBoxFuture;
 use rig::network::Network;
 
 use crate::pooler::Pooler;
-use crate::random::Random;
 use crate::stage::{Outcome, Setup, Stage};
+use rig::random::Random;
 
 /// A case.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::balancer::Balancer;
 use crate::message;
 use crate::mode::REPLICAS;
-use crate::random::Random;
+use rig::random::Random;
 
 /// Prometheus' `min_backoff` and `max_backoff`.
 pub(crate) const BACKOFF: [Duration; 2] = [Duration::from_millis(30), Duration::from_secs(5)];

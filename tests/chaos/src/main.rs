@@ -17,7 +17,6 @@ mod message;
 mod mode;
 mod picture;
 mod pooler;
-mod random;
 mod reader;
 mod real_prometheus;
 mod report;
@@ -38,9 +37,9 @@ use rig::network::Network;
 use structopt::StructOpt;
 
 use crate::case::{Case, Context, obstacle};
-use crate::random::Random;
 use crate::report::Row;
 use crate::suite::CASES;
+use rig::random::Random;
 
 /// Injects every failure, and counts samples lost and doubled.
 #[derive(Debug, StructOpt)]
@@ -109,7 +108,7 @@ async fn run(flags: &Flags) -> bool {
             network: network.as_ref().ok(),
             binary: &binary,
             short: flags.short,
-            random: Random(flags.seed.wrapping_mul(1_000) + number as u64),
+            random: Random::new(flags.seed.wrapping_mul(1_000) + number as u64),
             mixture: (left / u32::try_from(mixtures.max(1)).unwrap_or(1)).max(Duration::from_secs(30)),
         };
         // A panic has said what it waited for; the other cases are still due.

@@ -1,6 +1,8 @@
-//! The bytes of a remote-write 1.0 request, and what is in it: as of a Prometheus, and by no code of the adapter's.
+//! What is in a remote-write request: as of a Prometheus.
 
 use std::ops::Range;
+
+use rig::remote_write::{self, add_series, compress};
 
 use crate::host::Shape;
 
@@ -34,24 +36,19 @@ pub(crate) fn labels(shape: &Shape, series: usize, cluster: &str, replica: &str)
     };
     let number = series.to_string();
     let instance = format!("10.0.0.{}:9090", series / OF_TARGET);
-    let labels = [
+    remote_write::labels([
         ("__name__", name),
         ("__replica__", replica),
         ("cluster", cluster),
         ("instance", &instance),
         ("job", "chaos"),
         ("series", &number),
-    ];
-    encode(&labels)
+    ])
 }
 
 /// The same of a series that no replica scrapes.
 pub(crate) fn stranger(cluster: &str, replica: &str) -> Vec<u8> {
-    encode(&[("__name__", "chaos_stranger"), ("__replica__", replica), ("cluster", cluster)])
-}
-
-fn encode(labels: &[(&str, &str)]) -> Vec<u8> {
-    labels.iter().flat_map(|(name, value)| label(name.as_bytes(), value.as_bytes())).collect()
+    remote_write::labels([("__name__", "chaos_stranger"), ("__replica__", replica), ("cluster", cluster)])
 }
 
 /// Whether a series never changes.
@@ -73,49 +70,17 @@ pub(crate) fn value(shape: &Shape, series: usize, true_ms: i64, index: usize) ->
 /// A request, compressed; with a series that can never be stored if `poison` says whose.
 pub(crate) fn request<'a>(samples: impl Iterator<Item = (&'a [u8], i64, f64)>, poison: Option<usize>) -> Vec<u8> {
     let mut plain = Vec::new();
-    let mut push = |labels: &[u8], time_ms: i64, value: f64| {
-        let mut sample = vec![0x09];
-        sample.extend_from_slice(&value.to_le_bytes());
-        sample.push(0x10);
-        varint(&mut sample, u64::from_ne_bytes(time_ms.to_ne_bytes()));
-        let mut series = labels.to_vec();
-        field(&mut series, 2, &sample);
-        field(&mut plain, 1, &series);
-    };
+    let mut push = |labels: &[u8], time_ms: i64, value: f64| add_series(&mut plain, labels, [(time_ms, value)]);
     for (labels, time_ms, value) in samples {
         push(labels, time_ms, value);
     }
     if poison.is_some() {
         // U+0000, which no text of PostgreSQL's takes; a byte that is no UTF-8; no name; a time beyond all ages.
-        let nul = [label(b"__name__", b"chaos_poison"), label(b"series", b"\0")].concat();
-        let bytes = [label(b"__name__", b"chaos_poison"), label(b"series", b"\xff")].concat();
-        push(&nul, 1, 1.0);
-        push(&bytes, 1, 1.0);
-        push(&label(b"series", b"nameless"), 1, 1.0);
-        push(&label(b"__name__", b"chaos_poison"), i64::MAX, 1.0);
+        let poison = (&b"__name__"[..], &b"chaos_poison"[..]);
+        push(&remote_write::labels([poison, (b"series", b"\0")]), 1, 1.0);
+        push(&remote_write::labels([poison, (b"series", b"\xff")]), 1, 1.0);
+        push(&remote_write::labels([(b"series", b"nameless")]), 1, 1.0);
+        push(&remote_write::labels([poison]), i64::MAX, 1.0);
     }
-    snap::raw::Encoder::new().compress_vec(&plain).expect("a request is far below 4 GiB")
-}
-
-fn label(name: &[u8], value: &[u8]) -> Vec<u8> {
-    let (mut inner, mut outer) = (Vec::new(), Vec::new());
-    field(&mut inner, 1, name);
-    field(&mut inner, 2, value);
-    field(&mut outer, 1, &inner);
-    outer
-}
-
-/// A length-delimited field.
-fn field(into: &mut Vec<u8>, number: u8, content: &[u8]) {
-    into.push(number << 3 | 2);
-    varint(into, content.len() as u64);
-    into.extend_from_slice(content);
-}
-
-fn varint(into: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        into.push(number.to_le_bytes()[0] | 0x80);
-        number >>= 7;
-    }
-    into.push(number.to_le_bytes()[0]);
+    compress(&plain)
 }

@@ -17,10 +17,10 @@ use crate::host::{Host, Identity, Shape, now_ms};
 use crate::judge::{self, Findings, Promised};
 use crate::mode::{Mode, REPLICAS, TOKEN};
 use crate::pooler::Pooler;
-use crate::random::Random;
 use crate::reader::Reader;
 use crate::watch::{ALL_LED, NO_CLUSTER, Watch};
 use crate::witness;
+use rig::random::Random;
 
 /// A wait that takes longer has failed, and the case with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
@@ -178,7 +178,7 @@ pub(crate) struct Band {
 
 impl<'a> Stage<'a> {
     /// Sets everything up and waits until it is settled who leads, and known how often each series is scraped.
-    pub(crate) async fn set(network: Option<&'a Network>, binary: &Path, setup: Setup, random: Random) -> Self {
+    pub(crate) async fn set(network: Option<&'a Network>, binary: &Path, setup: Setup, mut random: Random) -> Self {
         let options = setup.postgres.clone().with("listen_addresses", "*").with("track_commit_timestamp", "on");
         let postgres = Postgres::start(options.with("wal_level", "replica")).await;
         let replica = if setup.replica { Some(postgres.follow().await) } else { None };
@@ -242,7 +242,7 @@ impl<'a> Stage<'a> {
         let host = |(number, (cluster, index)): (usize, (&'static str, usize))| {
             let balancer = Arc::clone(&balancers[if mode.is_balanced() { 0 } else { number }]);
             let namespace = namespace(if mode.is_balanced() { index } else { number });
-            let random = Random(random.0.wrapping_add(number as u64));
+            let random = Random::new(random.bits());
             Host::new(Identity { cluster, index, namespace, balancer, number, random }, setup.shape)
         };
         let hosts: Vec<Host> = replicas().enumerate().map(host).collect();

@@ -9,12 +9,12 @@ use crate::setup::{Body, Database, now_ms, start, store, with_clock};
 const DAY_MS: i64 = 24 * 3_600_000;
 
 #[tokio::test]
-async fn a_sample_of_an_impossible_past_is_refused_and_nothing_is_learned_from_it() {
+async fn nothing_is_learned_from_an_impossible_past() {
     check_impossible(&["r1", "r2"], &[i64::MIN, i64::MIN + 1, -210_866_803_200_001]).await;
 }
 
 #[tokio::test]
-async fn a_sample_of_an_impossible_future_is_refused_and_nothing_is_learned_from_it() {
+async fn nothing_is_learned_from_an_impossible_future() {
     check_impossible(&["r2"], &[now_ms() + 365 * DAY_MS, i64::MAX]).await;
 }
 
@@ -44,7 +44,7 @@ async fn check_impossible(faulty: &[&str], times_ms: &[i64]) {
 }
 
 #[tokio::test]
-async fn samples_of_any_time_that_can_be_stored_stop_no_other_clusters_election() {
+async fn no_storable_time_stops_another_clusters_election() {
     let db = Database::new().await;
     let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
     let targets = targets(&[&adapter]);
@@ -88,7 +88,7 @@ async fn an_adapter_whose_clock_is_ahead_keeps_nobody_from_the_lead() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_too_long_is_refused_and_no_other_cluster_notices() {
+async fn a_name_that_is_too_long_disturbs_no_other_cluster() {
     let db = Database::new().await;
     let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
     // A text that does not compress.
@@ -126,7 +126,7 @@ async fn a_cluster_may_be_called_like_a_group() {
 }
 
 #[tokio::test]
-async fn a_name_that_the_database_may_have_no_room_for_is_refused_and_no_other_cluster_notices() {
+async fn a_name_that_may_not_fit_disturbs_no_other_cluster() {
     let server = Postgres::shared().await;
     let name = format!("{}_latin1", server.create_database().await);
     let client = server.connect("postgres").await;

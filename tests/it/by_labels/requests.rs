@@ -142,7 +142,7 @@ async fn the_same_request_by_two_adapters_is_held_and_stored_once() {
 }
 
 #[tokio::test]
-async fn a_sender_that_cannot_be_read_takes_the_adapter_from_no_cluster_that_is_stored() {
+async fn an_unreadable_sender_takes_the_adapter_from_no_cluster() {
     let db = Database::new().await;
     let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
     let ready = async || {

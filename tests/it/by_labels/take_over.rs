@@ -59,7 +59,7 @@ async fn a_silent_leader_is_followed_once_its_timeout_is_over() {
 }
 
 #[tokio::test]
-async fn what_was_told_before_the_servers_clock_was_set_back_keeps_nobody_in_the_lead() {
+async fn a_report_of_the_future_keeps_nobody_in_the_lead() {
     let db = Database::new().await;
     let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
     let targets = targets(&[&adapters[0], &adapters[1]]);
@@ -80,7 +80,7 @@ const LONG_TIMEOUT: &str = "-metrics.high-availability.timeout=60s";
 const SAMPLES: i64 = 140;
 
 #[tokio::test]
-async fn a_leader_that_closes_its_connections_is_followed_within_its_pace_and_a_second() {
+async fn a_closed_connection_shortens_the_wait_to_pace_and_1_s() {
     let db = Database::new().await;
     let uri = db.server.uri(&db.name);
     let adapters = [
@@ -170,7 +170,7 @@ async fn an_adapter_that_is_killed_takes_nothing_with_it() {
 }
 
 #[tokio::test]
-async fn a_rolling_update_loses_nothing_and_what_is_held_is_stored_first() {
+async fn a_rolling_update_stores_what_is_buffered_first() {
     let db = Database::new().await;
     let uri = db.server.uri(&db.name);
     let mut adapters = adapters(&uri, &["adapter a", "adapter b"]).await;

@@ -94,7 +94,7 @@ async fn behind_a_frozen_leader_nothing_is_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_heartbeat_from_before_the_servers_clock_was_set_back_is_none() {
+async fn a_heartbeat_of_the_future_is_none() {
     let db = Database::new().await;
     let uri = db.server.uri(&db.name);
     let a = Member::start(&candidate(&uri, "adapter a"), "a").await;
@@ -155,7 +155,7 @@ async fn a_lock_in_strange_hands_is_nobodys_lead() {
 }
 
 #[tokio::test]
-async fn who_holds_the_lock_is_told_to_an_ordinary_user_but_for_its_address() {
+async fn an_ordinary_user_learns_who_holds_the_lock() {
     let db = Database::new().await;
     let role = format!("ordinary_{}", db.name);
     db.run(&format!("CREATE ROLE {role} LOGIN; GRANT CREATE ON SCHEMA public TO {role}")).await;

@@ -131,7 +131,7 @@ async fn a_leader_whose_prometheus_is_silent_resigns_and_stays_out() {
 }
 
 #[tokio::test]
-async fn a_leader_whose_prometheus_dies_is_followed_within_its_pace_and_a_second() {
+async fn a_dead_prometheus_is_followed_within_its_pace_and_1_s() {
     let db = Database::new().await;
     // With its timeout alone this would take minutes.
     let (Member { adapter: a, sender }, b) = pair(&db.server.uri(&db.name), &[]).await;
@@ -193,7 +193,7 @@ async fn nobody_flips_while_both_are_silent() {
 }
 
 #[tokio::test]
-async fn a_restart_of_postgresql_ends_with_one_leader_and_nothing_lost() {
+async fn a_restart_of_postgresql_leaves_one_leader_and_all_data() {
     let (mut server, client) = own_server(postgres::Options::default()).await;
     drop(client);
     let (a, b) = pair(&server.uri("postgres"), &[]).await;
@@ -245,7 +245,7 @@ async fn write_held_up(
 }
 
 #[tokio::test]
-async fn a_leader_told_to_stop_answers_what_is_under_way_and_gives_the_lock_up_last() {
+async fn a_stopping_leader_answers_all_before_it_unlocks() {
     let db = Database::new().await;
     let (a, b) = pair(&db.server.uri(&db.name), &[]).await;
     let holder: i32 = db.one(HOLDER).await;

@@ -9,7 +9,7 @@ const TIMEOUT: &str = "-leader-election-pg-advisory-lock-prometheus-timeout=1s";
 const SILENT: [&str; 2] = ["own Prometheus is silent", "no write request"];
 
 #[tokio::test]
-async fn a_leader_whose_prometheus_cannot_be_read_leaves_the_lead_to_one_whose_can() {
+async fn an_unreadable_prometheus_costs_its_adapter_the_lead() {
     let db = Database::new().await;
     let (a, b) = pair(&db.server.uri(&db.name), &[TIMEOUT]).await;
     let seen = (a.log_len(), b.log_len());

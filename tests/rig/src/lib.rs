@@ -22,3 +22,5 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;
+pub mod random;
+pub mod remote_write;

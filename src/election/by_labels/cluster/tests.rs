@@ -68,7 +68,7 @@ fn connections<'a>(cluster: &'a mut Cluster, replica: &str) -> &'a mut Liveness 
 }
 
 #[test]
-fn a_connection_that_a_replica_closed_before_it_led_tells_nothing() {
+fn a_connection_closed_before_the_term_tells_nothing() {
     let (mut cluster, now) = settled(Instant::now());
     let at = |millis| now + Duration::from_millis(millis);
     connections(&mut cluster, "b").connected();
@@ -196,7 +196,7 @@ fn one_that_has_gone_to_another_adapter_leads_on() {
 }
 
 #[test]
-fn how_long_a_replica_may_be_silent_is_for_those_to_say_that_hear_it() {
+fn the_adapter_that_hears_a_replica_sets_its_patience() {
     let start = Instant::now();
     let at = |millis| start + Duration::from_millis(millis);
     let mut cluster = Cluster::new(PrometheusTimeout::Automatic);

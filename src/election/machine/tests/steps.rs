@@ -69,7 +69,7 @@ fn a_leader_looks_at_its_prometheus_between_heartbeats() {
 }
 
 #[test]
-fn a_term_ends_seven_tenths_of_the_lease_after_its_last_heartbeat() {
+fn a_term_ends_70_percent_of_the_lease_after_a_heartbeat() {
     let start = Instant::now();
     let mut machine = connected(Method::AdvisoryLock(1), start);
     assert_eq!(machine.deadline(), None);
@@ -86,7 +86,7 @@ fn a_term_ends_seven_tenths_of_the_lease_after_its_last_heartbeat() {
 }
 
 #[test]
-fn a_session_that_cannot_be_opened_is_tried_again_a_moment_later() {
+fn a_session_that_cannot_be_opened_is_tried_again() {
     let start = Instant::now();
     let mut machine = Machine::new(config(LEASE, PrometheusTimeout::Never), start);
     for n in 1..3 {

@@ -141,7 +141,7 @@ fn each_series_is_compared_with_what_is_stored_of_it() {
 }
 
 #[test]
-fn stored_samples_are_looked_for_as_far_around_as_two_intervals() {
+fn stored_samples_are_read_two_intervals_around() {
     assert_eq!(Scene::new().sender.window_ms(&late(&[0], false)), 120_000);
     let scene = Scene::scraping();
     assert_eq!((scene.sender.interval_ms(1, 0), scene.sender.window_ms(&late(&[0], false))), (10_000, 20_000));
