@@ -107,13 +107,15 @@ impl Store {
 
     /// Publishes how far this adapter has observed: sealing leaves later rows to it.
     async fn publish(&self, client: &Client, position: &Position) -> Result<(), Error> {
+        // Worth nothing after a crash, so it need not be durable.
         let statement = self.names.sql(
-            "WITH renewed AS (UPDATE {observers} SET observed_at = clock_timestamp(), position = $2::text::pg_snapshot \
-             WHERE adapter = $1 RETURNING 1) INSERT INTO {observers} (adapter, observed_at, position) \
-             SELECT $1, clock_timestamp(), $2::text::pg_snapshot WHERE NOT EXISTS (SELECT FROM renewed)",
+            "WITH quick AS (SELECT set_config('synchronous_commit', 'off', true)) \
+             INSERT INTO {senders} (sender_no, group_name, name, observed_at, observed) OVERRIDING SYSTEM VALUE \
+             SELECT 0, 'observers', $1, clock_timestamp(), $2::text::pg_snapshot FROM quick \
+             ON CONFLICT (group_name, name) DO UPDATE SET observed_at = excluded.observed_at, observed = excluded.observed",
         );
-        let position = position.to_string();
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&self.adapter, Type::UUID), (&position, Type::TEXT)];
+        let (adapter, position) = (self.adapter.to_string(), position.to_string());
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&adapter, Type::TEXT), (&position, Type::TEXT)];
         client.execute_typed(&statement, &parameters).await?;
         Ok(())
     }

@@ -224,8 +224,8 @@ pub(crate) async fn check_dying_sealer(database: &Database, locks: &[&str]) {
     let adapter = start(&database.adapter()).await;
     // So that sealing waits for nothing but the locks: not for adapters that are killed or kept from observing.
     let nobody_publishes = "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
-                            CREATE TRIGGER drop_row BEFORE INSERT OR UPDATE ON metrics_observers \
-                            FOR EACH ROW EXECUTE FUNCTION drop_row(); DELETE FROM metrics_observers";
+                            CREATE TRIGGER drop_row BEFORE INSERT OR UPDATE ON metrics_senders \
+                            FOR EACH ROW WHEN (NEW.group_name = 'observers') EXECUTE FUNCTION drop_row(); DELETE FROM metrics_observers";
     database.run(nobody_publishes).await;
     let start_ms = now_ms() - 400_000;
     // After this the segments exist, and some chunks that later samples overlap.
