@@ -270,6 +270,7 @@ impl Parts<'_> {
             clusters: Arc::clone(clusters),
             pool: self.store.pool().clone(),
             names: self.store.names().clone(),
+            adapter: self.store.adapter(),
             succession: Arc::clone(&senders),
             tracker: self.connections.clone(),
             role,
@@ -401,7 +402,7 @@ async fn keep_sealed(store: Arc<Store>, role: watch::Receiver<Role>, stop: Cance
         }
         // A failed check is no reason to seal nothing: the hot samples may be too many to count in time.
         pause = SEAL_INTERVAL;
-        match store.seal(SealedRows::Observed, false).await {
+        match store.seal(SealedRows::Observed).await {
             Ok(Some(outcome)) => {
                 sealed_at = Some(Instant::now());
                 log::debug!(samples = outcome.samples, chunks = outcome.chunks; "sealed samples into chunks");

@@ -215,6 +215,12 @@ impl Store {
         &self.pool
     }
 
+    /// Returns the identity of this run of the adapter among the adapters that use the store.
+    #[must_use]
+    pub fn adapter(&self) -> Uuid {
+        self.adapter
+    }
+
     /// Returns the names of the store's relations and functions.
     #[must_use]
     pub fn names(&self) -> &Names {

@@ -57,7 +57,7 @@ async fn seal(service: &Service, request: &Request<Incoming>) -> Answer {
         return unavailable("the database has not been reached yet");
     };
     let sealed = tokio::select! {
-        sealed = store.seal(SealedRows::All, true) => sealed,
+        sealed = store.seal(SealedRows::All) => sealed,
         () = service.stopping.cancelled() => return unavailable("the adapter is stopping"),
     };
     match sealed {

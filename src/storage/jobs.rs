@@ -31,7 +31,8 @@ pub struct Hot {
 /// to look up what they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SealedRows {
-    /// All rows that are hot at the start. Waits until they are observed.
+    /// All rows that are hot at the start. Waits until they are observed, and returns their space to the operating
+    /// system.
     All,
     /// The rows that are observed already.
     Observed,
@@ -112,20 +113,20 @@ impl Store {
         samples >= self.config.seal_samples || (samples > 0 && since >= self.config.seal_after)
     }
 
-    /// Seals `rows` of those that are hot at the start, and merges small chunks, on a session of its own. `shrink`
-    /// returns the space of the hot rows to the operating system too. Returns `None` if another adapter is sealing.
+    /// Seals `rows` of those that are hot at the start, and merges small chunks, on a session of its own.
+    /// Returns `None` if another adapter is sealing.
     ///
     /// # Errors
     ///
     /// Errors of the server or of the connection. Rows already sealed stay sealed, and the next round continues from
     /// there.
-    pub async fn seal(&self, rows: SealedRows, shrink: bool) -> Result<Option<Outcome>, Error> {
+    pub async fn seal(&self, rows: SealedRows) -> Result<Option<Outcome>, Error> {
         let _round = self.sealing.lock().await;
         let started = Instant::now();
         let sealed = self
             .counted(within(UPKEEP_TIMEOUT, async {
                 let session = self.connector.write_session().await?;
-                let sealed = self.seal_by(session.client(), rows, shrink).await;
+                let sealed = self.seal_by(session.client(), rows).await;
                 session.close().await;
                 sealed
             }))
@@ -140,7 +141,7 @@ impl Store {
         sealed
     }
 
-    async fn seal_by(&self, client: &Client, rows: SealedRows, shrink: bool) -> Result<Option<Outcome>, Error> {
+    async fn seal_by(&self, client: &Client, rows: SealedRows) -> Result<Option<Outcome>, Error> {
         let up_to = self.sealed_up_to(client, rows).await?;
         let now = client.query_typed_one("SELECT clock_timestamp()", &[]).await?;
         let Timestamp(now_us) = now.try_get(0)?;
@@ -165,7 +166,7 @@ impl Store {
         let size = self.names.sql("SELECT pg_relation_size({hot:literal}::regclass)");
         let bytes: i64 = client.query_typed_one(&size, &[]).await?.try_get(0)?;
         let samples = self.config.seal_samples.max(total.samples as u64);
-        let shrink = shrink || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
+        let shrink = rows == SealedRows::All || bytes.unsigned_abs() > samples.saturating_mul(SHRUNK_SAMPLE_BYTES);
         // A VACUUM that truncates may skip no page. Otherwise it would ascribe the rows once counted in removed pages to
         // the few that are left, and the planner would expect hundreds of times too many rows.
         // The index is cleaned each time: rows fill their page to the last pointer.

@@ -32,7 +32,7 @@ async fn a_store_of_version_1_goes_on_with_its_rows() {
     assert!(database.one::<bool>("SELECT bool_and(reconciled = 0 AND term = 5) FROM metrics_leader").await);
     assert!(database.one::<bool>("SELECT bool_and(sender = 0) FROM metrics_hot").await, "nobody knows who sent them");
     store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap();
-    let sealed = store.seal(SealedRows::Observed, false).await.unwrap().expect("nobody else seals");
+    let sealed = store.seal(SealedRows::Observed).await.unwrap().expect("nobody else seals");
     assert_eq!(sealed.samples, 20 * 249);
     assert_eq!(database.one::<String>(CONTENT).await, content);
     // Another start has nothing to migrate.

@@ -53,7 +53,7 @@ fn row(time_ms: i64, sender: SenderNo) -> String {
 
 /// Seals the rows that every adapter has observed.
 async fn seal(store: &Store) -> Outcome {
-    store.seal(SealedRows::Observed, false).await.unwrap().expect("nobody else seals")
+    store.seal(SealedRows::Observed).await.unwrap().expect("nobody else seals")
 }
 
 async fn begin(database: &Database, time_ms: i64, sender: SenderNo) -> Client {
@@ -177,7 +177,7 @@ async fn rows_stay_hot_until_every_living_adapter_has_observed_them() {
     let before = late.position.clone().unwrap();
     database.run(&row(3_000, sender)).await;
     database.run("UPDATE metrics_observers SET observed_at = '-infinity'").await;
-    store.seal(SealedRows::All, false).await.unwrap().expect("nobody else seals");
+    store.seal(SealedRows::All).await.unwrap().expect("nobody else seals");
     database.run(&format!("UPDATE metrics_observers SET position = '{before}', observed_at = now()")).await;
     seal(&store).await;
     assert!(!late.look(&second, &[]).await.is_complete);
@@ -201,7 +201,7 @@ async fn a_request_to_seal_all_waits_until_all_is_observed() {
         assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 1);
         assert!(observer.look(&second, &[]).await.is_complete);
     };
-    let (sealed, ()) = tokio::join!(store.seal(SealedRows::All, false), observed);
+    let (sealed, ()) = tokio::join!(store.seal(SealedRows::All), observed);
     assert_eq!(sealed.unwrap().expect("nobody else seals").samples, 2);
     assert!(observer.look(&second, &[]).await.is_complete);
     assert_eq!(observer.times(), [1_000]);

@@ -141,7 +141,7 @@ async fn what_is_around_is_found_hot_and_sealed() {
     for time_ms in [10_000, 20_000, 30_000] {
         group.append(scrape(time_ms), right(group.leader)).await;
     }
-    group.store.seal(SealedRows::All, false).await.unwrap().expect("nobody else seals");
+    group.store.seal(SealedRows::All).await.unwrap().expect("nobody else seals");
     group.append(scrape(40_000), right(group.leader)).await;
     let marker = Row { value: f64::from_bits(STALE_NAN_BITS), ..row(200, 49_900) };
     group.append([row(7, 40_400), row(8, 60_000), marker], right(group.other)).await;
@@ -164,7 +164,7 @@ async fn what_is_around_is_found_hot_and_sealed() {
     assert_eq!(around.times, times);
     assert_eq!(around.last_ms, HashMap::from([(8, stored(&[(60_000, b)])[0]), (200, times[&200][0])]));
     // The same after sealing, except for the sender, which is not known any more; the last sample comes from a chunk.
-    group.store.seal(SealedRows::All, false).await.unwrap().expect("nobody else seals");
+    group.store.seal(SealedRows::All).await.unwrap().expect("nobody else seals");
     let around = group
         .store
         .around(&[Near { rows: &rows, window_ms: 500, unbounded: &unbounded }], group.store.epoch())

@@ -381,7 +381,7 @@ async fn once_all_is_sealed_the_index_of_hot_rows_is_small_again() {
     let database = Database::new().await;
     let store = library(&database, None).await;
     let round = async || {
-        store.seal(SealedRows::All, true).await.unwrap().expect("nobody else seals");
+        store.seal(SealedRows::All).await.unwrap().expect("nobody else seals");
         store.upkeep(Duration::ZERO).await.unwrap();
     };
     database

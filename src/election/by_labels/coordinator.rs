@@ -30,6 +30,8 @@ pub struct Coordinator<S> {
     pub pool: Pool,
     /// Names of the tables.
     pub names: Names,
+    /// Identity of this run of the adapter.
+    pub adapter: Uuid,
     /// The hand-over.
     pub succession: Arc<S>,
     /// Owns the tasks that run beside the rounds.
@@ -53,13 +55,12 @@ const BEGIN_AGAIN: Duration = Duration::from_millis(500);
 impl<S: Succession> Coordinator<S> {
     /// Takes part until `stop`, and then until nothing is buffered any more, for at most `grace`.
     pub async fn run(self, stop: CancellationToken, grace: Duration) {
-        let adapter = Uuid::new_v4();
         let mut trouble = LogThrottle::default();
         let mut ends_at = None;
         loop {
             let began = Instant::now();
             let mut next = began + ROUND;
-            match within(STALE, self.round(adapter)).await {
+            match within(STALE, self.round()).await {
                 Ok(have_taken) => {
                     if !have_taken {
                         next = began + TRY_AGAIN;
@@ -97,13 +98,13 @@ impl<S: Succession> Coordinator<S> {
     }
 
     /// Runs one round. Returns `true` if every take-over that was due is done.
-    async fn round(&self, adapter: Uuid) -> Result<bool, Error> {
+    async fn round(&self) -> Result<bool, Error> {
         let mut have_taken = true;
         let clusters = &self.clusters;
         let client = Pooled::take(&self.pool).await?;
         let read = async |client: &Client, names: &[String]| {
             let asked = Instant::now();
-            let rows = cluster_table::round(client, &self.names, adapter, &clusters.reports(asked), names).await?;
+            let rows = cluster_table::round(client, &self.names, self.adapter, &clusters.reports(asked), names).await?;
             // The hand-over goes before the roles: a write that finds the role standby must find its buffer open.
             for (cluster, seen) in rows.iter().filter_map(|row| Some((&row.cluster, row.seen.as_ref()?))) {
                 self.succession.observed(&seen.term(cluster));

@@ -69,6 +69,22 @@ fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
     request.timeseries.iter().map(series).collect()
 }
 
+/// A request as the other tests send it.
+fn encode<L, S, N, V>(series: impl IntoIterator<Item = (L, S)>) -> Vec<u8>
+where
+    L: IntoIterator<Item = (N, V)>,
+    S: AsRef<[Sample]>,
+    N: AsRef<[u8]>,
+    V: AsRef<[u8]>,
+{
+    let mut body = Vec::new();
+    for (of_series, samples) in series {
+        let samples = samples.as_ref().iter().map(|sample| (sample.timestamp_ms, sample.value));
+        add_series(&mut body, &labels(of_series), samples);
+    }
+    body
+}
+
 #[track_caller]
 fn check_agreement(body: &[u8]) {
     let ours = decode(body).unwrap();
@@ -110,9 +126,7 @@ fn known_bytes() {
             metadata: 1,
         }
     );
-    let mut encoded = Vec::new();
-    add_series(&mut encoded, &labels([("a", "b")]), [(1234, 1.5)]);
-    assert_eq!(encoded, [b"\x0a\x16", &body[2..24]].concat(), "by the encoder of the tests");
+    assert_eq!(encode([([("a", "b")], [sample(1234, 1.5)])]), [b"\x0a\x16", &body[2..24]].concat());
     check_agreement(&body);
     assert_eq!(decode(b""), Ok(Request::default()));
 }
@@ -196,8 +210,7 @@ fn a_bad_label_waits_for_its_reader() {
 #[test]
 fn nan_bits_survive() {
     for bits in [STALE_NAN_BITS, 0x7ff8_0000_0000_0001, 0xfff0_dead_beef_0001, f64::INFINITY.to_bits(), 1 << 63] {
-        let mut body = Vec::new();
-        add_series(&mut body, &labels([("a", "b")]), [(i64::MIN, f64::from_bits(bits))]);
+        let body = encode([([("a", "b")], [sample(i64::MIN, f64::from_bits(bits))])]);
         assert_eq!(decode(&body).unwrap().samples[0].value.to_bits(), bits);
     }
 }
@@ -248,6 +261,17 @@ proptest! {
     #[test]
     fn prost_and_we_agree_on_valid_bodies(timeseries in any_series(), metadata in 0_usize..3) {
         check_agreement(&ProstRequest { timeseries, metadata: vec![vec![]; metadata] }.encode_to_vec());
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded(timeseries in any_series()) {
+        let request = ProstRequest { timeseries, metadata: vec![] };
+        let ours = seen_by_prost(&request);
+        let body = encode(ours.iter().map(|(labels, samples, ..)| (labels.iter().map(|(n, v)| (n, v)), samples)));
+        let decoded = decode(&body).unwrap();
+        let expected: Vec<Seen> = ours.into_iter().map(|(labels, samples, ..)| (labels, samples, 0, 0)).collect();
+        prop_assert_eq!(seen(&decoded), expected);
+        check_agreement(&body);
     }
 
     #[test]
