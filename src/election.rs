@@ -19,6 +19,7 @@ pub mod liveness;
 pub mod liveness_monitor;
 pub mod lock_session;
 pub mod machine;
+mod old_writers;
 pub mod orders;
 pub mod role;
 mod write_path;

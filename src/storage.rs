@@ -19,6 +19,7 @@ use crate::postgres::{Connector, Pooled};
 use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
 use crate::storage::names::Names;
+use crate::storage::own_transactions::OwnTransactions;
 use crate::storage::query::Reading;
 use crate::storage::row::{Row, from_postgres_us};
 use crate::storage::server::{Server, read_state};
@@ -115,6 +116,7 @@ pub struct Store {
     /// This run of the adapter, among the adapters that use the store.
     adapter: Uuid,
     ingest: Ingest,
+    own_transactions: Arc<OwnTransactions>,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
     /// Locked during a round of sealing, so that the next round waits.
@@ -184,7 +186,9 @@ impl Store {
         client.give_back();
         let names = Arc::new(names);
         let server = Arc::new(Server::new(state));
-        let (ingest, writers) = Ingest::new(&connector, &names, &server, &metrics, writers, config.send_timeout);
+        let own_transactions = Arc::<OwnTransactions>::default();
+        let (timeout, own) = (config.send_timeout, &own_transactions);
+        let (ingest, writers) = Ingest::new(&connector, &names, &server, &metrics, writers, own, timeout);
         let cache = series::Cache::new(CACHED_SERIES_MAX);
         let sources = Sources::default();
         Ok((
@@ -201,6 +205,7 @@ impl Store {
                 server_clock,
                 adapter: Uuid::new_v4(),
                 ingest,
+                own_transactions,
                 metrics,
                 tracker,
                 sealing: Mutex::default(),

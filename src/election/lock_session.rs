@@ -7,6 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use crate::election::Config;
+use crate::election::old_writers;
 use crate::election::role::{Leader, LeaderRow, LockHolder};
 use crate::postgres::error::Error;
 use crate::postgres::{Connector, Session, within};
@@ -143,7 +144,7 @@ impl LockSession {
         patience: Duration,
     ) -> Result<Option<Raised>, Error> {
         if !self.drain(names, Some(patience)).await? {
-            self.terminate_writers(names).await?;
+            old_writers::terminate(self.session.client(), names, &[self.group_no], Duration::ZERO).await?;
             self.drain(names, None).await?;
         }
         let proven_at = Instant::now();
@@ -186,32 +187,6 @@ impl LockSession {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Terminates the backends of writers that hold the fence's lock, shared or, to reconcile, exclusively. This is
-    /// needed because no timeout of the server ends a process that is frozen during a COPY. The transactions roll back,
-    /// and their senders still have the data.
-    async fn terminate_writers(&self, names: &Names) -> Result<(), Error> {
-        let client = self.session.client();
-        let statement = names.sql(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted \
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-             AND classid = {leader:literal}::regclass::oid AND objid = $1::integer::oid",
-        );
-        for row in client.query_typed(&statement, &[(&self.group_no, Type::INT4)]).await? {
-            let pid: i32 = row.try_get(0)?;
-            let terminated = client.query_typed("SELECT pg_terminate_backend($1)", &[(&pid, Type::INT4)]).await;
-            match terminated.map_err(Error::from) {
-                Ok(_) => log::warn!(pid = pid; "terminated the session of an old term that would not end"),
-                // The caller waits for this session. If its process is frozen, only the operator can help.
-                Err(error) => log::error!(
-                    pid = pid, err:% = error,
-                    hint = "let both adapters log in as the same user, or GRANT pg_signal_backend";
-                    "the session of an old term will not end and cannot be terminated"
-                ),
-            }
-        }
-        Ok(())
     }
 
     /// Writes the heartbeat of the leader of `fence`. Returns `false` if that term is over.

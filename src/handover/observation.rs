@@ -12,6 +12,7 @@ use crate::handover::replicas::Replicas;
 use crate::handover::senders::{Observed, Senders};
 use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error};
+use crate::storage::hot::SeriesAt;
 
 /// Maximum round trip of a clock measurement, ms: a longer one shows too little of the server's clock.
 const ROUND_TRIP_MAX_MS: i64 = 100;
@@ -76,19 +77,18 @@ impl Senders {
         }
         // Rows of senders that are new, and all rows where several adapters store the samples of one sender: the
         // samples of a series are to be observed in the order of their times.
-        let mut later: Vec<(i64, SenderNo, Vec<i64>)> = Vec::new();
+        let mut later: Vec<SeriesAt> = Vec::new();
         let observed = self
             .store
-            .observe(last.position.as_deref(), groups, &fresh, except, |sender, time_ms, series| {
-                let series = series.iter().map(i64::from_be_bytes);
-                let group = last.groups.get(&sender.split().0).filter(|_| self.own.is_some());
+            .observe(last.position.as_deref(), groups, &fresh, except, |row| {
+                let group = last.groups.get(&row.sender.split().0).filter(|_| self.own.is_some());
                 match group.map(|group| (group, members.get(group))) {
                     Some((_, Some((group, handovers)))) => {
-                        let leads = group.leading().is_some_and(|leading| leading.sender == Some(sender));
-                        on_stored(handovers, (sender, leads), time_ms, series, now);
+                        let leads = group.leading().is_some_and(|leading| leading.sender == Some(row.sender));
+                        on_stored(handovers, &row, leads, now);
                     }
-                    Some((group, None)) => self.replicas.lock().stores(group, series, now),
-                    None => later.push((time_ms, sender, series.collect())),
+                    Some((group, None)) => self.replicas.lock().stores(group, row.series.into_iter(), now),
+                    None => later.push(row),
                 }
             })
             .await?;
@@ -103,7 +103,7 @@ impl Senders {
             }
         }
         last.groups = observed.senders.into_iter().map(|sender| (sender.sender, sender.group_name)).collect();
-        later.sort_unstable_by_key(|(time_ms, ..)| *time_ms);
+        later.sort_unstable_by_key(|row| row.time_ms);
         if self.own.is_none() {
             for read in &observed.groups {
                 let Some((_, handovers)) = members.get(&read.group_name) else { continue };
@@ -111,13 +111,11 @@ impl Senders {
             }
         }
         let leading: HashSet<SenderNo> = observed.groups.iter().filter_map(|read| read.sender_no).collect();
-        for (time_ms, sender, series) in later {
-            let Some(group) = last.groups.get(&sender.split().0) else { continue };
+        for row in later {
+            let Some(group) = last.groups.get(&row.sender.split().0) else { continue };
             match members.get(group) {
-                Some((_, handovers)) => {
-                    on_stored(handovers, (sender, leading.contains(&sender)), time_ms, series.into_iter(), now);
-                }
-                None => self.replicas.lock().stores(group, series.into_iter(), now),
+                Some((_, handovers)) => on_stored(handovers, &row, leading.contains(&row.sender), now),
+                None => self.replicas.lock().stores(group, row.series.into_iter(), now),
             }
         }
         for handover in members.values().flat_map(|(_, handovers)| handovers) {
@@ -151,17 +149,11 @@ fn on_leader(handovers: &[Arc<Handover>], leader: Option<SenderNo>, server_ms: i
 }
 
 /// Tells all senders of a group what one sender stored, and whether that one leads.
-fn on_stored(
-    handovers: &[Arc<Handover>],
-    (sender, leads): (SenderNo, bool),
-    time_ms: i64,
-    series: impl Iterator<Item = i64> + Clone,
-    now: Instant,
-) {
-    let (_, is_marker) = sender.split();
+fn on_stored(handovers: &[Arc<Handover>], row: &SeriesAt, leads: bool, now: Instant) {
+    let (_, is_marker) = row.sender.split();
     for handover in handovers {
         // A stale marker covers nobody's sample, as an own sample covers no other own sample.
-        let is_own = is_marker || handover.number_if_known() == Some(sender);
-        handover.with(|state| state.on_stored(time_ms, is_own, leads, series.clone(), now));
+        let is_own = is_marker || handover.number_if_known() == Some(row.sender);
+        handover.with(|state| state.on_stored(row.time_ms, is_own, leads, row.series.iter().copied(), now));
     }
 }

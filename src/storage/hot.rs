@@ -35,6 +35,23 @@ pub struct Gathered {
     pub samples: Vec<(i64, u64)>,
 }
 
+/// Series that have a stored sample of one sender at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeriesAt {
+    /// Sender of the samples; for stale markers [`SenderNo::of_markers`].
+    pub sender: SenderNo,
+    /// Milliseconds since 1970.
+    pub time_ms: i64,
+    /// Series ids, ascending.
+    pub series: Vec<i64>,
+}
+
+impl From<Gathered> for SeriesAt {
+    fn from(Gathered { sender, time_ms, samples }: Gathered) -> Self {
+        Self { sender, time_ms, series: samples.into_iter().map(|(series_id, _)| series_id).collect() }
+    }
+}
+
 /// Groups samples by sender and time, with stale markers apart.
 #[must_use]
 pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Vec<Gathered> {
@@ -71,16 +88,14 @@ pub fn gather<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Ve
     gathered
 }
 
-/// Returns the body of `COPY … ("time", series, value, sender) FROM STDIN BINARY`: the samples of one transaction,
-/// grouped by sender and time, with ascending series.
+/// Returns the body of `COPY … ("time", series, value, sender) FROM STDIN BINARY` for the samples of one transaction.
 #[must_use]
-pub fn encode_copy<'a>(rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone) -> Bytes {
-    let gathered = gather(rows);
+pub fn encode_copy(gathered: &[Gathered]) -> Bytes {
     let samples = gathered.iter().map(|gathered| gathered.samples.len()).sum::<usize>();
     let count = gathered.iter().map(|gathered| gathered.samples.len().div_ceil(ROW_SAMPLES_MAX)).sum::<usize>();
     let mut out = BytesMut::with_capacity(HEADER.len() + count * ROW_BYTES + samples * 2 * ELEMENT_BYTES + 2);
     out.put_slice(HEADER);
-    for Gathered { sender, time_ms, samples } in &gathered {
+    for Gathered { sender, time_ms, samples } in gathered {
         for part in samples.chunks(ROW_SAMPLES_MAX) {
             out.put_i16(4);
             out.put_i32(8);
@@ -160,7 +175,7 @@ mod tests {
     #[test]
     fn rows_are_gathered_by_time() {
         let rows = [row(1, 10), row(1, 20), row(2, 10), row(3, 10)];
-        let bytes = encode_copy(of(7, &rows));
+        let bytes = encode_copy(&gather(of(7, &rows)));
         assert_eq!(bytes.len(), HEADER.len() + 2 * ROW_BYTES + 4 * 2 * ELEMENT_BYTES + 2);
         let first = &bytes[HEADER.len()..];
         assert_eq!(first[..6], [0, 4, 0, 0, 0, 8]);
@@ -199,7 +214,7 @@ mod tests {
 
     #[test]
     fn series_ascend_in_a_row_whatever_request_they_are_from() {
-        let bytes = encode_copy(of(0, &[row(5, 1), row(7, 1), row(1, 1), row(6, 1)]));
+        let bytes = encode_copy(&gather(of(0, &[row(5, 1), row(7, 1), row(1, 1), row(6, 1)])));
         let at = |n: usize| i64::from_be_bytes(bytes[HEADER.len() + 14 + 28 + n * 12..][..8].try_into().unwrap());
         assert_eq!([at(0), at(1), at(2), at(3)], [1, 5, 6, 7]);
     }
@@ -207,7 +222,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let rows: Vec<Row> = (0..3).map(|n| row(n, 1)).collect();
-        let bytes = encode_copy(of(0, &rows));
+        let bytes = encode_copy(&gather(of(0, &rows)));
         let array = &bytes[HEADER.len() + 18..][..56];
         let read = |raw: &[u8]| -> Option<Vec<i64>> {
             Some(Elements::from_sql(&Type::INT8_ARRAY, raw).ok()?.iter().map(i64::from_be_bytes).collect())
@@ -221,7 +236,7 @@ mod tests {
     #[test]
     fn long_rows_are_cut() {
         let rows: Vec<Row> = (0..500).map(|series_id| row(series_id, 1)).collect();
-        let bytes = encode_copy(of(0, &rows));
+        let bytes = encode_copy(&gather(of(0, &rows)));
         assert_eq!(bytes.len(), HEADER.len() + 3 * ROW_BYTES + 500 * 2 * ELEMENT_BYTES + 2);
     }
 }

@@ -17,7 +17,7 @@ use crate::model::sender::SenderNo;
 use crate::postgres::error::{Class, Error, OVERTAKEN};
 use crate::postgres::{Connector, Session, within};
 use crate::storage::fence::{Fence, group_no};
-use crate::storage::hot::encode_copy;
+use crate::storage::hot::{Gathered, SeriesAt, encode_copy, gather};
 use crate::storage::names::Names;
 use crate::storage::own_transactions::OwnTransactions;
 use crate::storage::position::Position;
@@ -125,11 +125,11 @@ impl Ingest {
         server: &Arc<Server>,
         metrics: &Arc<Metrics>,
         writers: usize,
+        own_transactions: &Arc<OwnTransactions>,
         timeout: Duration,
     ) -> (Self, Vec<Writer>) {
         let (queue, receiver) = mpsc::channel(TRANSACTION_REQUESTS_MAX);
         let receiver = Arc::new(Mutex::new(receiver));
-        let own_transactions = Arc::<OwnTransactions>::default();
         let writers = (0..writers)
             .map(|_| Writer {
                 connector: connector.clone(),
@@ -137,7 +137,7 @@ impl Ingest {
                 server: Arc::clone(server),
                 metrics: Arc::clone(metrics),
                 queue: Arc::clone(&receiver),
-                own_transactions: Arc::clone(&own_transactions),
+                own_transactions: Arc::clone(own_transactions),
                 timeout,
             })
             .collect();
@@ -270,9 +270,10 @@ impl Writer {
             .collect();
         let fresh = || batches.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Stored::Committed);
         let rows: usize = fresh().map(|(batch, _)| batch.rows.len()).sum();
+        let gathered = gather(fresh().flat_map(|(batch, _)| batch.samples()));
         let copy = match rows {
             0 => None,
-            _ => Some(copy(client, &prepared, fresh().flat_map(|(batch, _)| batch.samples())).await?),
+            _ => Some(copy(client, &prepared, &gathered).await?),
         };
         // Dropped before COMMIT, so that a pooler in transaction mode still routes the message to the same backend.
         drop(prepared);
@@ -297,10 +298,16 @@ impl Writer {
             }
             Err(error) => return Err(error),
         };
+        let mut are_shared = false;
         for batch in fresh_batches {
             if let Right { sender, observed: Some(observed), .. } = &batch.right {
                 self.own_transactions.committed(epoch, *sender, observed, claimed.xid);
+                are_shared = true;
             }
+        }
+        // An adapter that alone stores the samples of its sender does not observe them.
+        if are_shared {
+            self.own_transactions.keep(epoch, claimed.xid, gathered.into_iter().map(SeriesAt::from).collect());
         }
         self.metrics.commit_duration_seconds.observe(committing.elapsed().as_secs_f64());
         self.metrics.transaction_duration_seconds.observe(started.elapsed().as_secs_f64());
@@ -316,13 +323,13 @@ pub(super) fn copy_statement(names: &Names) -> String {
     names.sql("COPY {hot} (\"time\", series, value, sender) FROM STDIN BINARY")
 }
 
-/// Begins [`copy_statement`] and sends it `rows`. The caller has to finish the COPY.
-pub(super) async fn copy<'a>(
+/// Begins [`copy_statement`] and sends it samples. The caller has to finish the COPY.
+pub(super) async fn copy(
     client: &Client,
     statement: &Statement,
-    rows: impl Iterator<Item = (SenderNo, &'a Row)> + Clone,
+    samples: &[Gathered],
 ) -> Result<Pin<Box<CopyInSink<Bytes>>>, Error> {
     let mut sink = Box::pin(client.copy_in(statement).await?);
-    sink.send(encode_copy(rows)).await?;
+    sink.send(encode_copy(samples)).await?;
     Ok(sink)
 }

@@ -15,8 +15,8 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::fence::BY_INDEX;
-use crate::storage::hot::Elements;
+use crate::storage::fence::{BY_INDEX, array};
+use crate::storage::hot::{Elements, SeriesAt};
 use crate::storage::names::Names;
 use crate::storage::position;
 pub use crate::storage::position::Position;
@@ -78,9 +78,9 @@ pub struct SenderState {
 impl Store {
     /// Reads, in one snapshot, the rows committed since `from` by the senders of `groups` (all groups if `None`),
     /// except the senders in `except`. Without a position, reads all hot rows of these senders. Of the groups `fresh`,
-    /// which have a sender for which rows before `from` were not read, finds the latest time. Calls `each` with the
-    /// sender, the time in ms since 1970 and the series ids of each row, in no order. Rows of one transaction are read
-    /// in the same observation, each of them once.
+    /// which have a sender for which rows before `from` were not read, finds the latest time. Calls `each` with each
+    /// row, in no order. Rows of one transaction are observed at the same time, each of them once. What this adapter has
+    /// committed itself, where other adapters store samples of the same sender, it knows without reading it.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl Store {
         groups: Option<&[String]>,
         fresh: &[&str],
         except: &[SenderNo],
-        each: impl FnMut(SenderNo, i64, Elements<'_>),
+        each: impl FnMut(SeriesAt),
     ) -> Result<Observed, Error> {
         self.counted(within(self.config.send_timeout, async {
             let client = Pooled::take(&self.pool).await?;
@@ -127,7 +127,7 @@ impl Store {
         groups: Option<&[String]>,
         fresh: &[&str],
         except: &[SenderNo],
-        mut each: impl FnMut(SenderNo, i64, Elements<'_>),
+        mut each: impl FnMut(SeriesAt),
     ) -> Result<Observed, Error> {
         // Uses the index: few of the hot rows are new.
         let begin = format!(
@@ -162,14 +162,22 @@ impl Store {
             let row = client.query_typed_one(&now, &[(&fresh, Type::TEXT_ARRAY)]).await?;
             Ok((row, now_ms(), asked_at.elapsed()))
         };
-        let new = new_rows(&self.names, from);
+        // Taken before the snapshot, so the snapshot sees these transactions. If this fails, the next observation reads
+        // them.
+        let own = self.own_transactions.take(epoch);
+        let new = new_rows(&self.names, from, own.keys());
         let rows = async {
             let rows = client.query_typed_raw(&new, by_sender).await?;
             tokio::pin!(rows);
             while let Some(row) = rows.next().await {
                 let row = row?;
                 let Timestamp(time_us) = row.try_get(1)?;
-                each(SenderNo(row.try_get(0)?), from_postgres_us(time_us), row.try_get(2)?);
+                let series: Elements<'_> = row.try_get(2)?;
+                each(SeriesAt {
+                    sender: SenderNo(row.try_get(0)?),
+                    time_ms: from_postgres_us(time_us),
+                    series: series.iter().map(i64::from_be_bytes).collect(),
+                });
             }
             Ok(())
         };
@@ -184,6 +192,8 @@ impl Store {
         let (((), (row, answered_ms, round_trip), groups, senders, ()), ()) =
             try_join(read, client.batch_execute("COMMIT")).await?;
         let (position, sealed_to) = (position::read(row.try_get(0)?)?, position::read(row.try_get(2)?)?);
+        own.into_values().flatten().for_each(each);
+        self.own_transactions.observed(epoch, &position);
         let Timestamp(server_us) = row.try_get(1)?;
         let server_ms = from_postgres_us(server_us);
         let Timestamp(newest_us) = row.try_get(4)?;
@@ -205,17 +215,20 @@ impl Store {
     }
 }
 
-/// Returns the statement that reads sender, time and series of the rows stored since `from`. Its parameters are the
-/// names of groups and the numbers of senders to be excluded.
-fn new_rows(names: &Names, from: Option<&Position>) -> String {
+/// Returns the statement that reads sender, time and series of the rows stored since `from`, except by the transactions
+/// `own`. Its parameters are the names of groups and the numbers of senders to be excluded.
+fn new_rows<'a>(names: &Names, from: Option<&Position>, own: impl ExactSizeIterator<Item = &'a u64>) -> String {
     // The condition on `xid` excludes only rows restored from another server's dump: no other row is of a future
     // transaction.
-    let select = names.sql(
+    let mut select = names.sql(
         "SELECT sender, \"time\", series FROM {hot} \
          WHERE sender = ANY (ARRAY(SELECT unnest(ARRAY[sender_no, -sender_no]) FROM {senders} \
          WHERE sender_no > 0 AND ($1 IS NULL OR group_name = ANY ($1)) AND sender_no <> ALL ($2))) \
          AND xid < pg_snapshot_xmax(pg_current_snapshot())",
     );
+    if own.len() > 0 {
+        select.push_str(&format!(" AND xid <> ALL ({}::xid8[])", array(own)));
+    }
     let Some(Position { xmax, xip }) = from else { return select };
     let mut statement = format!("{select} AND xid >= '{xmax}'");
     if !xip.is_empty() {

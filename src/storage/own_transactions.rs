@@ -1,10 +1,12 @@
-//! Transactions that this adapter has committed lately, so that it can tell other adapters' from them. Pure.
+//! Transactions that this adapter has committed lately, so that it can tell other adapters' from them, and need not read
+//! back what it stored itself. Pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use parking_lot::Mutex;
 
 use crate::model::sender::SenderNo;
+use crate::storage::hot::SeriesAt;
 use crate::storage::position::Position;
 use crate::storage::server::Epoch;
 
@@ -18,7 +20,14 @@ struct Known {
     /// Ids of an earlier epoch are of another server.
     epoch: Epoch,
     xids: HashMap<SenderNo, BTreeSet<u64>>,
+    /// Times and series of samples that these transactions stored, until they are observed.
+    unobserved: BTreeMap<u64, Vec<SeriesAt>>,
+    /// Number of unobserved samples.
+    samples: usize,
 }
+
+/// Maximum number of unobserved samples, 8 bytes each. Samples of further transactions are read back.
+const UNOBSERVED_MAX: usize = 4_000_000;
 
 /// The ids between two others, neither of them included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +44,42 @@ impl OwnTransactions {
     pub fn committed(&self, epoch: Epoch, sender: SenderNo, observed: &Position, xid: u64) {
         let mut known = self.0.lock();
         if known.epoch < epoch {
-            *known = Known { epoch, xids: HashMap::new() };
+            *known = Known { epoch, ..Known::default() };
         }
         if known.epoch == epoch {
             let xids = known.xids.entry(sender).or_default();
             *xids = xids.split_off(&observed.xmin());
             xids.insert(xid);
+        }
+    }
+
+    /// Keeps what the committed transaction `xid` stored until it is observed, as far as there is memory.
+    pub fn keep(&self, epoch: Epoch, xid: u64, stored: Vec<SeriesAt>) {
+        let mut known = self.0.lock();
+        let samples = stored.iter().map(|row| row.series.len()).sum::<usize>();
+        if known.epoch == epoch && known.samples + samples <= UNOBSERVED_MAX {
+            known.samples += samples;
+            known.unobserved.insert(xid, stored);
+        }
+    }
+
+    /// Takes out what was stored and is not observed yet, by transaction. A snapshot taken after this sees all of it.
+    #[must_use]
+    pub fn take(&self, epoch: Epoch) -> BTreeMap<u64, Vec<SeriesAt>> {
+        let mut known = self.0.lock();
+        if known.epoch != epoch {
+            return BTreeMap::new();
+        }
+        known.samples = 0;
+        std::mem::take(&mut known.unobserved)
+    }
+
+    /// Drops what is observed at `position`.
+    pub fn observed(&self, epoch: Epoch, position: &Position) {
+        let mut known = self.0.lock();
+        if known.epoch == epoch {
+            known.unobserved.retain(|xid, _| !position.sees(*xid));
+            known.samples = known.unobserved.values().flatten().map(|row| row.series.len()).sum();
         }
     }
 
@@ -87,6 +126,22 @@ mod tests {
         own.committed(first, SENDER, &position(10), 14);
         assert_eq!(own.gaps(second, SENDER, &position(10), 20), whole);
         assert_eq!(own.gaps(first, SENDER, &position(10), 20), whole);
+    }
+
+    #[test]
+    fn what_is_stored_is_kept_until_it_is_observed() {
+        let [epoch, second] = [Epoch::default(), Epoch::default().next()];
+        let own = OwnTransactions::default();
+        let stored = |count: usize| vec![SeriesAt { sender: SENDER, time_ms: 5, series: vec![1; count] }];
+        own.keep(epoch, 12, stored(2));
+        own.keep(epoch, 14, stored(UNOBSERVED_MAX - 2));
+        own.keep(epoch, 15, stored(1));
+        own.observed(epoch, &Position { xmax: 20, xip: vec![12, 15] });
+        own.keep(epoch, 16, stored(1));
+        own.keep(second, 17, stored(1));
+        assert_eq!(own.take(second), BTreeMap::new());
+        assert_eq!(own.take(epoch), BTreeMap::from([(12, stored(2)), (16, stored(1))]), "there was no memory for 15");
+        assert_eq!(own.take(epoch), BTreeMap::new());
     }
 
     proptest! {

@@ -31,7 +31,7 @@ async fn a_store_of_version_1_goes_on_with_its_rows() {
     assert_eq!(database.one::<i64>(pages).await, before, "the rows are not written again");
     assert!(database.one::<bool>("SELECT bool_and(reconciled = 0 AND term = 5) FROM metrics_leader").await);
     assert!(database.one::<bool>("SELECT bool_and(sender = 0) FROM metrics_hot").await, "nobody knows who sent them");
-    store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap();
+    store.observe(None, Some(&[]), &[], &[], |_| ()).await.unwrap();
     let sealed = store.seal(SealedRows::Observed).await.unwrap().expect("nobody else seals");
     assert_eq!(sealed.samples, 20 * 249);
     assert_eq!(database.one::<String>(CONTENT).await, content);

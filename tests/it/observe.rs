@@ -1,18 +1,25 @@
 //! An observer sees each committed row once, whatever transactions are under way, and knows if it has missed rows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use prometheus_postgresql_adapter::model::sender::SenderNo;
+use prometheus_postgresql_adapter::storage::hot::SeriesAt;
+use prometheus_postgresql_adapter::storage::ingest::{Right, Stored};
 use prometheus_postgresql_adapter::storage::observe::Observed;
 use prometheus_postgresql_adapter::storage::position::Position;
+use prometheus_postgresql_adapter::storage::row::Row;
 use prometheus_postgresql_adapter::storage::seal::outcome::Outcome;
 use prometheus_postgresql_adapter::storage::{SealedRows, Store};
 use rig::postgres::Postgres;
 use rig::random::Random;
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::setup::{Database, now_ms};
-use crate::storage::library;
+use crate::storage::{library, open};
 
 const GROUP: &str = "a group";
 
@@ -26,12 +33,10 @@ struct Observer {
 impl Observer {
     async fn look(&mut self, store: &Store, except: &[SenderNo]) -> Observed {
         let groups = [GROUP.to_owned()];
-        let each =
-            |sender: SenderNo, time_ms: i64, series: prometheus_postgresql_adapter::storage::hot::Elements<'_>| {
-                let ids: Vec<i64> = series.iter().map(i64::from_be_bytes).collect();
-                assert_eq!(ids, [1, 2]);
-                *self.seen.entry((time_ms, sender.0)).or_default() += 1;
-            };
+        let each = |row: SeriesAt| {
+            assert_eq!(row.series, [1, 2]);
+            *self.seen.entry((row.time_ms, row.sender.0)).or_default() += 1;
+        };
         let observed = store.observe(self.position.as_ref(), Some(&groups), &[], except, each).await.unwrap();
         self.position = Some(observed.position.clone());
         observed
@@ -145,6 +150,35 @@ async fn each_row_is_seen_once_in_whatever_order_transactions_end() {
         assert!(all.seen.values().chain(one.seen.values()).all(|times| *times == 1), "{:?}", all.seen);
         drop(sessions);
         database.wait("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL").await;
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_does_not_read_back_what_it_stored() {
+    let database = Database::new().await;
+    let (store, writers) = open(&database, None, false).await;
+    let second = library(&database, None).await;
+    let _writers: JoinSet<()> = writers.into_iter().map(|writer| writer.run(CancellationToken::new())).collect();
+    let sender = store.sender_no(GROUP, "a").await.unwrap();
+    let (mut own, mut other) = (Observer::default(), Observer::default());
+    let observed = Some(Arc::new(own.look(&store, &[]).await.position));
+    other.look(&second, &[]).await;
+    let commit = async |time_ms: i64| {
+        let right = Right { sender, fence: None, reconciled: 0, observed: observed.clone(), epoch: store.epoch() };
+        let rows: Vec<Row> = [1, 2].map(|series_id| Row { series_id, time_ms, value: 0.5 }).into();
+        assert_eq!(store.commit(Uuid::new_v4(), rows, right).await.unwrap(), Stored::Committed);
+    };
+    commit(1_000).await;
+    database.run(&row(2_000, sender)).await;
+    other.look(&second, &[]).await;
+    database.run("UPDATE metrics_hot SET series = ARRAY[7] WHERE \"time\" = to_timestamp(1)").await;
+    own.look(&store, &[]).await;
+    commit(3_000).await;
+    for (observer, store) in [(&mut own, &store), (&mut other, &second)] {
+        observer.look(store, &[]).await;
+        assert!(observer.look(store, &[]).await.is_complete);
+        let seen: Vec<_> = observer.seen.iter().map(|((time_ms, _), times)| (*time_ms, *times)).collect();
+        assert_eq!(seen, [(1_000, 1), (2_000, 1), (3_000, 1)]);
     }
 }
 

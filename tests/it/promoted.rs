@@ -7,7 +7,7 @@ use std::path::Path;
 use futures_util::future::join_all;
 use prometheus_postgresql_adapter::postgres::error::{Class, Error};
 use prometheus_postgresql_adapter::storage::around::Near;
-use prometheus_postgresql_adapter::storage::hot::Elements;
+use prometheus_postgresql_adapter::storage::hot::SeriesAt;
 use prometheus_postgresql_adapter::storage::ingest::{Right, Stored};
 use prometheus_postgresql_adapter::storage::reconcile::Reconcile;
 use prometheus_postgresql_adapter::wire::write::v1;
@@ -194,7 +194,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
     let right = Right { sender, fence: None, reconciled: 0, observed: None, epoch: resolved.epoch };
     let near = Near { rows: &rows, window_ms: 500, unbounded: &[] };
     let what = Reconcile { near, right: right.clone(), is_told: false };
-    let seen = store.observe(None, Some(&[]), &[], &[], |_, _, _| ()).await.unwrap().position;
+    let seen = store.observe(None, Some(&[]), &[], &[], |_| ()).await.unwrap().position;
     assert_eq!(store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap(), Stored::Committed);
     replace_server(&db, "another").await;
     let refused = async || {
@@ -206,7 +206,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
         assert!(is_moved(&store.sender_numbers(right.epoch, &[("", "a")]).await.unwrap_err()));
     };
     refused().await;
-    let each = |_, _, _: Elements<'_>| panic!("rows of another server");
+    let each = |_: SeriesAt| panic!("rows of another server");
     assert_eq!(
         store.observe(Some(&seen), Some(&[String::new()]), &[], &[], each).await.unwrap_err().class(),
         Class::Moved

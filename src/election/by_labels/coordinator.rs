@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::election::by_labels::cluster::{self, ROUND, STALE};
 use crate::election::by_labels::cluster_table;
 use crate::election::by_labels::clusters::Clusters;
+use crate::election::old_writers;
 use crate::election::role::Role;
 use crate::election::{Succession, Term};
 use crate::postgres::error::Error;
@@ -48,6 +49,10 @@ const ROUNDS_APART: Duration = Duration::from_millis(50);
 
 /// Pause before the next round if a take-over could not be done yet.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// Time that a write has to end by itself, counted from the begin of its transaction, before a take-over that it keeps
+/// waiting terminates it.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Pause before a term that could not be begun is tried again.
 const BEGIN_AGAIN: Duration = Duration::from_millis(500);
@@ -164,6 +169,11 @@ impl<S: Succession> Coordinator<S> {
         if !groups.is_empty() && cluster_table::drain(client, &self.names, &groups).await? {
             taken.extend(cluster_table::take_over(client, &self.names, &ordered).await?);
             client.batch_execute("COMMIT").await?;
+        }
+        let waiting = successions.iter().map(|(_, one)| one.group_no).filter(|group_no| !taken.contains(group_no));
+        let waiting: Vec<i32> = waiting.collect();
+        if !waiting.is_empty() {
+            old_writers::terminate(client, &self.names, &waiting, DRAIN_PATIENCE).await?;
         }
         Ok(taken)
     }

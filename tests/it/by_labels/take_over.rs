@@ -59,6 +59,23 @@ async fn a_silent_leader_is_followed_once_its_timeout_is_over() {
 }
 
 #[tokio::test]
+async fn a_write_that_does_not_end_keeps_nobody_in_the_lead() {
+    let db = Database::new().await;
+    let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
+    let targets = targets(&[&adapters[0], &adapters[1]]);
+    let [one, _other] = leading_and_held(&db, &adapters, &targets, 20).await;
+    // As of an adapter that is cut off, or frozen within a write.
+    let cut_off = db.session().await;
+    let write = "BEGIN; SELECT pg_advisory_xact_lock_shared('metrics_leader'::regclass::oid::integer, group_no) FROM metrics_leader";
+    cut_off.batch_execute(write).await.unwrap();
+    one.pause();
+    let led = wait_leader(&adapters[0], "eu", "r2").await;
+    let took = led.saturating_duration_since(one.sent());
+    println!("followed {took:?} after it was heard last");
+    assert!(cut_off.batch_execute("COMMIT").await.is_err(), "a write of an old term was not ended");
+}
+
+#[tokio::test]
 async fn a_report_of_the_future_keeps_nobody_in_the_lead() {
     let db = Database::new().await;
     let adapters = adapters(&db.server.uri(&db.name), &["adapter a", "adapter b"]).await;
