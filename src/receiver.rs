@@ -59,9 +59,12 @@ pub enum Leaders {
 /// A request was accepted: every sample is stored or buffered, except those that can never be stored.
 #[derive(Debug, Default)]
 pub struct Accepted {
-    /// Samples stored or buffered, including those that were stored already. Rejected samples and samples older than
-    /// the retention are not counted.
+    /// Samples stored or buffered, including those that were stored already.
     pub written: usize,
+    /// Samples left out because they are older than the retention.
+    pub expired: usize,
+    /// Exemplars received. They are not stored.
+    pub exemplars: usize,
     /// The samples that can never be stored.
     pub rejected: Rejected,
 }
@@ -190,8 +193,9 @@ impl Receiver {
         let mut take = |(part, role)| self.take_part(part, role, epoch, resolved.take_rows(part.sender));
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
-        let written = request.samples.len() - resolved.rejected.samples - resolved.expired;
-        Ok(Accepted { written, rejected: resolved.rejected })
+        let Resolved { expired, rejected, .. } = resolved;
+        let written = request.samples.len() - rejected.samples - expired;
+        Ok(Accepted { written, expired, exemplars: request.exemplars, rejected })
     }
 
     /// Refuses series that another replica sends too, or that another group stores, if both would be stored.

@@ -11,24 +11,23 @@ use crate::http::answer::{Answer, empty, method_not_allowed, text, unavailable};
 use crate::http::body::{Received, check_encoding, discard, quoted, receive};
 use crate::http::service::{Connection, Service};
 use crate::receiver::{Accepted, Receiver};
-use crate::wire::write::v1;
+use crate::wire::write::{self, v1, v2};
 
 /// Versions of the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message {
     /// `prometheus.WriteRequest`.
     V1,
+    /// `io.prometheus.write.v2.Request`.
+    V2,
 }
-
-/// The reason why a Remote-Write 2.0 request is refused, for the person who configured it.
-const V2_UNSUPPORTED: &str = "Remote-Write 2.0 (io.prometheus.write.v2.Request) is not supported: set protobuf_message \
-    to prometheus.WriteRequest in remote_write";
 
 /// The log line after requests were refused for their message or encoding.
 const SUPPORTED_AGAIN: &str = "a write request can be read again: the latest ones were answered 415";
 
-/// Headers that tell how much of a request was written. If none of them is in a 400, a sender of version 1.0 counts all
-/// samples of the request as failed. If any of them is in a 2xx, the sender counts what the headers omit as failed.
+/// Headers that tell how much of a request was written. Each answer to a request of version 2.0 must have them. If none
+/// of them is in a 400, a sender of version 1.0 counts all samples of the request as failed; if any of them is in a 2xx,
+/// it counts what the headers omit as failed.
 const SAMPLES_WRITTEN: &str = "x-prometheus-remote-write-samples-written";
 const HISTOGRAMS_WRITTEN: &str = "x-prometheus-remote-write-histograms-written";
 const EXEMPLARS_WRITTEN: &str = "x-prometheus-remote-write-exemplars-written";
@@ -46,6 +45,19 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
             return unsupported(&service, why);
         }
     };
+    let mut answer = receive_message(service, request, line, message).await;
+    if message == Message::V2 && !answer.headers().contains_key(SAMPLES_WRITTEN) {
+        add_written(&mut answer, 0, 0);
+    }
+    answer
+}
+
+async fn receive_message(
+    service: Arc<Service>,
+    request: Request<Incoming>,
+    line: Arc<Connection>,
+    message: Message,
+) -> Answer {
     let in_flight = service.heard.begin();
     let received = match receive(request, &service.bodies, service.config.send_timeout).await {
         Ok(received) => received,
@@ -95,24 +107,15 @@ async fn take(
     line: Arc<Connection>,
     in_flight: InFlight,
 ) -> Answer {
-    let decoded = match message {
-        Message::V1 => v1::decode(&received.plain),
+    let (message, request) = match decode(message, &received.plain) {
+        Ok(decoded) => decoded,
+        Err(why) => return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {why}")),
     };
-    let request = match decoded {
-        Ok(request) => request,
-        Err(error) => {
-            return text(StatusCode::BAD_REQUEST, format!("the body is no remote-write request: {error}"));
-        }
-    };
-    // A proxy may have removed the message name from the Content-Type.
-    if request.series.is_empty() && request.metadata == 0 && v1::is_version_2(&received.plain) {
-        return unsupported(&service, V2_UNSUPPORTED.to_owned());
-    }
     if service.heard.supported() && service.should_log(SUPPORTED_AGAIN) {
         log::info!("{SUPPORTED_AGAIN}");
     }
     match receiver.receive(&request, &received.compressed, line.by_labels.as_ref()).await {
-        Ok(taken) => answer_to(&taken),
+        Ok(taken) => answer_to(message, &taken),
         Err(refused) => {
             in_flight.refused();
             log::debug!(err:% = refused; "write request refused");
@@ -121,22 +124,56 @@ async fn take(
     }
 }
 
-fn answer_to(taken: &Accepted) -> Answer {
+/// Decodes a body as the message that its Content-Type names, and returns the message that it is: a proxy may have
+/// removed the name.
+fn decode(message: Message, body: &[u8]) -> Result<(Message, write::Request<'_>), String> {
+    let decoded = match message {
+        Message::V1 => v1::decode(body),
+        Message::V2 => v2::decode(body),
+    };
+    let request = decoded.map_err(|error| error.to_string())?;
+    if !request.is_empty() {
+        return Ok((message, request));
+    }
+    match message {
+        Message::V1 if v2::is_version_2(body) => decode(Message::V2, body),
+        Message::V2 if v2::is_version_1(body) => {
+            Err("it is of version 1.0 (prometheus.WriteRequest), and its Content-Type names version 2.0".to_owned())
+        }
+        _ => Ok((message, request)),
+    }
+}
+
+/// Adds the headers that tell how much was written. Native histograms are not stored.
+fn add_written(answer: &mut Answer, samples: usize, exemplars: usize) {
+    for (name, written) in [(SAMPLES_WRITTEN, samples), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, exemplars)] {
+        answer.headers_mut().insert(name, HeaderValue::from(written));
+    }
+}
+
+fn answer_to(message: Message, taken: &Accepted) -> Answer {
     let rejected = &taken.rejected;
+    // What is accepted and not stored counts as written: a sender of version 2.0 takes anything else for lost.
+    let exemplars = if message == Message::V2 { taken.exemplars } else { 0 };
     if rejected.is_empty() {
-        return empty(StatusCode::NO_CONTENT);
+        let mut answer = empty(StatusCode::NO_CONTENT);
+        if message == Message::V2 {
+            add_written(&mut answer, taken.written + taken.expired, exemplars);
+        }
+        return answer;
     }
     let reasons = rejected.reasons.join("; ");
     log::warn!(
         samples = rejected.samples, reason = reasons.as_str();
         "samples of a request can never be stored, the rest of it is"
     );
-    let why = format!("{} sample(s) of this request can never be stored, the rest is: {reasons}", rejected.samples);
+    let part = match rejected.samples {
+        0 => "a part".to_owned(),
+        samples => format!("{samples} sample(s)"),
+    };
+    let why = format!("{part} of this request can never be stored, the rest is: {reasons}");
     let mut answer = text(StatusCode::BAD_REQUEST, why);
-    // Only one of the three kinds is stored: samples.
-    for (name, written) in [(SAMPLES_WRITTEN, taken.written), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, 0)] {
-        answer.headers_mut().insert(name, HeaderValue::from(written));
-    }
+    add_written(&mut answer, taken.written, exemplars);
     answer
 }
 
@@ -146,7 +183,10 @@ fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Message::V1) };
     let unsupported = || {
         let shown = quoted(value);
-        format!("the Content-Type {shown} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest")
+        format!(
+            "the Content-Type {shown} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest or \
+             application/x-protobuf;proto=io.prometheus.write.v2.Request"
+        )
     };
     let text = String::from_utf8_lossy(value.as_bytes());
     let mut parts = text.split(';').map(str::trim);
@@ -159,7 +199,7 @@ fn negotiate(headers: &HeaderMap) -> Result<Message, String> {
         if name.trim().eq_ignore_ascii_case("proto") {
             message = match value.trim().trim_matches('"') {
                 "prometheus.WriteRequest" => Message::V1,
-                "io.prometheus.write.v2.Request" => return Err(V2_UNSUPPORTED.to_owned()),
+                "io.prometheus.write.v2.Request" => Message::V2,
                 _ => return Err(unsupported()),
             };
         }
@@ -172,26 +212,28 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(content_type: Option<&str>, expected: bool) {
+    fn check(content_type: Option<&str>, expected: impl Into<Option<Message>>) {
         let mut headers = HeaderMap::new();
         if let Some(value) = content_type {
             headers.insert(CONTENT_TYPE, value.parse().unwrap());
         }
-        assert_eq!(negotiate(&headers).is_ok(), expected, "{content_type:?}");
+        assert_eq!(negotiate(&headers).ok(), expected.into(), "{content_type:?}");
     }
 
     #[test]
     fn content_type_chooses_the_message() {
-        check(None, true);
-        check(Some("application/x-protobuf"), true);
-        check(Some("Application/X-Protobuf"), true);
-        check(Some("application/x-protobuf;proto=prometheus.WriteRequest"), true);
-        check(Some("application/x-protobuf; Proto=\"prometheus.WriteRequest\""), true);
-        check(Some("application/x-protobuf; charset=utf-8"), true);
-        check(Some("application/x-protobuf;proto=io.prometheus.write.v2.Request"), false);
-        check(Some("application/x-protobuf;proto=nonsense"), false);
-        check(Some("application/x-protobuf;proto"), false);
-        check(Some("application/json"), false);
-        check(Some(""), false);
+        let (v1, v2) = (Message::V1, Message::V2);
+        check(None, v1);
+        check(Some("application/x-protobuf"), v1);
+        check(Some("Application/X-Protobuf"), v1);
+        check(Some("application/x-protobuf;proto=prometheus.WriteRequest"), v1);
+        check(Some("application/x-protobuf; Proto=\"prometheus.WriteRequest\""), v1);
+        check(Some("application/x-protobuf; charset=utf-8"), v1);
+        check(Some("application/x-protobuf;proto=io.prometheus.write.v2.Request"), v2);
+        check(Some("application/x-protobuf; proto=\"io.prometheus.write.v2.Request\""), v2);
+        check(Some("application/x-protobuf;proto=nonsense"), None);
+        check(Some("application/x-protobuf;proto"), None);
+        check(Some("application/json"), None);
+        check(Some(""), None);
     }
 }

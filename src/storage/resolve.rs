@@ -17,7 +17,7 @@ use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup};
 use crate::storage::series::{self, CachedSeries, Wanted, WireHash};
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
-use crate::wire::write::{Pair, Request, Series, label_pairs};
+use crate::wire::write::{Pair, Request, Series};
 
 /// Result of looking up a request's series in the cache.
 #[derive(Debug, Default)]
@@ -85,20 +85,27 @@ impl Store {
         self.cache.clear_if_old(Instant::now());
         // Read first: ids found after it are of this epoch or of a later one.
         let epoch = self.server.epoch();
-        let hashes: Vec<_> = request.series.iter().map(|series| self.cache.hash(&series.labels)).collect();
+        let hashes = self.cache.hash_all(request);
         let known = self.cache.get_all(hashes.iter().copied());
         let mut looked_up = LookedUp { epoch, hashes, known, ..LookedUp::default() };
         for (place, series) in request.series.iter().enumerate() {
+            if let Some(fault) = series.fault {
+                looked_up.known[place] = None;
+                looked_up.rejected.add(series.samples.len(), || format!("{fault} in {}", show(request, series)));
+                continue;
+            }
             if looked_up.known[place].is_some() {
                 continue;
             }
-            match self.read_labels(series)? {
+            match self.read_labels(request, series)? {
                 Ok((source, labels)) => {
                     let key = Uuid::from_bytes(labels.identity());
                     looked_up.places.push((place, key, source));
                     looked_up.wanted.entry(key).or_insert(Wanted { place, labels });
                 }
-                Err(why) => looked_up.rejected.add(series.samples.len(), || format!("{why} in {}", show(series))),
+                Err(why) => {
+                    looked_up.rejected.add(series.samples.len(), || format!("{why} in {}", show(request, series)))
+                }
             }
         }
         Ok(looked_up)
@@ -143,7 +150,7 @@ impl Store {
                 if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
                     resolved.rejected.add(1, || {
                         let ahead_ms = sample.timestamp_ms.saturating_sub(now_ms);
-                        let series = show(series);
+                        let series = show(request, series);
                         format!(
                             "timestamp {} of {series} is out of bounds: {ahead_ms} ms from now",
                             sample.timestamp_ms
@@ -157,7 +164,7 @@ impl Store {
                 }
                 if self.config.log_samples {
                     log::info!(
-                        labels = show(series).as_str(), value = sample.value, timestamp_ms = sample.timestamp_ms;
+                        labels = show(request, series).as_str(), value = sample.value, timestamp_ms = sample.timestamp_ms;
                         "sample"
                     );
                 }
@@ -170,10 +177,14 @@ impl Store {
     }
 
     /// Returns the sender of a series and its labels, or the reason why it can never be stored.
-    fn read_labels(&self, series: &Series<'_>) -> Result<Result<(SourceId, Labels), String>, Error> {
+    fn read_labels(
+        &self,
+        request: &Request<'_>,
+        series: &Series<'_>,
+    ) -> Result<Result<(SourceId, Labels), String>, Error> {
         let read = || -> Result<(Option<Source>, Labels), String> {
             let pairs =
-                label_pairs(&series.labels).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+                request.label_pairs(series).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
             let source = match &self.config.sources {
                 None => replica(&pairs, &self.config.replica_labels),
                 Some(config) => match config.labels.source(&pairs, self.encoding.as_deref()) {
@@ -316,9 +327,9 @@ fn replica(pairs: &[Pair<'_>], labels: &[String]) -> Option<Source> {
 }
 
 /// Formats a series for a message: the readable labels, truncated.
-fn show(series: &Series<'_>) -> String {
+fn show(request: &Request<'_>, series: &Series<'_>) -> String {
     let mut text = String::from("{");
-    for (name, value) in label_pairs(&series.labels).map_while(Result::ok) {
+    for (name, value) in request.label_pairs(series).map_while(Result::ok) {
         let separator = if text.len() > 1 { ", " } else { "" };
         text.push_str(&format!("{separator}{}={:?}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
         if text.len() > 200 {

@@ -15,6 +15,7 @@ use crate::model::labels::{Labels, METRIC_NAME};
 use crate::postgres::error::Error;
 use crate::storage::names::Names;
 use crate::storage::sources::SourceId;
+use crate::wire::write::{Request, Series, next_ref};
 
 /// Hash of a series' labels as they stand on the wire: 128 bits with a random seed of this process. Two series with
 /// equal hashes would be stored as one; without the seed nobody can search for such a pair.
@@ -114,9 +115,32 @@ impl Cache {
         Self { seed, generation_max, generations: Mutex::default() }
     }
 
-    /// Returns the cache key of `labels`, the Label fields of a series as they stand on the wire.
+    /// Returns the cache keys of all series of a request, made from their labels as they stand on the wire. A series has
+    /// another key in each version of the message.
     #[must_use]
-    pub fn hash(&self, labels: &[u8]) -> WireHash {
+    pub fn hash_all(&self, request: &Request<'_>) -> Vec<WireHash> {
+        let Some(symbols) = &request.symbols else {
+            return request.series.iter().map(|series| self.hash(&series.labels)).collect();
+        };
+        // Many series share their symbols, so each symbol is hashed once.
+        let symbols: Vec<[u8; 16]> =
+            symbols.iter().map(|symbol| xxh3_128_with_seed(symbol, self.seed).to_le_bytes()).collect();
+        let mut labels = Vec::new();
+        let hash = |series: &Series<'_>| {
+            labels.clear();
+            let mut refs = &*series.labels;
+            // A series with a reference to no symbol is never cached.
+            while !refs.is_empty()
+                && let Ok(reference) = next_ref(&mut refs)
+            {
+                labels.extend_from_slice(symbols.get(reference as usize).unwrap_or(&[0; 16]));
+            }
+            self.hash(&labels)
+        };
+        request.series.iter().map(hash).collect()
+    }
+
+    fn hash(&self, labels: &[u8]) -> WireHash {
         let hash = xxh3_128_with_seed(labels, self.seed);
         #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
         WireHash([hash as u64, (hash >> 64) as u64])

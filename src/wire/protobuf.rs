@@ -185,6 +185,16 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Returns the payload of a field that is a `uint32` in the schema. Higher bits are dropped, as the encoding demands.
+    #[inline]
+    pub(crate) fn uint32(&self) -> Result<u32, DecodeError> {
+        match self.value {
+            #[expect(clippy::cast_possible_truncation, reason = "demanded")]
+            Value::Varint(bits) => Ok(bits as u32),
+            _ => Err(self.wrong_type()),
+        }
+    }
+
     fn wrong_type(&self) -> DecodeError {
         DecodeError { offset: self.offset, what: "known field of the wrong wire type" }
     }

@@ -6,14 +6,28 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use prost::encoding::decode_varint;
+
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
 
 pub mod v1;
+pub mod v2;
+
+/// Maximum series of one request. Prometheus sends 2,000 by default (`max_samples_per_send`).
+pub const SERIES_MAX: usize = 500_000;
+
+/// Maximum samples of one request.
+pub const SAMPLES_MAX: usize = 2_000_000;
+
+/// Low estimate of the bytes that a series with one sample takes in a request.
+const SERIES_BYTES: usize = 128;
 
 /// A decoded request; borrows from the body.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request<'a> {
+    /// Symbols to which labels of 2.0 refer; `None` for 1.0.
+    pub symbols: Option<Vec<&'a [u8]>>,
     /// Series in the order of the message. Real senders repeat a series for each of its samples.
     pub series: Vec<Series<'a>>,
     /// Samples of all series, one series after the other.
@@ -22,15 +36,16 @@ pub struct Request<'a> {
     pub exemplars: usize,
     /// Number of native histograms of all series. Counted, not decoded.
     pub histograms: usize,
-    /// Number of metadata entries of the request. Counted, not decoded.
+    /// Number of metadata entries of a request of 1.0. Counted, not decoded.
     pub metadata: usize,
 }
 
 /// One series of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series<'a> {
-    /// Label fields of a 1.0 `TimeSeries` as on the wire, with tags and lengths, in order. [`label_pairs`] reads them,
-    /// and a cache may hash them. Not validated. Borrowed unless other fields stand between them.
+    /// Labels as on the wire, not validated; [`Request::label_pairs`] reads them, and a cache may hash them. Of 1.0, the
+    /// label fields of the `TimeSeries`, with tags and lengths, in order, borrowed unless other fields stand between
+    /// them. Of 2.0, references to the request's symbols, each a varint.
     pub labels: Cow<'a, [u8]>,
     /// Range of its samples in [`Request::samples`].
     pub samples: Range<u32>,
@@ -38,49 +53,125 @@ pub struct Series<'a> {
     pub exemplars: u32,
     /// Number of native histograms of the series.
     pub histograms: u32,
+    /// Reason why nothing of the series can be stored, apart from its labels.
+    pub fault: Option<&'static str>,
 }
 
 /// Name and value of a label, as they arrived.
 pub type Pair<'a> = (&'a [u8], &'a [u8]);
 
-impl Request<'_> {
+impl<'a> Request<'a> {
     /// Returns the samples of one series of the request.
+    #[must_use]
     pub fn samples_of(&self, series: &Series<'_>) -> &[Sample] {
         &self.samples[series.samples.start as usize..series.samples.end as usize]
     }
+
+    /// Returns `true` if the message has no field that is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.series.is_empty() && self.metadata == 0 && self.symbols.as_ref().is_none_or(Vec::is_empty)
+    }
+
+    /// Decodes the labels of one series of the request into names and values, in the order of the message, neither
+    /// sorted nor validated.
+    ///
+    /// The iterator returns a `DecodeError` if a label is malformed or refers to no symbol, with the offset within the
+    /// labels; nothing follows an error.
+    pub fn label_pairs<'r>(&'r self, series: &'r Series<'a>) -> impl Iterator<Item = Result<Pair<'r>, DecodeError>> {
+        let mut labels =
+            Labels { symbols: self.symbols.as_deref(), fields: Scanner::new(&series.labels), refs: &series.labels };
+        let mut failed = false;
+        std::iter::from_fn(move || {
+            if failed {
+                return None;
+            }
+            let pair = labels.next_pair().transpose();
+            failed = matches!(pair, Some(Err(_)));
+            pair
+        })
+    }
+
+    /// Adds a series that stands at `offset` of the message.
+    fn add(&mut self, series: Series<'a>, offset: usize) -> Result<(), DecodeError> {
+        self.exemplars += series.exemplars as usize;
+        self.histograms += series.histograms as usize;
+        if self.series.len() == SERIES_MAX {
+            return Err(DecodeError { offset, what: "more series than one request may have" });
+        }
+        if self.samples.len() > SAMPLES_MAX {
+            return Err(DecodeError { offset, what: "more samples than one request may have" });
+        }
+        self.series.push(series);
+        Ok(())
+    }
 }
 
-/// Decodes [`Series::labels`] into names and values, in the order of the message, neither sorted nor validated.
+/// Returns a place among the samples of a request, for a series at `offset` of the message.
+fn index(at: usize, offset: usize) -> Result<u32, DecodeError> {
+    u32::try_from(at).map_err(|_| DecodeError { offset, what: "more samples than can be counted" })
+}
+
+/// Reader of the labels of one series.
+struct Labels<'r> {
+    symbols: Option<&'r [&'r [u8]]>,
+    /// Rest of the labels of 1.0.
+    fields: Scanner<'r>,
+    /// Rest of the labels of 2.0.
+    refs: &'r [u8],
+}
+
+impl<'r> Labels<'r> {
+    fn next_pair(&mut self) -> Result<Option<Pair<'r>>, DecodeError> {
+        let Some(symbols) = self.symbols else { return self.next_field() };
+        if self.refs.is_empty() {
+            return Ok(None);
+        }
+        let name = self.next_symbol(symbols)?;
+        if self.refs.is_empty() {
+            return Err(DecodeError { offset: 0, what: "a label without value: an odd number of references" });
+        }
+        Ok(Some((name, self.next_symbol(symbols)?)))
+    }
+
+    fn next_symbol(&mut self, symbols: &[&'r [u8]]) -> Result<&'r [u8], DecodeError> {
+        let reference = next_ref(&mut self.refs)?;
+        let symbol = symbols.get(reference as usize).copied();
+        symbol.ok_or(DecodeError { offset: 0, what: "a label refers to no symbol" })
+    }
+
+    /// Reads the next `TimeSeries.labels` field of 1.0: a message of name=1 and value=2.
+    fn next_field(&mut self) -> Result<Option<Pair<'r>>, DecodeError> {
+        let Some(field) = self.fields.next_field()? else {
+            return Ok(None);
+        };
+        let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
+        let mut label = self.fields.nested(field.bytes()?);
+        while let Some(field) = label.next_field()? {
+            match field.number {
+                1 => name = field.bytes()?,
+                2 => value = field.bytes()?,
+                _ => {}
+            }
+        }
+        Ok(Some((name, value)))
+    }
+}
+
+/// Reads the next of the references to symbols that a series of 2.0 has as labels.
 ///
 /// # Errors
 ///
-/// `DecodeError` if a label is malformed, with the offset within `labels`; nothing follows an error.
-pub fn label_pairs(labels: &[u8]) -> impl Iterator<Item = Result<Pair<'_>, DecodeError>> {
-    let mut fields = Scanner::new(labels);
-    let mut failed = false;
-    std::iter::from_fn(move || {
-        if failed {
-            return None;
-        }
-        let pair = next_pair(&mut fields).transpose();
-        failed = matches!(pair, Some(Err(_)));
-        pair
-    })
-}
-
-/// Reads the next `TimeSeries.labels` field: a message of name=1 and value=2.
-fn next_pair<'a>(fields: &mut Scanner<'a>) -> Result<Option<Pair<'a>>, DecodeError> {
-    let Some(field) = fields.next_field()? else {
-        return Ok(None);
-    };
-    let (mut name, mut value): (&[u8], &[u8]) = (&[], &[]);
-    let mut label = fields.nested(field.bytes()?);
-    while let Some(field) = label.next_field()? {
-        match field.number {
-            1 => name = field.bytes()?,
-            2 => value = field.bytes()?,
-            _ => {}
-        }
+/// `DecodeError` if the number is truncated or overlong.
+#[inline]
+pub fn next_ref(refs: &mut &[u8]) -> Result<u32, DecodeError> {
+    if let [byte @ ..0x80, rest @ ..] = *refs {
+        *refs = rest;
+        return Ok(u32::from(*byte));
     }
-    Ok(Some((name, value)))
+    let reference =
+        decode_varint(refs).map_err(|_| DecodeError { offset: 0, what: "truncated or overlong reference" })?;
+    // The encoding demands that higher bits are dropped.
+    #[expect(clippy::cast_possible_truncation, reason = "demanded")]
+    Ok(reference as u32)
 }

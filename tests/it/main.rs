@@ -21,5 +21,6 @@ mod setup;
 mod storage;
 mod timescaledb;
 mod write;
+mod write_2;
 mod write_once;
 mod write_read_random;

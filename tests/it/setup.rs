@@ -171,23 +171,23 @@ impl Body {
     }
 }
 
-/// Sends one sample as a Prometheus with `protobuf_message: io.prometheus.write.v2.Request` does.
-pub(crate) async fn send_v2(adapter: &Adapter) -> Response {
+/// Sends one sample in an encoding that the adapter cannot read.
+pub(crate) async fn send_unreadable(adapter: &Adapter) -> Response {
+    let headers = [("content-type", "application/x-protobuf"), ("content-encoding", "zstd")];
+    let body = Body::new().sample("up", now_ms(), 1.0).compressed();
+    let answer = adapter.client().post(&adapter.url("/write"), &headers, body).await;
+    answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
+}
+
+/// Sends a message of remote write 2.0.
+pub(crate) async fn send_v2(adapter: &Adapter, message: &[u8]) -> Response {
     let headers = [
         ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
         ("content-encoding", "snappy"),
         ("x-prometheus-remote-write-version", "2.0.0"),
     ];
-    let answer = adapter.client().post(&adapter.url("/write"), &headers, v2().compressed()).await;
+    let answer = adapter.client().post(&adapter.url("/write"), &headers, compress(message)).await;
     answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
-}
-
-/// The body of such a request: symbols "", "__name__" and "up", and a series of the latter two with the value 1 at 1 ms
-/// since 1970.
-pub(crate) fn v2() -> Body {
-    let sample = [&b"\x12\x0b\x09"[..], &1_f64.to_le_bytes(), b"\x10\x01"].concat();
-    let series = [&b"\x2a\x11\x0a\x02\x01\x02"[..], &sample].concat();
-    Body::new().raw(b"\x22\x00\x22\x08__name__\x22\x02up").raw(&series)
 }
 
 /// Sends a body that must be stored completely.

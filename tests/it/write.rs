@@ -11,14 +11,14 @@ type BytesPair<'a> = (&'a [u8], &'a [u8]);
 
 /// Checks that an answer refuses a request and names what it refuses.
 #[track_caller]
-fn assert_named(answer: &rig::http::Response, named: &str) {
+pub(crate) fn assert_named(answer: &rig::http::Response, named: &str) {
     assert_eq!(answer.status, 400, "{named}: {}", answer.text());
     assert!(answer.text().contains(named), "{named}: {}", answer.text());
 }
 
 /// Returns the numbers of samples, histograms and exemplars that an answer reports as written; `None` where a number is
 /// missing.
-fn written(answer: &rig::http::Response) -> [Option<&str>; 3] {
+pub(crate) fn written(answer: &rig::http::Response) -> [Option<&str>; 3] {
     ["samples", "histograms", "exemplars"]
         .map(|kind| answer.header(&format!("x-prometheus-remote-write-{kind}-written")))
 }

@@ -8,16 +8,7 @@ use std::borrow::Cow;
 
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
-use crate::wire::write::{Request, Series};
-
-/// Maximum series of one request. Prometheus sends 2,000 by default (`max_samples_per_send`).
-pub const SERIES_MAX: usize = 500_000;
-
-/// Maximum samples of one request.
-pub const SAMPLES_MAX: usize = 2_000_000;
-
-/// Low estimate of the bytes that a series with one sample takes in a request.
-const SERIES_BYTES: usize = 128;
+use crate::wire::write::{Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
 
 /// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
@@ -43,15 +34,7 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
             1 => {
                 let message = field.bytes()?;
                 let series = decode_series(message, fields.nested(message), &mut request.samples)?;
-                request.exemplars += series.exemplars as usize;
-                request.histograms += series.histograms as usize;
-                if request.series.len() == SERIES_MAX {
-                    return Err(DecodeError { offset: field.offset, what: "more series than one request may have" });
-                }
-                if request.samples.len() > SAMPLES_MAX {
-                    return Err(DecodeError { offset: field.offset, what: "more samples than one request may have" });
-                }
-                request.series.push(series);
+                request.add(series, field.offset)?;
             }
             3 => {
                 field.bytes()?;
@@ -61,14 +44,6 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
         }
     }
     Ok(request)
-}
-
-/// Returns `true` if `body`, in which [`decode`] found neither series nor metadata, is a request of version 2.0: that
-/// has its symbols and series in the fields 4 and 5, which 1.0 does not have.
-#[must_use]
-pub fn is_version_2(body: &[u8]) -> bool {
-    let mut fields = Scanner::new(body);
-    std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| matches!(field.number, 4 | 5))
 }
 
 /// Decodes a `TimeSeries` and appends its samples to those of the request.
@@ -94,10 +69,8 @@ fn decode_series<'a>(
             _ => histograms += 1,
         }
     }
-    let index =
-        |at| u32::try_from(at).map_err(|_| DecodeError { offset: base, what: "more samples than can be counted" });
-    let samples = index(first_sample)?..index(samples.len())?;
-    Ok(Series { labels: labels.finish(), samples, exemplars, histograms })
+    let samples = index(first_sample, base)?..index(samples.len(), base)?;
+    Ok(Series { labels: labels.finish(), samples, exemplars, histograms, fault: None })
 }
 
 /// Decodes a `Sample`: a field may be absent (zero) or repeated (the last one counts).

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Replica, adapter, body, leader, number, targets, wait_leader, wait_stored};
-use crate::setup::{Body, Database, SOON, at, now_ms, send_v2, start, store, wait_ready};
+use crate::setup::{Body, Database, SOON, at, now_ms, send_unreadable, start, store, wait_ready};
 
 #[tokio::test]
 async fn a_request_of_several_clusters_is_judged_series_by_series() {
@@ -146,11 +146,11 @@ async fn an_unreadable_sender_takes_the_adapter_from_no_cluster() {
     let db = Database::new().await;
     let adapter = start(&adapter(&db.server.uri(&db.name), "adapter")).await;
     let ready = async || {
-        assert_eq!(send_v2(&adapter).await.status, 415);
+        assert_eq!(send_unreadable(&adapter).await.status, 415);
         adapter.get("/-/ready").await.unwrap()
     };
     assert_eq!(ready().await.status, 503, "nobody else sends");
-    assert!(ready().await.text().contains("protobuf_message"), "{}", ready().await.text());
+    assert!(ready().await.text().contains("Content-Encoding"), "{}", ready().await.text());
     let targets = targets(&[&adapter]);
     let replica = Replica::start("eu", "r1", &targets);
     wait_leader(&adapter, "eu", "r1").await;
@@ -158,7 +158,7 @@ async fn an_unreadable_sender_takes_the_adapter_from_no_cluster() {
     for _ in 0..20 {
         assert_eq!(ready().await.status, 200);
     }
-    adapter.process().wait_for_log("protobuf_message", SOON).await;
+    adapter.process().wait_for_log("Content-Encoding", SOON).await;
     assert!(adapter.metric("write_requests_unsupported_total").await >= Some(20.0));
     replica.pause();
     let is_not = async || (ready().await.status == 503).then_some(());

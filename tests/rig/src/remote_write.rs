@@ -1,5 +1,5 @@
-//! Requests of remote write 1.0, encoded by no code of the adapter's. Source: Prometheus, `prompb/remote.proto` and
-//! `prompb/types.proto`.
+//! Requests of remote write, encoded by no code of the adapter's. Source of version 1.0: Prometheus,
+//! `prompb/remote.proto` and `prompb/types.proto`.
 
 /// Returns the label fields of a series, in the given order. They may be used for many requests.
 pub fn labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<Item = (N, V)>) -> Vec<u8> {
@@ -15,7 +15,14 @@ pub fn labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<Item = (
 
 /// Appends a series to a request: the result of [`labels`], and its times in ms since 1970 with their values.
 pub fn add_series(request: &mut Vec<u8>, labels: &[u8], samples: impl IntoIterator<Item = (i64, f64)>) {
-    let (mut series, mut sample) = (labels.to_vec(), Vec::new());
+    let mut series = labels.to_vec();
+    add_samples(samples, &mut series);
+    field(1, &series, request);
+}
+
+/// Appends samples to a series; they are the same in both versions.
+fn add_samples(samples: impl IntoIterator<Item = (i64, f64)>, series: &mut Vec<u8>) {
+    let mut sample = Vec::new();
     for (time_ms, value) in samples {
         sample.clear();
         // Field 1, 64 bits; field 2, a varint.
@@ -23,9 +30,8 @@ pub fn add_series(request: &mut Vec<u8>, labels: &[u8], samples: impl IntoIterat
         sample.extend_from_slice(&value.to_le_bytes());
         sample.push(2 << 3);
         varint(time_ms.cast_unsigned(), &mut sample);
-        field(2, &sample, &mut series);
+        field(2, &sample, series);
     }
-    field(1, &series, request);
 }
 
 /// Compresses a message as a request's body.
@@ -47,4 +53,55 @@ fn varint(mut number: u64, out: &mut Vec<u8>) {
         number >>= 7;
     }
     out.push(number.to_le_bytes()[0]);
+}
+
+/// A request of remote write 2.0. Source: Prometheus, `prompb/io/prometheus/write/v2/types.proto`.
+#[derive(Clone, Debug)]
+pub struct V2 {
+    symbols: Vec<Vec<u8>>,
+    series: Vec<u8>,
+}
+
+impl Default for V2 {
+    fn default() -> Self {
+        Self { symbols: vec![Vec::new()], series: Vec::new() }
+    }
+}
+
+impl V2 {
+    /// Appends a series: its labels in the given order, its times in ms since 1970 with their values, and `others`,
+    /// further fields as on the wire.
+    pub fn add<N: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &mut self,
+        labels: impl IntoIterator<Item = (N, V)>,
+        samples: impl IntoIterator<Item = (i64, f64)>,
+        others: &[u8],
+    ) {
+        let (mut refs, mut series) = (Vec::new(), Vec::new());
+        for (name, value) in labels {
+            for symbol in [name.as_ref(), value.as_ref()] {
+                varint(self.symbol(symbol) as u64, &mut refs);
+            }
+        }
+        field(1, &refs, &mut series);
+        add_samples(samples, &mut series);
+        series.extend_from_slice(others);
+        field(5, &series, &mut self.series);
+    }
+
+    /// Returns the message.
+    #[must_use]
+    pub fn message(&self) -> Vec<u8> {
+        let mut message = Vec::new();
+        self.symbols.iter().for_each(|symbol| field(4, symbol, &mut message));
+        message.extend_from_slice(&self.series);
+        message
+    }
+
+    fn symbol(&mut self, symbol: &[u8]) -> usize {
+        self.symbols.iter().position(|known| known == symbol).unwrap_or_else(|| {
+            self.symbols.push(symbol.to_vec());
+            self.symbols.len() - 1
+        })
+    }
 }

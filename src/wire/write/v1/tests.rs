@@ -8,7 +8,6 @@ use rig::remote_write::{add_series, labels};
 use super::*;
 use crate::model::sample::STALE_NAN_BITS;
 use crate::wire::snappy;
-use crate::wire::write::label_pairs;
 
 /// The same message for an independent decoder. Labels are bytes, because one bad label must not make the request fail.
 #[derive(Clone, PartialEq, Message)]
@@ -52,7 +51,7 @@ type Seen = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Sample>, usize, usize);
 
 fn seen(request: &Request<'_>) -> Vec<Seen> {
     let series = |series: &Series<'_>| {
-        let labels = label_pairs(&series.labels).map(|pair| pair.unwrap()).map(|(n, v)| (n.to_vec(), v.to_vec()));
+        let labels = request.label_pairs(series).map(|pair| pair.unwrap()).map(|(n, v)| (n.to_vec(), v.to_vec()));
         let samples = request.samples_of(series).to_vec();
         (labels.collect(), samples, series.exemplars as usize, series.histograms as usize)
     };
@@ -119,7 +118,14 @@ fn known_bytes() {
     assert_eq!(
         request,
         Request {
-            series: vec![Series { labels: Cow::Borrowed(&body[2..10]), samples: 0..1, exemplars: 1, histograms: 1 }],
+            symbols: None,
+            series: vec![Series {
+                labels: Cow::Borrowed(&body[2..10]),
+                samples: 0..1,
+                exemplars: 1,
+                histograms: 1,
+                fault: None,
+            }],
             samples: vec![sample(1234, 1.5)],
             exemplars: 1,
             histograms: 1,
@@ -156,7 +162,8 @@ fn absent_fields_are_zero_and_the_last_of_several_counts() {
     assert_eq!(decode(b"\x0a\x06\x12\x04\x10\x01\x10\x02").unwrap().samples, [sample(2, 0.0)]);
     let name_twice = b"\x0a\x08\x0a\x06\x0a\x01a\x0a\x01b";
     check_agreement(name_twice);
-    assert_eq!(label_pairs(&name_twice[2..]).collect::<Vec<_>>(), [Ok((&b"b"[..], &b""[..]))]);
+    let request = decode(name_twice).unwrap();
+    assert_eq!(request.label_pairs(&request.series[0]).collect::<Vec<_>>(), [Ok((&b"b"[..], &b""[..]))]);
 }
 
 #[test]
@@ -201,10 +208,10 @@ fn a_bad_label_waits_for_its_reader() {
     let body = b"\x0a\x08\x0a\x02\x0a\x05\x12\x02\x10\x01\x0a\x08\x0a\x06\x0a\x01a\x12\x01b";
     let request = decode(body).unwrap();
     assert_eq!(
-        label_pairs(&request.series[0].labels).collect::<Vec<_>>(),
+        request.label_pairs(&request.series[0]).collect::<Vec<_>>(),
         [Err(DecodeError { offset: 4, what: "field longer than its message" })]
     );
-    assert_eq!(label_pairs(&request.series[1].labels).collect::<Vec<_>>(), [Ok((&b"a"[..], &b"b"[..]))]);
+    assert_eq!(request.label_pairs(&request.series[1]).collect::<Vec<_>>(), [Ok((&b"a"[..], &b"b"[..]))]);
 }
 
 #[test]
@@ -278,7 +285,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(body in any::<Vec<u8>>()) {
         if let Ok(request) = decode(&body) {
             for series in &request.series {
-                let pairs: Vec<_> = label_pairs(&series.labels).collect();
+                let pairs: Vec<_> = request.label_pairs(series).collect();
                 prop_assert!(pairs.len() <= series.labels.len());
                 prop_assert!(request.samples_of(series).len() <= body.len());
             }
@@ -292,8 +299,8 @@ proptest! {
             let at = at.index(body.len());
             body[at] = byte;
         }
-        for series in decode(&body).into_iter().flat_map(|request| request.series) {
-            label_pairs(&series.labels).for_each(drop);
+        if let Ok(request) = decode(&body) {
+            request.series.iter().for_each(|series| request.label_pairs(series).for_each(drop));
         }
     }
 

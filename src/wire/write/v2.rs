@@ -1,0 +1,147 @@
+//! `io.prometheus.write.v2.Request`, the message of remote write 2.0.
+//!
+//! Like [`v1`](super::v1) it is scanned by hand. Labels refer to the request's symbols and stay references: most series
+//! are known by the hashes of their symbols. Source: Prometheus, `prompb/io/prometheus/write/v2/types.proto`.
+
+use std::borrow::Cow;
+
+use crate::model::sample::Sample;
+use crate::wire::protobuf::{DecodeError, Scanner, Value};
+use crate::wire::write::{Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
+
+/// Maximum symbols of one request.
+pub const SYMBOLS_MAX: usize = 500_000;
+
+/// References of a series to its metadata: help and unit.
+#[derive(Clone, Copy, Default)]
+struct MetadataRefs {
+    help: u32,
+    unit: u32,
+}
+
+/// Decodes a request. Labels are left as they are, to be validated series by series. Exemplars and histograms are
+/// counted and not decoded.
+///
+/// The allocated memory is bounded by [`SERIES_MAX`], [`SAMPLES_MAX`] and [`SYMBOLS_MAX`].
+///
+/// # Errors
+///
+/// `DecodeError` if the body is no such message (a truncated or overlong value, a group, a known field of the wrong
+/// type), or if it has more series, samples or symbols than allowed. A series that refers to no symbol is no such error:
+/// see [`Series::fault`].
+pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
+    let mut request = Request::default();
+    let mut symbols: Vec<&[u8]> = Vec::new();
+    let expected = body.len() / SERIES_BYTES;
+    request.series.reserve(expected.min(SERIES_MAX));
+    request.samples.reserve(expected.min(SAMPLES_MAX));
+    let mut metadata_refs = Vec::new();
+    let mut fields = Scanner::new(body);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            4 => {
+                if symbols.len() == SYMBOLS_MAX {
+                    return Err(DecodeError { offset: field.offset, what: "more symbols than one request may have" });
+                }
+                symbols.push(field.bytes()?);
+            }
+            5 => {
+                let message = field.bytes()?;
+                let (series, refs) = decode_series(fields.nested(message), &mut request.samples)?;
+                request.add(series, field.offset)?;
+                metadata_refs.push(refs);
+            }
+            _ => {}
+        }
+    }
+    // The symbols may stand behind the series.
+    for (series, MetadataRefs { help, unit }) in request.series.iter_mut().zip(metadata_refs) {
+        let is_out_of_range = |at: u32| at > 0 && at as usize >= symbols.len();
+        if is_out_of_range(help) || is_out_of_range(unit) {
+            series.fault = Some("metadata refers to no symbol");
+        }
+    }
+    request.symbols = Some(symbols);
+    Ok(request)
+}
+
+/// Returns `true` if `body`, in which [`v1::decode`](super::v1::decode) found neither series nor metadata, is a request
+/// of version 2.0: that has its symbols and series in the fields 4 and 5, which 1.0 does not have.
+#[must_use]
+pub fn is_version_2(body: &[u8]) -> bool {
+    has_field(body, |number| matches!(number, 4 | 5))
+}
+
+/// Returns `true` if `body`, in which [`decode`] found neither symbols nor series, is a request of version 1.0.
+#[must_use]
+pub fn is_version_1(body: &[u8]) -> bool {
+    has_field(body, |number| matches!(number, 1 | 3))
+}
+
+fn has_field(body: &[u8], is_wanted: impl Fn(u32) -> bool) -> bool {
+    let mut fields = Scanner::new(body);
+    std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| is_wanted(field.number))
+}
+
+/// Decodes a `TimeSeries` and appends its samples to those of the request.
+fn decode_series<'a>(
+    mut fields: Scanner<'a>,
+    samples: &mut Vec<Sample>,
+) -> Result<(Series<'a>, MetadataRefs), DecodeError> {
+    let base = fields.offset();
+    let first_sample = samples.len();
+    let mut labels: Cow<'a, [u8]> = Cow::Borrowed(&[]);
+    let (mut exemplars, mut histograms, mut refs) = (0, 0, MetadataRefs::default());
+    while let Some(field) = fields.next_field()? {
+        match (field.number, field.value) {
+            // Packed, or each reference in a field of its own.
+            (1, Value::Varint(reference)) => prost::encoding::encode_varint(reference, labels.to_mut()),
+            (1, _) if labels.is_empty() => labels = Cow::Borrowed(field.bytes()?),
+            (1, _) => labels.to_mut().extend_from_slice(field.bytes()?),
+            (2, _) => samples.push(decode_sample(fields.nested(field.bytes()?))?),
+            (3, _) => {
+                field.bytes()?;
+                histograms += 1;
+            }
+            (4, _) => {
+                field.bytes()?;
+                exemplars += 1;
+            }
+            (5, _) => refs = decode_metadata(fields.nested(field.bytes()?))?,
+            _ => {}
+        }
+    }
+    let samples = index(first_sample, base)?..index(samples.len(), base)?;
+    let is_empty = samples.is_empty() && histograms == 0 && exemplars == 0;
+    let fault = is_empty.then_some("a series without sample, histogram or exemplar");
+    Ok((Series { labels, samples, exemplars, histograms, fault }, refs))
+}
+
+/// Decodes a `Sample`. Its start timestamp is not kept.
+#[inline]
+fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
+    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => sample.value = field.double()?,
+            2 => sample.timestamp_ms = field.int64()?,
+            _ => {}
+        }
+    }
+    Ok(sample)
+}
+
+fn decode_metadata(mut fields: Scanner<'_>) -> Result<MetadataRefs, DecodeError> {
+    let mut refs = MetadataRefs::default();
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            3 => refs.help = field.uint32()?,
+            4 => refs.unit = field.uint32()?,
+            _ => {}
+        }
+    }
+    Ok(refs)
+}
+
+#[cfg(test)]
+mod tests;
