@@ -140,7 +140,7 @@ impl Receiver {
         let count = request.samples.len() as u64;
         self.metrics.samples_received_total.inc_by(count);
         self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
-        self.metrics.metadata_received_total.inc_by(request.metadata as u64);
+        self.metrics.metadata_received_total.inc_by(request.metadata.len() as u64);
         let looked_up = self.store.look_up(request).map_err(|error| self.refused(&error, None))?;
         let parts = self.parts(request, body, &looked_up);
         let in_flight = self.heard(&parts, line)?;
@@ -187,6 +187,7 @@ impl Receiver {
             (Leaders::Own { .. }, Some(Role::Leader { fence, .. })) => *fence,
             _ => None,
         };
+        self.store.keep_metadata(&request.metadata).await.map_err(|error| self.refused(&error, None))?;
         let mut resolved = self.resolve(request, looked_up, fence).await?;
         self.check_replicas(parts, &resolved.found)?;
         let epoch = resolved.epoch;

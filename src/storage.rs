@@ -18,6 +18,7 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
 use crate::storage::ingest::{Batch, Ingest, Right, Stored, Writer};
 use crate::storage::layout::{Layout, UseTimescaledb};
+use crate::storage::metadata::StoredMetadata;
 use crate::storage::names::Names;
 use crate::storage::own_transactions::OwnTransactions;
 use crate::storage::query::Reading;
@@ -40,6 +41,7 @@ pub mod identities;
 pub mod ingest;
 mod jobs;
 pub mod layout;
+mod metadata;
 pub mod names;
 pub mod observe;
 pub mod own_transactions;
@@ -117,6 +119,7 @@ pub struct Store {
     adapter: Uuid,
     ingest: Ingest,
     own_transactions: Arc<OwnTransactions>,
+    metadata: StoredMetadata,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
     /// Locked during a round of sealing, so that the next round waits.
@@ -206,6 +209,7 @@ impl Store {
                 adapter: Uuid::new_v4(),
                 ingest,
                 own_transactions,
+                metadata: StoredMetadata::default(),
                 metrics,
                 tracker,
                 sealing: Mutex::default(),

@@ -12,6 +12,7 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::layout::Layout;
+use crate::storage::metadata;
 use crate::storage::position::{self, Position};
 use crate::storage::row::from_postgres_us;
 use crate::storage::seal::Sealer;
@@ -249,6 +250,7 @@ impl Store {
         self.metrics.sealed_samples.set(sizes.samples);
         self.metrics.sealed_bytes.set(sizes.bytes);
         if let Some(retention) = self.config.retention {
+            metadata::forget(client, &self.names, retention).await?;
             let dropped = match self.layout {
                 Layout::Chunks => upkeep::drop_expired(client, &self.names, retention).await?,
                 Layout::Hypertable => hypertable::drop_expired(client, &self.names, retention).await?,

@@ -98,6 +98,8 @@ impl Store {
                 continue;
             }
             match self.read_labels(request, series)? {
+                // A series exists only if something of it is stored.
+                Ok(_) if series.samples.is_empty() => {}
                 Ok((source, labels)) => {
                     let key = Uuid::from_bytes(labels.identity());
                     looked_up.places.push((place, key, source));

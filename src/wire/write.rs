@@ -20,6 +20,9 @@ pub const SERIES_MAX: usize = 500_000;
 /// Maximum samples of one request.
 pub const SAMPLES_MAX: usize = 2_000_000;
 
+/// Maximum metadata entries of one request of version 1.0. Prometheus sends 2,000.
+pub const METADATA_MAX: usize = 100_000;
+
 /// Low estimate of the bytes that a series with one sample takes in a request.
 const SERIES_BYTES: usize = 128;
 
@@ -36,8 +39,8 @@ pub struct Request<'a> {
     pub exemplars: usize,
     /// Number of native histograms of all series. Counted, not decoded.
     pub histograms: usize,
-    /// Number of metadata entries of a request of 1.0. Counted, not decoded.
-    pub metadata: usize,
+    /// What the request says of metrics.
+    pub metadata: Vec<Metadata<'a>>,
 }
 
 /// One series of a request.
@@ -57,8 +60,28 @@ pub struct Series<'a> {
     pub fault: Option<&'static str>,
 }
 
+/// What a sender says of a metric. Not validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata<'a> {
+    /// Name of the metric; in 1.0 of the metric family, without `_bucket` and its like. Not empty.
+    pub name: &'a [u8],
+    /// Number of the type, the same in both versions.
+    pub kind: u32,
+    /// Text for people.
+    pub help: &'a [u8],
+    /// Unit; empty if it has none.
+    pub unit: &'a [u8],
+}
+
 /// Name and value of a label, as they arrived.
 pub type Pair<'a> = (&'a [u8], &'a [u8]);
+
+impl Metadata<'_> {
+    /// Returns `true` if something is said of a metric.
+    fn says_something(&self) -> bool {
+        !self.name.is_empty() && (self.kind > 0 || !self.help.is_empty() || !self.unit.is_empty())
+    }
+}
 
 impl<'a> Request<'a> {
     /// Returns the samples of one series of the request.
@@ -70,7 +93,7 @@ impl<'a> Request<'a> {
     /// Returns `true` if the message has no field that is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.series.is_empty() && self.metadata == 0 && self.symbols.as_ref().is_none_or(Vec::is_empty)
+        self.series.is_empty() && self.metadata.is_empty() && self.symbols.as_ref().is_none_or(Vec::is_empty)
     }
 
     /// Decodes the labels of one series of the request into names and values, in the order of the message, neither

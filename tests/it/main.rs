@@ -10,6 +10,7 @@ mod election;
 mod handover;
 mod http;
 mod kubernetes;
+mod metadata;
 mod migrate;
 mod observe;
 mod promoted;

@@ -244,6 +244,14 @@ async fn metadata_and_exemplars_are_no_error_but_histograms_are() {
     let answer = adapter.write(Body::new().sample("up", now, 1.0).raw(&series(b"\x22\x00")).compressed()).await;
     assert_named(&answer, "histogram");
     assert_eq!(database.samples().await, 1);
+    let other = label.map(|byte| if byte == b'u' { b'x' } else { byte });
+    let histogram = [b"\x0a", &[(other.len() + 2) as u8][..], &other, b"\x22\x00"].concat();
+    assert_named(&adapter.write(Body::new().raw(&histogram).compressed()).await, "histogram");
+    assert_eq!(
+        database.column::<String>("SELECT metric_name FROM metrics_labels").await,
+        ["up"],
+        "no series without samples"
+    );
 }
 
 #[tokio::test]

@@ -8,13 +8,13 @@ use std::borrow::Cow;
 
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
-use crate::wire::write::{Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
+use crate::wire::write::{METADATA_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
 
 /// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
 
-/// Decodes a request. Label messages are left as they are, to be validated series by series. Exemplars, histograms and
-/// metadata are counted and not decoded.
+/// Decodes a request. Label messages are left as they are, to be validated series by series. Exemplars and histograms
+/// are counted and not decoded.
 ///
 /// The allocated memory grows with the body, by less than a byte for each byte of what Prometheus sends. For bodies of
 /// nearly empty series, [`SERIES_MAX`] bounds it.
@@ -37,8 +37,11 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
                 request.add(series, field.offset)?;
             }
             3 => {
-                field.bytes()?;
-                request.metadata += 1;
+                let metadata = decode_metadata(fields.nested(field.bytes()?))?;
+                if request.metadata.len() == METADATA_MAX {
+                    return Err(DecodeError { offset: field.offset, what: "more metadata than one request may have" });
+                }
+                request.metadata.extend(Some(metadata).filter(Metadata::says_something));
             }
             _ => {}
         }
@@ -85,6 +88,21 @@ fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
         }
     }
     Ok(sample)
+}
+
+/// Decodes a `MetricMetadata`.
+fn decode_metadata(mut fields: Scanner<'_>) -> Result<Metadata<'_>, DecodeError> {
+    let mut metadata = Metadata { name: &[], kind: 0, help: &[], unit: &[] };
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => metadata.kind = field.uint32()?,
+            2 => metadata.name = field.bytes()?,
+            4 => metadata.help = field.bytes()?,
+            5 => metadata.unit = field.bytes()?,
+            _ => {}
+        }
+    }
+    Ok(metadata)
 }
 
 /// Collects the label fields of a `TimeSeries`; copies them only if other fields stand between them.

@@ -5,16 +5,18 @@
 
 use std::borrow::Cow;
 
+use crate::model::labels::METRIC_NAME;
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner, Value};
-use crate::wire::write::{Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
+use crate::wire::write::{Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index, next_ref};
 
 /// Maximum symbols of one request.
 pub const SYMBOLS_MAX: usize = 500_000;
 
-/// References of a series to its metadata: help and unit.
-#[derive(Clone, Copy, Default)]
+/// Metadata of a series, as references to the request's symbols.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct MetadataRefs {
+    kind: u32,
     help: u32,
     unit: u32,
 }
@@ -55,10 +57,21 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
         }
     }
     // The symbols may stand behind the series.
-    for (series, MetadataRefs { help, unit }) in request.series.iter_mut().zip(metadata_refs) {
-        let is_out_of_range = |at: u32| at > 0 && at as usize >= symbols.len();
-        if is_out_of_range(help) || is_out_of_range(unit) {
+    for (series, MetadataRefs { kind, help, unit }) in request.series.iter_mut().zip(metadata_refs) {
+        // Reference 0 is the empty string, whatever the symbols are.
+        let symbol = |at: u32| if at == 0 { Some(&[][..]) } else { symbols.get(at as usize).copied() };
+        let Some((help, unit)) = symbol(help).zip(symbol(unit)) else {
             series.fault = Some("metadata refers to no symbol");
+            continue;
+        };
+        if (kind > 0 || !help.is_empty() || !unit.is_empty())
+            && let Some(name) = name(&series.labels, &symbols)
+        {
+            let metadata = Metadata { name, kind, help, unit };
+            // The series of a metric follow each other.
+            if request.metadata.last() != Some(&metadata) && metadata.says_something() {
+                request.metadata.push(metadata);
+            }
         }
     }
     request.symbols = Some(symbols);
@@ -117,6 +130,17 @@ fn decode_series<'a>(
     Ok((Series { labels, samples, exemplars, histograms, fault }, refs))
 }
 
+/// Returns the metric's name among the labels of a series.
+fn name<'a>(mut refs: &[u8], symbols: &[&'a [u8]]) -> Option<&'a [u8]> {
+    while !refs.is_empty() {
+        let (label, value) = (next_ref(&mut refs).ok()?, next_ref(&mut refs).ok()?);
+        if *symbols.get(label as usize)? == METRIC_NAME.as_bytes() {
+            return symbols.get(value as usize).copied();
+        }
+    }
+    None
+}
+
 /// Decodes a `Sample`. Its start timestamp is not kept.
 #[inline]
 fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
@@ -135,6 +159,7 @@ fn decode_metadata(mut fields: Scanner<'_>) -> Result<MetadataRefs, DecodeError>
     let mut refs = MetadataRefs::default();
     while let Some(field) = fields.next_field()? {
         match field.number {
+            1 => refs.kind = field.uint32()?,
             3 => refs.help = field.uint32()?,
             4 => refs.unit = field.uint32()?,
             _ => {}

@@ -14,8 +14,20 @@ use crate::wire::snappy;
 struct ProstRequest {
     #[prost(message, repeated, tag = "1")]
     timeseries: Vec<ProstSeries>,
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    metadata: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "3")]
+    metadata: Vec<ProstMetadata>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ProstMetadata {
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    metric_family_name: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    help: Vec<u8>,
+    #[prost(bytes = "vec", tag = "5")]
+    unit: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -68,6 +80,13 @@ fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
     request.timeseries.iter().map(series).collect()
 }
 
+fn seen_metadata(request: &ProstRequest) -> Vec<Metadata<'_>> {
+    fn metadata(ProstMetadata { kind, metric_family_name: name, help, unit }: &ProstMetadata) -> Metadata<'_> {
+        Metadata { name, kind: *kind, help, unit }
+    }
+    request.metadata.iter().map(metadata).filter(Metadata::says_something).collect()
+}
+
 /// A request as the other tests send it.
 fn encode<L, S, N, V>(series: impl IntoIterator<Item = (L, S)>) -> Vec<u8>
 where
@@ -89,7 +108,7 @@ fn check_agreement(body: &[u8]) {
     let ours = decode(body).unwrap();
     let prost = ProstRequest::decode(body).unwrap();
     assert_eq!(seen(&ours), seen_by_prost(&prost));
-    assert_eq!(ours.metadata, prost.metadata.len());
+    assert_eq!(ours.metadata, seen_metadata(&prost));
     assert_eq!(ours.exemplars, prost.timeseries.iter().map(|series| series.exemplars.len()).sum::<usize>());
     assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
     assert_eq!(ours.samples.len(), prost.timeseries.iter().map(|series| series.samples.len()).sum::<usize>());
@@ -129,7 +148,7 @@ fn known_bytes() {
             samples: vec![sample(1234, 1.5)],
             exemplars: 1,
             histograms: 1,
-            metadata: 1,
+            metadata: vec![],
         }
     );
     assert_eq!(encode([([("a", "b")], [sample(1234, 1.5)])]), [b"\x0a\x16", &body[2..24]].concat());
@@ -244,7 +263,7 @@ fn what_a_real_pair_sent_decodes() {
         let request = decode(&body).unwrap();
         assert!(request.series.iter().all(|series| matches!(series.labels, Cow::Borrowed(_))));
         samples += request.samples.len();
-        metadata += request.metadata;
+        metadata += request.metadata.len();
     }
     assert!(samples > 100_000 && metadata > 0, "{samples} samples, {metadata} of metadata");
 }
@@ -264,10 +283,20 @@ fn any_series() -> impl Strategy<Value = Vec<ProstSeries>> {
     prop::collection::vec(series, 0..4)
 }
 
+fn any_metadata() -> impl Strategy<Value = ProstMetadata> {
+    let bytes = || prop::collection::vec(any::<u8>(), 0..3);
+    (0..3_u32, bytes(), bytes(), bytes()).prop_map(|(kind, metric_family_name, help, unit)| ProstMetadata {
+        kind,
+        metric_family_name,
+        help,
+        unit,
+    })
+}
+
 proptest! {
     #[test]
-    fn prost_and_we_agree_on_valid_bodies(timeseries in any_series(), metadata in 0_usize..3) {
-        check_agreement(&ProstRequest { timeseries, metadata: vec![vec![]; metadata] }.encode_to_vec());
+    fn prost_and_we_agree_on_valid_bodies(timeseries in any_series(), metadata in prop::collection::vec(any_metadata(), 0..3)) {
+        check_agreement(&ProstRequest { timeseries, metadata }.encode_to_vec());
     }
 
     #[test]
@@ -306,15 +335,22 @@ proptest! {
 
     #[test]
     fn every_truncation_is_an_error_or_a_prefix(timeseries in any_series()) {
-        let body = ProstRequest { timeseries, metadata: vec![vec![]] }.encode_to_vec();
+        let body = ProstRequest { timeseries, metadata: vec![ProstMetadata { metric_family_name: b"up".to_vec(), kind: 1, ..ProstMetadata::default() }] }.encode_to_vec();
         let whole = decode(&body).unwrap();
         for len in 0..body.len() {
             if let Ok(prefix) = decode(&body[..len]) {
                 prop_assert!(whole.series.starts_with(&prefix.series) && whole.samples.starts_with(&prefix.samples));
-                prop_assert_eq!(prefix.metadata, 0);
+                prop_assert!(prefix.metadata.is_empty());
             }
         }
     }
+}
+
+#[test]
+fn a_body_of_nothing_but_metadata_is_bounded() {
+    let body = b"\x1a\x05\x08\x01\x12\x01a".repeat(METADATA_MAX + 1);
+    assert_eq!(decode(&body[7..]).unwrap().metadata.len(), METADATA_MAX);
+    assert_eq!(decode(&body).unwrap_err().what, "more metadata than one request may have");
 }
 
 #[test]

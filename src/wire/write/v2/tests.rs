@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -88,11 +89,32 @@ fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
     request.timeseries.iter().map(series).collect()
 }
 
+/// Name, type, help and unit.
+type Said = (Vec<u8>, u32, Vec<u8>, Vec<u8>);
+
+fn said_by_prost(request: &ProstRequest) -> BTreeSet<Said> {
+    let symbol = |at: u32| request.symbols.get(at as usize).cloned();
+    let text = |at: u32| if at == 0 { Some(Vec::new()) } else { symbol(at) };
+    let said = |series: &ProstSeries| -> Option<Said> {
+        let metadata = series.metadata.as_ref()?;
+        let (help, unit) = (text(metadata.help_ref)?, text(metadata.unit_ref)?);
+        let pairs = series.labels_refs.chunks_exact(2).map(|pair| (symbol(pair[0]), symbol(pair[1])));
+        let mut pairs = pairs.take_while(|(name, _)| name.is_some());
+        let name = pairs.find(|(name, _)| name.as_deref() == Some(b"__name__"))?.1?;
+        Some((name, metadata.kind.cast_unsigned(), help, unit))
+    };
+    let says_something =
+        |(name, kind, help, unit): &Said| !name.is_empty() && (*kind > 0 || !help.is_empty() || !unit.is_empty());
+    request.timeseries.iter().filter_map(said).filter(says_something).collect()
+}
+
 #[track_caller]
 fn check_agreement(body: &[u8]) {
     let ours = decode(body).unwrap();
     let prost = ProstRequest::decode(body).unwrap();
     assert_eq!(seen(&ours), seen_by_prost(&prost));
+    let said = ours.metadata.iter().map(|of| (of.name.to_vec(), of.kind, of.help.to_vec(), of.unit.to_vec()));
+    assert_eq!(said.collect::<BTreeSet<Said>>(), said_by_prost(&prost));
     assert_eq!(ours.exemplars, prost.timeseries.iter().map(|series| series.exemplars.len()).sum::<usize>());
     assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
 }
@@ -159,6 +181,7 @@ fn a_body_of_nothing_but_symbols_or_series_is_bounded() {
 
 /// Runs only where the captures are available.
 #[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn what_a_real_prometheus_sent_is_read_as_by_its_own_types() {
     let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/captures/prometheus-3.14");
     let folders: Vec<PathBuf> = captures.read_dir().into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
@@ -204,7 +227,7 @@ fn any_request() -> impl Strategy<Value = ProstRequest> {
         help_ref,
         unit_ref,
     });
-    let bytes = || prop::collection::vec(any::<u8>(), 0..4);
+    let bytes = || prop_oneof![1 => Just(b"__name__".to_vec()), 3 => prop::collection::vec(any::<u8>(), 0..4)];
     let series =
         (
             prop::collection::vec(prop_oneof![9 => 0..9_u32, 1 => any::<u32>()], 0..7),
