@@ -351,6 +351,10 @@ impl Given {
             seal_samples: storage.pg_seal_samples,
             seal_after: storage.pg_seal_after,
             retention,
+            exemplars: storage::exemplars::Config {
+                retention: Some(storage.pg_exemplar_retention).filter(|retention| !retention.is_zero()),
+                per_series_max: storage.pg_exemplars_per_series,
+            },
             write_connections: writers.min(most),
             log_samples: storage.pg_prometheus_log_samples,
             read_only: storage.pg_read_only,

@@ -63,7 +63,7 @@ pub struct Accepted {
     pub written: usize,
     /// Samples left out because they are older than the retention.
     pub expired: usize,
-    /// Exemplars received. They are not stored.
+    /// Exemplars stored, including those that were stored already or are older than their retention.
     pub exemplars: usize,
     /// The samples that can never be stored.
     pub rejected: Rejected,
@@ -139,7 +139,7 @@ impl Receiver {
     ) -> Result<Accepted, Refused> {
         let count = request.samples.len() as u64;
         self.metrics.samples_received_total.inc_by(count);
-        self.metrics.exemplars_ignored_total.inc_by(request.exemplars as u64);
+        self.metrics.exemplars_received_total.inc_by(request.exemplars.len() as u64);
         self.metrics.metadata_received_total.inc_by(request.metadata.len() as u64);
         let looked_up = self.store.look_up(request).map_err(|error| self.refused(&error, None))?;
         let parts = self.parts(request, body, &looked_up);
@@ -191,12 +191,15 @@ impl Receiver {
         let mut resolved = self.resolve(request, looked_up, fence).await?;
         self.check_replicas(parts, &resolved.found)?;
         let epoch = resolved.epoch;
+        let exemplars = std::mem::take(&mut resolved.exemplars);
+        self.store.keep_exemplars(exemplars, epoch).await.map_err(|error| self.refused(&error, None))?;
         let mut take = |(part, role)| self.take_part(part, role, epoch, resolved.take_rows(part.sender));
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         let Resolved { expired, rejected, .. } = resolved;
         let written = request.samples.len() - rejected.samples - expired;
-        Ok(Accepted { written, expired, exemplars: request.exemplars, rejected })
+        let exemplars = request.exemplars.len() - rejected.exemplars;
+        Ok(Accepted { written, expired, exemplars, rejected })
     }
 
     /// Refuses series that another replica sends too, or that another group stores, if both would be stored.

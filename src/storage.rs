@@ -34,6 +34,7 @@ pub use self::resolve::{LookedUp, Rejected, Resolved, Share};
 pub mod around;
 pub mod by_series;
 pub mod chunk;
+pub mod exemplars;
 pub mod fence;
 pub mod hot;
 pub mod hypertable;
@@ -81,6 +82,8 @@ pub struct Config {
     pub retention: Option<Duration>,
     /// `-pg-write-connections`: number of writers, 1 to 64; each commits many requests in one transaction.
     pub write_connections: usize,
+    /// Limits of the exemplars that are kept.
+    pub exemplars: exemplars::Config,
     /// `-pg-prometheus-log-samples`: log each sample at level info before it is stored.
     pub log_samples: bool,
     /// `-pg-read-only`: only reads; nothing is stored and no schema is created.

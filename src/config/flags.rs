@@ -184,6 +184,12 @@ pub(super) struct Storage {
     /// Age at which samples are dropped, no less than one segment. 0 keeps them for ever.
     #[structopt(long, value_name = "DURATION", default_value = "0", parse(try_from_str = duration::parse))]
     pub(super) pg_retention: Duration,
+    /// Age at which exemplars are dropped. 0 keeps them for ever.
+    #[structopt(long, value_name = "DURATION", default_value = "2w", parse(try_from_str = duration::parse))]
+    pub(super) pg_exemplar_retention: Duration,
+    /// The newest exemplars of a series that are kept. 0 stores none.
+    #[structopt(long, value_name = "NUMBER", default_value = "1000", parse(try_from_str = value::number))]
+    pub(super) pg_exemplars_per_series: u32,
     /// Whether a new store keeps sealed samples in a hypertable of TimescaleDB, where its columnstore can compress them: auto
     /// if the database has the extension, true or not at all. A store that is there stays as it is.
     #[structopt(long, value_name = "auto|true|false", default_value = "auto", parse(try_from_str = value::use_timescaledb))]

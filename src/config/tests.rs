@@ -7,6 +7,7 @@ use tokio_postgres::config::{Host, SslMode as WireSslMode};
 
 use super::*;
 use crate::postgres::SslMode;
+use crate::storage::exemplars;
 use crate::storage::layout::UseTimescaledb;
 use crate::telemetry::log::Format;
 
@@ -68,6 +69,7 @@ fn defaults_are_those_of_0_6_0() {
             seal_samples: 2_000_000,
             seal_after: Duration::from_secs(3_600),
             retention: None,
+            exemplars: exemplars::Config { retention: Some(Duration::from_secs(14 * 86_400)), per_series_max: 1_000 },
             write_connections: 4,
             log_samples: false,
             read_only: false,

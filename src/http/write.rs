@@ -153,12 +153,11 @@ fn add_written(answer: &mut Answer, samples: usize, exemplars: usize) {
 
 fn answer_to(message: Message, taken: &Accepted) -> Answer {
     let rejected = &taken.rejected;
-    // What is accepted and not stored counts as written: a sender of version 2.0 takes anything else for lost.
-    let exemplars = if message == Message::V2 { taken.exemplars } else { 0 };
     if rejected.is_empty() {
         let mut answer = empty(StatusCode::NO_CONTENT);
         if message == Message::V2 {
-            add_written(&mut answer, taken.written + taken.expired, exemplars);
+            // What is accepted and too old to be kept counts as written: a sender takes anything else for lost.
+            add_written(&mut answer, taken.written + taken.expired, taken.exemplars);
         }
         return answer;
     }
@@ -173,7 +172,7 @@ fn answer_to(message: Message, taken: &Accepted) -> Answer {
     };
     let why = format!("{part} of this request can never be stored, the rest is: {reasons}");
     let mut answer = text(StatusCode::BAD_REQUEST, why);
-    add_written(&mut answer, taken.written, exemplars);
+    add_written(&mut answer, taken.written, taken.exemplars);
     answer
 }
 

@@ -17,7 +17,7 @@ use crate::storage::position::{self, Position};
 use crate::storage::row::from_postgres_us;
 use crate::storage::seal::Sealer;
 use crate::storage::seal::outcome::Outcome;
-use crate::storage::{Store, hypertable, upkeep};
+use crate::storage::{Store, exemplars, hypertable, upkeep};
 
 /// State of the hot rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +249,7 @@ impl Store {
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);
         self.metrics.sealed_bytes.set(sizes.bytes);
+        exemplars::forget(client, &self.names, self.config.exemplars).await?;
         if let Some(retention) = self.config.retention {
             metadata::forget(client, &self.names, retention).await?;
             let dropped = match self.layout {

@@ -7,11 +7,13 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use crate::model::labels::Labels;
+use crate::model::sample::Sample;
 use crate::model::source::{NAME_BYTES_MAX, Source, Unnamed};
 use crate::model::time::as_ms;
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
+use crate::storage::exemplars::{Config, Exemplar};
 use crate::storage::fence::{self, Fence, Limits};
 use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup};
 use crate::storage::series::{self, CachedSeries, Wanted, WireHash};
@@ -46,6 +48,8 @@ pub struct Resolved {
     pub duplicates: usize,
     /// Number of samples left out because they are older than the retention.
     pub expired: usize,
+    /// Exemplars.
+    pub exemplars: Vec<Exemplar>,
     /// Senders and ids of the series that were not in the cache.
     pub found: Vec<(SourceId, i64)>,
 }
@@ -64,7 +68,9 @@ pub struct Share {
 pub struct Rejected {
     /// Number of samples.
     pub samples: usize,
-    /// Reasons for the first few samples.
+    /// Number of exemplars.
+    pub exemplars: usize,
+    /// Reasons for the first few.
     pub reasons: Vec<String>,
 }
 
@@ -99,7 +105,7 @@ impl Store {
             }
             match self.read_labels(request, series)? {
                 // A series exists only if something of it is stored.
-                Ok(_) if series.samples.is_empty() => {}
+                Ok(_) if series.samples.is_empty() && series.exemplars == 0 => {}
                 Ok((source, labels)) => {
                     let key = Uuid::from_bytes(labels.identity());
                     looked_up.places.push((place, key, source));
@@ -174,8 +180,44 @@ impl Store {
                 resolved.shares[at].rows.push(row);
             }
         }
+        self.resolve_exemplars(request, &known, &mut resolved, latest_ms);
         resolved.duplicates = resolved.shares.iter_mut().map(|share| sort_and_dedup(&mut share.rows)).sum();
         Ok(resolved)
+    }
+
+    fn resolve_exemplars(
+        &self,
+        request: &Request<'_>,
+        known: &[Option<CachedSeries>],
+        resolved: &mut Resolved,
+        latest_ms: i64,
+    ) {
+        let Config { retention, per_series_max } = self.config.exemplars;
+        let oldest_ms = retention.map_or(i64::MIN, |kept| self.server_ms().saturating_sub(as_ms(kept)));
+        for exemplar in &request.exemplars {
+            let place = exemplar.series as usize;
+            let Some(CachedSeries { id, .. }) = known[place] else {
+                // The series has told why.
+                resolved.rejected.exemplars += 1;
+                continue;
+            };
+            let Sample { timestamp_ms: time_ms, value } = exemplar.sample;
+            let read = || {
+                if time_ms < TIME_MIN_MS || time_ms > latest_ms {
+                    return Err(format!("the timestamp {time_ms} of an exemplar is out of bounds"));
+                }
+                let pairs = request.pairs(&exemplar.labels).collect::<Result<Vec<_>, _>>();
+                Exemplar::new(id, time_ms, value, pairs.map_err(|error| format!("an exemplar: {error}"))?)
+            };
+            match read() {
+                Ok(exemplar) if time_ms >= oldest_ms && per_series_max > 0 => resolved.exemplars.push(exemplar),
+                Ok(_) => {}
+                Err(why) => {
+                    resolved.rejected.exemplars += 1;
+                    resolved.rejected.add(0, || format!("{why} in {}", show(request, &request.series[place])));
+                }
+            }
+        }
     }
 
     /// Returns the sender of a series and its labels, or the reason why it can never be stored.

@@ -150,8 +150,9 @@ pub async fn forget_clusters(client: &Client, names: &Names) -> Result<(), Error
     Ok(client.batch_execute(&statement).await?)
 }
 
-/// Query for the ids of all series that have samples.
-const STORED: &str = "SELECT id FROM {sealed_series}() AS s (id) UNION SELECT DISTINCT unnest(series) FROM {hot}";
+/// Query for the ids of all series that have samples or exemplars.
+const STORED: &str = "SELECT id FROM {sealed_series}() AS s (id) UNION SELECT DISTINCT unnest(series) FROM {hot} \
+    UNION SELECT series FROM {exemplar_rows}";
 
 /// Time from marking a series to deleting it. By then every adapter that had its id in the cache has looked again,
 /// which removes the mark, and samples stored with an id looked up earlier are visible.

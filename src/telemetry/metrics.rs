@@ -76,7 +76,9 @@ pub struct Metrics {
     /// Samples that can never be stored, by `reason`.
     pub samples_rejected_total: IntCounterVec,
     /// Exemplars received, which are not stored.
-    pub exemplars_ignored_total: IntCounter,
+    pub exemplars_received_total: IntCounter,
+    /// Exemplars that were stored by this adapter; the other one of a pair stores some of the same.
+    pub exemplars_stored_total: IntCounter,
     /// Native histograms received, which are not stored.
     pub histograms_rejected_total: IntCounter,
     /// Metadata entries received.
@@ -210,7 +212,12 @@ impl Metrics {
                 "Samples that can never be stored, by reason.",
                 &["reason"],
             ),
-            exemplars_ignored_total: counter(r, "exemplars_ignored_total", "Exemplars received, which are not stored."),
+            exemplars_received_total: counter(r, "exemplars_received_total", "Exemplars received."),
+            exemplars_stored_total: counter(
+                r,
+                "exemplars_stored_total",
+                "Exemplars stored that nobody had stored before.",
+            ),
             histograms_rejected_total: counter(
                 r,
                 "histograms_rejected_total",

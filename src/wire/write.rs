@@ -23,6 +23,9 @@ pub const SAMPLES_MAX: usize = 2_000_000;
 /// Maximum metadata entries of one request of version 1.0. Prometheus sends 2,000.
 pub const METADATA_MAX: usize = 100_000;
 
+/// Maximum exemplars of one request.
+pub const EXEMPLARS_MAX: usize = 200_000;
+
 /// Low estimate of the bytes that a series with one sample takes in a request.
 const SERIES_BYTES: usize = 128;
 
@@ -35,8 +38,8 @@ pub struct Request<'a> {
     pub series: Vec<Series<'a>>,
     /// Samples of all series, one series after the other.
     pub samples: Vec<Sample>,
-    /// Number of exemplars of all series. Counted, not decoded.
-    pub exemplars: usize,
+    /// Exemplars of all series.
+    pub exemplars: Vec<Exemplar<'a>>,
     /// Number of native histograms of all series. Counted, not decoded.
     pub histograms: usize,
     /// What the request says of metrics.
@@ -58,6 +61,17 @@ pub struct Series<'a> {
     pub histograms: u32,
     /// Reason why nothing of the series can be stored, apart from its labels.
     pub fault: Option<&'static str>,
+}
+
+/// An exemplar of a series.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exemplar<'a> {
+    /// Place of its series in [`Request::series`].
+    pub series: u32,
+    /// Its own labels, like [`Series::labels`].
+    pub labels: Cow<'a, [u8]>,
+    /// Time and value.
+    pub sample: Sample,
 }
 
 /// What a sender says of a metric. Not validated.
@@ -97,13 +111,17 @@ impl<'a> Request<'a> {
     }
 
     /// Decodes the labels of one series of the request into names and values, in the order of the message, neither
-    /// sorted nor validated.
+    /// sorted nor validated. See [`Request::pairs`].
+    pub fn label_pairs<'r>(&'r self, series: &'r Series<'a>) -> impl Iterator<Item = Result<Pair<'r>, DecodeError>> {
+        self.pairs(&series.labels)
+    }
+
+    /// Decodes the labels of a series or an exemplar of the request.
     ///
     /// The iterator returns a `DecodeError` if a label is malformed or refers to no symbol, with the offset within the
     /// labels; nothing follows an error.
-    pub fn label_pairs<'r>(&'r self, series: &'r Series<'a>) -> impl Iterator<Item = Result<Pair<'r>, DecodeError>> {
-        let mut labels =
-            Labels { symbols: self.symbols.as_deref(), fields: Scanner::new(&series.labels), refs: &series.labels };
+    pub fn pairs<'r>(&'r self, labels: &'r [u8]) -> impl Iterator<Item = Result<Pair<'r>, DecodeError>> {
+        let mut labels = Labels { symbols: self.symbols.as_deref(), fields: Scanner::new(labels), refs: labels };
         let mut failed = false;
         std::iter::from_fn(move || {
             if failed {
@@ -117,13 +135,15 @@ impl<'a> Request<'a> {
 
     /// Adds a series that stands at `offset` of the message.
     fn add(&mut self, series: Series<'a>, offset: usize) -> Result<(), DecodeError> {
-        self.exemplars += series.exemplars as usize;
         self.histograms += series.histograms as usize;
         if self.series.len() == SERIES_MAX {
             return Err(DecodeError { offset, what: "more series than one request may have" });
         }
         if self.samples.len() > SAMPLES_MAX {
             return Err(DecodeError { offset, what: "more samples than one request may have" });
+        }
+        if self.exemplars.len() > EXEMPLARS_MAX {
+            return Err(DecodeError { offset, what: "more exemplars than one request may have" });
         }
         self.series.push(series);
         Ok(())

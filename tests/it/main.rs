@@ -7,6 +7,7 @@ mod by_labels;
 mod chunks;
 mod configurations;
 mod election;
+mod exemplars;
 mod handover;
 mod http;
 mod kubernetes;

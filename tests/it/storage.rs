@@ -8,7 +8,7 @@ use prometheus_postgresql_adapter::postgres::{Config as Server, Connector, SslMo
 use prometheus_postgresql_adapter::storage::ingest::Writer;
 use prometheus_postgresql_adapter::storage::layout::UseTimescaledb;
 use prometheus_postgresql_adapter::storage::names::Names;
-use prometheus_postgresql_adapter::storage::{Config, Store, chunk, schema, upkeep};
+use prometheus_postgresql_adapter::storage::{Config, Store, chunk, exemplars, schema, upkeep};
 use prometheus_postgresql_adapter::telemetry::metrics::Metrics;
 use rig::process::Exit;
 use tokio_postgres::SimpleQueryMessage;
@@ -55,6 +55,7 @@ pub(crate) async fn open(database: &Database, retention: Option<Duration>, read_
         seal_samples: 1_000_000,
         seal_after: Duration::from_secs(3600),
         retention,
+        exemplars: exemplars::Config { retention: None, per_series_max: 1000 },
         write_connections: 1,
         log_samples: false,
         read_only,

@@ -281,7 +281,12 @@ async fn a_400_has_counts_on_leader_and_standby() {
         adapter.wait_role(role, SOON).await;
         for (what, body, samples) in &cases {
             let answer = adapter.write(body.clone().compressed()).await;
-            assert_eq!((answer.status, written(&answer)), (400, [Some(*samples), Some("0"), Some("0")]), "{what}");
+            let exemplars = if *what == "an exemplar beside it" { "1" } else { "0" };
+            assert_eq!(
+                (answer.status, written(&answer)),
+                (400, [Some(*samples), Some("0"), Some(exemplars)]),
+                "{what}"
+            );
         }
         // If a sender of 1.0 gets these headers with a success, it assumes that samples that they omit are lost.
         for body in [&good, &Body::new(), &Body::new().raw(exemplar)] {

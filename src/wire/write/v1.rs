@@ -8,13 +8,15 @@ use std::borrow::Cow;
 
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
-use crate::wire::write::{METADATA_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
+use crate::wire::write::{
+    Exemplar, METADATA_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index,
+};
 
 /// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
 
-/// Decodes a request. Label messages are left as they are, to be validated series by series. Exemplars and histograms
-/// are counted and not decoded.
+/// Decodes a request. Label messages are left as they are, to be validated series by series. Histograms are
+/// counted and not decoded.
 ///
 /// The allocated memory grows with the body, by less than a byte for each byte of what Prometheus sends. For bodies of
 /// nearly empty series, [`SERIES_MAX`] bounds it.
@@ -33,7 +35,7 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
         match field.number {
             1 => {
                 let message = field.bytes()?;
-                let series = decode_series(message, fields.nested(message), &mut request.samples)?;
+                let series = decode_series(message, fields.nested(message), &mut request)?;
                 request.add(series, field.offset)?;
             }
             3 => {
@@ -49,17 +51,18 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     Ok(request)
 }
 
-/// Decodes a `TimeSeries` and appends its samples to those of the request.
+/// Decodes a `TimeSeries` and appends its samples and exemplars to those of the request.
 fn decode_series<'a>(
     message: &'a [u8],
     mut fields: Scanner<'a>,
-    samples: &mut Vec<Sample>,
+    request: &mut Request<'a>,
 ) -> Result<Series<'a>, DecodeError> {
     let base = fields.offset();
-    let first_sample = samples.len();
+    let (first_sample, first_exemplar) = (request.samples.len(), request.exemplars.len());
+    let place = index(request.series.len(), base)?;
     fields.skip_run(LABEL_TAG);
     let mut labels = LabelFields { message, run: 0..fields.offset() - base, copied: Vec::new() };
-    let (mut exemplars, mut histograms) = (0, 0);
+    let mut histograms = 0;
     while let Some(field) = fields.next_field()? {
         let payload = match field.number {
             1..=4 => field.bytes()?,
@@ -67,12 +70,13 @@ fn decode_series<'a>(
         };
         match field.number {
             1 => labels.push(field.offset - base..fields.offset() - base),
-            2 => samples.push(decode_sample(fields.nested(payload))?),
-            3 => exemplars += 1,
+            2 => request.samples.push(decode_sample(fields.nested(payload))?),
+            3 => request.exemplars.push(decode_exemplar(payload, fields.nested(payload), place)?),
             _ => histograms += 1,
         }
     }
-    let samples = index(first_sample, base)?..index(samples.len(), base)?;
+    let samples = index(first_sample, base)?..index(request.samples.len(), base)?;
+    let exemplars = index(request.exemplars.len() - first_exemplar, base)?;
     Ok(Series { labels: labels.finish(), samples, exemplars, histograms, fault: None })
 }
 
@@ -90,6 +94,25 @@ fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
     Ok(sample)
 }
 
+/// Decodes an `Exemplar` of the series at `place`.
+fn decode_exemplar<'a>(message: &'a [u8], mut fields: Scanner<'a>, place: u32) -> Result<Exemplar<'a>, DecodeError> {
+    let base = fields.offset();
+    let mut labels = LabelFields { message, run: 0..0, copied: Vec::new() };
+    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => {
+                field.bytes()?;
+                labels.push(field.offset - base..fields.offset() - base);
+            }
+            2 => sample.value = field.double()?,
+            3 => sample.timestamp_ms = field.int64()?,
+            _ => {}
+        }
+    }
+    Ok(Exemplar { series: place, labels: labels.finish(), sample })
+}
+
 /// Decodes a `MetricMetadata`.
 fn decode_metadata(mut fields: Scanner<'_>) -> Result<Metadata<'_>, DecodeError> {
     let mut metadata = Metadata { name: &[], kind: 0, help: &[], unit: &[] };
@@ -105,7 +128,7 @@ fn decode_metadata(mut fields: Scanner<'_>) -> Result<Metadata<'_>, DecodeError>
     Ok(metadata)
 }
 
-/// Collects the label fields of a `TimeSeries`; copies them only if other fields stand between them.
+/// Collects the label fields of a `TimeSeries` or an `Exemplar`; copies them only if other fields stand between them.
 struct LabelFields<'a> {
     message: &'a [u8],
     /// Range of the fields since the last interruption.

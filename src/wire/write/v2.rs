@@ -7,8 +7,8 @@ use std::borrow::Cow;
 
 use crate::model::labels::METRIC_NAME;
 use crate::model::sample::Sample;
-use crate::wire::protobuf::{DecodeError, Scanner, Value};
-use crate::wire::write::{Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index, next_ref};
+use crate::wire::protobuf::{DecodeError, Field, Scanner, Value};
+use crate::wire::write::{Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index, next_ref};
 
 /// Maximum symbols of one request.
 pub const SYMBOLS_MAX: usize = 500_000;
@@ -21,10 +21,10 @@ struct MetadataRefs {
     unit: u32,
 }
 
-/// Decodes a request. Labels are left as they are, to be validated series by series. Exemplars and histograms are
-/// counted and not decoded.
+/// Decodes a request. Labels are left as they are, to be validated series by series. Histograms are counted
+/// and not decoded.
 ///
-/// The allocated memory is bounded by [`SERIES_MAX`], [`SAMPLES_MAX`] and [`SYMBOLS_MAX`].
+/// The allocated memory is bounded by [`SERIES_MAX`], [`SAMPLES_MAX`], [`EXEMPLARS_MAX`] and [`SYMBOLS_MAX`].
 ///
 /// # Errors
 ///
@@ -49,7 +49,7 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
             }
             5 => {
                 let message = field.bytes()?;
-                let (series, refs) = decode_series(fields.nested(message), &mut request.samples)?;
+                let (series, refs) = decode_series(fields.nested(message), &mut request)?;
                 request.add(series, field.offset)?;
                 metadata_refs.push(refs);
             }
@@ -96,38 +96,60 @@ fn has_field(body: &[u8], is_wanted: impl Fn(u32) -> bool) -> bool {
     std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| is_wanted(field.number))
 }
 
-/// Decodes a `TimeSeries` and appends its samples to those of the request.
+/// Decodes a `TimeSeries` and appends its samples and exemplars to those of the request.
 fn decode_series<'a>(
     mut fields: Scanner<'a>,
-    samples: &mut Vec<Sample>,
+    request: &mut Request<'a>,
 ) -> Result<(Series<'a>, MetadataRefs), DecodeError> {
     let base = fields.offset();
-    let first_sample = samples.len();
+    let (first_sample, first_exemplar) = (request.samples.len(), request.exemplars.len());
+    let place = index(request.series.len(), base)?;
     let mut labels: Cow<'a, [u8]> = Cow::Borrowed(&[]);
-    let (mut exemplars, mut histograms, mut refs) = (0, 0, MetadataRefs::default());
+    let (mut histograms, mut refs) = (0, MetadataRefs::default());
     while let Some(field) = fields.next_field()? {
-        match (field.number, field.value) {
-            // Packed, or each reference in a field of its own.
-            (1, Value::Varint(reference)) => prost::encoding::encode_varint(reference, labels.to_mut()),
-            (1, _) if labels.is_empty() => labels = Cow::Borrowed(field.bytes()?),
-            (1, _) => labels.to_mut().extend_from_slice(field.bytes()?),
-            (2, _) => samples.push(decode_sample(fields.nested(field.bytes()?))?),
-            (3, _) => {
+        match field.number {
+            1 => add_refs(&mut labels, field)?,
+            2 => request.samples.push(decode_sample(fields.nested(field.bytes()?))?),
+            3 => {
                 field.bytes()?;
                 histograms += 1;
             }
-            (4, _) => {
-                field.bytes()?;
-                exemplars += 1;
-            }
-            (5, _) => refs = decode_metadata(fields.nested(field.bytes()?))?,
+            4 => request.exemplars.push(decode_exemplar(fields.nested(field.bytes()?), place)?),
+            5 => refs = decode_metadata(fields.nested(field.bytes()?))?,
             _ => {}
         }
     }
-    let samples = index(first_sample, base)?..index(samples.len(), base)?;
+    let samples = index(first_sample, base)?..index(request.samples.len(), base)?;
+    let exemplars = index(request.exemplars.len() - first_exemplar, base)?;
     let is_empty = samples.is_empty() && histograms == 0 && exemplars == 0;
     let fault = is_empty.then_some("a series without sample, histogram or exemplar");
     Ok((Series { labels, samples, exemplars, histograms, fault }, refs))
+}
+
+/// Adds a field of references to those read before: packed, or each reference in a field of its own.
+#[inline]
+fn add_refs<'a>(refs: &mut Cow<'a, [u8]>, field: Field<'a>) -> Result<(), DecodeError> {
+    match field.value {
+        Value::Varint(reference) => prost::encoding::encode_varint(reference, refs.to_mut()),
+        _ if refs.is_empty() => *refs = Cow::Borrowed(field.bytes()?),
+        _ => refs.to_mut().extend_from_slice(field.bytes()?),
+    }
+    Ok(())
+}
+
+/// Decodes an `Exemplar` of the series at `place`.
+fn decode_exemplar<'a>(mut fields: Scanner<'a>, place: u32) -> Result<Exemplar<'a>, DecodeError> {
+    let mut labels: Cow<'a, [u8]> = Cow::Borrowed(&[]);
+    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => add_refs(&mut labels, field)?,
+            2 => sample.value = field.double()?,
+            3 => sample.timestamp_ms = field.int64()?,
+            _ => {}
+        }
+    }
+    Ok(Exemplar { series: place, labels, sample })
 }
 
 /// Returns the metric's name among the labels of a series.

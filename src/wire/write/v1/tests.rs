@@ -8,6 +8,7 @@ use rig::remote_write::{add_series, labels};
 use super::*;
 use crate::model::sample::STALE_NAN_BITS;
 use crate::wire::snappy;
+use crate::wire::write::EXEMPLARS_MAX;
 
 /// The same message for an independent decoder. Labels are bytes, because one bad label must not make the request fail.
 #[derive(Clone, PartialEq, Message)]
@@ -36,10 +37,20 @@ struct ProstSeries {
     labels: Vec<ProstLabel>,
     #[prost(message, repeated, tag = "2")]
     samples: Vec<ProstSample>,
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    exemplars: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "3")]
+    exemplars: Vec<ProstExemplar>,
     #[prost(bytes = "vec", repeated, tag = "4")]
     histograms: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ProstExemplar {
+    #[prost(message, repeated, tag = "1")]
+    labels: Vec<ProstLabel>,
+    #[prost(double, tag = "2")]
+    value: f64,
+    #[prost(int64, tag = "3")]
+    timestamp: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -80,6 +91,27 @@ fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
     request.timeseries.iter().map(series).collect()
 }
 
+/// Place of the series, labels and sample of each exemplar.
+type SeenExemplar = (usize, Vec<(Vec<u8>, Vec<u8>)>, Sample);
+
+fn seen_exemplars(request: &Request<'_>) -> Vec<SeenExemplar> {
+    let exemplar = |exemplar: &Exemplar<'_>| {
+        let labels = request.pairs(&exemplar.labels).map(|pair| pair.unwrap()).map(|(n, v)| (n.to_vec(), v.to_vec()));
+        (exemplar.series as usize, labels.collect(), exemplar.sample)
+    };
+    request.exemplars.iter().map(exemplar).collect()
+}
+
+fn exemplars_seen_by_prost(request: &ProstRequest) -> Vec<SeenExemplar> {
+    let all = request.timeseries.iter().enumerate();
+    let all = all.flat_map(|(place, series)| series.exemplars.iter().map(move |exemplar| (place, exemplar)));
+    let seen = |(place, ProstExemplar { labels, value, timestamp }): (usize, &ProstExemplar)| {
+        let labels = labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
+        (place, labels, Sample { timestamp_ms: *timestamp, value: *value })
+    };
+    all.map(seen).collect()
+}
+
 fn seen_metadata(request: &ProstRequest) -> Vec<Metadata<'_>> {
     fn metadata(ProstMetadata { kind, metric_family_name: name, help, unit }: &ProstMetadata) -> Metadata<'_> {
         Metadata { name, kind: *kind, help, unit }
@@ -109,7 +141,7 @@ fn check_agreement(body: &[u8]) {
     let prost = ProstRequest::decode(body).unwrap();
     assert_eq!(seen(&ours), seen_by_prost(&prost));
     assert_eq!(ours.metadata, seen_metadata(&prost));
-    assert_eq!(ours.exemplars, prost.timeseries.iter().map(|series| series.exemplars.len()).sum::<usize>());
+    assert_eq!(seen_exemplars(&ours), exemplars_seen_by_prost(&prost));
     assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
     assert_eq!(ours.samples.len(), prost.timeseries.iter().map(|series| series.samples.len()).sum::<usize>());
 }
@@ -146,7 +178,7 @@ fn known_bytes() {
                 fault: None,
             }],
             samples: vec![sample(1234, 1.5)],
-            exemplars: 1,
+            exemplars: vec![Exemplar { series: 0, labels: Cow::Borrowed(&[]), sample: sample(0, 0.0) }],
             histograms: 1,
             metadata: vec![],
         }
@@ -269,11 +301,14 @@ fn what_a_real_pair_sent_decodes() {
 }
 
 fn any_series() -> impl Strategy<Value = Vec<ProstSeries>> {
-    let label = any::<(Vec<u8>, Vec<u8>)>().prop_map(|(name, value)| ProstLabel { name, value });
+    let label = || any::<(Vec<u8>, Vec<u8>)>().prop_map(|(name, value)| ProstLabel { name, value });
+    let exemplar = (prop::collection::vec(label(), 0..3), any::<u64>(), any::<i64>())
+        .prop_map(|(labels, bits, timestamp)| ProstExemplar { labels, value: f64::from_bits(bits), timestamp });
     let sample =
         any::<(u64, i64)>().prop_map(|(bits, timestamp)| ProstSample { value: f64::from_bits(bits), timestamp });
     let blobs = || prop::collection::vec(any::<Vec<u8>>(), 0..3);
-    let series = (prop::collection::vec(label, 0..5), prop::collection::vec(sample, 0..5), blobs(), blobs());
+    let exemplars = prop::collection::vec(exemplar, 0..3);
+    let series = (prop::collection::vec(label(), 0..5), prop::collection::vec(sample, 0..5), exemplars, blobs());
     let series = series.prop_map(|(labels, samples, exemplars, histograms)| ProstSeries {
         labels,
         samples,
@@ -344,6 +379,18 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_body_of_nothing_but_exemplars_is_bounded() {
+    let body = |count: usize| {
+        let exemplars = [0x1a, 0].repeat(count);
+        let mut body = vec![0x0a];
+        encode_varint(exemplars.len() as u64, &mut body);
+        [body, exemplars].concat()
+    };
+    assert_eq!(decode(&body(EXEMPLARS_MAX)).unwrap().exemplars.len(), EXEMPLARS_MAX);
+    assert_eq!(decode(&body(EXEMPLARS_MAX + 1)).unwrap_err().what, "more exemplars than one request may have");
 }
 
 #[test]

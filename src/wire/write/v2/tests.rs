@@ -28,8 +28,8 @@ struct ProstSeries {
     samples: Vec<ProstSample>,
     #[prost(bytes = "vec", repeated, tag = "3")]
     histograms: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "4")]
-    exemplars: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "4")]
+    exemplars: Vec<ProstExemplar>,
     #[prost(message, optional, tag = "5")]
     metadata: Option<ProstMetadata>,
     #[prost(int64, tag = "6")]
@@ -44,6 +44,16 @@ struct ProstSample {
     timestamp: i64,
     #[prost(int64, tag = "3")]
     start_timestamp: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ProstExemplar {
+    #[prost(uint32, repeated, tag = "1")]
+    labels_refs: Vec<u32>,
+    #[prost(double, tag = "2")]
+    value: f64,
+    #[prost(int64, tag = "3")]
+    timestamp: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -89,6 +99,29 @@ fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
     request.timeseries.iter().map(series).collect()
 }
 
+/// Place of the series, labels and sample of each exemplar; no labels if they refer to no symbol.
+type SeenExemplar = (usize, Option<Vec<(Vec<u8>, Vec<u8>)>>, Sample);
+
+fn seen_exemplars(request: &Request<'_>) -> Vec<SeenExemplar> {
+    let exemplar = |exemplar: &Exemplar<'_>| {
+        let labels = request.pairs(&exemplar.labels).collect::<Result<Vec<_>, _>>().ok();
+        let labels = labels.map(|labels| labels.into_iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect());
+        (exemplar.series as usize, labels, exemplar.sample)
+    };
+    request.exemplars.iter().map(exemplar).collect()
+}
+
+fn exemplars_seen_by_prost(request: &ProstRequest) -> Vec<SeenExemplar> {
+    let all = request.timeseries.iter().enumerate();
+    let all = all.flat_map(|(place, series)| series.exemplars.iter().map(move |exemplar| (place, exemplar)));
+    let symbol = |at: &u32| request.symbols.get(*at as usize).cloned();
+    let pair = |pair: &[u32]| Some((symbol(&pair[0])?, symbol(pair.get(1)?)?));
+    let seen = |(place, ProstExemplar { labels_refs, value, timestamp }): (usize, &ProstExemplar)| {
+        (place, labels_refs.chunks(2).map(pair).collect(), Sample { timestamp_ms: *timestamp, value: *value })
+    };
+    all.map(seen).collect()
+}
+
 /// Name, type, help and unit.
 type Said = (Vec<u8>, u32, Vec<u8>, Vec<u8>);
 
@@ -115,7 +148,7 @@ fn check_agreement(body: &[u8]) {
     assert_eq!(seen(&ours), seen_by_prost(&prost));
     let said = ours.metadata.iter().map(|of| (of.name.to_vec(), of.kind, of.help.to_vec(), of.unit.to_vec()));
     assert_eq!(said.collect::<BTreeSet<Said>>(), said_by_prost(&prost));
-    assert_eq!(ours.exemplars, prost.timeseries.iter().map(|series| series.exemplars.len()).sum::<usize>());
+    assert_eq!(seen_exemplars(&ours), exemplars_seen_by_prost(&prost));
     assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
 }
 
@@ -222,6 +255,8 @@ fn what_a_real_prometheus_sent_is_read_as_by_its_own_types() {
 fn any_request() -> impl Strategy<Value = ProstRequest> {
     let sample = (any::<f64>(), any::<i64>(), any::<i64>())
         .prop_map(|(value, timestamp, start_timestamp)| ProstSample { value, timestamp, start_timestamp });
+    let exemplar = (prop::collection::vec(0..9_u32, 0..5), any::<f64>(), any::<i64>())
+        .prop_map(|(labels_refs, value, timestamp)| ProstExemplar { labels_refs, value, timestamp });
     let metadata = (0..9_i32, 0..9_u32, 0..9_u32).prop_map(|(kind, help_ref, unit_ref)| ProstMetadata {
         kind,
         help_ref,
@@ -233,7 +268,7 @@ fn any_request() -> impl Strategy<Value = ProstRequest> {
             prop::collection::vec(prop_oneof![9 => 0..9_u32, 1 => any::<u32>()], 0..7),
             prop::collection::vec(sample, 0..4),
             prop::collection::vec(bytes(), 0..2),
-            prop::collection::vec(bytes(), 0..2),
+            prop::collection::vec(exemplar, 0..2),
             prop::option::of(metadata),
             any::<i64>(),
         )
