@@ -125,17 +125,20 @@ impl Cache {
         // Many series share their symbols, so each symbol is hashed once.
         let symbols: Vec<[u8; 16]> =
             symbols.iter().map(|symbol| xxh3_128_with_seed(symbol, self.seed).to_le_bytes()).collect();
-        let mut labels = Vec::new();
+        let mut labels: Vec<[u8; 16]> = Vec::new();
         let hash = |series: &Series<'_>| {
-            labels.clear();
             let mut refs = &*series.labels;
+            // A reference takes at least a byte.
+            labels.resize(labels.len().max(refs.len()), [0; 16]);
+            let mut count = 0;
             // A series with a reference to no symbol is never cached.
             while !refs.is_empty()
                 && let Ok(reference) = next_ref(&mut refs)
             {
-                labels.extend_from_slice(symbols.get(reference as usize).unwrap_or(&[0; 16]));
+                labels[count] = symbols.get(reference as usize).copied().unwrap_or_default();
+                count += 1;
             }
-            self.hash(&labels)
+            self.hash(labels[..count].as_flattened())
         };
         request.series.iter().map(hash).collect()
     }

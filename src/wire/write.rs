@@ -206,12 +206,23 @@ impl<'r> Labels<'r> {
 /// # Errors
 ///
 /// `DecodeError` if the number is truncated or overlong.
-#[inline]
+#[inline(always)]
 pub fn next_ref(refs: &mut &[u8]) -> Result<u32, DecodeError> {
-    if let [byte @ ..0x80, rest @ ..] = *refs {
-        *refs = rest;
-        return Ok(u32::from(*byte));
+    // Nearly all have one or two bytes.
+    match *refs {
+        [byte @ ..0x80, rest @ ..] => {
+            *refs = rest;
+            Ok(u32::from(*byte))
+        }
+        [low, high @ ..0x80, rest @ ..] => {
+            *refs = rest;
+            Ok(u32::from(low & 0x7f) | u32::from(*high) << 7)
+        }
+        _ => long_ref(refs),
     }
+}
+
+fn long_ref(refs: &mut &[u8]) -> Result<u32, DecodeError> {
     let reference =
         decode_varint(refs).map_err(|_| DecodeError { offset: 0, what: "truncated or overlong reference" })?;
     // The encoding demands that higher bits are dropped.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_postgresql_adapter::model::sample::Sample;
 use rig::adapter::{Adapter, Options};
-use rig::http::Response;
+use rig::http::{Response, WRITE_2_HEADERS};
 use rig::postgres::Postgres;
 use rig::remote_write::{self, add_series, compress};
 use tokio_postgres::Client;
@@ -181,12 +181,7 @@ pub(crate) async fn send_unreadable(adapter: &Adapter) -> Response {
 
 /// Sends a message of remote write 2.0.
 pub(crate) async fn send_v2(adapter: &Adapter, message: &[u8]) -> Response {
-    let headers = [
-        ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
-        ("content-encoding", "snappy"),
-        ("x-prometheus-remote-write-version", "2.0.0"),
-    ];
-    let answer = adapter.client().post(&adapter.url("/write"), &headers, compress(message)).await;
+    let answer = adapter.client().post(&adapter.url("/write"), &WRITE_2_HEADERS, compress(message)).await;
     answer.unwrap_or_else(|error| adapter.process().fail(&error.to_string()))
 }
 

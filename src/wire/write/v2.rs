@@ -50,14 +50,15 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
             5 => {
                 let message = field.bytes()?;
                 let (series, refs) = decode_series(fields.nested(message), &mut request)?;
+                metadata_refs.extend(refs.map(|refs| (request.series.len(), refs)));
                 request.add(series, field.offset)?;
-                metadata_refs.push(refs);
             }
             _ => {}
         }
     }
     // The symbols may stand behind the series.
-    for (series, MetadataRefs { kind, help, unit }) in request.series.iter_mut().zip(metadata_refs) {
+    for (place, MetadataRefs { kind, help, unit }) in metadata_refs {
+        let series = &mut request.series[place];
         // Reference 0 is the empty string, whatever the symbols are.
         let symbol = |at: u32| if at == 0 { Some(&[][..]) } else { symbols.get(at as usize).copied() };
         let Some((help, unit)) = symbol(help).zip(symbol(unit)) else {
@@ -100,12 +101,12 @@ fn has_field(body: &[u8], is_wanted: impl Fn(u32) -> bool) -> bool {
 fn decode_series<'a>(
     mut fields: Scanner<'a>,
     request: &mut Request<'a>,
-) -> Result<(Series<'a>, MetadataRefs), DecodeError> {
+) -> Result<(Series<'a>, Option<MetadataRefs>), DecodeError> {
     let base = fields.offset();
     let (first_sample, first_exemplar) = (request.samples.len(), request.exemplars.len());
     let place = index(request.series.len(), base)?;
     let mut labels: Cow<'a, [u8]> = Cow::Borrowed(&[]);
-    let (mut histograms, mut refs) = (0, MetadataRefs::default());
+    let (mut histograms, mut refs) = (0, None);
     while let Some(field) = fields.next_field()? {
         match field.number {
             1 => add_refs(&mut labels, field)?,
@@ -115,7 +116,7 @@ fn decode_series<'a>(
                 histograms += 1;
             }
             4 => request.exemplars.push(decode_exemplar(fields.nested(field.bytes()?), place)?),
-            5 => refs = decode_metadata(fields.nested(field.bytes()?))?,
+            5 => refs = Some(decode_metadata(fields.nested(field.bytes()?))?),
             _ => {}
         }
     }

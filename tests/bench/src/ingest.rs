@@ -8,7 +8,7 @@ use rig::postgres::{Postgres, copy_in};
 use rig::prometheus::{self, Prometheus};
 use tokio::task::JoinSet;
 
-use crate::load::{Load, Requests, size};
+use crate::load::{Load, Requests, Version, size};
 use crate::sender::{Sender, Sent, together};
 use crate::store::{Hot, Setup, Store, drop_database};
 use crate::verdict::{Verdicts, mebibytes, number};
@@ -109,6 +109,18 @@ async fn keeps_up(setup: &Setup, load: Load, rate: f64, limit: Duration, verdict
     table(&[adapter]);
     let what = format!("hot samples at most, at {} a second, {} series", number(rate), number_of(load.series));
     verdicts.below(&what, 3.0 * SEAL_SAMPLES, lag.most);
+}
+
+/// Measures the adapter under the same load by 2.0, between two runs by 1.0.
+pub(crate) async fn both_versions(setup: &Setup, load: Load, limit: Duration, verdicts: &mut Verdicts) {
+    let newer = Load { version: Version::V2, ..load };
+    let (before, _) = adapter(setup.store(&[]).await, load, f64::INFINITY, limit, verdicts).await;
+    let (two, _) = adapter(setup.store(&[]).await, newer, f64::INFINITY, limit, verdicts).await;
+    let (after, _) = adapter(setup.store(&[]).await, load, f64::INFINITY, limit, verdicts).await;
+    let ratio = two.sent.rate() / before.sent.rate().midpoint(after.sent.rate());
+    let two = Outcome { name: "by 2.0".to_owned(), ..two };
+    table(&[before, two, after]);
+    verdicts.at_least("ingest by remote write 2.0, as a ratio to 1.0", 1.0, ratio);
 }
 
 /// Measures the adapter with leaders by labels between two runs as a sidecar, under the same load.

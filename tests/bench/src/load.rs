@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rig::http::{WRITE_2_HEADERS, WRITE_HEADERS};
 use rig::random::mixed;
-use rig::remote_write::{self, add_series, compress};
+use rig::remote_write::{self, V2, add_series, compress};
 use tokio::task::JoinSet;
 
 /// Series that one target exposes.
@@ -16,6 +17,13 @@ const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
 
 /// What every binary COPY begins with: signature, no flags, no extension.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// Versions of remote write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    V1,
+    V2,
+}
 
 /// The shape of a load.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +42,8 @@ pub(crate) struct Load {
     pub(crate) interval_ms: i64,
     /// When scrape 0 was, in milliseconds of Unix time.
     pub(crate) start_ms: i64,
+    /// Version of its requests.
+    pub(crate) version: Version,
 }
 
 /// One request: its body, and how many samples are in it.
@@ -43,6 +53,18 @@ pub(crate) struct Batch {
     pub(crate) body: Bytes,
     /// Samples in it.
     pub(crate) samples: usize,
+    /// Version of the message.
+    pub(crate) version: Version,
+}
+
+impl Batch {
+    /// Headers of the request.
+    pub(crate) fn headers(&self) -> &'static [(&'static str, &'static str)] {
+        match self.version {
+            Version::V1 => &WRITE_HEADERS,
+            Version::V2 => &WRITE_2_HEADERS,
+        }
+    }
 }
 
 /// The requests of every connection.
@@ -80,6 +102,9 @@ impl Load {
     }
 
     fn requests_of(&self, connection: usize, scrapes: Range<usize>) -> Vec<Batch> {
+        if self.version == Version::V2 {
+            return self.requests_of_version_2(connection, scrapes);
+        }
         let encode_labels = |series| remote_write::labels(labels(self.cluster, series));
         // The series of this connection are every so many-th of all.
         let label_bytes: Vec<Vec<u8>> = self.series_of(connection).map(encode_labels).collect();
@@ -91,6 +116,20 @@ impl Load {
                 add_series(&mut request, &label_bytes[series / self.connections], scrapes.clone().map(sample));
             }
             compress(&request).into()
+        };
+        self.batches(connection, scrapes, encode)
+    }
+
+    fn requests_of_version_2(&self, connection: usize, scrapes: Range<usize>) -> Vec<Batch> {
+        let all: Vec<_> = self.series_of(connection).map(|series| labels(self.cluster, series)).collect();
+        let encode = |runs: &[Run]| {
+            let mut request = V2::default();
+            for (series, scrapes) in runs {
+                let sample = |scrape| (self.time_ms(*series, scrape), value(*series, scrape));
+                let labels = all[series / self.connections].iter().map(|(name, value)| (*name, value.as_str()));
+                request.add(labels, scrapes.clone().map(sample), b"");
+            }
+            compress(&request.message()).into()
         };
         self.batches(connection, scrapes, encode)
     }
@@ -130,7 +169,8 @@ impl Load {
         while runs.peek().is_some() {
             batch.clear();
             batch.extend(runs.by_ref().take((self.batch / self.run).max(1)));
-            batches.push(Batch { body: encode(&batch), samples: batch.iter().map(|(_, run)| run.len()).sum() });
+            let samples = batch.iter().map(|(_, run)| run.len()).sum();
+            batches.push(Batch { body: encode(&batch), samples, version: self.version });
         }
         batches
     }

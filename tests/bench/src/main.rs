@@ -14,6 +14,7 @@ mod sender;
 mod store;
 mod takeover;
 mod verdict;
+mod versions;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,12 +23,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rig::postgres::{Options, Postgres};
 use structopt::StructOpt;
 
-use crate::load::Load;
+use crate::load::{Load, Version};
 use crate::store::Setup;
 use crate::verdict::Verdicts;
 
 /// The parts, in the order in which they run. `copy` and `prometheus` go with `ingest`, `read` with `generated`.
-const PARTS: &str = "ingest,copy,prometheus,many,labels,takeover,capture,generated,read,query,clusters";
+const PARTS: &str = "ingest,copy,prometheus,many,versions,labels,takeover,capture,generated,read,query,clusters";
 
 /// What was wanted of the store, and what is measured.
 #[derive(Debug, StructOpt)]
@@ -108,6 +109,7 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
         interval_ms: 5_000,
         // Ahead of what any of them can be sent.
         start_ms: now_ms - 24 * 3_600_000,
+        version: Version::V1,
     };
     let postgres = Postgres::start(Options::durable()).await;
     let setup = Setup { postgres, binary: flags.binary.clone(), arguments: flags.adapter_arg.clone() };
@@ -119,6 +121,10 @@ async fn run(flags: &Flags, now_ms: i64) -> Verdicts {
     if takes_part("many") {
         let load = Load { series: flags.many_series, ..load };
         ingest::many_series(&setup, load, limit / 4, rate, &mut verdicts).await;
+    }
+    if takes_part("versions") {
+        versions::decoding(load, &mut verdicts).await;
+        ingest::both_versions(&setup, load, limit / 4, &mut verdicts).await;
     }
     if takes_part("labels") {
         ingest::by_labels(&setup, load, limit / 4, &mut verdicts).await;

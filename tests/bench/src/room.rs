@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rig::guard::Directory;
 use rig::http::{Client, WRITE_HEADERS};
 
-use crate::load::{Batch, Load};
+use crate::load::{Batch, Load, Version};
 use crate::sender::Sender;
 use crate::store::{Relation, Setup, Store};
 use crate::verdict::{Verdicts, number};
@@ -172,7 +172,9 @@ fn unpack(archive: &Path) -> Result<Vec<Batch>, String> {
     paths.sort();
     // How many samples a body holds is the adapter's to say.
     let read = |path: &std::path::PathBuf| {
-        std::fs::read(path).map(|body| Batch { body: body.into(), samples: 0 }).map_err(|error| error.to_string())
+        std::fs::read(path)
+            .map(|body| Batch { body: body.into(), samples: 0, version: Version::V1 })
+            .map_err(|error| error.to_string())
     };
     paths.iter().map(read).collect()
 }

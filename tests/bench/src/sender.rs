@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rig::http::{Client, WRITE_HEADERS};
+use rig::http::Client;
 use rig::process::Process;
 use tokio::task::JoinSet;
 
@@ -127,7 +127,7 @@ async fn send(client: &Client, url: &str, batch: &Batch, until: Option<(&Process
     let mut backoff = Duration::from_millis(30);
     let mut retries = 0;
     loop {
-        let answer = client.post(url, &WRITE_HEADERS, batch.body.clone()).await;
+        let answer = client.post(url, batch.headers(), batch.body.clone()).await;
         let why = match answer {
             Ok(response) if response.status / 100 == 2 => return retries,
             Ok(response) if response.status / 100 == 4 => {

@@ -17,6 +17,13 @@ pub const WRITE_HEADERS: [(&str, &str); 3] = [
     ("x-prometheus-remote-write-version", "0.1.0"),
 ];
 
+/// Headers of a remote-write 2.0 request.
+pub const WRITE_2_HEADERS: [(&str, &str); 3] = [
+    ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
+    ("content-encoding", "snappy"),
+    ("x-prometheus-remote-write-version", "2.0.0"),
+];
+
 /// Headers of a remote-read request.
 pub const READ_HEADERS: [(&str, &str); 3] = [
     ("content-type", "application/x-protobuf"),

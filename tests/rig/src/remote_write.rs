@@ -1,6 +1,8 @@
 //! Requests of remote write, encoded by no code of the adapter's. Source of version 1.0: Prometheus,
 //! `prompb/remote.proto` and `prompb/types.proto`.
 
+use std::collections::HashMap;
+
 /// Returns the label fields of a series, in the given order. They may be used for many requests.
 pub fn labels<N: AsRef<[u8]>, V: AsRef<[u8]>>(labels: impl IntoIterator<Item = (N, V)>) -> Vec<u8> {
     let (mut fields, mut label) = (Vec::new(), Vec::new());
@@ -58,13 +60,16 @@ fn varint(mut number: u64, out: &mut Vec<u8>) {
 /// A request of remote write 2.0. Source: Prometheus, `prompb/io/prometheus/write/v2/types.proto`.
 #[derive(Clone, Debug)]
 pub struct V2 {
-    symbols: Vec<Vec<u8>>,
+    symbols: Vec<u8>,
+    places: HashMap<Vec<u8>, u64>,
     series: Vec<u8>,
 }
 
 impl Default for V2 {
     fn default() -> Self {
-        Self { symbols: vec![Vec::new()], series: Vec::new() }
+        let mut new = Self { symbols: Vec::new(), places: HashMap::new(), series: Vec::new() };
+        new.symbol(b"");
+        new
     }
 }
 
@@ -80,7 +85,7 @@ impl V2 {
         let (mut refs, mut series) = (Vec::new(), Vec::new());
         for (name, value) in labels {
             for symbol in [name.as_ref(), value.as_ref()] {
-                varint(self.symbol(symbol) as u64, &mut refs);
+                varint(self.symbol(symbol), &mut refs);
             }
         }
         field(1, &refs, &mut series);
@@ -92,16 +97,16 @@ impl V2 {
     /// Returns the message.
     #[must_use]
     pub fn message(&self) -> Vec<u8> {
-        let mut message = Vec::new();
-        self.symbols.iter().for_each(|symbol| field(4, symbol, &mut message));
-        message.extend_from_slice(&self.series);
-        message
+        [&self.symbols[..], &self.series].concat()
     }
 
-    fn symbol(&mut self, symbol: &[u8]) -> usize {
-        self.symbols.iter().position(|known| known == symbol).unwrap_or_else(|| {
-            self.symbols.push(symbol.to_vec());
-            self.symbols.len() - 1
-        })
+    fn symbol(&mut self, symbol: &[u8]) -> u64 {
+        if let Some(place) = self.places.get(symbol) {
+            return *place;
+        }
+        let place = self.places.len() as u64;
+        field(4, symbol, &mut self.symbols);
+        self.places.insert(symbol.to_vec(), place);
+        place
     }
 }
