@@ -78,16 +78,22 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
         Ok(received) => received,
         Err(answer) => return *answer,
     };
-    let (queries, response_type) = match plan(&received.plain, &service.replica_labels) {
-        Ok(plan) => plan,
-        Err(why) => return text(StatusCode::BAD_REQUEST, why),
-    };
-    drop(received);
     let Some(store) = service.store.get() else {
         return unavailable("the database has not been reached yet");
     };
     let Ok(permit) = Arc::clone(&service.reads).acquire_owned().await else {
         return unavailable("the adapter is stopping");
+    };
+    // Compiling expressions takes too long for a thread that serves others.
+    let replica_labels = service.replica_labels.clone();
+    let planned = tokio::task::spawn_blocking(move || plan(&received.plain, &replica_labels)).await;
+    let (queries, response_type) = match planned {
+        Ok(Ok(plan)) => plan,
+        Ok(Err(why)) => return text(StatusCode::BAD_REQUEST, why),
+        Err(error) => {
+            log::error!(err:% = error; "a read failed");
+            return text(StatusCode::INTERNAL_SERVER_ERROR, "the read failed inside the adapter; its log says why");
+        }
     };
     let reading = match store.read().await {
         Ok(reading) => reading,
@@ -104,18 +110,18 @@ fn plan(body: &[u8], replica_labels: &[String]) -> Result<(Vec<Query>, ResponseT
     let request = read::decode_request(body).map_err(|error| format!("the body is no remote-read request: {error}"))?;
     let response_type = negotiate(&request.accepted_response_types)
         .ok_or("none of the accepted response types is known here: accept SAMPLES or STREAMED_XOR_CHUNKS")?;
-    let queries = request.queries.iter().map(|query| {
-        let mut matchers = query.compile_matchers().map_err(|error| error.to_string())?;
+    let matchers = request.compile_matchers().map_err(|error| error.to_string())?;
+    let queries = request.queries.iter().zip(matchers).map(|(query, mut matchers)| {
         // Stored series have no replica label, but each Prometheus of a pair queries with its own.
         matchers.retain(|matcher| !replica_labels.iter().any(|label| label == matcher.name()));
-        Ok(Query {
+        Query {
             matchers,
             start_ms: query.start_timestamp_ms,
             end_ms: query.end_timestamp_ms,
             labels_only: query.wants_labels_only(),
-        })
+        }
     });
-    Ok((queries.collect::<Result<_, String>>()?, response_type))
+    Ok((queries.collect(), response_type))
 }
 
 /// Answers all results in one snappy block. The block must be complete before its first byte is sent, so the sample

@@ -10,8 +10,8 @@ use crate::model::labels::Labels;
 
 mod re2;
 
-/// Maximum bytes of one compiled expression: enough for a few thousand alternatives; no query may take more.
-const REGEX_BYTES_MAX: usize = 10 << 20;
+/// Maximum bytes of the compiled expressions of one read: enough for a few thousand alternatives.
+pub const REGEX_BYTES_MAX: usize = 10 << 20;
 
 /// Comparison of a matcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +47,11 @@ pub struct MatcherError {
 }
 
 impl Op {
+    /// Returns `true` if the value is a regular expression.
+    pub fn is_regex(self) -> bool {
+        matches!(self, Self::Regex | Self::NotRegex)
+    }
+
     /// Returns the operator as PromQL writes it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -59,15 +64,15 @@ impl Op {
 }
 
 impl Matcher {
-    /// Creates a matcher of the label `name`.
+    /// Creates a matcher of the label `name`. A regular expression may take `regex_bytes_max` once it is compiled.
     ///
     /// # Errors
     ///
     /// `MatcherError` if `value` should be a regular expression and is not, or is one too large to compile.
-    pub fn new(op: Op, name: String, value: String) -> Result<Self, MatcherError> {
+    pub fn new(op: Op, name: String, value: String, regex_bytes_max: usize) -> Result<Self, MatcherError> {
         let regex = match op {
             Op::Equal | Op::NotEqual => Ok(None),
-            Op::Regex | Op::NotRegex => anchored(&value).map(Some),
+            Op::Regex | Op::NotRegex => anchored(&value, regex_bytes_max).map(Some),
         };
         match regex {
             Ok(regex) => Ok(Self { op, name, value, regex }),
@@ -112,9 +117,9 @@ impl Matcher {
 
 /// Compiles an expression with the meaning of RE2 that must match a whole value, and in which `.` also matches a
 /// newline. The group keeps `a|b` together, and keeps the expression's own flags inside.
-fn anchored(expression: &str) -> Result<Regex, regex::Error> {
+fn anchored(expression: &str, bytes_max: usize) -> Result<Regex, regex::Error> {
     let expression = re2::translate(expression)?;
-    RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(REGEX_BYTES_MAX).build()
+    RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(bytes_max).build()
 }
 
 #[cfg(test)]

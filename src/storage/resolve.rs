@@ -74,6 +74,12 @@ pub struct Rejected {
     pub reasons: Vec<String>,
 }
 
+/// Maximum labels of a series: more would take memory beyond the limits of bodies.
+const LABELS_MAX: usize = 1_000;
+
+/// Maximum bytes of a name or value shown in an error text.
+const SHOWN_BYTES: usize = 200;
+
 /// Maximum number of reasons in an answer; further samples are only counted.
 const REASONS_MAX: usize = 10;
 
@@ -227,8 +233,14 @@ impl Store {
         series: &Series<'_>,
     ) -> Result<Result<(SourceId, Labels), String>, Error> {
         let read = || -> Result<(Option<Source>, Labels), String> {
-            let pairs =
-                request.label_pairs(series).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+            let pairs = request
+                .label_pairs(series)
+                .take(LABELS_MAX + 1)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())?;
+            if pairs.len() > LABELS_MAX {
+                return Err(format!("more than {LABELS_MAX} labels"));
+            }
             let source = match &self.config.sources {
                 None => replica(&pairs, &self.config.replica_labels),
                 Some(config) => match config.labels.source(&pairs, self.encoding.as_deref()) {
@@ -375,9 +387,11 @@ fn show(request: &Request<'_>, series: &Series<'_>) -> String {
     let mut text = String::from("{");
     for (name, value) in request.label_pairs(series).map_while(Result::ok) {
         let separator = if text.len() > 1 { ", " } else { "" };
-        text.push_str(&format!("{separator}{}={:?}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
-        if text.len() > 200 {
-            let cut = (0..=200).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        // No more of the bytes is read than is shown.
+        let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]).into_owned();
+        text.push_str(&format!("{separator}{}={:?}", shown(name), shown(value)));
+        if text.len() > SHOWN_BYTES {
+            let cut = (0..=SHOWN_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
             text.truncate(cut);
             text.push('…');
             break;

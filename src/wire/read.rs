@@ -7,9 +7,10 @@ use prost::Message;
 use thiserror::Error;
 
 use crate::model::labels::Labels;
-use crate::model::matcher::{Matcher, MatcherError, Op};
+use crate::model::matcher::{Matcher, MatcherError, Op, REGEX_BYTES_MAX};
 use crate::model::sample::Sample;
 use crate::wire::frame;
+use crate::wire::protobuf::{DecodeError, Scanner};
 use crate::wire::read::messages::{
     Chunk, ChunkEncoding, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, MatcherType, Query, ReadRequest,
     ResponseType, TimeSeries,
@@ -21,8 +22,17 @@ pub mod messages;
 /// Samples in one chunk: the number at which Prometheus cuts its own chunks.
 pub const CHUNK_SAMPLES: usize = 120;
 
-/// Maximum matchers of one query: a person writes a handful, and a compiled expression may take megabytes.
-pub const MATCHERS_MAX: usize = 256;
+/// Maximum bytes of a decompressed request.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Maximum queries of one request: Prometheus sends one.
+pub const QUERIES_MAX: usize = 64;
+
+/// Maximum matchers of one query: a person writes a handful.
+pub const MATCHERS_MAX: usize = 64;
+
+/// Maximum bytes of all regular expressions of one request.
+pub const EXPRESSION_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of chunks after which a series should continue in a new frame. Prometheus refuses frames of more than 50 MB,
 /// and takes the parts of a split series for two series, so a split is the last resort.
@@ -42,18 +52,58 @@ pub enum QueryError {
     /// An expression does not compile.
     #[error(transparent)]
     Matcher(#[from] MatcherError),
-    /// More than [`MATCHERS_MAX`].
-    #[error("the query has {0} matchers, more than the {MATCHERS_MAX} allowed")]
-    TooManyMatchers(usize),
+    /// More than [`EXPRESSION_BYTES_MAX`].
+    #[error("the regular expressions of the request have {0} bytes, more than the {EXPRESSION_BYTES_MAX} allowed")]
+    Expressions(usize),
 }
 
-/// Decodes a request that is already decompressed.
+/// Error of a body that is no request, or too large a one.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum RequestError {
+    /// Bytes that are no such message.
+    #[error(transparent)]
+    Scan(#[from] DecodeError),
+    /// Bytes that are no such message, or a string that is not UTF-8.
+    #[error(transparent)]
+    Message(#[from] prost::DecodeError),
+    /// More than [`REQUEST_BYTES_MAX`].
+    #[error("it has {0} bytes, more than the {REQUEST_BYTES_MAX} allowed")]
+    TooLarge(usize),
+    /// More than [`QUERIES_MAX`].
+    #[error("it has more than the {QUERIES_MAX} queries allowed")]
+    TooManyQueries,
+    /// More than [`MATCHERS_MAX`].
+    #[error("a query has more than the {MATCHERS_MAX} matchers allowed")]
+    TooManyMatchers,
+}
+
+/// Decodes a request that is already decompressed. What exceeds a limit is refused before memory is allocated for it.
 ///
 /// # Errors
 ///
-/// The decoder's error if the body is no such message, or a string in it is not UTF-8.
-pub fn decode_request(body: &[u8]) -> Result<ReadRequest, prost::DecodeError> {
-    ReadRequest::decode(body)
+/// `RequestError` if the body is no such message, or has more than is allowed.
+pub fn decode_request(body: &[u8]) -> Result<ReadRequest, RequestError> {
+    if body.len() > REQUEST_BYTES_MAX {
+        return Err(RequestError::TooLarge(body.len()));
+    }
+    let (mut queries, mut fields) = (0, Scanner::new(body));
+    while let Some(field) = fields.next_field()? {
+        if field.number != 1 {
+            continue;
+        }
+        queries += 1;
+        if queries > QUERIES_MAX {
+            return Err(RequestError::TooManyQueries);
+        }
+        let (mut matchers, mut query) = (0, fields.nested(field.bytes()?));
+        while let Some(field) = query.next_field()? {
+            matchers += usize::from(field.number == 3);
+            if matchers > MATCHERS_MAX {
+                return Err(RequestError::TooManyMatchers);
+            }
+        }
+    }
+    Ok(ReadRequest::decode(body)?)
 }
 
 /// Chooses the type of the answer: the first accepted type that is known here, or `None` if none is known. Clients
@@ -65,19 +115,27 @@ pub fn negotiate(accepted: &[i32]) -> Option<ResponseType> {
     accepted.iter().find_map(|&kind| ResponseType::try_from(kind).ok())
 }
 
-impl Query {
-    /// Compiles the query's matchers.
+impl ReadRequest {
+    /// Compiles the matchers of each query. Takes up to [`REGEX_BYTES_MAX`], of which each regular expression has an
+    /// equal part, and so long that a thread of its own should do it.
     ///
     /// # Errors
     ///
-    /// `QueryError` if a matcher is not valid, or there are too many matchers.
-    pub fn compile_matchers(&self) -> Result<Vec<Matcher>, QueryError> {
-        if self.matchers.len() > MATCHERS_MAX {
-            return Err(QueryError::TooManyMatchers(self.matchers.len()));
+    /// `QueryError` if a matcher is not valid, or there are too many or too large regular expressions.
+    pub fn compile_matchers(&self) -> Result<Vec<Vec<Matcher>>, QueryError> {
+        let matchers = self.queries.iter().flat_map(|query| &query.matchers);
+        let expressions = matchers.filter(|matcher| matcher.op().is_ok_and(Op::is_regex)).map(|one| one.value.len());
+        let (count, bytes) = expressions.fold((0, 0), |(count, bytes), len| (count + 1, bytes + len));
+        if bytes > EXPRESSION_BYTES_MAX {
+            return Err(QueryError::Expressions(bytes));
         }
-        self.matchers.iter().map(LabelMatcher::compile).collect()
+        let bytes_max = REGEX_BYTES_MAX / count.max(1);
+        let compile = |query: &Query| query.matchers.iter().map(|matcher| matcher.compile(bytes_max)).collect();
+        self.queries.iter().map(compile).collect()
     }
+}
 
+impl Query {
     /// Returns `true` if only the labels of series are asked for, so that samples need not be sent.
     pub fn wants_labels_only(&self) -> bool {
         self.hints.as_ref().is_some_and(|hints| hints.func == "series")
@@ -85,17 +143,18 @@ impl Query {
 }
 
 impl LabelMatcher {
-    fn compile(&self) -> Result<Matcher, QueryError> {
-        let op = match MatcherType::try_from(self.kind) {
-            Ok(MatcherType::Equal) => Op::Equal,
-            Ok(MatcherType::NotEqual) => Op::NotEqual,
-            Ok(MatcherType::Regex) => Op::Regex,
-            Ok(MatcherType::NotRegex) => Op::NotRegex,
-            Err(_) => {
-                return Err(QueryError::MatcherType { name: self.name.clone(), kind: self.kind });
-            }
-        };
-        Ok(Matcher::new(op, self.name.clone(), self.value.clone())?)
+    fn op(&self) -> Result<Op, QueryError> {
+        match MatcherType::try_from(self.kind) {
+            Ok(MatcherType::Equal) => Ok(Op::Equal),
+            Ok(MatcherType::NotEqual) => Ok(Op::NotEqual),
+            Ok(MatcherType::Regex) => Ok(Op::Regex),
+            Ok(MatcherType::NotRegex) => Ok(Op::NotRegex),
+            Err(_) => Err(QueryError::MatcherType { name: self.name.clone(), kind: self.kind }),
+        }
+    }
+
+    fn compile(&self, regex_bytes_max: usize) -> Result<Matcher, QueryError> {
+        Ok(Matcher::new(self.op()?, self.name.clone(), self.value.clone(), regex_bytes_max)?)
     }
 }
 

@@ -3,9 +3,12 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use prometheus_postgresql_adapter::wire::read::messages::{LabelMatcher, Query, ReadRequest};
 use prometheus_postgresql_adapter::wire::snappy;
+use prost::Message;
 use rig::adapter::Adapter;
 use rig::http::WRITE_HEADERS;
+use rig::remote_write::{add_series, labels};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -119,6 +122,49 @@ async fn bodies_that_are_truncated_corrupt_or_bombs() {
     assert!(adapter.process().peak_memory_bytes() < 64 << 20, "{}", adapter.process().peak_memory_bytes());
     check(&whole, 204, "the same, whole").await;
     assert_eq!(database.samples().await, 1);
+}
+
+#[tokio::test]
+async fn small_bodies_cost_little_memory_and_time() {
+    let database = Database::new().await;
+    let adapter = database.leader().await;
+    let (name, value) = (labels([("__name__", "up")]), "\u{1}".repeat(8 << 20));
+    let series = |labels: &[Vec<u8>]| {
+        let mut message = Vec::new();
+        add_series(&mut message, &labels.concat(), [(now_ms(), 1.0)]);
+        rig::remote_write::compress(&message)
+    };
+    let writes = [
+        ("empty labels", series(&[name.clone(), b"\x0a\x00".repeat(15 << 20)])),
+        ("many labels", series(&[name.clone(), b"\x0a\x06\x0a\x01a\x12\x01b".repeat(3 << 20)])),
+        ("a long value of a series without a name", series(&[labels([("n", value)])])),
+    ];
+    for (what, body) in writes {
+        assert!(body.len() < 2 << 20);
+        let answer = adapter.write(body).await;
+        assert_eq!(answer.status, 400, "{what}");
+        assert!(answer.text().len() < 1024, "{what}: {}", answer.text().len());
+    }
+    let matchers = |count: usize, expression: &str| {
+        let matcher = |_| LabelMatcher { kind: 2, name: "l".into(), value: expression.into() };
+        let query = Query { matchers: (0..count).map(matcher).collect(), ..Query::default() };
+        ReadRequest { queries: vec![query], accepted_response_types: vec![] }.encode_to_vec()
+    };
+    let reads = [
+        ("empty queries", b"\x0a\x00".repeat(15 << 20)),
+        ("200 large expressions", matchers(200, r"\pL{150}")),
+        ("64 large expressions", matchers(64, r"\pL{150}")),
+        ("braces", matchers(1, &"{".repeat(60_000))),
+        ("a class", matchers(1, &format!("[{}", "[:".repeat(30_000)))),
+    ];
+    for (what, body) in reads {
+        let asked = Instant::now();
+        let answer = adapter.read(rig::remote_write::compress(&body)).await;
+        let expected = if what == "braces" { 200 } else { 400 };
+        assert_eq!(answer.status, expected, "{what}: {}", answer.text());
+        println!("{what}: {:?}, {} MiB at most", asked.elapsed(), adapter.process().peak_memory_bytes() >> 20);
+    }
+    assert!(adapter.process().peak_memory_bytes() < 256 << 20, "{}", adapter.process().peak_memory_bytes());
 }
 
 #[tokio::test]

@@ -125,10 +125,8 @@ impl Translator<'_> {
                 return Ok(());
             }
             first = false;
-            if self.rest.starts_with("[:")
-                && let Some(end) = self.rest.find(":]")
-            {
-                let (name, rest) = self.rest.split_at(end + 2);
+            if let Some(end) = class_name(self.rest) {
+                let (name, rest) = self.rest.split_at(end);
                 self.out.push_str(name);
                 self.rest = rest;
                 continue;
@@ -153,12 +151,21 @@ impl Translator<'_> {
     }
 }
 
+/// Returns the length of a name like `[:alpha:]` or `[:^alpha:]` at the begin of `rest`; `None` if there is none.
+fn class_name(rest: &str) -> Option<usize> {
+    let name = rest.strip_prefix("[:")?;
+    let letters = name.strip_prefix('^').unwrap_or(name).trim_start_matches(|char: char| char.is_ascii_alphanumeric());
+    letters.starts_with(":]").then(|| rest.len() - letters.len() + 2)
+}
+
 /// Returns `true` if `{` begins a repetition: `n}`, `n,}` or `n,m}`, with numbers without leading zeros. Otherwise `{`
 /// is a char.
 fn is_repetition(rest: &str) -> bool {
-    let Some((counts, _)) = rest.split_once('}') else {
+    // Nothing else is looked at, so that many of them take no longer than as many other chars.
+    let counts = &rest[..rest.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b',').count()];
+    if !rest[counts.len()..].starts_with('}') {
         return false;
-    };
+    }
     let (min, max) = counts.split_once(',').unwrap_or((counts, ""));
     let number =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && (text.len() < 2 || !text.starts_with('0'));

@@ -4,7 +4,7 @@ use super::*;
 
 #[track_caller]
 fn check(op: Op, value: &str, matching: &[&str], others: &[&str]) {
-    let matcher = Matcher::new(op, "l".into(), value.into()).unwrap();
+    let matcher = Matcher::new(op, "l".into(), value.into(), REGEX_BYTES_MAX).unwrap();
     for label in matching {
         assert!(matcher.matches_value(label), "{value:?} should match {label:?}");
     }
@@ -45,7 +45,8 @@ fn the_dot_matches_a_newline_and_flags_stay_inside() {
 #[test]
 fn an_absent_label_is_the_empty_string() {
     let labels = Labels::from_stored([("__name__".to_owned(), "up".to_owned())]);
-    let matches = |op, value: &str| Matcher::new(op, "nope".into(), value.into()).unwrap().matches(&labels);
+    let matches =
+        |op, value: &str| Matcher::new(op, "nope".into(), value.into(), REGEX_BYTES_MAX).unwrap().matches(&labels);
     assert!(matches(Op::Equal, ""));
     assert!(matches(Op::NotEqual, "v"));
     assert!(matches(Op::Regex, ".*"));
@@ -56,13 +57,13 @@ fn an_absent_label_is_the_empty_string() {
 
 #[test]
 fn a_bad_expression_is_named() {
-    let error = Matcher::new(Op::NotRegex, "job".into(), "a(".into()).unwrap_err();
+    let error = Matcher::new(Op::NotRegex, "job".into(), "a(".into(), REGEX_BYTES_MAX).unwrap_err();
     assert_eq!(error.to_string(), r#"the matcher "job"!~"a(" has no valid regular expression"#);
     assert!(error.source().unwrap().to_string().contains("unclosed group"));
-    assert!(Matcher::new(Op::Equal, "job".into(), "a(".into()).is_ok());
+    assert!(Matcher::new(Op::Equal, "job".into(), "a(".into(), REGEX_BYTES_MAX).is_ok());
 }
 
 #[test]
 fn an_expression_that_explodes_is_refused() {
-    assert!(Matcher::new(Op::Regex, "job".into(), "((a{100}){100}){100}".into()).is_err());
+    assert!(Matcher::new(Op::Regex, "job".into(), "((a{100}){100}){100}".into(), REGEX_BYTES_MAX).is_err());
 }

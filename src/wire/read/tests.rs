@@ -18,6 +18,10 @@ fn query(matchers: Vec<LabelMatcher>) -> Query {
 }
 
 /// The field numbers are written by hand.
+fn request(matchers: Vec<LabelMatcher>) -> ReadRequest {
+    ReadRequest { queries: vec![query(matchers)], accepted_response_types: vec![] }
+}
+
 #[test]
 fn a_known_request() {
     let body = [
@@ -72,18 +76,43 @@ fn the_first_type_known_here_is_taken() {
 fn matchers_compile_or_say_why_not() {
     let kinds = [(0, Op::Equal), (1, Op::NotEqual), (2, Op::Regex), (3, Op::NotRegex)];
     for (kind, op) in kinds {
-        let matchers = query(vec![matcher(kind, "job", "a|b")]).compile_matchers().unwrap();
-        assert_eq!((matchers[0].op(), matchers[0].name(), matchers[0].value()), (op, "job", "a|b"));
+        let matchers = request(vec![matcher(kind, "job", "a|b")]).compile_matchers().unwrap();
+        assert_eq!((matchers[0][0].op(), matchers[0][0].name(), matchers[0][0].value()), (op, "job", "a|b"));
     }
-    let error = |matchers| query(matchers).compile_matchers().unwrap_err();
+    let error = |matchers| request(matchers).compile_matchers().unwrap_err();
     assert_eq!(
         error(vec![matcher(4, "job", "")]).to_string(),
         r#"the matcher of the label "job" has the unknown type 4"#
     );
     let regex = error(vec![matcher(0, "job", ""), matcher(2, "job", "[")]);
     assert!(regex.to_string().contains(r#""job"=~"[""#) && regex.source().is_some());
-    assert!(error(vec![matcher(0, "job", ""); 257]).to_string().contains("257 matchers"));
-    assert_eq!(query(vec![matcher(0, "job", ""); 256]).compile_matchers().unwrap().len(), 256);
+}
+
+#[test]
+fn a_request_has_bounds() {
+    let queries = |count, matchers| {
+        let queries = vec![query(vec![matcher(0, "job", "a"); matchers]); count];
+        decode_request(&ReadRequest { queries, accepted_response_types: vec![] }.encode_to_vec()).map(drop)
+    };
+    assert_eq!(queries(QUERIES_MAX, MATCHERS_MAX), Ok(()));
+    assert_eq!(queries(QUERIES_MAX + 1, 0), Err(RequestError::TooManyQueries));
+    assert_eq!(queries(1, MATCHERS_MAX + 1), Err(RequestError::TooManyMatchers));
+    assert_eq!(decode_request(&[0; REQUEST_BYTES_MAX + 1]), Err(RequestError::TooLarge(REQUEST_BYTES_MAX + 1)));
+    let expressions =
+        |count, len| request(vec![matcher(2, "job", &"a".repeat(len)); count]).compile_matchers().map(drop);
+    assert!(expressions(4, EXPRESSION_BYTES_MAX / 4).is_ok());
+    let error = expressions(4, EXPRESSION_BYTES_MAX / 4 + 1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the regular expressions of the request have 65540 bytes, more than the 65536 allowed"
+    );
+}
+
+#[test]
+fn expressions_share_the_memory_they_may_take() {
+    let large = |count| request(vec![matcher(2, "job", r"\pL{40}"); count]).compile_matchers().map(drop);
+    assert!(large(1).is_ok());
+    assert!(large(MATCHERS_MAX).is_err());
 }
 
 #[test]
@@ -152,8 +181,6 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(body in any::<Vec<u8>>()) {
-        for query in decode_request(&body).into_iter().flat_map(|request| request.queries) {
-            let _ = query.compile_matchers();
-        }
+        let _ = decode_request(&body).map(|request| request.compile_matchers());
     }
 }

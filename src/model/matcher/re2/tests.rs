@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 
-use crate::model::matcher::{Matcher, Op};
+use crate::model::matcher::{Matcher, Op, REGEX_BYTES_MAX};
 
 #[track_caller]
 fn check(expression: &str, value: &str, expected: bool) {
-    let matcher = Matcher::new(Op::Regex, "l".into(), expression.into()).unwrap();
+    let matcher = Matcher::new(Op::Regex, "l".into(), expression.into(), REGEX_BYTES_MAX).unwrap();
     assert_eq!(matcher.matches_value(value), expected, "{expression:?} on {value:?}");
 }
 
@@ -156,11 +156,27 @@ fn as_prometheus_matches_more() {
 #[test]
 fn nothing_escapes_from_the_group() {
     for expression in ["a)|(b", ")(", "(a", r"\Qab", "[a", "[", r"[\", r"a\", "[a-", r"\p{Greek"] {
-        assert!(Matcher::new(Op::Regex, "l".into(), expression.into()).is_err(), "{expression:?}");
+        assert!(Matcher::new(Op::Regex, "l".into(), expression.into(), REGEX_BYTES_MAX).is_err(), "{expression:?}");
     }
 }
 
+/// What `is_repetition` has to return, by looking at all of the rest.
+fn is_repetition_in_all(rest: &str) -> bool {
+    let Some((counts, _)) = rest.split_once('}') else {
+        return false;
+    };
+    let (min, max) = counts.split_once(',').unwrap_or((counts, ""));
+    let number =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && (text.len() < 2 || !text.starts_with('0'));
+    !min.is_empty() && number(min) && number(max)
+}
+
 proptest! {
+    #[test]
+    fn a_repetition_is_found_without_a_look_at_the_rest(rest in "[0-3,}a]{0,8}") {
+        prop_assert_eq!(super::is_repetition(&rest), is_repetition_in_all(&rest), "{}", rest);
+    }
+
     #[test]
     fn arbitrary_text_never_panics(text in r"[\[\](){}^&~\-\\,:|*+?.0-9a-zA-ZäQE<>]{0,20}|.*") {
         let _ = super::translate(&text);
