@@ -144,7 +144,7 @@ impl LockSession {
         patience: Duration,
     ) -> Result<Option<Raised>, Error> {
         if !self.drain(names, Some(patience)).await? {
-            old_writers::terminate(self.session.client(), names, &[self.group_no], Duration::ZERO).await?;
+            old_writers::terminate(self.session.client(), names, &[self.group_no], None).await?;
             self.drain(names, None).await?;
         }
         let proven_at = Instant::now();

@@ -86,9 +86,10 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
     };
     // Compiling expressions takes too long for a thread that serves others.
     let replica_labels = service.replica_labels.clone();
-    let planned = tokio::task::spawn_blocking(move || plan(&received.plain, &replica_labels)).await;
-    let (queries, response_type) = match planned {
-        Ok(Ok(plan)) => plan,
+    let planning = move || plan(&received.plain, &replica_labels).map(|plan| (plan, permit));
+    let planned = tokio::task::spawn_blocking(planning).await;
+    let ((queries, response_type), permit) = match planned {
+        Ok(Ok(planned)) => planned,
         Ok(Err(why)) => return text(StatusCode::BAD_REQUEST, why),
         Err(error) => {
             log::error!(err:% = error; "a read failed");

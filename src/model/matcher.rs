@@ -119,7 +119,7 @@ impl Matcher {
 /// newline. The group keeps `a|b` together, and keeps the expression's own flags inside.
 fn anchored(expression: &str, bytes_max: usize) -> Result<Regex, regex::Error> {
     let expression = re2::translate(expression)?;
-    RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(bytes_max).build()
+    RegexBuilder::new(&format!("^(?s:{expression})$")).size_limit(bytes_max).dfa_size_limit(bytes_max).build()
 }
 
 #[cfg(test)]

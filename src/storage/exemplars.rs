@@ -13,7 +13,7 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::fence::{self, Limits};
-use crate::storage::names::Names;
+use crate::storage::names::{Names, storable};
 use crate::storage::row::to_postgres_us;
 use crate::storage::server::Epoch;
 use crate::wire::write::Pair;
@@ -43,25 +43,33 @@ pub struct Config {
 }
 
 /// Maximum bytes of the names and values of an exemplar's labels. OpenMetrics allows 128 characters.
-const LABELS_BYTES_MAX: usize = 4096;
+const LABELS_BYTES_MAX: usize = 1024;
 
 /// Exemplars of one series with the same labels and value are the same one if their times differ by less than this, ms:
 /// without a timestamp of its own, an exemplar has the time of the scrape, which differs between replicas.
-const SAME_WITHIN_MS: i64 = 60_000;
+pub(super) const SAME_WITHIN_MS: i64 = 60_000;
+
+/// Idle time after which the server ends a transaction that stores exemplars.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Exemplar {
-    /// Returns an exemplar of a series, from labels in any order.
+    /// Returns an exemplar of a series, from labels in any order. `is_ascii_only`: the database stores no other text.
     ///
     /// # Errors
     ///
     /// The reason why it can never be stored.
-    pub fn new(series_id: i64, time_ms: i64, value: f64, pairs: Vec<Pair<'_>>) -> Result<Self, String> {
+    pub fn new(
+        series_id: i64,
+        time_ms: i64,
+        value: f64,
+        pairs: Vec<Pair<'_>>,
+        is_ascii_only: bool,
+    ) -> Result<Self, String> {
         let bytes = pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         if bytes > LABELS_BYTES_MAX {
             return Err(format!("an exemplar has labels of {bytes} bytes, more than {LABELS_BYTES_MAX}"));
         }
-        // What is no text, or no text of PostgreSQL's, is shown as far as it is.
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}");
+        let text = |bytes: &[u8]| storable(bytes, is_ascii_only);
         let pairs = pairs.iter().filter(|(_, value)| !value.is_empty());
         // Sorted by name, each name once.
         let labels: std::collections::BTreeMap<String, String> =
@@ -104,7 +112,9 @@ impl Store {
             // Two adapters store the same exemplar at the same time. The lock is taken before the statement that looks.
             let lock = self.names.sql("pg_advisory_xact_lock({exemplar_rows:literal}::regclass::oid::integer, 0)");
             let checks = format!("{}, {lock}", self.server.check(&self.names, epoch)?);
-            client.batch_execute(&fence::begin(Limits::of(timeout), &checks)).await?;
+            // A frozen adapter must not hold the others up for long.
+            let limits = Limits { idle: IDLE_TIMEOUT, ..Limits::of(timeout) };
+            client.batch_execute(&fence::begin(limits, &checks)).await?;
             let stored = insert(&client, &self.names, &exemplars).await?;
             client.batch_execute("COMMIT").await?;
             client.give_back();
@@ -164,7 +174,7 @@ mod tests {
     use super::*;
 
     fn of(series_id: i64, time_ms: i64, value: f64, trace: &'static str) -> Exemplar {
-        Exemplar::new(series_id, time_ms, value, vec![(b"trace_id", trace.as_bytes())]).unwrap()
+        Exemplar::new(series_id, time_ms, value, vec![(b"trace_id", trace.as_bytes())], false).unwrap()
     }
 
     #[test]
@@ -188,7 +198,7 @@ mod tests {
     fn the_key_is_of_labels_in_any_order_and_of_every_bit_of_the_value() {
         let with = |pairs: &[(&'static str, &'static str)], value: f64| {
             let pairs = pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
-            Exemplar::new(1, 5, value, pairs).unwrap()
+            Exemplar::new(1, 5, value, pairs, false).unwrap()
         };
         let one = with(&[("a", "1"), ("b", "2")], f64::NAN);
         assert_eq!(one.key, with(&[("b", "2"), ("c", ""), ("a", "1")], f64::NAN).key);
@@ -201,8 +211,8 @@ mod tests {
     #[test]
     fn labels_have_a_largest_size() {
         let value = "x".repeat(LABELS_BYTES_MAX);
-        let of = |name: &str| Exemplar::new(1, 5, 1.0, vec![(name.as_bytes(), value.as_bytes())]).map(drop);
+        let of = |name: &str| Exemplar::new(1, 5, 1.0, vec![(name.as_bytes(), value.as_bytes())], false).map(drop);
         assert_eq!(of(""), Ok(()));
-        assert_eq!(of("n").unwrap_err(), "an exemplar has labels of 4097 bytes, more than 4096");
+        assert_eq!(of("n").unwrap_err(), "an exemplar has labels of 1025 bytes, more than 1024");
     }
 }

@@ -249,7 +249,6 @@ impl Store {
         self.metrics.segments.set(sizes.segments);
         self.metrics.sealed_samples.set(sizes.samples);
         self.metrics.sealed_bytes.set(sizes.bytes);
-        exemplars::forget(client, &self.names, self.config.exemplars).await?;
         if let Some(retention) = self.config.retention {
             metadata::forget(client, &self.names, retention).await?;
             let dropped = match self.layout {
@@ -268,6 +267,7 @@ impl Store {
                 log::info!("built the index of labels anew");
             }
         }
+        exemplars::forget(client, &self.names, self.config.exemplars).await?;
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::names::Names;
+use crate::storage::names::{Names, storable};
 use crate::storage::server::Epoch;
 use crate::wire::write::Metadata;
 
@@ -71,7 +71,7 @@ impl Store {
             return Ok(());
         }
         let epoch = self.server.epoch();
-        let due = self.metadata.due(epoch, metadata, Instant::now());
+        let due = self.metadata.due(epoch, metadata, self.encoding.is_some(), Instant::now());
         if due.texts.is_empty() {
             return Ok(());
         }
@@ -112,7 +112,7 @@ impl Store {
 
 impl StoredMetadata {
     /// Returns what of `metadata` is to be written. What is stored and is to be written again counts as written.
-    fn due(&self, epoch: Epoch, metadata: &[Metadata<'_>], now: Instant) -> Due {
+    fn due(&self, epoch: Epoch, metadata: &[Metadata<'_>], is_ascii_only: bool, now: Instant) -> Due {
         let mut known = self.known.lock();
         if known.epoch < epoch || known.written.len() > ENTRIES_MAX {
             *known = Known { epoch, written: HashMap::new() };
@@ -129,7 +129,7 @@ impl StoredMetadata {
                 None => due.has_new = true,
             }
             due.hashes.push(hash);
-            due.texts.insert(key(metadata), Texts::of(metadata));
+            due.texts.insert(key(metadata), Texts::of(metadata, is_ascii_only));
         }
         due
     }
@@ -149,9 +149,9 @@ impl Default for StoredMetadata {
 }
 
 impl Texts {
-    fn of(metadata: &Metadata<'_>) -> Self {
-        // It is for people to read. What is no text, or no text of PostgreSQL's, is shown as far as it is.
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}");
+    fn of(metadata: &Metadata<'_>, is_ascii_only: bool) -> Self {
+        // It is for people to read.
+        let text = |bytes: &[u8]| storable(bytes, is_ascii_only);
         Self {
             name: text(metadata.name),
             kind: TYPES.get(metadata.kind as usize).copied().unwrap_or(TYPES[0]),
@@ -205,18 +205,18 @@ mod tests {
         let [first, second] = [Epoch::default(), Epoch::default().next()];
         let (stored, start) = (StoredMetadata::default(), Instant::now());
         let all = [of("up", "one"), of("up", "two"), of("up", "one")];
-        let due = stored.due(first, &all, start);
+        let due = stored.due(first, &all, false, start);
         assert_eq!((due.texts.len(), due.has_new), (2, true));
-        assert!(stored.due(first, &all, start).has_new, "it may have failed");
+        assert!(stored.due(first, &all, false, start).has_new, "it may have failed");
         stored.written(first, due.hashes, start);
-        assert!(stored.due(first, &all, start).texts.is_empty());
-        let due = stored.due(first, &all, start + WRITTEN_EVERY);
+        assert!(stored.due(first, &all, false, start).texts.is_empty());
+        let due = stored.due(first, &all, false, start + WRITTEN_EVERY);
         assert_eq!((due.texts.len(), due.has_new), (2, false));
-        assert!(stored.due(first, &all, start + WRITTEN_EVERY).texts.is_empty());
-        assert!(stored.due(second, &all, start).has_new, "another server may lack it");
+        assert!(stored.due(first, &all, false, start + WRITTEN_EVERY).texts.is_empty());
+        assert!(stored.due(second, &all, false, start).has_new, "another server may lack it");
         stored.written(first, vec![1], start);
-        assert_eq!(stored.due(second, &all, start).texts.len(), 2);
-        assert_eq!(stored.due(first, &all, start).texts.len(), 2, "of an epoch that is over");
+        assert_eq!(stored.due(second, &all, false, start).texts.len(), 2);
+        assert_eq!(stored.due(first, &all, false, start).texts.len(), 2, "of an epoch that is over");
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
         let metadata = Metadata { name: b"up", kind: 99, help: b"a\0\xffb", unit: b"s" };
         let expected =
             Texts { name: "up".into(), kind: "unknown", help: "a\u{fffd}\u{fffd}b".into(), unit: "s".into() };
-        assert_eq!(Texts::of(&metadata), expected);
+        assert_eq!(Texts::of(&metadata, false), expected);
     }
 
     #[test]

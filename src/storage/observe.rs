@@ -79,7 +79,7 @@ impl Store {
     /// Reads, in one snapshot, the rows committed since `from` by the senders of `groups` (all groups if `None`),
     /// except the senders in `except`. Without a position, reads all hot rows of these senders. Of the groups `fresh`,
     /// which have a sender for which rows before `from` were not read, finds the latest time. Calls `each` with each
-    /// row, in no order. Rows of one transaction are observed at the same time, each of them once. What this adapter has
+    /// row, in no order. Rows of one transaction are observed at the same time, each of them once, as a rule. What this adapter has
     /// committed itself, where other adapters store samples of the same sender, it knows without reading it.
     ///
     /// # Errors

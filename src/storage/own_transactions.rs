@@ -26,7 +26,8 @@ struct Known {
     samples: usize,
 }
 
-/// Maximum number of unobserved samples, 8 bytes each. Samples of further transactions are read back.
+/// Maximum number of unobserved samples, 8 bytes each and 40 for each time of a sender. Samples of further transactions
+/// are read back.
 const UNOBSERVED_MAX: usize = 4_000_000;
 
 /// The ids between two others, neither of them included.
@@ -53,7 +54,8 @@ impl OwnTransactions {
         }
     }
 
-    /// Keeps what the committed transaction `xid` stored until it is observed, as far as there is memory.
+    /// Keeps what the committed transaction `xid` stored until it is observed, as far as there is memory. If it was
+    /// observed before this call, it is observed once more.
     pub fn keep(&self, epoch: Epoch, xid: u64, stored: Vec<SeriesAt>) {
         let mut known = self.0.lock();
         let samples = stored.iter().map(|row| row.series.len()).sum::<usize>();

@@ -13,13 +13,13 @@ use crate::model::time::as_ms;
 use crate::postgres::error::{Class, Error};
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::exemplars::{Config, Exemplar};
+use crate::storage::exemplars::{Config, Exemplar, SAME_WITHIN_MS};
 use crate::storage::fence::{self, Fence, Limits};
 use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup};
 use crate::storage::series::{self, CachedSeries, Wanted, WireHash};
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
-use crate::wire::write::{Pair, Request, Series};
+use crate::wire::write::{LABELS_MAX, Pair, Request, Series};
 
 /// Result of looking up a request's series in the cache.
 #[derive(Debug, Default)]
@@ -74,8 +74,10 @@ pub struct Rejected {
     pub reasons: Vec<String>,
 }
 
-/// Maximum labels of a series: more would take memory beyond the limits of bodies.
-const LABELS_MAX: usize = 1_000;
+/// Maximum bytes of the labels of a series, and of all series of a request that are not in the cache. In version 2.0 many
+/// labels may refer to one large symbol; a body of version 1.0 has no more than this.
+const LABELS_BYTES_MAX: usize = 1 << 20;
+const REQUEST_LABELS_BYTES_MAX: usize = 32 << 20;
 
 /// Maximum bytes of a name or value shown in an error text.
 const SHOWN_BYTES: usize = 200;
@@ -100,6 +102,7 @@ impl Store {
         let hashes = self.cache.hash_all(request);
         let known = self.cache.get_all(hashes.iter().copied());
         let mut looked_up = LookedUp { epoch, hashes, known, ..LookedUp::default() };
+        let mut bytes_left = REQUEST_LABELS_BYTES_MAX;
         for (place, series) in request.series.iter().enumerate() {
             if let Some(fault) = series.fault {
                 looked_up.known[place] = None;
@@ -109,7 +112,7 @@ impl Store {
             if looked_up.known[place].is_some() {
                 continue;
             }
-            match self.read_labels(request, series)? {
+            match self.read_labels(request, series, &mut bytes_left)? {
                 // A series exists only if something of it is stored.
                 Ok(_) if series.samples.is_empty() && series.exemplars == 0 => {}
                 Ok((source, labels)) => {
@@ -209,11 +212,13 @@ impl Store {
             };
             let Sample { timestamp_ms: time_ms, value } = exemplar.sample;
             let read = || {
-                if time_ms < TIME_MIN_MS || time_ms > latest_ms {
+                // What is the same one is looked for around it.
+                if time_ms < TIME_MIN_MS + SAME_WITHIN_MS || time_ms > latest_ms {
                     return Err(format!("the timestamp {time_ms} of an exemplar is out of bounds"));
                 }
-                let pairs = request.pairs(&exemplar.labels).collect::<Result<Vec<_>, _>>();
-                Exemplar::new(id, time_ms, value, pairs.map_err(|error| format!("an exemplar: {error}"))?)
+                let pairs = request.pairs(&exemplar.labels).take(LABELS_MAX).collect::<Result<Vec<_>, _>>();
+                let pairs = pairs.map_err(|error| format!("an exemplar: {error}"))?;
+                Exemplar::new(id, time_ms, value, pairs, self.encoding.is_some())
             };
             match read() {
                 Ok(exemplar) if time_ms >= oldest_ms && per_series_max > 0 => resolved.exemplars.push(exemplar),
@@ -231,8 +236,9 @@ impl Store {
         &self,
         request: &Request<'_>,
         series: &Series<'_>,
+        bytes_left: &mut usize,
     ) -> Result<Result<(SourceId, Labels), String>, Error> {
-        let read = || -> Result<(Option<Source>, Labels), String> {
+        let mut read = || -> Result<(Option<Source>, Labels), String> {
             let pairs = request
                 .label_pairs(series)
                 .take(LABELS_MAX + 1)
@@ -241,6 +247,11 @@ impl Store {
             if pairs.len() > LABELS_MAX {
                 return Err(format!("more than {LABELS_MAX} labels"));
             }
+            let bytes = pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            if bytes > LABELS_BYTES_MAX {
+                return Err(format!("labels of {bytes} bytes, more than {LABELS_BYTES_MAX},"));
+            }
+            *bytes_left = bytes_left.checked_sub(bytes).ok_or("more bytes of labels than one request may have")?;
             let source = match &self.config.sources {
                 None => replica(&pairs, &self.config.replica_labels),
                 Some(config) => match config.labels.source(&pairs, self.encoding.as_deref()) {

@@ -15,7 +15,7 @@ use crate::model::labels::{Labels, METRIC_NAME};
 use crate::postgres::error::Error;
 use crate::storage::names::Names;
 use crate::storage::sources::SourceId;
-use crate::wire::write::{Request, Series, next_ref};
+use crate::wire::write::{LABELS_MAX, Request, Series, next_ref};
 
 /// Hash of a series' labels as they stand on the wire: 128 bits with a random seed of this process. Two series with
 /// equal hashes would be stored as one; without the seed nobody can search for such a pair.
@@ -125,28 +125,23 @@ impl Cache {
         // Many series share their symbols, so each symbol is hashed once.
         let symbols: Vec<[u8; 16]> =
             symbols.iter().map(|symbol| xxh3_128_with_seed(symbol, self.seed).to_le_bytes()).collect();
-        let mut labels: Vec<[u8; 16]> = Vec::new();
-        let hash = |series: &Series<'_>| {
+        let mut labels = Vec::with_capacity(2 * LABELS_MAX);
+        let mut hash = |series: &Series<'_>| -> Option<WireHash> {
+            labels.clear();
             let mut refs = &*series.labels;
-            // A reference takes at least a byte.
-            labels.resize(labels.len().max(refs.len()), [0; 16]);
-            let mut count = 0;
-            // A series with a reference to no symbol is never cached.
-            while !refs.is_empty()
-                && let Ok(reference) = next_ref(&mut refs)
-            {
-                labels[count] = symbols.get(reference as usize).copied().unwrap_or_default();
-                count += 1;
+            while !refs.is_empty() && labels.len() < 2 * LABELS_MAX {
+                labels.push(*symbols.get(next_ref(&mut refs).ok()? as usize)?);
             }
-            self.hash(labels[..count].as_flattened())
+            refs.is_empty().then(|| self.hash(labels.as_flattened()))
         };
+        // A series that is refused for its references is never cached, and its key is that of no other.
+        let unlike_any = |series: &Series<'_>| wire_hash(&series.labels, !self.seed);
+        let hash = |series: &Series<'_>| hash(series).unwrap_or_else(|| unlike_any(series));
         request.series.iter().map(hash).collect()
     }
 
     fn hash(&self, labels: &[u8]) -> WireHash {
-        let hash = xxh3_128_with_seed(labels, self.seed);
-        #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-        WireHash([hash as u64, (hash >> 64) as u64])
+        wire_hash(labels, self.seed)
     }
 
     /// Returns the entries of `hashes`, in their order.
@@ -214,6 +209,12 @@ impl Cache {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+fn wire_hash(labels: &[u8], seed: u64) -> WireHash {
+    let hash = xxh3_128_with_seed(labels, seed);
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    WireHash([hash as u64, (hash >> 64) as u64])
 }
 
 /// A label set whose id is requested.
@@ -397,6 +398,29 @@ mod tests {
             assert!(cache.len() <= 201);
         }
         assert_eq!(cache.get_all([hash(1), hash(9_999)].into_iter()), [None, Some(known(9_999))]);
+    }
+
+    #[test]
+    fn a_series_is_not_taken_for_a_part_of_its_references() {
+        let cache = Cache::new(100);
+        let keys = |refs: &[&[u8]]| {
+            let series = |refs: &&'static [u8]| Series {
+                labels: (*refs).into(),
+                samples: 0..0,
+                exemplars: 0,
+                histograms: 0,
+                fault: None,
+            };
+            let refs: Vec<&'static [u8]> = refs.iter().map(|refs| &*refs.to_vec().leak()).collect();
+            let symbols = Some(vec![&b""[..], b"__name__", b"up"]);
+            cache.hash_all(&Request { symbols, series: refs.iter().map(series).collect(), ..Request::default() })
+        };
+        let long = [1, 2].repeat(LABELS_MAX);
+        let longer = [1, 2].repeat(LABELS_MAX + 1);
+        let all = keys(&[&[1, 2], &[1, 2, 0xff], &[1, 2, 9], &[1, 2, 1], &[], &long, &longer, &[2, 1]]);
+        let different: std::collections::HashSet<_> = all.iter().map(|hash| hash.0).collect();
+        assert_eq!(different.len(), all.len());
+        assert!(keys(&[&[1, 2]]) == all[..1]);
     }
 
     #[test]

@@ -20,11 +20,17 @@ pub const SERIES_MAX: usize = 500_000;
 /// Maximum samples of one request.
 pub const SAMPLES_MAX: usize = 2_000_000;
 
-/// Maximum metadata entries of one request of version 1.0. Prometheus sends 2,000.
+/// Maximum metadata entries of one request. Prometheus sends 2,000.
 pub const METADATA_MAX: usize = 100_000;
 
-/// Maximum exemplars of one request.
-pub const EXEMPLARS_MAX: usize = 200_000;
+/// Maximum exemplars of one request. Prometheus sends a few hundred.
+pub const EXEMPLARS_MAX: usize = 10_000;
+
+/// Maximum labels of a series or an exemplar. A series with more is refused, and the request with others is not.
+pub const LABELS_MAX: usize = 1_000;
+
+/// Maximum bytes of all metadata of one request of version 2.0, in which many entries may refer to one text.
+pub const METADATA_BYTES_MAX: usize = 16 << 20;
 
 /// Low estimate of the bytes that a series with one sample takes in a request.
 const SERIES_BYTES: usize = 128;
@@ -139,13 +145,35 @@ impl<'a> Request<'a> {
         if self.series.len() == SERIES_MAX {
             return Err(DecodeError { offset, what: "more series than one request may have" });
         }
-        if self.samples.len() > SAMPLES_MAX {
+        self.series.push(series);
+        Ok(())
+    }
+
+    /// Adds a sample of a series at `offset`.
+    #[inline]
+    fn add_sample(&mut self, sample: Sample, offset: usize) -> Result<(), DecodeError> {
+        if self.samples.len() == SAMPLES_MAX {
             return Err(DecodeError { offset, what: "more samples than one request may have" });
         }
-        if self.exemplars.len() > EXEMPLARS_MAX {
+        self.samples.push(sample);
+        Ok(())
+    }
+
+    /// Adds an exemplar of a series at `offset`.
+    fn add_exemplar(&mut self, exemplar: Exemplar<'a>, offset: usize) -> Result<(), DecodeError> {
+        if self.exemplars.len() == EXEMPLARS_MAX {
             return Err(DecodeError { offset, what: "more exemplars than one request may have" });
         }
-        self.series.push(series);
+        self.exemplars.push(exemplar);
+        Ok(())
+    }
+
+    /// Adds metadata that stands at `offset`.
+    fn add_metadata(&mut self, metadata: Metadata<'a>, offset: usize) -> Result<(), DecodeError> {
+        if self.metadata.len() == METADATA_MAX {
+            return Err(DecodeError { offset, what: "more metadata than one request may have" });
+        }
+        self.metadata.push(metadata);
         Ok(())
     }
 }

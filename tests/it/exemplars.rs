@@ -34,7 +34,7 @@ fn value_and_time(first: u8, value: f64, time_ms: i64) -> Vec<u8> {
 }
 
 /// A request of 1.0 with an exemplar of the series `up`.
-fn exemplar(trace: &str, value: f64, time_ms: i64) -> Body {
+pub(crate) fn exemplar(trace: &str, value: f64, time_ms: i64) -> Body {
     let message = [labels([("trace_id", trace)]), value_and_time(2, value, time_ms)].concat();
     let series = [labels([("__name__", "up"), ("n", "1")]), field(3, &message)].concat();
     Body::new().raw(&field(1, &series))

@@ -8,7 +8,8 @@ use rig::remote_write::V2;
 use serde_json::Value as Json;
 
 use crate::election::candidate;
-use crate::setup::{Body, Database, SOON, now_ms, send_v2, skipped, store};
+use crate::exemplars::exemplar;
+use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, send_v2, skipped, start, store};
 use crate::storage::library;
 
 const CURRENT: &str = "SELECT concat_ws('|', name, type, help, unit) FROM metrics_metadata ORDER BY 1";
@@ -64,6 +65,24 @@ async fn metadata_is_not_acknowledged_before_it_is_stored() {
     database.run("ALTER TABLE elsewhere RENAME TO metrics_metadata_history").await;
     store(&adapter, entry(1, "new", b"", "")).await;
     assert_eq!(database.column::<String>("SELECT name FROM metrics_metadata ORDER BY 1").await, ["known", "new"]);
+}
+
+#[tokio::test]
+async fn text_that_the_database_lacks_keeps_nobody_waiting() {
+    let database = Database::new().await;
+    let name = format!("{}_latin1", database.name);
+    database
+        .run(&format!("CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"))
+        .await;
+    let adapter = start(&adapter_at(&database.server.uri(&name))).await;
+    store(&adapter, entry(1, "up", "→ \u{e9}".as_bytes(), "").sample("up", now_ms(), 1.0)).await;
+    store(&adapter, exemplar("→", 0.5, now_ms())).await;
+    let client = database.server.connect(&name).await;
+    let help: String = one(&client, "SELECT help FROM metrics_metadata").await;
+    let trace: String = one(&client, "SELECT exemplar_labels->>'trace_id' FROM metrics_exemplars").await;
+    assert_eq!((help.as_str(), trace.as_str()), ("? ?", "?"));
+    drop((adapter, client));
+    database.run(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
 }
 
 #[tokio::test]

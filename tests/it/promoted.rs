@@ -203,7 +203,7 @@ async fn nothing_is_written_or_compared_by_ids_of_another_server() {
         assert!(is_moved(&store.commit(Uuid::new_v4(), rows.clone(), right.clone()).await.unwrap_err()));
         assert!(is_moved(&store.reconcile(std::slice::from_ref(&what), |_, _| rows.clone()).await.unwrap_err()));
         assert!(is_moved(&store.around(&[near], right.epoch).await.unwrap_err()));
-        let exemplar = Exemplar::new(rows[0].series_id, rows[0].time_ms, 1.0, Vec::new()).unwrap();
+        let exemplar = Exemplar::new(rows[0].series_id, rows[0].time_ms, 1.0, Vec::new(), false).unwrap();
         assert!(is_moved(&store.keep_exemplars(vec![exemplar], right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.set_clock_offset(sender, 1_000, right.epoch).await.unwrap_err()));
         assert!(is_moved(&store.sender_numbers(right.epoch, &[("", "a")]).await.unwrap_err()));

@@ -41,7 +41,7 @@ pub struct Read {
 }
 
 /// Time limit of the wait for writes in flight. After it the take-over is tried again.
-const DRAINED_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const DRAINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Age of an adapter's last report up to which the adapter counts as living. A take-over waits only for living
 /// adapters.

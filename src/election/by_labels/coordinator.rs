@@ -50,9 +50,9 @@ const ROUNDS_APART: Duration = Duration::from_millis(50);
 /// Pause before the next round if a take-over could not be done yet.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-/// Time that a write has to end by itself, counted from the begin of its transaction, before a take-over that it keeps
-/// waiting terminates it.
-const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+/// Age from which a write that waits for its adapter is terminated, if a take-over is due in its group. Longer than
+/// [`cluster_table::DRAINED_WITHIN`], in which healthy writes wait for the take-over.
+const STUCK_FOR: Duration = Duration::from_millis(1_500);
 
 /// Pause before a term that could not be begun is tried again.
 const BEGIN_AGAIN: Duration = Duration::from_millis(500);
@@ -173,7 +173,7 @@ impl<S: Succession> Coordinator<S> {
         let waiting = successions.iter().map(|(_, one)| one.group_no).filter(|group_no| !taken.contains(group_no));
         let waiting: Vec<i32> = waiting.collect();
         if !waiting.is_empty() {
-            old_writers::terminate(client, &self.names, &waiting, DRAIN_PATIENCE).await?;
+            old_writers::terminate(client, &self.names, &waiting, Some(STUCK_FOR)).await?;
         }
         Ok(taken)
     }

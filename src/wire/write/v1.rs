@@ -8,9 +8,7 @@ use std::borrow::Cow;
 
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
-use crate::wire::write::{
-    Exemplar, METADATA_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index,
-};
+use crate::wire::write::{Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
 
 /// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
@@ -40,10 +38,9 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
             }
             3 => {
                 let metadata = decode_metadata(fields.nested(field.bytes()?))?;
-                if request.metadata.len() == METADATA_MAX {
-                    return Err(DecodeError { offset: field.offset, what: "more metadata than one request may have" });
+                if metadata.says_something() {
+                    request.add_metadata(metadata, field.offset)?;
                 }
-                request.metadata.extend(Some(metadata).filter(Metadata::says_something));
             }
             _ => {}
         }
@@ -70,8 +67,8 @@ fn decode_series<'a>(
         };
         match field.number {
             1 => labels.push(field.offset - base..fields.offset() - base),
-            2 => request.samples.push(decode_sample(fields.nested(payload))?),
-            3 => request.exemplars.push(decode_exemplar(payload, fields.nested(payload), place)?),
+            2 => request.add_sample(decode_sample(fields.nested(payload))?, field.offset)?,
+            3 => request.add_exemplar(decode_exemplar(payload, fields.nested(payload), place)?, field.offset)?,
             _ => histograms += 1,
         }
     }

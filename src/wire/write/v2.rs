@@ -8,7 +8,10 @@ use std::borrow::Cow;
 use crate::model::labels::METRIC_NAME;
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Field, Scanner, Value};
-use crate::wire::write::{Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index, next_ref};
+use crate::wire::write::{
+    Exemplar, LABELS_MAX, METADATA_BYTES_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index,
+    next_ref,
+};
 
 /// Maximum symbols of one request.
 pub const SYMBOLS_MAX: usize = 500_000;
@@ -24,7 +27,8 @@ struct MetadataRefs {
 /// Decodes a request. Labels are left as they are, to be validated series by series. Histograms are counted
 /// and not decoded.
 ///
-/// The allocated memory is bounded by [`SERIES_MAX`], [`SAMPLES_MAX`], [`EXEMPLARS_MAX`] and [`SYMBOLS_MAX`].
+/// The allocated memory is bounded by [`SERIES_MAX`], [`SAMPLES_MAX`], [`EXEMPLARS_MAX`](crate::wire::write::EXEMPLARS_MAX),
+/// [`METADATA_BYTES_MAX`] and [`SYMBOLS_MAX`].
 ///
 /// # Errors
 ///
@@ -57,22 +61,30 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
         }
     }
     // The symbols may stand behind the series.
-    for (place, MetadataRefs { kind, help, unit }) in metadata_refs {
-        let series = &mut request.series[place];
+    let (mut last, mut bytes) = (None, 0);
+    for (place, refs) in metadata_refs {
+        let MetadataRefs { kind, help, unit } = refs;
         // Reference 0 is the empty string, whatever the symbols are.
         let symbol = |at: u32| if at == 0 { Some(&[][..]) } else { symbols.get(at as usize).copied() };
         let Some((help, unit)) = symbol(help).zip(symbol(unit)) else {
-            series.fault = Some("metadata refers to no symbol");
+            request.series[place].fault = Some("metadata refers to no symbol");
             continue;
         };
-        if (kind > 0 || !help.is_empty() || !unit.is_empty())
-            && let Some(name) = name(&series.labels, &symbols)
-        {
-            let metadata = Metadata { name, kind, help, unit };
-            // The series of a metric follow each other.
-            if request.metadata.last() != Some(&metadata) && metadata.says_something() {
-                request.metadata.push(metadata);
-            }
+        if kind == 0 && help.is_empty() && unit.is_empty() {
+            continue;
+        }
+        let Some(name_ref) = name_ref(&request.series[place].labels, &symbols) else { continue };
+        // The series of a metric follow each other.
+        if last.replace((refs, name_ref)) == Some((refs, name_ref)) {
+            continue;
+        }
+        let metadata = Metadata { name: symbols.get(name_ref as usize).copied().unwrap_or_default(), kind, help, unit };
+        bytes += metadata.name.len() + help.len() + unit.len();
+        if bytes > METADATA_BYTES_MAX {
+            return Err(DecodeError { offset: body.len(), what: "more bytes of metadata than one request may have" });
+        }
+        if metadata.says_something() {
+            request.add_metadata(metadata, body.len())?;
         }
     }
     request.symbols = Some(symbols);
@@ -110,12 +122,12 @@ fn decode_series<'a>(
     while let Some(field) = fields.next_field()? {
         match field.number {
             1 => add_refs(&mut labels, field)?,
-            2 => request.samples.push(decode_sample(fields.nested(field.bytes()?))?),
+            2 => request.add_sample(decode_sample(fields.nested(field.bytes()?))?, field.offset)?,
             3 => {
                 field.bytes()?;
                 histograms += 1;
             }
-            4 => request.exemplars.push(decode_exemplar(fields.nested(field.bytes()?), place)?),
+            4 => request.add_exemplar(decode_exemplar(fields.nested(field.bytes()?), place)?, field.offset)?,
             5 => refs = Some(decode_metadata(fields.nested(field.bytes()?))?),
             _ => {}
         }
@@ -153,12 +165,12 @@ fn decode_exemplar<'a>(mut fields: Scanner<'a>, place: u32) -> Result<Exemplar<'
     Ok(Exemplar { series: place, labels, sample })
 }
 
-/// Returns the metric's name among the labels of a series.
-fn name<'a>(mut refs: &[u8], symbols: &[&'a [u8]]) -> Option<&'a [u8]> {
-    while !refs.is_empty() {
+/// Returns the reference to the metric's name among the labels of a series.
+fn name_ref(mut refs: &[u8], symbols: &[&[u8]]) -> Option<u32> {
+    for _ in 0..LABELS_MAX {
         let (label, value) = (next_ref(&mut refs).ok()?, next_ref(&mut refs).ok()?);
         if *symbols.get(label as usize)? == METRIC_NAME.as_bytes() {
-            return symbols.get(value as usize).copied();
+            return Some(value);
         }
     }
     None

@@ -8,7 +8,7 @@ use rig::remote_write::{add_series, labels};
 use super::*;
 use crate::model::sample::STALE_NAN_BITS;
 use crate::wire::snappy;
-use crate::wire::write::EXEMPLARS_MAX;
+use crate::wire::write::{EXEMPLARS_MAX, METADATA_MAX};
 
 /// The same message for an independent decoder. Labels are bytes, because one bad label must not make the request fail.
 #[derive(Clone, PartialEq, Message)]
