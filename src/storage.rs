@@ -61,6 +61,7 @@ pub mod server;
 mod server_change;
 pub mod server_clock;
 pub mod sources;
+mod text;
 pub mod upkeep;
 
 /// Configuration of the store: what is stored, where, and for how long.

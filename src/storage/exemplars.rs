@@ -13,9 +13,10 @@ use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::fence::{self, Limits};
-use crate::storage::names::{Names, storable};
+use crate::storage::names::Names;
 use crate::storage::row::to_postgres_us;
 use crate::storage::server::Epoch;
+use crate::storage::text::storable;
 use crate::wire::write::Pair;
 
 /// An exemplar, ready to be stored.

@@ -14,8 +14,9 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
-use crate::storage::names::{Names, storable};
+use crate::storage::names::Names;
 use crate::storage::server::Epoch;
+use crate::storage::text::storable;
 use crate::wire::write::Metadata;
 
 /// Metadata that is stored, as far as this adapter knows.
