@@ -85,6 +85,10 @@ trait Shared: Send + Sync {
     /// Observes what was committed since the last time.
     fn observe(&self) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Waits for a round of observing and reconciling that is under way. If it takes long, its connection may be cut
+    /// off: then ends it. What it has taken out of buffers is put back.
+    fn idle(&self) -> BoxFuture<'_, ()>;
+
     /// Finds the numbers of all senders that have none in `epoch`.
     fn find_numbers(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
 }

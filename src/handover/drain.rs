@@ -191,6 +191,9 @@ impl Handover {
     /// Errors of the server or of the connection; `Error::Fenced` if a newer term has begun; `Error::Moved` if the
     /// server is another one. Samples that are not stored are in the buffer as before.
     pub async fn drain(&self, fence: Fence) -> Result<(), Error> {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.idle().await;
+        }
         let _taking_out = self.taking_out.lock().await;
         *self.leads.lock() = Some(fence.token);
         self.observe().await?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::election::by_labels::group_name;
@@ -48,6 +49,10 @@ pub struct Senders {
     /// Offset of this host's clock from the server's clock; the own Prometheus stamps by this host's clock. For a
     /// sender whose samples come by several adapters, the clock is not known.
     pub(super) clock_offset_ms: Mutex<Option<i64>>,
+    /// Locked during a round.
+    round: tokio::sync::Mutex<()>,
+    /// Ends the round that is under way.
+    round_ends: Notify,
     /// Owners of the series that the own Prometheus sends.
     pub(super) replicas: Mutex<Replicas>,
 }
@@ -77,6 +82,10 @@ const OBSERVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum senders whose samples are compared in one transaction, which keeps the writers of all their groups waiting.
 const RECONCILED_MAX: usize = 64;
+
+/// Time for which a take-over waits for a round that is under way, before it ends the round. A round takes far less
+/// unless its connection is cut off, and TCP may send again only seconds after the connection works again.
+const ROUND_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Minimum difference from the clock offset stored last, ms, at which the offset is stored again.
 const OFFSET_NEWS_MS: i64 = 50;
@@ -118,6 +127,8 @@ impl Senders {
             numbering: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
             clock_offset_ms: Mutex::default(),
+            round: tokio::sync::Mutex::default(),
+            round_ends: Notify::new(),
             replicas: Mutex::default(),
         })
     }
@@ -215,6 +226,7 @@ impl Senders {
                 round = self.round(&mut told_offset, is_last) => round,
                 // Dropping the round puts back what was taken out of a buffer.
                 () = stop.cancelled(), if !is_last => continue,
+                () = self.round_ends.notified(), if !is_last => continue,
             };
             match round {
                 Ok(()) if trouble.over() => log::info!("what is stored is observed again"),
@@ -235,6 +247,7 @@ impl Senders {
     }
 
     async fn round(&self, told_offset: &mut Option<(Epoch, i64)>, is_last: bool) -> Result<(), Error> {
+        let _round = self.round.lock().await;
         self.observe().await?;
         let members = self.members();
         // A group for which something fails affects no other group.
@@ -316,6 +329,15 @@ impl Senders {
 impl Shared for Senders {
     fn observe(&self) -> BoxFuture<'_, Result<(), Error>> {
         self.observe().boxed()
+    }
+
+    fn idle(&self) -> BoxFuture<'_, ()> {
+        async {
+            if tokio::time::timeout(ROUND_PATIENCE, self.round.lock()).await.is_err() {
+                self.round_ends.notify_waiters();
+            }
+        }
+        .boxed()
     }
 
     fn find_numbers(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {

@@ -46,6 +46,41 @@ async fn a_leader_frozen_beyond_its_lease_stores_nothing_of_its_term() {
     assert_eq!(b.adapter.role().await.as_deref(), Some("leader"));
 }
 
+/// Sessions of the server that are stopped. They go on when this is dropped.
+struct Stopped(Vec<i32>);
+
+impl Stopped {
+    fn signal(&self, signal: &str) -> bool {
+        let pids = self.0.iter().map(i32::to_string);
+        std::process::Command::new("kill").arg(signal).args(pids).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+#[tokio::test]
+async fn a_take_over_does_not_wait_for_a_connection_without_answer() {
+    let db = Database::new().await;
+    let (a, b) = pair(&db.server.uri(&db.name), &["-leader-election-lease=3s"]).await;
+    // As after a network failure, of which TCP learns late.
+    let observing = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%''observers''%' \
+                     AND pid <> pg_backend_pid()";
+    wait_true(&db.client, &observing.replace("SELECT pid", "SELECT count(*) = 2")).await;
+    let stopped = Stopped(db.column(observing).await);
+    assert!(stopped.signal("-STOP"));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let (seen, since) = (b.log_len(), Instant::now());
+    a.adapter.process().kill9().await;
+    let took = b.leads_after(seen, since).await;
+    report("take-over with an observation under way that gets no answer", took);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    drop(stopped);
+}
+
 #[tokio::test]
 async fn a_transaction_frozen_half_way_never_commits() {
     let db = Database::new().await;
