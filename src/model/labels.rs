@@ -125,13 +125,7 @@ impl Labels {
     /// `ab="c"` apart. With 128 bits of a cryptographic hash no collision needs handling, neither by chance nor made by
     /// a sender.
     pub fn identity(&self) -> [u8; 16] {
-        let mut hash = Sha256::new();
-        for part in self.0.iter().flat_map(|label| [&label.name, &label.value]) {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        let digest: [u8; 32] = hash.finalize().into();
-        std::array::from_fn(|at| digest[at])
+        identity(self.0.iter().flat_map(|label| [label.name.as_bytes(), label.value.as_bytes()]))
     }
 }
 
@@ -142,6 +136,17 @@ impl<'a> IntoIterator for &'a Labels {
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
+}
+
+/// Returns the first 16 bytes of SHA-256 over `parts`, each preceded by its length in bytes as a big-endian u64.
+pub fn identity<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    std::array::from_fn(|at| digest[at])
 }
 
 /// Returns the label as text, if it can be stored.

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+use crate::model::labels::identity;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Pooled, within};
@@ -75,14 +75,9 @@ impl Exemplar {
         // Sorted by name, each name once.
         let labels: std::collections::BTreeMap<String, String> =
             pairs.map(|(name, value)| (text(name), text(value))).collect();
-        let mut hash = Sha256::new();
-        for part in labels.iter().flat_map(|(name, value)| [name, value]) {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        hash.update(value.to_bits().to_be_bytes());
-        let digest: [u8; 32] = hash.finalize().into();
-        let key = Uuid::from_bytes(std::array::from_fn(|at| digest[at]));
+        let bits = value.to_bits().to_be_bytes();
+        let parts = labels.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
+        let key = Uuid::from_bytes(identity(parts.chain([&bits[..]])));
         let labels = serde_json::Value::Object(labels.into_iter().map(|(name, value)| (name, value.into())).collect());
         Ok(Self { series_id, key, time_ms, value, labels: labels.to_string() })
     }

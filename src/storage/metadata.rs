@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use crate::model::labels::identity;
 use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
@@ -122,7 +122,10 @@ impl StoredMetadata {
         let (mut due, mut bytes) = (Due::default(), Vec::new());
         for metadata in metadata {
             bytes.clear();
-            parts(metadata, |part| bytes.extend_from_slice(part));
+            for part in [metadata.name, &metadata.kind.to_be_bytes(), metadata.help, metadata.unit] {
+                bytes.extend_from_slice(&part.len().to_be_bytes());
+                bytes.extend_from_slice(part);
+            }
             let hash = xxh3_128_with_seed(&bytes, self.seed);
             match known.written.get_mut(&hash).filter(|_| is_current) {
                 Some(written) if now.saturating_duration_since(*written) < WRITTEN_EVERY => continue,
@@ -176,21 +179,10 @@ pub(super) async fn forget(client: &Client, names: &Names, retention: Duration) 
     Ok(())
 }
 
-/// Calls `each` with the parts of metadata, each preceded by its length as a big-endian u64.
-fn parts(metadata: &Metadata<'_>, mut each: impl FnMut(&[u8])) {
-    for part in [metadata.name, &metadata.kind.to_be_bytes(), metadata.help, metadata.unit] {
-        each(&(part.len() as u64).to_be_bytes());
-        each(part);
-    }
-}
-
-/// Returns the key of metadata in the database: the first 16 bytes of SHA-256 over its parts. Every adapter computes it,
-/// so it must never change.
+/// Returns the key of metadata in the database. Every adapter computes it, so it must never change.
 fn key(metadata: &Metadata<'_>) -> Uuid {
-    let mut hash = Sha256::new();
-    parts(metadata, |part| hash.update(part));
-    let digest: [u8; 32] = hash.finalize().into();
-    Uuid::from_bytes(std::array::from_fn(|at| digest[at]))
+    let kind = metadata.kind.to_be_bytes();
+    Uuid::from_bytes(identity([metadata.name, &kind, metadata.help, metadata.unit]))
 }
 
 #[cfg(test)]

@@ -183,6 +183,21 @@ fn index(at: usize, offset: usize) -> Result<u32, DecodeError> {
     u32::try_from(at).map_err(|_| DecodeError { offset, what: "more samples than can be counted" })
 }
 
+/// Decodes a `Sample`, which both versions have: a field may be absent (zero) or repeated (the last one counts). The start
+/// timestamp of 2.0 is not kept.
+#[inline]
+fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
+    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => sample.value = field.double()?,
+            2 => sample.timestamp_ms = field.int64()?,
+            _ => {}
+        }
+    }
+    Ok(sample)
+}
+
 /// Reader of the labels of one series.
 struct Labels<'r> {
     symbols: Option<&'r [&'r [u8]]>,

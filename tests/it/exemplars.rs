@@ -49,7 +49,8 @@ fn exemplar_v2(trace: &str, value: f64, time_ms: i64) -> Vec<u8> {
     [symbols.concat(), field(5, &series)].concat()
 }
 
-async fn member(uri: &str, name: &str, role: &str) -> Adapter {
+/// Starts an adapter that takes part in an election, and waits for its role.
+pub(crate) async fn member(uri: &str, name: &str, role: &str) -> Adapter {
     let adapter = candidate(uri, name).start().await;
     let is_taken = async || (adapter.write(Body::new().compressed()).await.status == 204).then_some(());
     adapter.process().wait_until("it takes writes", SOON, is_taken).await;

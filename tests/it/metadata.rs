@@ -7,9 +7,8 @@ use std::time::Duration;
 use rig::remote_write::V2;
 use serde_json::Value as Json;
 
-use crate::election::candidate;
-use crate::exemplars::exemplar;
-use crate::setup::{Body, Database, SOON, adapter_at, now_ms, one, send_v2, skipped, start, store};
+use crate::exemplars::{exemplar, member};
+use crate::setup::{Body, Database, adapter_at, now_ms, one, send_v2, skipped, start, store};
 use crate::storage::library;
 
 const CURRENT: &str = "SELECT concat_ws('|', name, type, help, unit) FROM metrics_metadata ORDER BY 1";
@@ -25,15 +24,8 @@ fn entry(kind: u8, name: &str, help: &[u8], unit: &str) -> Body {
 async fn metadata_is_current_and_has_a_history() {
     let database = Database::new().await;
     let uri = database.server.uri(&database.name);
-    let member = async |name: &str, role: &str| {
-        let adapter = candidate(&uri, name).start().await;
-        let is_taken = async || (adapter.write(Body::new().compressed()).await.status == 204).then_some(());
-        adapter.process().wait_until("it takes writes", SOON, is_taken).await;
-        adapter.wait_role(role, SOON).await;
-        adapter
-    };
-    let leader = member("leader", "leader").await;
-    let standby = member("standby", "standby").await;
+    let leader = member(&uri, "leader", "leader").await;
+    let standby = member(&uri, "standby", "standby").await;
     for adapter in [&leader, &standby, &leader] {
         store(adapter, entry(1, "requests", b"Requests.", "")).await;
         store(adapter, entry(2, "heat", b"\xc2\xb0C\0\xff", "celsius")).await;

@@ -8,7 +8,9 @@ use std::borrow::Cow;
 
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
-use crate::wire::write::{Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index};
+use crate::wire::write::{
+    Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, decode_sample, index,
+};
 
 /// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
@@ -75,20 +77,6 @@ fn decode_series<'a>(
     let samples = index(first_sample, base)?..index(request.samples.len(), base)?;
     let exemplars = index(request.exemplars.len() - first_exemplar, base)?;
     Ok(Series { labels: labels.finish(), samples, exemplars, histograms, fault: None })
-}
-
-/// Decodes a `Sample`: a field may be absent (zero) or repeated (the last one counts).
-#[inline]
-fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
-    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
-    while let Some(field) = fields.next_field()? {
-        match field.number {
-            1 => sample.value = field.double()?,
-            2 => sample.timestamp_ms = field.int64()?,
-            _ => {}
-        }
-    }
-    Ok(sample)
 }
 
 /// Decodes an `Exemplar` of the series at `place`.

@@ -9,8 +9,8 @@ use crate::model::labels::METRIC_NAME;
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Field, Scanner, Value};
 use crate::wire::write::{
-    Exemplar, LABELS_MAX, METADATA_BYTES_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, index,
-    next_ref,
+    Exemplar, LABELS_MAX, METADATA_BYTES_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series,
+    decode_sample, index, next_ref,
 };
 
 /// Maximum symbols of one request.
@@ -174,20 +174,6 @@ fn name_ref(mut refs: &[u8], symbols: &[&[u8]]) -> Option<u32> {
         }
     }
     None
-}
-
-/// Decodes a `Sample`. Its start timestamp is not kept.
-#[inline]
-fn decode_sample(mut fields: Scanner<'_>) -> Result<Sample, DecodeError> {
-    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
-    while let Some(field) = fields.next_field()? {
-        match field.number {
-            1 => sample.value = field.double()?,
-            2 => sample.timestamp_ms = field.int64()?,
-            _ => {}
-        }
-    }
-    Ok(sample)
 }
 
 fn decode_metadata(mut fields: Scanner<'_>) -> Result<MetadataRefs, DecodeError> {
