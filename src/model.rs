@@ -1,5 +1,6 @@
 //! Labels, samples, matchers, senders, spans of time. Pure.
 
+pub mod histogram;
 pub mod labels;
 pub mod matcher;
 pub mod sample;

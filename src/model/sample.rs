@@ -1,5 +1,7 @@
 //! A sample: a value at a time.
 
+use crate::model::histogram::Numbers;
+
 /// Bits of the value that Prometheus writes when a series ends: a signalling NaN, so the bits must never pass through
 /// arithmetic. Source: Prometheus, `model/value/value.go`.
 pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
@@ -21,3 +23,32 @@ impl PartialEq for Sample {
 }
 
 impl Eq for Sample {}
+
+/// What a series has at a time: a float, or a native histogram.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// Milliseconds since 1970-01-01 UTC.
+    pub timestamp_ms: i64,
+    /// The value.
+    pub value: Value,
+}
+
+/// Value of a point.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// Any float, every NaN payload included; a stale marker ends a series of either kind.
+    Float(f64),
+    /// A native histogram.
+    Histogram(Numbers),
+}
+
+impl PartialEq for Value {
+    /// Compares bit for bit, so that a NaN equals itself.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Float(one), Self::Float(other)) => one.to_bits() == other.to_bits(),
+            (Self::Histogram(one), Self::Histogram(other)) => one == other,
+            _ => false,
+        }
+    }
+}
