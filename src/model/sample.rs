@@ -33,6 +33,17 @@ pub struct Point {
     pub value: Value,
 }
 
+/// What the values of a series are. A series with the same labels may exist of each kind, because a metric may change from
+/// a classic to a native histogram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Floats.
+    #[default]
+    Float,
+    /// Native histograms.
+    Histogram,
+}
+
 /// Value of a point.
 #[derive(Clone, Debug)]
 pub enum Value {
