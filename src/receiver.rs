@@ -264,10 +264,11 @@ impl Receiver {
     ) -> Result<Resolved, Refused> {
         let resolved = self.store.resolve(request, looked_up, fence).await;
         let mut resolved = resolved.map_err(|error| self.refused(&error, fence))?;
-        if request.histograms > 0 {
-            let why = || format!("{} native histograms: this adapter stores float samples only", request.histograms);
+        if !request.histograms.is_empty() {
+            let count = request.histograms.len();
+            let why = || format!("{count} native histograms: this adapter stores float samples only");
             resolved.rejected.add(0, why);
-            self.metrics.histograms_rejected_total.inc_by(request.histograms as u64);
+            self.metrics.histograms_rejected_total.inc_by(count as u64);
         }
         self.duplicates("same_request", resolved.duplicates);
         self.metrics.samples_expired_total.inc_by(resolved.expired as u64);

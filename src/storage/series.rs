@@ -383,6 +383,7 @@ pub fn from_json(name: String, json: &str) -> Result<Labels, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::sample::Kind;
 
     fn known(id: i64) -> CachedSeries {
         CachedSeries { id, source: SourceId::NONE }
@@ -406,9 +407,10 @@ mod tests {
         let keys = |refs: &[&[u8]]| {
             let series = |refs: &&'static [u8]| Series {
                 labels: (*refs).into(),
+                kind: Kind::Float,
                 samples: 0..0,
                 exemplars: 0,
-                histograms: 0,
+                histograms: 0..0,
                 fault: None,
             };
             let refs: Vec<&'static [u8]> = refs.iter().map(|refs| &*refs.to_vec().leak()).collect();

@@ -195,6 +195,47 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Returns the payload of a field that is a `sint32` in the schema. Higher bits are dropped, as the encoding demands.
+    pub(crate) fn sint32(&self) -> Result<i32, DecodeError> {
+        let bits = self.uint32()?;
+        Ok((bits >> 1).cast_signed() ^ -(bits & 1).cast_signed())
+    }
+
+    /// Calls `each` with every number of a field that is a repeated `sint64` in the schema: one, or many if it is packed.
+    pub(crate) fn sint64s(&self, mut each: impl FnMut(i64)) -> Result<(), DecodeError> {
+        let unfold = |bits: u64| (bits >> 1).cast_signed() ^ -(bits & 1).cast_signed();
+        match self.value {
+            Value::Varint(bits) => each(unfold(bits)),
+            _ => {
+                let mut packed = Scanner::new(self.bytes()?);
+                while !packed.rest.is_empty() {
+                    let bits = packed.varint("").map_err(|_| self.malformed("truncated or overlong packed number"))?;
+                    each(unfold(bits));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every number of a field that is a repeated `double` in the schema: one, or many if it is packed.
+    pub(crate) fn doubles(&self, mut each: impl FnMut(f64)) -> Result<(), DecodeError> {
+        match self.value {
+            Value::Fixed64(bits) => each(f64::from_bits(bits)),
+            _ => {
+                let (numbers, rest) = self.bytes()?.as_chunks();
+                if !rest.is_empty() {
+                    return Err(self.malformed("truncated packed number"));
+                }
+                numbers.iter().for_each(|bytes| each(f64::from_le_bytes(*bytes)));
+            }
+        }
+        Ok(())
+    }
+
+    fn malformed(&self, what: &'static str) -> DecodeError {
+        DecodeError { offset: self.offset, what }
+    }
+
     fn wrong_type(&self) -> DecodeError {
         DecodeError { offset: self.offset, what: "known field of the wrong wire type" }
     }

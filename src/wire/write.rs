@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use prost::encoding::decode_varint;
 
-use crate::model::sample::Sample;
+use crate::model::sample::{Kind, Sample, Value};
 use crate::wire::protobuf::{DecodeError, Scanner};
 
+mod histogram;
 pub mod v1;
 pub mod v2;
 
@@ -25,6 +26,19 @@ pub const METADATA_MAX: usize = 100_000;
 
 /// Maximum exemplars of one request. Prometheus sends a few hundred.
 pub const EXEMPLARS_MAX: usize = 10_000;
+
+/// Maximum native histograms of one request. An empty one has two bytes in a body and takes 200 bytes of memory: 20 MB.
+pub const HISTOGRAMS_MAX: usize = 100_000;
+
+/// Maximum numbers of all native histograms of one request (see [`Numbers`](crate::model::histogram::Numbers)): 32 MB. A
+/// bucket may have one byte in a body, so [`HISTOGRAMS_MAX`] bounds too little. By default Prometheus sends 2,000 histograms,
+/// whose buckets its clients keep to 160.
+pub const HISTOGRAM_NUMBERS_MAX: usize = 4_000_000;
+
+/// Maximum buckets of a native histogram, and maximum bounds of its custom buckets; a histogram with more is refused, and
+/// the request with others is not. Prometheus has no bound, but each bucket is stored and read again with every sample:
+/// 10,000 take 160 kB of memory while they are decoded, and are far more than the 160 to which clients keep by default.
+pub const HISTOGRAM_BUCKETS_MAX: usize = 10_000;
 
 /// Maximum labels of a series or an exemplar. A series with more is refused, and the request with others is not.
 pub const LABELS_MAX: usize = 1_000;
@@ -46,27 +60,42 @@ pub struct Request<'a> {
     pub samples: Vec<Sample>,
     /// Exemplars of all series.
     pub exemplars: Vec<Exemplar<'a>>,
-    /// Number of native histograms of all series. Counted, not decoded.
-    pub histograms: usize,
+    /// Native histograms of all series, one series after the other.
+    pub histograms: Vec<HistogramSample>,
+    /// Numbers of all histograms, at most [`HISTOGRAM_NUMBERS_MAX`].
+    pub histogram_numbers: usize,
     /// What the request says of metrics.
     pub metadata: Vec<Metadata<'a>>,
 }
 
-/// One series of a request.
+/// One series of a request. What the message says of a series that has floats and histograms becomes two of these with the
+/// same labels: the first has the floats and the exemplars, the second the histograms.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series<'a> {
     /// Labels as on the wire, not validated; [`Request::label_pairs`] reads them, and a cache may hash them. Of 1.0, the
     /// label fields of the `TimeSeries`, with tags and lengths, in order, borrowed unless other fields stand between
     /// them. Of 2.0, references to the request's symbols, each a varint.
     pub labels: Cow<'a, [u8]>,
+    /// What it has: histograms if [`Series::histograms`] is not empty, else floats. A series that has nothing but exemplars
+    /// may be of either kind, and counts as one of floats.
+    pub kind: Kind,
     /// Range of its samples in [`Request::samples`].
     pub samples: Range<u32>,
     /// Number of exemplars of the series.
     pub exemplars: u32,
-    /// Number of native histograms of the series.
-    pub histograms: u32,
+    /// Range of its native histograms in [`Request::histograms`].
+    pub histograms: Range<u32>,
     /// Reason why nothing of the series can be stored, apart from its labels.
     pub fault: Option<&'static str>,
+}
+
+/// A native histogram at a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistogramSample {
+    /// Milliseconds since 1970-01-01 UTC, any i64.
+    pub timestamp_ms: i64,
+    /// A histogram, or a float with the bits of a stale marker; or the reason why it can never be stored.
+    pub value: Result<Value, &'static str>,
 }
 
 /// An exemplar of a series.
@@ -93,6 +122,13 @@ pub struct Metadata<'a> {
     pub unit: &'a [u8],
 }
 
+/// Version of the message, where it matters to what both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
 /// Name and value of a label, as they arrived.
 pub type Pair<'a> = (&'a [u8], &'a [u8]);
 
@@ -108,6 +144,12 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn samples_of(&self, series: &Series<'_>) -> &[Sample] {
         &self.samples[series.samples.start as usize..series.samples.end as usize]
+    }
+
+    /// Returns the native histograms of one series of the request.
+    #[must_use]
+    pub fn histograms_of(&self, series: &Series<'_>) -> &[HistogramSample] {
+        &self.histograms[series.histograms.start as usize..series.histograms.end as usize]
     }
 
     /// Returns `true` if the message has no field that is known.
@@ -139,9 +181,27 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Adds a series that stands at `offset` of the message.
+    /// Adds a series that stands at `offset` of the message, as two if it has floats and histograms.
     fn add(&mut self, series: Series<'a>, offset: usize) -> Result<(), DecodeError> {
-        self.histograms += series.histograms as usize;
+        if series.kind == Kind::Float && !series.histograms.is_empty() {
+            return self.add_both(series, offset);
+        }
+        self.add_one(series, offset)
+    }
+
+    /// Adds a series that has floats and histograms. No Prometheus sends one.
+    #[cold]
+    fn add_both(&mut self, mut series: Series<'a>, offset: usize) -> Result<(), DecodeError> {
+        let none = series.histograms.end..series.histograms.end;
+        let histograms = std::mem::replace(&mut series.histograms, none);
+        let no_samples = series.samples.end..series.samples.end;
+        let second = Series { kind: Kind::Histogram, samples: no_samples, exemplars: 0, histograms, ..series.clone() };
+        self.add_one(series, offset)?;
+        self.add_one(second, offset)
+    }
+
+    #[inline]
+    fn add_one(&mut self, series: Series<'a>, offset: usize) -> Result<(), DecodeError> {
         if self.series.len() == SERIES_MAX {
             return Err(DecodeError { offset, what: "more series than one request may have" });
         }
@@ -156,6 +216,23 @@ impl<'a> Request<'a> {
             return Err(DecodeError { offset, what: "more samples than one request may have" });
         }
         self.samples.push(sample);
+        Ok(())
+    }
+
+    /// Decodes a native histogram and adds it. Not inlined, to keep the loop that decodes floats small.
+    #[inline(never)]
+    fn add_histogram(&mut self, fields: Scanner<'_>, version: Version, offset: usize) -> Result<(), DecodeError> {
+        if self.histograms.len() == HISTOGRAMS_MAX {
+            return Err(DecodeError { offset, what: "more histograms than one request may have" });
+        }
+        let sample = histogram::decode(fields, version)?;
+        if let Ok(Value::Histogram(numbers)) = &sample.value {
+            self.histogram_numbers += numbers.as_slice().len();
+        }
+        if self.histogram_numbers > HISTOGRAM_NUMBERS_MAX {
+            return Err(DecodeError { offset, what: "more buckets than all histograms of one request may have" });
+        }
+        self.histograms.push(sample);
         Ok(())
     }
 
@@ -176,6 +253,12 @@ impl<'a> Request<'a> {
         self.metadata.push(metadata);
         Ok(())
     }
+}
+
+/// Returns the kind of a series that has these; see [`Series::kind`].
+#[inline]
+fn kind_of(samples: &Range<u32>, histograms: &Range<u32>) -> Kind {
+    if samples.is_empty() && !histograms.is_empty() { Kind::Histogram } else { Kind::Float }
 }
 
 /// Returns a place among the samples of a request, for a series at `offset` of the message.

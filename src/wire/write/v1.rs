@@ -9,22 +9,23 @@ use std::borrow::Cow;
 use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Scanner};
 use crate::wire::write::{
-    Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, decode_sample, index,
+    Exemplar, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series, Version, decode_sample, index, kind_of,
 };
 
 /// Tag of a label in a `TimeSeries`: field 1, length-delimited.
 const LABEL_TAG: u8 = 1 << 3 | 2;
 
-/// Decodes a request. Label messages are left as they are, to be validated series by series. Histograms are
-/// counted and not decoded.
+/// Decodes a request. Label messages are left as they are, to be validated series by series.
 ///
-/// The allocated memory grows with the body, by less than a byte for each byte of what Prometheus sends. For bodies of
-/// nearly empty series, [`SERIES_MAX`] bounds it.
+/// The allocated memory grows with the body, by less than a byte for each byte of floats that Prometheus sends. For bodies of
+/// nearly empty series, [`SERIES_MAX`] bounds it, and for histograms
+/// [`HISTOGRAM_NUMBERS_MAX`](crate::wire::write::HISTOGRAM_NUMBERS_MAX).
 ///
 /// # Errors
 ///
 /// `DecodeError` if the body is no such message (a truncated or overlong value, a group, a known field of the wrong
-/// type), or if it has more than [`SERIES_MAX`] series or [`SAMPLES_MAX`] samples.
+/// type), or if it has more than [`SERIES_MAX`] series, [`SAMPLES_MAX`] samples, or than the other limits allow. A histogram
+/// that can never be stored is no such error.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
     let expected = body.len() / SERIES_BYTES;
@@ -50,7 +51,7 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     Ok(request)
 }
 
-/// Decodes a `TimeSeries` and appends its samples and exemplars to those of the request.
+/// Decodes a `TimeSeries` and appends its samples, histograms and exemplars to those of the request.
 fn decode_series<'a>(
     message: &'a [u8],
     mut fields: Scanner<'a>,
@@ -58,10 +59,10 @@ fn decode_series<'a>(
 ) -> Result<Series<'a>, DecodeError> {
     let base = fields.offset();
     let (first_sample, first_exemplar) = (request.samples.len(), request.exemplars.len());
+    let first_histogram = request.histograms.len();
     let place = index(request.series.len(), base)?;
     fields.skip_run(LABEL_TAG);
     let mut labels = LabelFields { message, run: 0..fields.offset() - base, copied: Vec::new() };
-    let mut histograms = 0;
     while let Some(field) = fields.next_field()? {
         let payload = match field.number {
             1..=4 => field.bytes()?,
@@ -71,12 +72,14 @@ fn decode_series<'a>(
             1 => labels.push(field.offset - base..fields.offset() - base),
             2 => request.add_sample(decode_sample(fields.nested(payload))?, field.offset)?,
             3 => request.add_exemplar(decode_exemplar(payload, fields.nested(payload), place)?, field.offset)?,
-            _ => histograms += 1,
+            _ => request.add_histogram(fields.nested(payload), Version::One, field.offset)?,
         }
     }
     let samples = index(first_sample, base)?..index(request.samples.len(), base)?;
     let exemplars = index(request.exemplars.len() - first_exemplar, base)?;
-    Ok(Series { labels: labels.finish(), samples, exemplars, histograms, fault: None })
+    let histograms = index(first_histogram, base)?..index(request.histograms.len(), base)?;
+    let kind = kind_of(&samples, &histograms);
+    Ok(Series { labels: labels.finish(), kind, samples, exemplars, histograms, fault: None })
 }
 
 /// Decodes an `Exemplar` of the series at `place`.

@@ -10,7 +10,7 @@ use crate::model::sample::Sample;
 use crate::wire::protobuf::{DecodeError, Field, Scanner, Value};
 use crate::wire::write::{
     Exemplar, LABELS_MAX, METADATA_BYTES_MAX, Metadata, Request, SAMPLES_MAX, SERIES_BYTES, SERIES_MAX, Series,
-    decode_sample, index, next_ref,
+    Version, decode_sample, index, kind_of, next_ref,
 };
 
 /// Maximum symbols of one request.
@@ -24,17 +24,16 @@ struct MetadataRefs {
     unit: u32,
 }
 
-/// Decodes a request. Labels are left as they are, to be validated series by series. Histograms are counted
-/// and not decoded.
+/// Decodes a request. Labels are left as they are, to be validated series by series.
 ///
 /// The allocated memory is bounded by [`SERIES_MAX`], [`SAMPLES_MAX`], [`EXEMPLARS_MAX`](crate::wire::write::EXEMPLARS_MAX),
-/// [`METADATA_BYTES_MAX`] and [`SYMBOLS_MAX`].
+/// [`HISTOGRAM_NUMBERS_MAX`](crate::wire::write::HISTOGRAM_NUMBERS_MAX), [`METADATA_BYTES_MAX`] and [`SYMBOLS_MAX`].
 ///
 /// # Errors
 ///
 /// `DecodeError` if the body is no such message (a truncated or overlong value, a group, a known field of the wrong
-/// type), or if it has more series, samples or symbols than allowed. A series that refers to no symbol is no such error:
-/// see [`Series::fault`].
+/// type), or if it has more series, samples, histograms or symbols than allowed. A series that refers to no symbol is no such
+/// error: see [`Series::fault`]. Neither is a histogram that can never be stored.
 pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
     let mut request = Request::default();
     let mut symbols: Vec<&[u8]> = Vec::new();
@@ -54,20 +53,22 @@ pub fn decode(body: &[u8]) -> Result<Request<'_>, DecodeError> {
             5 => {
                 let message = field.bytes()?;
                 let (series, refs) = decode_series(fields.nested(message), &mut request)?;
-                metadata_refs.extend(refs.map(|refs| (request.series.len(), refs)));
+                let place = request.series.len();
                 request.add(series, field.offset)?;
+                metadata_refs.extend(refs.map(|refs| (place..request.series.len(), refs)));
             }
             _ => {}
         }
     }
     // The symbols may stand behind the series.
     let (mut last, mut bytes) = (None, 0);
-    for (place, refs) in metadata_refs {
+    for (places, refs) in metadata_refs {
+        let place = places.start;
         let MetadataRefs { kind, help, unit } = refs;
         // Reference 0 is the empty string, whatever the symbols are.
         let symbol = |at: u32| if at == 0 { Some(&[][..]) } else { symbols.get(at as usize).copied() };
         let Some((help, unit)) = symbol(help).zip(symbol(unit)) else {
-            request.series[place].fault = Some("metadata refers to no symbol");
+            request.series[places].iter_mut().for_each(|series| series.fault = Some("metadata refers to no symbol"));
             continue;
         };
         if kind == 0 && help.is_empty() && unit.is_empty() {
@@ -109,7 +110,7 @@ fn has_field(body: &[u8], is_wanted: impl Fn(u32) -> bool) -> bool {
     std::iter::from_fn(|| fields.next_field().ok().flatten()).any(|field| is_wanted(field.number))
 }
 
-/// Decodes a `TimeSeries` and appends its samples and exemplars to those of the request.
+/// Decodes a `TimeSeries` and appends its samples, histograms and exemplars to those of the request.
 fn decode_series<'a>(
     mut fields: Scanner<'a>,
     request: &mut Request<'a>,
@@ -118,15 +119,13 @@ fn decode_series<'a>(
     let (first_sample, first_exemplar) = (request.samples.len(), request.exemplars.len());
     let place = index(request.series.len(), base)?;
     let mut labels: Cow<'a, [u8]> = Cow::Borrowed(&[]);
-    let (mut histograms, mut refs) = (0, None);
+    let first_histogram = request.histograms.len();
+    let mut refs = None;
     while let Some(field) = fields.next_field()? {
         match field.number {
             1 => add_refs(&mut labels, field)?,
             2 => request.add_sample(decode_sample(fields.nested(field.bytes()?))?, field.offset)?,
-            3 => {
-                field.bytes()?;
-                histograms += 1;
-            }
+            3 => request.add_histogram(fields.nested(field.bytes()?), Version::Two, field.offset)?,
             4 => request.add_exemplar(decode_exemplar(fields.nested(field.bytes()?), place)?, field.offset)?,
             5 => refs = Some(decode_metadata(fields.nested(field.bytes()?))?),
             _ => {}
@@ -134,9 +133,11 @@ fn decode_series<'a>(
     }
     let samples = index(first_sample, base)?..index(request.samples.len(), base)?;
     let exemplars = index(request.exemplars.len() - first_exemplar, base)?;
-    let is_empty = samples.is_empty() && histograms == 0 && exemplars == 0;
+    let histograms = index(first_histogram, base)?..index(request.histograms.len(), base)?;
+    let is_empty = samples.is_empty() && histograms.is_empty() && exemplars == 0;
     let fault = is_empty.then_some("a series without sample, histogram or exemplar");
-    Ok((Series { labels, samples, exemplars, histograms, fault }, refs))
+    let kind = kind_of(&samples, &histograms);
+    Ok((Series { labels, kind, samples, exemplars, histograms, fault }, refs))
 }
 
 /// Adds a field of references to those read before: packed, or each reference in a field of its own.

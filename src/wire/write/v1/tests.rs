@@ -6,9 +6,10 @@ use prost::encoding::encode_varint;
 use rig::remote_write::{add_series, labels};
 
 use super::*;
-use crate::model::sample::STALE_NAN_BITS;
+use crate::model::sample::{Kind, STALE_NAN_BITS, Value};
 use crate::wire::snappy;
-use crate::wire::write::{EXEMPLARS_MAX, METADATA_MAX};
+use crate::wire::write::histogram::tests::{ProstHistogram, any_histogram, check};
+use crate::wire::write::{EXEMPLARS_MAX, HistogramSample, METADATA_MAX};
 
 /// The same message for an independent decoder. Labels are bytes, because one bad label must not make the request fail.
 #[derive(Clone, PartialEq, Message)]
@@ -39,8 +40,8 @@ struct ProstSeries {
     samples: Vec<ProstSample>,
     #[prost(message, repeated, tag = "3")]
     exemplars: Vec<ProstExemplar>,
-    #[prost(bytes = "vec", repeated, tag = "4")]
-    histograms: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "4")]
+    histograms: Vec<ProstHistogram>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -69,14 +70,14 @@ struct ProstSample {
     timestamp: i64,
 }
 
-/// Labels and samples of one series, as both decoders must return them.
+/// Labels and samples of one series, and its numbers of exemplars and histograms, as both decoders must return them.
 type Seen = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Sample>, usize, usize);
 
 fn seen(request: &Request<'_>) -> Vec<Seen> {
     let series = |series: &Series<'_>| {
         let labels = request.label_pairs(series).map(|pair| pair.unwrap()).map(|(n, v)| (n.to_vec(), v.to_vec()));
         let samples = request.samples_of(series).to_vec();
-        (labels.collect(), samples, series.exemplars as usize, series.histograms as usize)
+        (labels.collect(), samples, series.exemplars as usize, request.histograms_of(series).len())
     };
     request.series.iter().map(series).collect()
 }
@@ -84,11 +85,15 @@ fn seen(request: &Request<'_>) -> Vec<Seen> {
 fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
     let sample = |s: &ProstSample| Sample { timestamp_ms: s.timestamp, value: s.value };
     let series = |series: &ProstSeries| {
-        let labels = series.labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
-        let samples = series.samples.iter().map(sample).collect();
-        (labels, samples, series.exemplars.len(), series.histograms.len())
+        let labels: Vec<_> = series.labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
+        let samples: Vec<_> = series.samples.iter().map(sample).collect();
+        let (exemplars, histograms) = (series.exemplars.len(), series.histograms.len());
+        if samples.is_empty() || histograms == 0 {
+            return vec![(labels, samples, exemplars, histograms)];
+        }
+        vec![(labels.clone(), samples, exemplars, 0), (labels, vec![], 0, histograms)]
     };
-    request.timeseries.iter().map(series).collect()
+    request.timeseries.iter().flat_map(series).collect()
 }
 
 /// Place of the series, labels and sample of each exemplar.
@@ -103,8 +108,13 @@ fn seen_exemplars(request: &Request<'_>) -> Vec<SeenExemplar> {
 }
 
 fn exemplars_seen_by_prost(request: &ProstRequest) -> Vec<SeenExemplar> {
-    let all = request.timeseries.iter().enumerate();
-    let all = all.flat_map(|(place, series)| series.exemplars.iter().map(move |exemplar| (place, exemplar)));
+    let has_both = |series: &ProstSeries| !series.samples.is_empty() && !series.histograms.is_empty();
+    let places = request.timeseries.iter().scan(0, |next, series| {
+        let place = *next;
+        *next += if has_both(series) { 2 } else { 1 };
+        Some((place, series))
+    });
+    let all = places.flat_map(|(place, series)| series.exemplars.iter().map(move |exemplar| (place, exemplar)));
     let seen = |(place, ProstExemplar { labels, value, timestamp }): (usize, &ProstExemplar)| {
         let labels = labels.iter().map(|label| (label.name.clone(), label.value.clone())).collect();
         (place, labels, Sample { timestamp_ms: *timestamp, value: *value })
@@ -142,7 +152,12 @@ fn check_agreement(body: &[u8]) {
     assert_eq!(seen(&ours), seen_by_prost(&prost));
     assert_eq!(ours.metadata, seen_metadata(&prost));
     assert_eq!(seen_exemplars(&ours), exemplars_seen_by_prost(&prost));
-    assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
+    let mut histograms = ours.histograms.iter();
+    for message in prost.timeseries.iter().flat_map(|series| &series.histograms) {
+        // Version 1.0 has no start.
+        check(histograms.next().unwrap(), &message.without_start());
+    }
+    assert_eq!(histograms.next(), None);
     assert_eq!(ours.samples.len(), prost.timeseries.iter().map(|series| series.samples.len()).sum::<usize>());
 }
 
@@ -166,20 +181,27 @@ fn known_bytes() {
     ]
     .concat();
     let request = decode(&body).unwrap();
+    let empty = Value::Histogram(crate::model::histogram::Histogram::default().to_numbers());
+    let labels = Cow::Borrowed(&body[2..10]);
     assert_eq!(
         request,
         Request {
             symbols: None,
-            series: vec![Series {
-                labels: Cow::Borrowed(&body[2..10]),
-                samples: 0..1,
-                exemplars: 1,
-                histograms: 1,
-                fault: None,
-            }],
+            series: vec![
+                Series {
+                    labels: labels.clone(),
+                    kind: Kind::Float,
+                    samples: 0..1,
+                    exemplars: 1,
+                    histograms: 1..1,
+                    fault: None,
+                },
+                Series { labels, kind: Kind::Histogram, samples: 1..1, exemplars: 0, histograms: 0..1, fault: None },
+            ],
             samples: vec![sample(1234, 1.5)],
             exemplars: vec![Exemplar { series: 0, labels: Cow::Borrowed(&[]), sample: sample(0, 0.0) }],
-            histograms: 1,
+            histograms: vec![HistogramSample { timestamp_ms: 0, value: Ok(empty) }],
+            histogram_numbers: 10,
             metadata: vec![],
         }
     );
@@ -306,9 +328,9 @@ fn any_series() -> impl Strategy<Value = Vec<ProstSeries>> {
         .prop_map(|(labels, bits, timestamp)| ProstExemplar { labels, value: f64::from_bits(bits), timestamp });
     let sample =
         any::<(u64, i64)>().prop_map(|(bits, timestamp)| ProstSample { value: f64::from_bits(bits), timestamp });
-    let blobs = || prop::collection::vec(any::<Vec<u8>>(), 0..3);
+    let histograms = prop::collection::vec(any_histogram(), 0..3);
     let exemplars = prop::collection::vec(exemplar, 0..3);
-    let series = (prop::collection::vec(label(), 0..5), prop::collection::vec(sample, 0..5), exemplars, blobs());
+    let series = (prop::collection::vec(label(), 0..5), prop::collection::vec(sample, 0..5), exemplars, histograms);
     let series = series.prop_map(|(labels, samples, exemplars, histograms)| ProstSeries {
         labels,
         samples,

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::wire::snappy;
+use crate::wire::write::histogram::tests::{ProstHistogram, any_histogram, check};
 use crate::wire::write::next_ref;
 
 /// The same message for an independent decoder. Symbols are bytes, because one bad label must not make the request
@@ -26,8 +27,8 @@ struct ProstSeries {
     labels_refs: Vec<u32>,
     #[prost(message, repeated, tag = "2")]
     samples: Vec<ProstSample>,
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    histograms: Vec<Vec<u8>>,
+    #[prost(message, repeated, tag = "3")]
+    histograms: Vec<ProstHistogram>,
     #[prost(message, repeated, tag = "4")]
     exemplars: Vec<ProstExemplar>,
     #[prost(message, optional, tag = "5")]
@@ -74,7 +75,7 @@ fn seen(request: &Request<'_>) -> Vec<Seen> {
         let labels = request.label_pairs(series).collect::<Result<Vec<_>, _>>().ok();
         let labels = labels.map(|labels| labels.into_iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect());
         let samples = request.samples_of(series).to_vec();
-        (labels, samples, series.exemplars as usize, series.histograms as usize, series.fault.is_some())
+        (labels, samples, series.exemplars as usize, request.histograms_of(series).len(), series.fault.is_some())
     };
     request.series.iter().map(series).collect()
 }
@@ -88,15 +89,15 @@ fn seen_by_prost(request: &ProstRequest) -> Vec<Seen> {
         let has_data = !(series.samples.is_empty() && series.histograms.is_empty() && series.exemplars.is_empty());
         let fault =
             !has_data || series.metadata.as_ref().is_some_and(|of| !is_fit(of.help_ref) || !is_fit(of.unit_ref));
-        (
-            series.labels_refs.chunks(2).map(pair).collect(),
-            series.samples.iter().map(sample).collect(),
-            series.exemplars.len(),
-            series.histograms.len(),
-            fault,
-        )
+        let labels: Option<Vec<_>> = series.labels_refs.chunks(2).map(pair).collect();
+        let samples: Vec<Sample> = series.samples.iter().map(sample).collect();
+        let (exemplars, histograms) = (series.exemplars.len(), series.histograms.len());
+        if samples.is_empty() || histograms == 0 {
+            return vec![(labels, samples, exemplars, histograms, fault)];
+        }
+        vec![(labels.clone(), samples, exemplars, 0, fault), (labels, vec![], 0, histograms, fault)]
     };
-    request.timeseries.iter().map(series).collect()
+    request.timeseries.iter().flat_map(series).collect()
 }
 
 /// Place of the series, labels and sample of each exemplar; no labels if they refer to no symbol.
@@ -112,8 +113,13 @@ fn seen_exemplars(request: &Request<'_>) -> Vec<SeenExemplar> {
 }
 
 fn exemplars_seen_by_prost(request: &ProstRequest) -> Vec<SeenExemplar> {
-    let all = request.timeseries.iter().enumerate();
-    let all = all.flat_map(|(place, series)| series.exemplars.iter().map(move |exemplar| (place, exemplar)));
+    let has_both = |series: &ProstSeries| !series.samples.is_empty() && !series.histograms.is_empty();
+    let places = request.timeseries.iter().scan(0, |next, series| {
+        let place = *next;
+        *next += if has_both(series) { 2 } else { 1 };
+        Some((place, series))
+    });
+    let all = places.flat_map(|(place, series)| series.exemplars.iter().map(move |exemplar| (place, exemplar)));
     let symbol = |at: &u32| request.symbols.get(*at as usize).cloned();
     let pair = |pair: &[u32]| Some((symbol(&pair[0])?, symbol(pair.get(1)?)?));
     let seen = |(place, ProstExemplar { labels_refs, value, timestamp }): (usize, &ProstExemplar)| {
@@ -149,7 +155,11 @@ fn check_agreement(body: &[u8]) {
     let said = ours.metadata.iter().map(|of| (of.name.to_vec(), of.kind, of.help.to_vec(), of.unit.to_vec()));
     assert_eq!(said.collect::<BTreeSet<Said>>(), said_by_prost(&prost));
     assert_eq!(seen_exemplars(&ours), exemplars_seen_by_prost(&prost));
-    assert_eq!(ours.histograms, prost.timeseries.iter().map(|series| series.histograms.len()).sum::<usize>());
+    let mut histograms = ours.histograms.iter();
+    for message in prost.timeseries.iter().flat_map(|series| &series.histograms) {
+        check(histograms.next().unwrap(), message);
+    }
+    assert_eq!(histograms.next(), None);
 }
 
 #[test]
@@ -267,7 +277,7 @@ fn any_request() -> impl Strategy<Value = ProstRequest> {
         (
             prop::collection::vec(prop_oneof![9 => 0..9_u32, 1 => any::<u32>()], 0..7),
             prop::collection::vec(sample, 0..4),
-            prop::collection::vec(bytes(), 0..2),
+            prop::collection::vec(any_histogram(), 0..2),
             prop::collection::vec(exemplar, 0..2),
             prop::option::of(metadata),
             any::<i64>(),
