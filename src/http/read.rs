@@ -15,14 +15,16 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::http::answer::{Answer, method_not_allowed, text, unavailable, with_type};
 use crate::http::body::{check_encoding, discard, receive};
 use crate::http::service::Service;
+use crate::model::histogram::Corrupt;
 use crate::model::labels::Labels;
 use crate::model::matcher::Matcher;
-use crate::model::sample::Sample;
+use crate::model::sample::{Point, Value};
 use crate::postgres::error::Error;
 use crate::storage::query::{Reading, Samples};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::read::messages::{QueryResult, ReadResponse, ResponseType};
-use crate::wire::read::{self, SeriesEncoder, negotiate, time_series};
+use crate::wire::read::series::{SeriesEncoder, time_series};
+use crate::wire::read::{self, negotiate};
 use crate::wire::snappy;
 
 /// A query that is ready to run.
@@ -45,6 +47,12 @@ enum Failure {
     /// The client stopped reading the answer.
     #[error("the client took nothing for {SLOW_CLIENT_TIMEOUT:?}")]
     SlowClient,
+}
+
+impl From<Corrupt> for Failure {
+    fn from(why: Corrupt) -> Self {
+        Self::Database(Error::Corrupt(why.to_string()))
+    }
 }
 
 /// A message from the database task to the answer.
@@ -135,18 +143,18 @@ async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metr
         let mut count = 0;
         while let Some((labels, first)) = walk.next_series().await? {
             let labels = labels.clone();
-            let mut samples: Vec<Sample> = first.into_iter().collect();
-            while let Some(sample) = walk.next_sample().await? {
-                samples.push(sample);
-                if count + samples.len() as u64 > limit {
+            let mut points: Vec<Point> = first.into_iter().collect();
+            while let Some(point) = walk.next_point().await? {
+                points.push(point);
+                if count + points.len() as u64 > limit {
                     break;
                 }
             }
-            if count + samples.len() as u64 > limit {
+            if count + points.len() as u64 > limit {
                 return Err(Failure::SampleLimit(limit));
             }
-            count += samples.len() as u64;
-            result.timeseries.push(time_series(&labels, samples));
+            count += points.len() as u64;
+            result.timeseries.push(time_series(&labels, points)?);
         }
         metrics.read_samples_total.inc_by(count);
         response.results.push(result);
@@ -232,11 +240,11 @@ async fn stream(
         while let Some((labels, first)) = walk.next_series().await? {
             let mut encoder = SeriesEncoder::new(labels, i64::try_from(index).unwrap_or_default());
             let mut count = u64::from(first.is_some());
-            if let Some(sample) = first {
-                encoder.push(sample);
+            if let Some(point) = first {
+                encoder.push(point)?;
             }
-            while let Some(sample) = walk.next_sample().await? {
-                encoder.push(sample);
+            while let Some(point) = walk.next_point().await? {
+                encoder.push(point)?;
                 count += 1;
                 if encoder.is_full() {
                     encoder.write_frame(&mut out);
@@ -266,15 +274,15 @@ async fn send(pieces: &mpsc::Sender<Piece>, out: &mut BytesMut) -> Result<(), Fa
     }
 }
 
-/// The series of a query, each with its samples. Series without a sample in the range are skipped, unless only labels
+/// The series of a query, each with its points. Series without a point in the range are skipped, unless only labels
 /// are requested.
 struct Walk<'a> {
     series: Vec<(Labels, i64)>,
     samples: Option<Samples<'a>>,
     /// The index of the current series; without samples, of the next one.
     place: usize,
-    /// A sample that was read already, but belongs to a later series.
-    ahead: Option<(usize, Sample)>,
+    /// A point that was read already, but belongs to a later series.
+    ahead: Option<(usize, Point)>,
 }
 
 impl<'a> Walk<'a> {
@@ -284,37 +292,44 @@ impl<'a> Walk<'a> {
         if !query.labels_only && !walk.series.is_empty() {
             let ids: Vec<i64> = walk.series.iter().map(|(_, id)| *id).collect();
             let mut samples = reading.samples(&ids, query.start_ms, query.end_ms).await?;
-            walk.ahead = samples.next().await?;
+            walk.ahead = read_point(&mut samples).await?;
             walk.samples = Some(samples);
         }
         Ok(walk)
     }
 
-    /// Returns the next series and its first sample. All samples of the previous series must have been read.
-    async fn next_series(&mut self) -> Result<Option<(&Labels, Option<Sample>)>, Failure> {
+    /// Returns the next series and its first point. All points of the previous series must have been read.
+    async fn next_series(&mut self) -> Result<Option<(&Labels, Option<Point>)>, Failure> {
         if self.samples.is_none() {
             let place = self.place;
             self.place += 1;
             return Ok(self.series.get(place).map(|(labels, _)| (labels, None)));
         }
-        let Some((place, sample)) = self.ahead.take() else { return Ok(None) };
+        let Some((place, point)) = self.ahead.take() else { return Ok(None) };
         self.place = place;
-        Ok(self.series.get(place).map(|(labels, _)| (labels, Some(sample))))
+        Ok(self.series.get(place).map(|(labels, _)| (labels, Some(point))))
     }
 
-    async fn next_sample(&mut self) -> Result<Option<Sample>, Failure> {
+    async fn next_point(&mut self) -> Result<Option<Point>, Failure> {
         let Some(samples) = &mut self.samples else { return Ok(None) };
         if self.ahead.is_some() {
             return Ok(None);
         }
-        match samples.next().await? {
-            Some((place, sample)) if place == self.place => Ok(Some(sample)),
+        match read_point(samples).await? {
+            Some((place, point)) if place == self.place => Ok(Some(point)),
             other => {
                 self.ahead = other;
                 Ok(None)
             }
         }
     }
+}
+
+/// Reads the next point, with the place of its series.
+async fn read_point(samples: &mut Samples<'_>) -> Result<Option<(usize, Point)>, Failure> {
+    let sample = samples.next().await?;
+    Ok(sample
+        .map(|(place, sample)| (place, Point { timestamp_ms: sample.timestamp_ms, value: Value::Float(sample.value) })))
 }
 
 fn failed(failure: &Failure) -> Answer {

@@ -1,26 +1,16 @@
-//! Remote read on the wire: the request of a client, and the two forms of an answer.
+//! Remote read on the wire: the request of a client, and in `series` the two forms of an answer.
 //!
 //! `storage` finds the series, and `http` chooses the status of an error.
 
-use bytes::BufMut;
 use prost::Message;
 use thiserror::Error;
 
-use crate::model::labels::Labels;
 use crate::model::matcher::{Matcher, MatcherError, Op, REGEX_BYTES_MAX};
-use crate::model::sample::Sample;
-use crate::wire::frame;
 use crate::wire::protobuf::{DecodeError, Scanner};
-use crate::wire::read::messages::{
-    Chunk, ChunkEncoding, ChunkedReadResponse, ChunkedSeries, Label, LabelMatcher, MatcherType, Query, ReadRequest,
-    ResponseType, TimeSeries,
-};
-use crate::wire::xor;
+use crate::wire::read::messages::{LabelMatcher, MatcherType, Query, ReadRequest, ResponseType};
 
 pub mod messages;
-
-/// Samples in one chunk: the number at which Prometheus cuts its own chunks.
-pub const CHUNK_SAMPLES: usize = 120;
+pub mod series;
 
 /// Maximum bytes of a decompressed request.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
@@ -33,10 +23,6 @@ pub const MATCHERS_MAX: usize = 64;
 
 /// Maximum bytes of all regular expressions of one request.
 pub const EXPRESSION_BYTES_MAX: usize = 64 << 10;
-
-/// Bytes of chunks after which a series should continue in a new frame. Prometheus refuses frames of more than 50 MB,
-/// and takes the parts of a split series for two series, so a split is the last resort.
-pub const FRAME_BYTES: usize = 40_000_000;
 
 /// Error of a query that cannot be answered because of the query itself.
 #[derive(Clone, Debug, Error)]
@@ -156,95 +142,6 @@ impl LabelMatcher {
     fn compile(&self, regex_bytes_max: usize) -> Result<Matcher, QueryError> {
         Ok(Matcher::new(self.op()?, self.name.clone(), self.value.clone(), regex_bytes_max)?)
     }
-}
-
-/// Returns one series of an answer with samples, which must be sorted by time.
-pub fn time_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> TimeSeries {
-    let value = |value: f64| (value.to_bits() != 0).then_some(value);
-    let sample = |sample: Sample| messages::Sample { value: value(sample.value), timestamp: sample.timestamp_ms };
-    TimeSeries { labels: label_messages(labels), samples: samples.into_iter().map(sample).collect() }
-}
-
-/// Returns one series of a streamed answer with samples, which must be sorted by time.
-pub fn chunked_series(labels: &Labels, samples: impl IntoIterator<Item = Sample>) -> ChunkedSeries {
-    let mut encoder = SeriesEncoder::new(labels, 0);
-    for sample in samples {
-        encoder.push(sample);
-    }
-    encoder.cut_chunk();
-    ChunkedSeries { labels: encoder.labels, chunks: encoder.chunks }
-}
-
-/// Encoder of one series of a streamed answer: it takes samples as they arrive and never stores all of them.
-#[derive(Clone, Debug)]
-pub struct SeriesEncoder {
-    labels: Vec<Label>,
-    query_index: i64,
-    /// Complete chunks that are not yet in a frame.
-    chunks: Vec<Chunk>,
-    /// Bytes of those chunks.
-    chunk_bytes: usize,
-    /// The chunk that is being written, and the times of its first and last sample.
-    encoder: xor::Encoder,
-    min_time_ms: i64,
-    max_time_ms: i64,
-}
-
-impl SeriesEncoder {
-    /// Begins a series that answers the query number `query_index` of the request, counted from 0.
-    pub fn new(labels: &Labels, query_index: i64) -> Self {
-        Self {
-            labels: label_messages(labels),
-            query_index,
-            chunks: Vec::new(),
-            chunk_bytes: 0,
-            encoder: xor::Encoder::new(),
-            min_time_ms: 0,
-            max_time_ms: 0,
-        }
-    }
-
-    /// Appends a sample that is later than those before.
-    pub fn push(&mut self, sample: Sample) {
-        if self.encoder.count() == 0 {
-            self.min_time_ms = sample.timestamp_ms;
-        }
-        self.max_time_ms = sample.timestamp_ms;
-        self.encoder.push(sample);
-        if self.encoder.count() == CHUNK_SAMPLES {
-            self.cut_chunk();
-        }
-    }
-
-    /// Returns `true` if the complete chunks fill a frame, so that [`SeriesEncoder::write_frame`] must not wait for the
-    /// end of the series.
-    pub fn is_full(&self) -> bool {
-        self.chunk_bytes >= FRAME_BYTES
-    }
-
-    /// Appends one frame with all samples since the last frame to a growing buffer. The series may go on after it.
-    /// Without samples the frame contains only the labels.
-    pub fn write_frame(&mut self, out: &mut impl BufMut) {
-        self.cut_chunk();
-        self.chunk_bytes = 0;
-        let series = ChunkedSeries { labels: self.labels.clone(), chunks: std::mem::take(&mut self.chunks) };
-        let response = ChunkedReadResponse { chunked_series: vec![series], query_index: self.query_index };
-        frame::write_frame(&response.encode_to_vec(), out);
-    }
-
-    fn cut_chunk(&mut self) {
-        if self.encoder.count() == 0 {
-            return;
-        }
-        let data = std::mem::take(&mut self.encoder).finish();
-        self.chunk_bytes += data.len();
-        let encoding = ChunkEncoding::Xor.into();
-        self.chunks.push(Chunk { min_time_ms: self.min_time_ms, max_time_ms: self.max_time_ms, encoding, data });
-    }
-}
-
-fn label_messages(labels: &Labels) -> Vec<Label> {
-    labels.iter().map(|label| Label { name: label.name.clone(), value: label.value.clone() }).collect()
 }
 
 #[cfg(test)]

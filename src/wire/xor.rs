@@ -9,6 +9,7 @@
 use thiserror::Error;
 
 use crate::model::sample::Sample;
+use crate::wire::bits::{BitReader, BitWriter, fits};
 
 /// Maximum samples of one chunk: its count has 16 bits.
 pub const SAMPLES_MAX: usize = u16::MAX as usize;
@@ -39,8 +40,8 @@ pub struct Encoder {
 }
 
 /// Bits in which a value differs from the one before: all but the leading and trailing ones.
-#[derive(Clone, Copy, Debug)]
-struct Window {
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Window {
     leading: u32,
     trailing: u32,
 }
@@ -55,7 +56,7 @@ impl Encoder {
     /// Begins a chunk.
     pub fn new() -> Self {
         // The count stands first; `finish` fills it in.
-        let bits = BitWriter { bytes: vec![0, 0], free: 0 };
+        let bits = BitWriter::after(vec![0, 0]);
         Self { bits, count: 0, last: Sample { timestamp_ms: 0, value: 0.0 }, delta: 0, window: None }
     }
 
@@ -94,7 +95,7 @@ impl Encoder {
 
     /// Returns the chunk's bytes, padded with zero bits.
     pub fn finish(self) -> Vec<u8> {
-        let mut bytes = self.bits.bytes;
+        let mut bytes = self.bits.finish();
         bytes[..2].copy_from_slice(&self.count.to_be_bytes());
         bytes
     }
@@ -112,27 +113,7 @@ impl Encoder {
     }
 
     fn write_value(&mut self, value: f64) {
-        let change = value.to_bits() ^ self.last.value.to_bits();
-        if change == 0 {
-            self.bits.write(0b0, 1);
-            return;
-        }
-        let needed = Window { leading: change.leading_zeros().min(LEADING_MAX), trailing: change.trailing_zeros() };
-        let window = match self.window {
-            Some(last) if needed.leading >= last.leading && needed.trailing >= last.trailing => {
-                self.bits.write(0b10, 2);
-                last
-            }
-            _ => {
-                self.bits.write(0b11, 2);
-                self.bits.write(u64::from(needed.leading), 5);
-                // A length of 64 wraps to 0, which is free because a window of 0 bits is never written.
-                self.bits.write(u64::from(needed.len()), 6);
-                self.window = Some(needed);
-                needed
-            }
-        };
-        self.bits.write(change >> window.trailing, window.len());
+        write_change(&mut self.bits, value.to_bits() ^ self.last.value.to_bits(), &mut self.window);
     }
 }
 
@@ -142,11 +123,45 @@ impl Window {
     }
 }
 
-/// Returns `true` if Prometheus writes a change of differences in so many bits: the range of two's complement, moved up
-/// by one.
-fn fits(change: i64, bits: u32) -> bool {
-    let half = 1 << (bits - 1);
-    (1 - half..=half).contains(&change)
+/// Writes the bits in which a float differs from the one before it.
+pub(super) fn write_change(bits: &mut BitWriter, change: u64, window: &mut Option<Window>) {
+    if change == 0 {
+        bits.write(0b0, 1);
+        return;
+    }
+    let needed = Window { leading: change.leading_zeros().min(LEADING_MAX), trailing: change.trailing_zeros() };
+    let window = match *window {
+        Some(last) if needed.leading >= last.leading && needed.trailing >= last.trailing => {
+            bits.write(0b10, 2);
+            last
+        }
+        _ => {
+            bits.write(0b11, 2);
+            bits.write(u64::from(needed.leading), 5);
+            // A length of 64 wraps to 0, which is free because a window of 0 bits is never written.
+            bits.write(u64::from(needed.len()), 6);
+            *window = Some(needed);
+            needed
+        }
+    };
+    bits.write(change >> window.trailing, window.len());
+}
+
+/// Reads what [`write_change`] wrote.
+pub(super) fn read_change(bits: &mut BitReader<'_>, window: &mut Window) -> Result<u64, &'static str> {
+    if bits.read(1)? == 0 {
+        return Ok(0);
+    }
+    if bits.read(1)? == 1 {
+        let leading = bits.read(5)? as u32;
+        let len = match bits.read(6)? as u32 {
+            0 => 64,
+            len => len,
+        };
+        let trailing = (64 - leading).checked_sub(len).ok_or("a window wider than a value")?;
+        *window = Window { leading, trailing };
+    }
+    Ok(bits.read(window.len())? << window.trailing)
 }
 
 /// Decodes a whole chunk; bytes after its last sample are ignored.
@@ -160,10 +175,10 @@ pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, DecodeError> {
     };
     let count = usize::from(u16::from_be_bytes(count));
     let mut decoder = Decoder {
-        bits: BitReader { bytes: stream, at: 0 },
+        bits: BitReader::new(stream),
         last: Sample { timestamp_ms: 0, value: 0.0 },
         delta: 0,
-        window: Window { leading: 0, trailing: 0 },
+        window: Window::default(),
     };
     let mut samples = Vec::with_capacity(count);
     for index in 0..count {
@@ -171,9 +186,6 @@ pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, DecodeError> {
     }
     Ok(samples)
 }
-
-/// Error text of a bit stream that ends too early.
-const TRUNCATED: &str = "missing bits";
 
 struct Decoder<'a> {
     bits: BitReader<'a>,
@@ -195,109 +207,13 @@ impl Decoder<'_> {
             _ => self.delta = self.delta.wrapping_add(self.read_delta_of_delta()?.cast_unsigned()),
         }
         self.last.timestamp_ms = self.last.timestamp_ms.wrapping_add(self.delta.cast_signed());
-        self.last.value = f64::from_bits(self.last.value.to_bits() ^ self.read_value_change()?);
+        self.last.value = f64::from_bits(self.last.value.to_bits() ^ read_change(&mut self.bits, &mut self.window)?);
         Ok(self.last)
     }
 
     fn read_delta_of_delta(&mut self) -> Result<i64, &'static str> {
-        let mut ones = 0;
-        while ones < 4 && self.bits.read(1)? == 1 {
-            ones += 1;
-        }
-        let bits = [0, 14, 17, 20, 64][ones];
-        let raw = self.bits.read(bits)?.cast_signed();
-        Ok(if bits == 64 || raw <= (1 << bits) / 2 { raw } else { raw - (1 << bits) })
-    }
-
-    fn read_value_change(&mut self) -> Result<u64, &'static str> {
-        if self.bits.read(1)? == 0 {
-            return Ok(0);
-        }
-        if self.bits.read(1)? == 1 {
-            let leading = self.bits.read(5)? as u32;
-            let len = match self.bits.read(6)? as u32 {
-                0 => 64,
-                len => len,
-            };
-            let trailing = (64 - leading).checked_sub(len).ok_or("a window wider than a value")?;
-            self.window = Window { leading, trailing };
-        }
-        Ok(self.bits.read(self.window.len())? << self.window.trailing)
-    }
-}
-
-/// Appends bits, the highest first.
-#[derive(Clone, Debug)]
-struct BitWriter {
-    bytes: Vec<u8>,
-    /// Number of unused bits of the last byte, 0 to 7.
-    free: u32,
-}
-
-impl BitWriter {
-    /// Writes the lowest `bits` of `value`, 0 to 64.
-    fn write(&mut self, value: u64, bits: u32) {
-        let mut left = bits;
-        while left > 0 {
-            if self.free == 0 {
-                self.bytes.push(0);
-                self.free = 8;
-            }
-            let now = left.min(self.free);
-            let part = (value >> (left - now)) as u8 & (0xff >> (8 - now));
-            if let Some(last) = self.bytes.last_mut() {
-                *last |= part << (self.free - now);
-            }
-            self.free -= now;
-            left -= now;
-        }
-    }
-
-    fn write_varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.write(value | 0x80, 8);
-            value >>= 7;
-        }
-        self.write(value, 8);
-    }
-}
-
-struct BitReader<'a> {
-    bytes: &'a [u8],
-    /// Number of bits read so far.
-    at: usize,
-}
-
-impl BitReader<'_> {
-    /// Reads the next `bits`, 0 to 64, as the lowest of the result.
-    fn read(&mut self, bits: u32) -> Result<u64, &'static str> {
-        let mut value = 0;
-        let mut left = bits;
-        while left > 0 {
-            let byte = *self.bytes.get(self.at / 8).ok_or(TRUNCATED)?;
-            let unread = 8 - (self.at % 8) as u32;
-            let now = left.min(unread);
-            let part = (byte >> (unread - now)) & (0xff >> (8 - now));
-            value = value << now | u64::from(part);
-            self.at += now as usize;
-            left -= now;
-        }
-        Ok(value)
-    }
-
-    fn read_varint(&mut self) -> Result<u64, &'static str> {
-        let mut value = 0;
-        for shift in (0..70).step_by(7) {
-            let byte = self.read(8)?;
-            if shift == 63 && byte > 1 {
-                break;
-            }
-            value |= (byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err("a timestamp of more than 64 bits")
+        let bits = [0, 14, 17, 20, 64][self.bits.read_ones(4)?];
+        self.bits.read_signed(bits)
     }
 }
 

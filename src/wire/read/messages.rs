@@ -120,6 +120,9 @@ pub struct TimeSeries {
     /// Samples, sorted by time.
     #[prost(message, repeated, tag = "2")]
     pub samples: Vec<Sample>,
+    /// Native histograms, sorted by time.
+    #[prost(message, repeated, tag = "4")]
+    pub histograms: Vec<Histogram>,
 }
 
 /// A label.
@@ -142,6 +145,70 @@ pub struct Sample {
     /// Milliseconds since 1970-01-01 UTC.
     #[prost(int64, tag = "2")]
     pub timestamp: i64,
+}
+
+/// A native histogram, whose counts are whole numbers or floats. Floats are optional for the reason told at [`Sample`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Histogram {
+    /// Count of all observations, if counts are whole numbers.
+    #[prost(uint64, optional, tag = "1")]
+    pub count_int: Option<u64>,
+    /// Count of all observations, if counts are floats.
+    #[prost(double, optional, tag = "2")]
+    pub count_float: Option<f64>,
+    /// Sum of all observations; absent means 0.
+    #[prost(double, optional, tag = "3")]
+    pub sum: Option<f64>,
+    /// Schema of the buckets.
+    #[prost(sint32, tag = "4")]
+    pub schema: i32,
+    /// Width of the zero bucket; absent means 0.
+    #[prost(double, optional, tag = "5")]
+    pub zero_threshold: Option<f64>,
+    /// Count of the zero bucket, if counts are whole numbers.
+    #[prost(uint64, optional, tag = "6")]
+    pub zero_count_int: Option<u64>,
+    /// Count of the zero bucket, if counts are floats.
+    #[prost(double, optional, tag = "7")]
+    pub zero_count_float: Option<f64>,
+    /// Which negative buckets there are.
+    #[prost(message, repeated, tag = "8")]
+    pub negative_spans: Vec<BucketSpan>,
+    /// Differences of their counts, each to the bucket before.
+    #[prost(sint64, repeated, tag = "9")]
+    pub negative_deltas: Vec<i64>,
+    /// Their counts, if these are floats.
+    #[prost(double, repeated, tag = "10")]
+    pub negative_counts: Vec<f64>,
+    /// Which positive buckets there are.
+    #[prost(message, repeated, tag = "11")]
+    pub positive_spans: Vec<BucketSpan>,
+    /// Differences of their counts, each to the bucket before.
+    #[prost(sint64, repeated, tag = "12")]
+    pub positive_deltas: Vec<i64>,
+    /// Their counts, if these are floats.
+    #[prost(double, repeated, tag = "13")]
+    pub positive_counts: Vec<f64>,
+    /// What is known of a counter's reset: 0 unknown, 1 yes, 2 no, 3 a gauge.
+    #[prost(int32, tag = "14")]
+    pub reset_hint: i32,
+    /// Milliseconds since 1970-01-01 UTC.
+    #[prost(int64, tag = "15")]
+    pub timestamp: i64,
+    /// Upper bounds of custom buckets.
+    #[prost(double, repeated, tag = "16")]
+    pub custom_values: Vec<f64>,
+}
+
+/// Neighbouring buckets.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct BucketSpan {
+    /// Buckets between the end of the span before and this one; of the first span, its first index.
+    #[prost(sint32, tag = "1")]
+    pub offset: i32,
+    /// Number of buckets.
+    #[prost(uint32, tag = "2")]
+    pub length: u32,
 }
 
 /// One frame of an answer of type [`ResponseType::StreamedXorChunks`].
@@ -178,12 +245,12 @@ pub struct Chunk {
     /// `ChunkEncoding` of `data`.
     #[prost(enumeration = "ChunkEncoding", tag = "3")]
     pub encoding: i32,
-    /// Bytes of the chunk, as `wire::xor` encodes them.
+    /// Bytes of the chunk, as `wire::xor` or `wire::histogram_chunk` encodes them.
     #[prost(bytes = "vec", tag = "4")]
     pub data: Vec<u8>,
 }
 
-/// Encoding of a chunk; the encodings of histograms are left out.
+/// Encoding of a chunk. Newer ones, which old clients do not know, are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Enumeration)]
 #[repr(i32)]
 pub enum ChunkEncoding {
@@ -191,4 +258,8 @@ pub enum ChunkEncoding {
     Unknown = 0,
     /// The encoding of `wire::xor`.
     Xor = 1,
+    /// Native histograms whose counts are whole numbers, as `wire::histogram_chunk` encodes them.
+    Histogram = 2,
+    /// Native histograms whose counts are floats.
+    FloatHistogram = 3,
 }

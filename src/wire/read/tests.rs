@@ -2,12 +2,8 @@ use std::error::Error as _;
 
 use proptest::prelude::*;
 
-use super::messages::{QueryResult, ReadHints, ReadResponse};
+use super::messages::ReadHints;
 use super::*;
-
-fn labels(pairs: &[(&str, &str)]) -> Labels {
-    Labels::from_stored(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())))
-}
 
 fn matcher(kind: i32, name: &str, value: &str) -> LabelMatcher {
     LabelMatcher { kind, name: name.into(), value: value.into() }
@@ -115,70 +111,7 @@ fn expressions_share_the_memory_they_may_take() {
     assert!(large(MATCHERS_MAX).is_err());
 }
 
-#[test]
-fn a_known_answer() {
-    let series = time_series(&labels(&[("a", "b")]), [Sample { timestamp_ms: 1234, value: 1.5 }]);
-    let response = ReadResponse { results: vec![QueryResult { timeseries: vec![series] }, QueryResult::default()] };
-    let bytes = b"\x0a\x18\x0a\x16\x0a\x06\x0a\x01a\x12\x01b\x12\x0c\x09\0\0\0\0\0\0\xf8\x3f\x10\xd2\x09\x0a\x00";
-    assert_eq!(response.encode_to_vec(), bytes);
-}
-
-#[test]
-fn a_known_frame() {
-    let mut encoder = SeriesEncoder::new(&labels(&[("a", "b")]), 1);
-    encoder.push(Sample { timestamp_ms: 5, value: 0.0 });
-    let mut out = Vec::new();
-    encoder.write_frame(&mut out);
-    let payload = [
-        &b"\x0a\x1d"[..],                      // chunked_series, 29 bytes
-        b"\x0a\x06\x0a\x01a\x12\x01b",         // a="b"
-        b"\x12\x13\x08\x05\x10\x05\x18\x01",   // a chunk from 5 to 5, XOR
-        b"\x22\x0b\0\x01\x0a\0\0\0\0\0\0\0\0", // its data
-        b"\x10\x01",                           // query_index
-    ]
-    .concat();
-    assert_eq!(frame::read_frame(&mut &out[..], 1 << 20), Ok(Some(&payload[..])));
-}
-
-#[test]
-fn a_series_goes_on_after_a_frame() {
-    let labels = labels(&[("__name__", "up")]);
-    let mut encoder = SeriesEncoder::new(&labels, 0);
-    let mut out = Vec::new();
-    for timestamp_ms in 0..150 {
-        encoder.push(Sample { timestamp_ms, value: 0.0 });
-        if timestamp_ms == 129 {
-            encoder.write_frame(&mut out);
-        }
-    }
-    assert!(!encoder.is_full());
-    encoder.write_frame(&mut out);
-    let mut stream = &out[..];
-    let mut times = Vec::new();
-    while let Some(payload) = frame::read_frame(&mut stream, 1 << 20).unwrap() {
-        let response = ChunkedReadResponse::decode(payload).unwrap();
-        assert_eq!(response.chunked_series.len(), 1);
-        let series = &response.chunked_series[0];
-        assert_eq!(series.labels, label_messages(&labels));
-        times.push(series.chunks.iter().map(|chunk| (chunk.min_time_ms, chunk.max_time_ms)).collect::<Vec<_>>());
-    }
-    assert_eq!(times, [vec![(0, 119), (120, 129)], vec![(130, 149)]]);
-}
-
 proptest! {
-    #[test]
-    fn chunks_hold_every_sample_and_its_time(bits in prop::collection::vec(any::<u64>(), 0..500)) {
-        let samples: Vec<_> =
-            (0..).zip(bits).map(|(at, bits)| Sample { timestamp_ms: at * 15_000, value: f64::from_bits(bits) }).collect();
-        let series = chunked_series(&Labels::default(), samples.iter().copied());
-        prop_assert_eq!(series.chunks.len(), samples.len().div_ceil(CHUNK_SAMPLES));
-        for (chunk, expected) in series.chunks.iter().zip(samples.chunks(CHUNK_SAMPLES)) {
-            prop_assert_eq!(xor::decode(&chunk.data).unwrap(), expected);
-            prop_assert_eq!(chunk.min_time_ms, expected[0].timestamp_ms);
-            prop_assert_eq!(chunk.max_time_ms, expected[expected.len() - 1].timestamp_ms);
-        }
-    }
-
     #[test]
     fn arbitrary_bytes_never_panic(body in any::<Vec<u8>>()) {
         let _ = decode_request(&body).map(|request| request.compile_matchers());
