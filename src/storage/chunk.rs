@@ -32,6 +32,7 @@ use integers::Lists;
 use values::Floats;
 
 mod bits;
+pub mod histograms;
 mod integers;
 mod values;
 
@@ -205,13 +206,8 @@ fn have_same_times(one: &[Row], other: &[Row]) -> bool {
 pub fn encode(chunk: &Chunk) -> Vec<Encoded> {
     let count = chunk.times_ms.len();
     assert!((1..=SAMPLES_MAX).contains(&count), "a chunk of {count} times");
-    let times_ms: Vec<_> = chunk.times_ms.iter().map(|time_ms| (*time_ms).clamp(TIME_MIN_MS, TIME_MAX_MS)).collect();
     let mut lists = Lists::default();
-    let mut times = Writer::default();
-    times.put(count as u64 - 1, COUNT_BITS);
-    lists.write(&times_ms, &mut times);
-    put_check(&mut times, 0);
-    let times = times.finish();
+    let (times_ms, times) = write_times(chunk.times_ms.iter().copied(), &mut lists);
     let mut rows = Vec::new();
     let mut row = Streams::default();
     for (place, values) in &chunk.series {
@@ -238,6 +234,16 @@ pub fn encode(chunk: &Chunk) -> Vec<Encoded> {
         floats: row.floats.values,
     };
     rows.into_iter().map(encoded).collect()
+}
+
+/// Returns the times of a row, one to [`SAMPLES_MAX`], as they are stored, and their stream.
+fn write_times(times_ms: impl Iterator<Item = i64>, lists: &mut Lists) -> (Vec<i64>, Bits) {
+    let times_ms: Vec<_> = times_ms.map(|time_ms| time_ms.clamp(TIME_MIN_MS, TIME_MAX_MS)).collect();
+    let mut times = Writer::default();
+    times.put(times_ms.len() as u64 - 1, COUNT_BITS);
+    lists.write(&times_ms, &mut times);
+    put_check(&mut times, 0);
+    (times_ms, times.finish())
 }
 
 /// The series of an unfinished row.
