@@ -9,6 +9,7 @@ mod configurations;
 mod election;
 mod exemplars;
 mod handover;
+mod histograms;
 mod http;
 mod kubernetes;
 mod metadata;

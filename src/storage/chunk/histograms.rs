@@ -18,6 +18,8 @@
 //!
 //! What is no histogram in canonical form, or one beyond all reason, is stored as it is (kind 2): in the stream for each
 //! time one more than the length of its list, or 0 for a stale marker (a list of integers); in `floats` the lists.
+//!
+//! [`SQL`] decodes the same format in the database.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -35,6 +37,10 @@ mod read;
 
 #[cfg(test)]
 mod tests;
+
+/// SQL that creates the functions for decoding histograms in the database, with placeholders for names. It needs those of
+/// [`super::SQL`]. `{decode_histograms}` returns the histograms of a row, `{histogram_buckets}` the buckets of one.
+pub const SQL: &str = include_str!("../histograms.sql");
 
 /// A time in ms since 1970, and what the series has there. A float is always a stale marker.
 pub type TimedValue = (i64, Value);
