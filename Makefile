@@ -5,7 +5,7 @@ CARGO ?= cargo
 RELEASE = GIT_REVISION=$$(git describe --always --dirty 2>/dev/null || echo unknown) $(CARGO) build --release
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo demo-clusters demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps
+.PHONY: help build test demo demo-clusters demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps current-prometheus
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,7 +13,7 @@ help: ## Show these targets
 build: ## Build the adapter for use: target/release/prometheus-postgresql-adapter
 	$(RELEASE) --bin prometheus-postgresql-adapter
 
-test: install-deps ## Run every test, real PostgreSQL and Prometheus included
+test: install-deps current-prometheus ## Run every test, real PostgreSQL and Prometheus included
 	$(CARGO) test --workspace --lib --bins --tests --examples
 	$(CARGO) test --workspace --doc
 
@@ -57,3 +57,6 @@ validate-kubernetes: ## Check the manifests of examples/kubernetes by the schema
 
 install-deps: ## Install what tests, demo and chaos run: PostgreSQL, Prometheus, pgbouncer and their like
 	@.ci/install-deps
+
+current-prometheus: ## Build the current Prometheus that tests run, once (four minutes), where there is a Go
+	@tests/prometheus/build
