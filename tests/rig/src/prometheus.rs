@@ -1,5 +1,6 @@
 //! A real Prometheus as a process.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,9 +13,27 @@ use crate::process::Process;
 /// Deadline for a Prometheus to be ready. Includes the replay of its WAL.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Returns the program of the current Prometheus that tests/prometheus/build builds, with promtool beside it; `None` if it
+/// is not built. Debian's is years older.
+#[must_use]
+pub fn current() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let built = || {
+        let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+        let required = include_str!("../../prometheus/go.mod").lines();
+        let version =
+            required.filter_map(|line| line.trim().strip_prefix("github.com/prometheus/prometheus v")).next()?;
+        let version = version.split_whitespace().next()?;
+        Some(cache.join(format!("prometheus-postgresql-adapter/prometheus-v{version}")))
+    };
+    let program = variable("CURRENT_PROMETHEUS_BIN").or_else(built)?.join("prometheus");
+    program.is_file().then_some(program)
+}
+
 /// Options to start a Prometheus.
 #[derive(Clone, Debug)]
 pub struct Options {
+    program: PathBuf,
     name: String,
     port: u16,
     config: String,
@@ -25,8 +44,15 @@ pub struct Options {
 impl Options {
     /// A Prometheus on a free port. `config` is the text of prometheus.yml.
     pub fn new(config: impl Into<String>) -> Self {
-        let (name, port) = ("prometheus".to_owned(), port::free());
-        Self { name, port, config: config.into(), files: Vec::new(), arguments: Vec::new() }
+        let (program, name, port) = ("prometheus".into(), "prometheus".to_owned(), port::free());
+        Self { program, name, port, config: config.into(), files: Vec::new(), arguments: Vec::new() }
+    }
+
+    /// Sets the program, in place of the `prometheus` in `PATH`.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
     }
 
     /// Sets the name for messages.
@@ -88,7 +114,7 @@ impl Prometheus {
     ///
     /// # Panics
     ///
-    /// If `PATH` contains no `prometheus`, or if it is not ready within a minute.
+    /// If there is no such program, or if it is not ready within a minute.
     pub async fn start(options: Options) -> Self {
         let directory = Directory::new("prometheus");
         let config = [("prometheus.yml".to_owned(), options.config.clone())];
@@ -109,7 +135,7 @@ impl Prometheus {
         if self.process.is_some() {
             return;
         }
-        let mut command = Command::new("prometheus");
+        let mut command = Command::new(&self.options.program);
         let directory = self.directory.path().display();
         command
             .current_dir(self.directory.path())
@@ -189,6 +215,17 @@ impl Prometheus {
         let [start, end, step] = [start, end, step].map(|number| format!("{number:.3}"));
         let parameters = [("query", expression), ("start", &start), ("end", &end), ("step", &step)];
         self.ask("/api/v1/query_range", &parameters).await
+    }
+
+    /// Returns the exemplars of series between two Unix times in seconds, both included: the API's JSON response
+    /// unchanged.
+    ///
+    /// # Panics
+    ///
+    /// If the Prometheus does not respond.
+    pub async fn exemplars(&self, selector: &str, start: f64, end: f64) -> String {
+        let [start, end] = [start, end].map(|number| format!("{number:.3}"));
+        self.ask("/api/v1/query_exemplars", &[("query", selector), ("start", &start), ("end", &end)]).await
     }
 
     /// Returns the sum of one of its own metrics over the label sets that contain `label`.
