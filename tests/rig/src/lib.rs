@@ -24,3 +24,4 @@ pub mod process;
 pub mod prometheus;
 pub mod random;
 pub mod remote_write;
+pub mod target;
