@@ -6,6 +6,7 @@
 mod by_labels;
 mod chunks;
 mod configurations;
+mod current;
 mod election;
 mod exemplars;
 mod handover;

@@ -1,0 +1,266 @@
+//! What a current Prometheus scrapes and sends is stored: every sample and exemplar, none refused.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rig::prometheus::{self, Prometheus};
+use rig::target::{self, Scrape, Target};
+use serde_json::Value as Json;
+
+use crate::setup::{Database, SOON, now_ms, skipped};
+
+/// Whether native histograms are scraped and sent.
+const NATIVE_HISTOGRAMS: bool = false;
+
+/// Number of scrapes that are compared.
+const SCRAPES: usize = 8;
+
+/// Deadline for [`SCRAPES`], of which there is one a second.
+const SCRAPING: Duration = Duration::from_secs(60);
+
+/// What the Prometheus counts that must not happen, of its sending and its scraping.
+const MUST_BE_0: [&str; 13] = [
+    "prometheus_remote_storage_samples_failed_total",
+    "prometheus_remote_storage_samples_dropped_total",
+    "prometheus_remote_storage_exemplars_failed_total",
+    "prometheus_remote_storage_exemplars_dropped_total",
+    "prometheus_remote_storage_histograms_failed_total",
+    "prometheus_remote_storage_histograms_dropped_total",
+    "prometheus_remote_storage_metadata_failed_total",
+    "prometheus_remote_storage_samples_retried_total",
+    "prometheus_remote_storage_exemplars_retried_total",
+    "prometheus_remote_storage_histograms_retried_total",
+    "prometheus_remote_storage_metadata_retried_total",
+    "prometheus_target_scrapes_sample_out_of_order_total",
+    "prometheus_tsdb_exemplar_out_of_order_exemplars_total",
+];
+
+/// The earliest of the times up to which the series are stored, ms since 1970.
+const STORED_UNTIL: &str = "
+SELECT (extract(epoch FROM min(last)) * 1000)::bigint FROM (
+    SELECT (SELECT max(v.time) FROM metrics_values v WHERE v.labels_id = l.id) AS last FROM metrics_labels l) s";
+
+type Labels = BTreeMap<String, String>;
+/// Samples of each series: bits of the value by time, ms since 1970.
+type Samples = BTreeMap<Labels, BTreeMap<i64, u64>>;
+/// Exemplars: the bits of the value and the time, by the labels of the series and those of the exemplar.
+type Exemplars = BTreeMap<(Labels, Labels), (u64, i64)>;
+
+/// Returns the text of prometheus.yml. `message` is a line of the queue's configuration, or empty.
+fn config(target: &Target, adapter: &str, message: &str) -> String {
+    let address = target.address();
+    // Classic histograms are taken twice: as ever, and as native ones with custom buckets.
+    let scrape_native = [
+        "scrape_native_histograms: true",
+        "always_scrape_classic_histograms: true",
+        "convert_classic_histograms_to_nhcb: true",
+    ];
+    let (scrape_native, send_native) = match NATIVE_HISTOGRAMS {
+        true => (scrape_native.join("\n    "), "send_native_histograms: true"),
+        false => (String::new(), ""),
+    };
+    format!(
+        "
+global:
+  scrape_interval: 1s
+  external_labels: {{cluster: current, __replica__: a}}
+scrape_configs:
+  - job_name: target
+    scrape_protocols: [PrometheusProto]
+    static_configs: [{{targets: ['{address}']}}]
+    {scrape_native}
+remote_write:
+  - url: {adapter}
+    send_exemplars: true
+    {message}
+    {send_native}
+    metadata_config: {{send_interval: 1s}}
+    queue_config: {{batch_send_deadline: 200ms}}
+"
+    )
+}
+
+/// Returns the labels of a series as they are stored, without the one that the Prometheus adds when it sends.
+fn labels(json: &Json) -> Labels {
+    let mut labels: Labels = serde_json::from_value(json.clone()).expect("labels are strings");
+    labels.remove("cluster");
+    labels
+}
+
+/// Returns the result of a query of the Prometheus' API.
+fn result(prometheus: &Prometheus, answer: &str) -> Json {
+    let mut json: Json = serde_json::from_str(answer).unwrap_or_default();
+    if json["status"] != "success" {
+        prometheus.process().fail(&format!("a query was answered {answer}"));
+    }
+    json["data"].take()
+}
+
+fn list(json: &Json) -> &[Json] {
+    json.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Parses a time in seconds to ms, and a value to its bits.
+fn time_and_value(time: &Json, value: &Json) -> (i64, u64) {
+    #[expect(clippy::cast_possible_truncation, reason = "ms since 1970, which a double holds exactly")]
+    let time_ms = (time.as_f64().expect("a time is a number") * 1_000.0).round() as i64;
+    let value: f64 = value.as_str().and_then(|value| value.parse().ok()).expect("a value is a number in a string");
+    (time_ms, value.to_bits())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "ms since 1970, which a double holds exactly")]
+fn seconds(time_ms: i64) -> f64 {
+    time_ms as f64 / 1_000.0
+}
+
+/// Returns all samples of the Prometheus up to a time.
+async fn own_samples(prometheus: &Prometheus, until_ms: i64) -> Samples {
+    let answer = prometheus.query_at("{__name__=~\".+\"}[1h]", seconds(until_ms)).await;
+    let data = result(prometheus, &answer);
+    // A series of native histograms has no values.
+    let series = list(&data["result"]).iter().filter(|series| series["values"].is_array());
+    let samples =
+        |series: &Json| list(&series["values"]).iter().map(|pair| time_and_value(&pair[0], &pair[1])).collect();
+    series.map(|series| (labels(&series["metric"]), samples(series))).collect()
+}
+
+/// Returns all exemplars of the Prometheus up to a time.
+async fn own_exemplars(prometheus: &Prometheus, until_ms: i64) -> Exemplars {
+    let answer = prometheus.exemplars("{__name__=~\".+\"}", seconds(until_ms) - 3_600.0, seconds(until_ms)).await;
+    let data = result(prometheus, &answer);
+    let mut exemplars = Exemplars::new();
+    for series in list(&data) {
+        for exemplar in list(&series["exemplars"]) {
+            let (time_ms, bits) = time_and_value(&exemplar["timestamp"], &exemplar["value"]);
+            exemplars.insert((labels(&series["seriesLabels"]), labels(&exemplar["labels"])), (bits, time_ms));
+        }
+    }
+    exemplars
+}
+
+/// Returns the first two columns as the name and the labels of a series.
+fn stored_labels(row: &tokio_postgres::Row) -> Labels {
+    let mut labels = labels(&serde_json::from_str(row.get(1)).expect("labels are JSON"));
+    labels.insert("__name__".to_owned(), row.get(0));
+    labels
+}
+
+/// Returns all stored samples up to a time.
+async fn stored_samples(database: &Database, until_ms: i64) -> Samples {
+    let sql = "SELECT name, labels::text, (extract(epoch FROM time) * 1000)::bigint AS ms, value FROM metrics
+               WHERE time <= to_timestamp($1::bigint / 1000.0)";
+    let mut samples = Samples::new();
+    for row in database.client.query(sql, &[&until_ms]).await.expect("samples are selected") {
+        let (ms, value): (i64, f64) = (row.get(2), row.get(3));
+        let twice = samples.entry(stored_labels(&row)).or_default().insert(ms, value.to_bits());
+        assert_eq!(twice, None, "stored twice: {row:?}");
+    }
+    samples
+}
+
+/// Returns all stored exemplars up to a time.
+async fn stored_exemplars(database: &Database, until_ms: i64) -> Exemplars {
+    let sql = "SELECT name, labels::text, exemplar_labels::text, value, (extract(epoch FROM time) * 1000)::bigint
+               FROM metrics_exemplars WHERE time <= to_timestamp($1::bigint / 1000.0)";
+    let mut exemplars = Exemplars::new();
+    for row in database.client.query(sql, &[&until_ms]).await.expect("exemplars are selected") {
+        let own = labels(&serde_json::from_str(row.get(2)).expect("labels are JSON"));
+        let (value, ms): (f64, i64) = (row.get(3), row.get(4));
+        let twice = exemplars.insert((stored_labels(&row), own), (value.to_bits(), ms));
+        assert_eq!(twice, None, "stored twice: {row:?}");
+    }
+    exemplars
+}
+
+/// Asserts that the samples of a time are those of a scrape.
+fn assert_samples(samples: &Samples, time_ms: i64, served: &Scrape) {
+    for float in served.floats(NATIVE_HISTOGRAMS) {
+        let is =
+            |labels: &&Labels| labels["__name__"] == float.name && labels.get("le").map(String::as_str) == float.le;
+        let series: Vec<&Labels> = samples.keys().filter(is).collect();
+        let [series] = series[..] else { panic!("{float:?} is of one series, not of {series:#?}") };
+        let stored = samples[series].get(&time_ms).copied().map(f64::from_bits);
+        assert_eq!(stored, Some(float.value), "{float:?} of {served:?} at {time_ms}");
+    }
+}
+
+/// Asserts that the exemplars of a scrape are stored, as far as they are not later than a time.
+fn assert_exemplars(exemplars: &Exemplars, time_ms: i64, served: &Scrape, until_ms: i64) {
+    let all = served.exemplars(NATIVE_HISTOGRAMS);
+    assert!(all.len() > 1, "{all:?}");
+    for (family, exemplar) in all {
+        let at = exemplar.time.map_or(time_ms, |time| time.seconds * 1_000 + i64::from(time.nanos) / 1_000_000);
+        if at > until_ms {
+            continue;
+        }
+        let is = |((series, own), _): &(&(Labels, Labels), &(u64, i64))| {
+            own["trace_id"] == exemplar.labels[0].value && series["__name__"].starts_with(&family)
+        };
+        // A classic histogram that is also taken as a native one has its exemplars twice.
+        let found: Vec<(u64, i64)> = exemplars.iter().filter(is).map(|(_, exemplar)| *exemplar).collect();
+        assert!(!found.is_empty(), "{family}: {exemplar:?} of {served:?} is not stored: {exemplars:#?}");
+        assert!(found.iter().all(|found| *found == (exemplar.value.to_bits(), at)), "{exemplar:?} at {at}: {found:?}");
+    }
+}
+
+/// Runs a Prometheus that sends by a message of remote write, and compares what it has with what is stored.
+async fn stores_all_that_is_sent(message: &str) {
+    let Some(program) = prometheus::current() else {
+        skipped("no current Prometheus is built: tests/prometheus/build");
+        return;
+    };
+    let (database, target) = (Database::new().await, Target::start().await);
+    let adapter = database.leader().await;
+    let config = config(&target, &adapter.url("/write"), message);
+    let features = "--enable-feature=exemplar-storage,metadata-wal-records";
+    let prometheus = Prometheus::start(prometheus::Options::new(config).program(program).arg(features)).await;
+
+    target.wait_scrapes(SCRAPES, SCRAPING).await;
+    let until = now_ms();
+    // A series is sent in the order of its samples, and an exemplar before the samples of the next scrape.
+    let stored = async || (database.one::<Option<i64>>(STORED_UNTIL).await? > until).then_some(());
+    prometheus.process().wait_until("what was scraped is stored", SOON, stored).await;
+
+    let (own, samples) = (own_samples(&prometheus, until).await, stored_samples(&database, until).await);
+    let named = |name: &str| own.iter().find(|(labels, _)| labels["__name__"] == name).expect("it was scraped").1;
+    let up = named("up");
+    assert!(up.values().all(|up| *up == 1.0_f64.to_bits()), "a scrape has failed: {up:?}");
+    assert_eq!(samples, own);
+    let exemplars = stored_exemplars(&database, until).await;
+    assert_eq!(exemplars, own_exemplars(&prometheus, until).await);
+    let (scraped, served) = (named(target::SCRAPES), target.scrapes());
+    assert!(scraped.len() >= SCRAPES - 1, "{scraped:?}");
+    for (time_ms, number) in scraped {
+        let number = f64::from_bits(*number);
+        let scrape = served.iter().find(|scrape| f64::from(scrape.number) == number).expect("it was served");
+        assert_samples(&samples, *time_ms, scrape);
+        assert_exemplars(&exemplars, *time_ms, scrape, until);
+    }
+
+    for name in MUST_BE_0 {
+        // Absent until they count: what is dropped, by its reason; and metadata by version 2.0, which is a part of samples.
+        let absent = ["_dropped_", "_metadata_"].iter().any(|part| name.contains(part)).then_some(0.0);
+        let count = prometheus.metric(name, "").await.or(absent);
+        if count != Some(0.0) {
+            prometheus.process().fail(&format!("{name} is {count:?}"));
+        }
+    }
+    for family in served[0].families() {
+        // Of the parts that it makes of such a histogram, Prometheus 3.16 sends no metadata by version 2.0.
+        if family.name == target::NATIVE_GAUGE && !NATIVE_HISTOGRAMS {
+            continue;
+        }
+        let sql = format!("SELECT EXISTS (SELECT FROM metrics_metadata WHERE help = '{}')", family.help);
+        database.wait(&sql).await;
+    }
+}
+
+#[tokio::test]
+async fn all_that_a_current_prometheus_sends_by_version_1_is_stored() {
+    stores_all_that_is_sent("").await;
+}
+
+#[tokio::test]
+async fn all_that_a_current_prometheus_sends_by_version_2_is_stored() {
+    stores_all_that_is_sent("protobuf_message: io.prometheus.write.v2.Request").await;
+}
