@@ -49,12 +49,9 @@ type Exemplars = BTreeMap<(Labels, Labels), (u64, i64)>;
 /// Returns the text of prometheus.yml. `message` is a line of the queue's configuration, or empty.
 fn config(target: &Target, adapter: &str, message: &str) -> String {
     let address = target.address();
-    // Classic histograms are taken twice: as ever, and as native ones with custom buckets.
-    let scrape_native = [
-        "scrape_native_histograms: true",
-        "always_scrape_classic_histograms: true",
-        "convert_classic_histograms_to_nhcb: true",
-    ];
+    // Classic histograms are taken as ever, and once more as native ones with custom buckets, which 1.0 cannot send.
+    let convert = format!("convert_classic_histograms_to_nhcb: {}", !message.is_empty());
+    let scrape_native = ["scrape_native_histograms: true", "always_scrape_classic_histograms: true", convert.as_str()];
     let (scrape_native, send_native) = match NATIVE_HISTOGRAMS {
         true => (scrape_native.join("\n    "), "send_native_histograms: true"),
         false => (String::new(), ""),
