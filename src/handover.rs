@@ -202,7 +202,7 @@ impl Handover {
         // Other adapters may have stored the very same samples.
         let now = Instant::now();
         let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-        late.extend(append.iter().copied().map(again));
+        late.extend(append.iter().cloned().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
             return Ok((Arc::default(), late));
@@ -323,5 +323,5 @@ impl State {
 }
 
 fn rows(samples: &[Buffered]) -> Vec<Row> {
-    samples.iter().map(|sample| sample.row).collect()
+    samples.iter().map(|sample| sample.row.clone()).collect()
 }

@@ -22,7 +22,7 @@ use crate::storage::request_key::{part_key, request_key};
 use crate::storage::row::Row;
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
-use crate::storage::{LookedUp, Rejected, Resolved, Store};
+use crate::storage::{Counts, LookedUp, Rejected, Resolved, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 use crate::wire::write::Request;
@@ -59,12 +59,10 @@ pub enum Leaders {
 /// A request was accepted: every sample is stored or buffered, except those that can never be stored.
 #[derive(Debug, Default)]
 pub struct Accepted {
-    /// Samples stored or buffered, including those that were stored already.
-    pub written: usize,
-    /// Samples left out because they are older than the retention.
-    pub expired: usize,
-    /// Exemplars stored, including those that were stored already or are older than their retention.
-    pub exemplars: usize,
+    /// Stored or buffered, including what was stored already, and exemplars older than their retention.
+    pub written: Counts,
+    /// Left out because it is older than the retention.
+    pub expired: Counts,
     /// The samples that can never be stored.
     pub rejected: Rejected,
 }
@@ -137,8 +135,8 @@ impl Receiver {
         body: &[u8],
         line: Option<&ClusterConnection>,
     ) -> Result<Accepted, Refused> {
-        let count = request.samples.len() as u64;
-        self.metrics.samples_received_total.inc_by(count);
+        self.metrics.samples_received_total.inc_by(request.samples.len() as u64);
+        self.metrics.histograms_received_total.inc_by(request.histograms.len() as u64);
         self.metrics.exemplars_received_total.inc_by(request.exemplars.len() as u64);
         self.metrics.metadata_received_total.inc_by(request.metadata.len() as u64);
         let looked_up = self.store.look_up(request).map_err(|error| self.refused(&error, None))?;
@@ -197,9 +195,9 @@ impl Receiver {
         let taken: Vec<_> = parts.iter().zip(&roles).map(&mut take).collect();
         join_all(taken).await.into_iter().collect::<Result<(), Refused>>()?;
         let Resolved { expired, rejected, .. } = resolved;
-        let written = request.samples.len() - rejected.samples - expired;
-        let exemplars = request.exemplars.len() - rejected.exemplars;
-        Ok(Accepted { written, expired, exemplars, rejected })
+        let Request { samples, histograms, exemplars, .. } = request;
+        let received = Counts { samples: samples.len(), histograms: histograms.len(), exemplars: exemplars.len() };
+        Ok(Accepted { written: received - rejected.counts - expired, expired, rejected })
     }
 
     /// Refuses series that another replica sends too, or that another group stores, if both would be stored.
@@ -263,16 +261,14 @@ impl Receiver {
         fence: Option<Fence>,
     ) -> Result<Resolved, Refused> {
         let resolved = self.store.resolve(request, looked_up, fence).await;
-        let mut resolved = resolved.map_err(|error| self.refused(&error, fence))?;
-        if !request.histograms.is_empty() {
-            let count = request.histograms.len();
-            let why = || format!("{count} native histograms: this adapter stores float samples only");
-            resolved.rejected.add(0, why);
-            self.metrics.histograms_rejected_total.inc_by(count as u64);
-        }
+        let resolved = resolved.map_err(|error| self.refused(&error, fence))?;
         self.duplicates("same_request", resolved.duplicates);
-        self.metrics.samples_expired_total.inc_by(resolved.expired as u64);
-        self.metrics.samples_rejected_total.with_label_values(&["invalid"]).inc_by(resolved.rejected.samples as u64);
+        let expired = resolved.expired.samples + resolved.expired.histograms;
+        self.metrics.samples_expired_total.inc_by(expired as u64);
+        let Counts { samples, histograms, exemplars } = resolved.rejected.counts;
+        for (kind, count) in [("float", samples), ("histogram", histograms), ("exemplar", exemplars)] {
+            self.metrics.samples_rejected_total.with_label_values(&[kind]).inc_by(count as u64);
+        }
         Ok(resolved)
     }
 

@@ -29,7 +29,8 @@ use crate::storage::sources::Sources;
 use crate::telemetry::metrics::Metrics;
 
 pub use self::jobs::{Hot, SealedRows};
-pub use self::resolve::{LookedUp, Rejected, Resolved, Share};
+pub use self::rejected::{Counts, Rejected};
+pub use self::resolve::{LookedUp, Resolved, Share};
 
 pub mod around;
 pub mod by_series;
@@ -49,6 +50,7 @@ pub mod own_transactions;
 pub mod position;
 pub mod query;
 pub mod reconcile;
+mod rejected;
 pub mod request_key;
 mod resolve;
 pub mod row;

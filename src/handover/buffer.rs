@@ -51,8 +51,12 @@ impl Came {
     /// Returns its samples.
     pub fn samples(&self) -> impl ExactSizeIterator<Item = Buffered> + Clone {
         let Self { arrived, key, .. } = *self;
-        let sample =
-            move |(row, is_stamped): (&Row, &bool)| Buffered { row: *row, is_stamped: *is_stamped, arrived, key };
+        let sample = move |(row, is_stamped): (&Row, &bool)| Buffered {
+            row: row.clone(),
+            is_stamped: *is_stamped,
+            arrived,
+            key,
+        };
         self.rows.iter().zip(&self.are_stamped).map(sample)
     }
 }
@@ -69,8 +73,9 @@ impl Buffer {
     /// # Errors
     ///
     /// [`NotBuffered::Full`]; then none of them is buffered.
-    pub fn add(&mut self, samples: impl ExactSizeIterator<Item = Buffered>) -> Result<(), NotBuffered> {
-        if self.bytes + SLAB_BYTES + SAMPLE_BYTES * samples.len() > self.bytes_max {
+    pub fn add(&mut self, samples: impl ExactSizeIterator<Item = Buffered> + Clone) -> Result<(), NotBuffered> {
+        let histogram_bytes: usize = samples.clone().map(|sample| sample.row.value.bytes()).sum();
+        if self.bytes + SLAB_BYTES + SAMPLE_BYTES * samples.len() + histogram_bytes > self.bytes_max {
             return Err(NotBuffered::Full);
         }
         self.push(samples);
@@ -79,7 +84,7 @@ impl Buffer {
 
     /// Puts back samples that were taken out and have not become stored, regardless of the bound.
     pub fn put_back(&mut self, samples: &[Buffered]) {
-        self.push(samples.iter().copied());
+        self.push(samples.iter().cloned());
     }
 
     fn push(&mut self, samples: impl Iterator<Item = Buffered>) {
@@ -179,11 +184,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::histogram::Histogram;
+    use crate::model::sample::Value;
 
     fn sample(series_id: i64, time_ms: i64, arrived: Instant) -> Buffered {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let row = Row { series_id, time_ms, value: (series_id * 1_000 + time_ms) as f64 };
-        Buffered { row, is_stamped: time_ms % 3 == 0, arrived, key: Uuid::nil() }
+        let sum = (series_id * 1_000 + time_ms) as f64;
+        let value = match series_id % 4 {
+            3 => Value::Histogram(Histogram { sum, ..Histogram::default() }.to_numbers()),
+            _ => Value::Float(sum),
+        };
+        Buffered { row: Row { series_id, time_ms, value }, is_stamped: time_ms % 3 == 0, arrived, key: Uuid::nil() }
     }
 
     fn times(samples: &[Buffered]) -> Vec<i64> {
@@ -222,7 +233,7 @@ mod tests {
         let now = Instant::now();
         let samples: Vec<Buffered> = (0..2_000).map(|n| sample(2 * n, n, now)).collect();
         let mut buffer = Buffer::new(usize::MAX);
-        buffer.add(samples.iter().copied()).unwrap();
+        buffer.add(samples.iter().cloned()).unwrap();
         assert!((20 * samples.len()..21 * samples.len()).contains(&buffer.bytes()), "{} bytes", buffer.bytes());
     }
 
@@ -261,7 +272,7 @@ mod tests {
         let far = [-210_866_803_200_000, 0, 1, 9_000_000_000_000];
         let samples = far.map(|time_ms| sample(2, time_ms, now));
         let mut buffer = Buffer::new(usize::MAX);
-        buffer.add(samples.iter().copied()).unwrap();
+        buffer.add(samples.iter().cloned()).unwrap();
         let taken = buffer.take(9);
         assert_eq!(times(&taken), far);
         assert!(taken.iter().zip(&samples).all(|(one, other)| one.is_stamped == other.is_stamped));
@@ -279,7 +290,7 @@ mod tests {
             for (n, request) in (0..).zip(&requests) {
                 let samples: Vec<Buffered> =
                     request.iter().map(|(series, time)| sample(*series, *time, start + Duration::from_secs(n))).collect();
-                buffer.add(samples.iter().copied()).unwrap();
+                buffer.add(samples.iter().cloned()).unwrap();
                 expected.extend(request);
             }
             for (rest, seconds) in looks {
@@ -298,8 +309,11 @@ mod tests {
                 expected.retain(|(series, time)| time % 3 != rest || *series >= 5
                     || left.iter().any(|sample| (sample.row.series_id, sample.row.time_ms) == (*series, *time)));
             }
-            let mut left: Vec<(i64, i64)> =
-                buffer.take(usize::MAX).iter().map(|sample| (sample.row.series_id, sample.row.time_ms)).collect();
+            let left = buffer.take(usize::MAX);
+            for Buffered { row, .. } in &left {
+                prop_assert_eq!(&row.value, &sample(row.series_id, row.time_ms, start).row.value);
+            }
+            let mut left: Vec<(i64, i64)> = left.iter().map(|sample| (sample.row.series_id, sample.row.time_ms)).collect();
             prop_assert_eq!(buffer.bytes(), 0);
             left.sort_unstable();
             expected.sort_unstable();

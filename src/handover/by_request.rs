@@ -22,8 +22,8 @@ impl ByRequest {
         let (mut requests, mut rest) = (BTreeMap::<(Instant, Uuid), Vec<Buffered>>::new(), Vec::new());
         for sample in samples {
             match self.keys.contains(&sample.key) {
-                true => rest.push(*sample),
-                false => requests.entry((sample.arrived, sample.key)).or_default().push(*sample),
+                true => rest.push(sample.clone()),
+                false => requests.entry((sample.arrived, sample.key)).or_default().push(sample.clone()),
             }
         }
         self.keys.extend(requests.keys().map(|(_, key)| *key));
@@ -36,6 +36,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::model::sample::Value;
     use crate::storage::row::Row;
 
     #[test]
@@ -43,7 +44,7 @@ mod tests {
         let now = Instant::now();
         let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
         let sample = |key, seconds, series_id| Buffered {
-            row: Row { series_id, time_ms: 1_000, value: 0.5 },
+            row: Row { series_id, time_ms: 1_000, value: Value::Float(0.5) },
             is_stamped: false,
             arrived: now + Duration::from_secs(seconds),
             key,

@@ -47,8 +47,7 @@ impl TakenOut<'_> {
             if !Arc::ptr_eq(&state.identities, &self.identities) {
                 return Err(Error::Moved);
             }
-            state.sender.keep(self.samples.iter().copied(), Instant::now());
-            self.samples.clear();
+            state.sender.keep(self.samples.drain(..), Instant::now());
             Ok(())
         })
     }

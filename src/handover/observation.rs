@@ -126,7 +126,7 @@ impl Senders {
             if is_fresh || !observed.is_complete {
                 let hot_ms = if is_fresh { observed.fresh_newest_ms } else { i64::MIN };
                 let newest_ms = observed.sealed_newest_ms.max(hot_ms);
-                handover.with(|state| state.on_missed(newest_ms, observed.newest_series_id));
+                handover.with(|state| state.on_missed(newest_ms, observed.newest_series_no));
             }
         }
         let position = Arc::new(observed.position);

@@ -81,11 +81,14 @@ mod tests {
 
     use super::*;
     use crate::handover::slab::SAMPLES_MAX;
+    use crate::model::histogram::Histogram;
+    use crate::model::sample::Value;
     use crate::storage::row::Row;
 
     fn samples(times: impl IntoIterator<Item = i64>, arrived: Instant) -> Vec<Buffered> {
+        let histogram = || Value::Histogram(Histogram::default().to_numbers());
         let sample = |time_ms| Buffered {
-            row: Row { series_id: 1, time_ms, value: 0.5 },
+            row: Row { series_id: 1, time_ms, value: if time_ms == 4 { histogram() } else { Value::Float(0.5) } },
             is_stamped: time_ms % 3 == 0,
             arrived,
             key: Uuid::nil(),
@@ -138,9 +141,9 @@ mod tests {
         let mut ring = Ring::default();
         let mut kept = samples([5, 3, far_ms, 4, -far_ms, i64::MIN, i64::MAX], now);
         kept.extend(samples([6, 7], now + Duration::from_secs(1)));
-        ring.add(kept.iter().copied(), now);
+        ring.add(kept.iter().cloned(), now);
         let seen = |samples: &[Buffered]| -> Vec<_> {
-            samples.iter().map(|one| (one.row.time_ms, one.row.series_id, one.is_stamped, one.arrived)).collect()
+            samples.iter().map(|one| (one.row.time_ms, one.row.value.clone(), one.is_stamped, one.arrived)).collect()
         };
         assert_eq!(seen(&left(&mut ring)), seen(&kept));
     }

@@ -160,7 +160,7 @@ impl Sender {
                     false
                 }
                 Sent::Newer { is_in_step: None } => {
-                    unsure.push(*row);
+                    unsure.push(row.clone());
                     false
                 }
                 // No scrape happened between two scrapes, however the clock was set: an exporter has stamped such a
@@ -185,7 +185,7 @@ impl Sender {
     /// once get the interval of the others of `rows`.
     fn learn_from_others(&mut self, unsure: &[Row], rows: &[Row]) {
         let known = |row: &Row| self.series.get(row.series_id, row.time_ms);
-        let new: Vec<Row> = unsure.iter().filter(|row| known(row).guess_ms == 0).copied().collect();
+        let new: Vec<Row> = unsure.iter().filter(|row| known(row).guess_ms == 0).cloned().collect();
         if new.is_empty() {
             return;
         }
@@ -207,7 +207,7 @@ impl Sender {
     /// Sorts samples that were buffered.
     #[must_use]
     pub fn sort_buffered(&mut self, samples: &[Buffered]) -> Sorted {
-        self.sort_each(samples.iter().copied(), None)
+        self.sort_each(samples.iter().cloned(), None)
     }
 
     /// Sorts samples. `rows`: their rows, if those already exist together.
@@ -226,13 +226,14 @@ impl Sender {
         append.extend(samples.clone().take(next).map(|sample| sample.row));
         let mut sorted = Sorted::default();
         for sample in samples.skip(next) {
-            if self.series.append(sample.row.series_id, sample.row.time_ms) {
+            let Row { series_id, time_ms, .. } = sample.row;
+            if self.series.append(series_id, time_ms) {
                 append.push(sample.row);
                 continue;
             }
             match self.place(&sample) {
                 Place::Append => {
-                    self.series.bounded(sample.row.series_id);
+                    self.series.bounded(series_id);
                     append.push(sample.row);
                 }
                 Place::Late => sorted.late.push(sample),
@@ -242,7 +243,7 @@ impl Sender {
                 }
             }
             // A late sample that comes a second time before it was compared must not be appended either.
-            self.series.stored(sample.row.series_id, Slot { time_ms: sample.row.time_ms, is_own: true });
+            self.series.stored(series_id, Slot { time_ms, is_own: true });
         }
         Sorted { append: Arc::new(append), ..sorted }
     }
@@ -275,13 +276,14 @@ impl Sender {
         let (mut append, mut sorted) = (Vec::new(), Sorted::default());
         for row in rows {
             let sample = Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-            let SeriesHistory { is_bounded, interval_ms, .. } = self.series.get(row.series_id, row.time_ms);
+            let Row { series_id, time_ms, .. } = sample.row;
+            let SeriesHistory { is_bounded, interval_ms, .. } = self.series.get(series_id, time_ms);
             let is_newer = |other_ms: i64| {
-                interval_ms > 0 && follows(row.time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
+                interval_ms > 0 && follows(time_ms, other_ms, self.skew_ms(&sample, other_ms), interval_ms)
             };
-            let is_newest = !self.series.may_be_missed(row.time_ms)
-                && self.series.newest_of_others(row.series_id).is_none_or(is_newer);
-            if is_bounded && is_newest { append.push(row) } else { sorted.late.push(sample) }
+            let is_newest =
+                !self.series.may_be_missed(time_ms) && self.series.newest_of_others(series_id).is_none_or(is_newer);
+            if is_bounded && is_newest { append.push(sample.row) } else { sorted.late.push(sample) }
         }
         Sorted { append: Arc::new(append), ..sorted }
     }
@@ -342,7 +344,7 @@ impl Sender {
     }
 
     /// Notes that some of what was stored was not observed. Nothing of it is later than `newest_ms`, and series with
-    /// ids above `floor` were created since.
+    /// numbers above `floor` were created since.
     pub fn on_missed(&mut self, newest_ms: i64, floor: i64) {
         self.series.missed(newest_ms, floor);
     }

@@ -8,6 +8,7 @@
 use crate::handover::coverage::Slot;
 use crate::model::sender::SenderNo;
 use crate::storage::by_series::BySeries;
+use crate::storage::row::creation_no;
 
 use self::entry::{BOUNDED, Entry, GIVEN, Intervals, KNOWN, VOTES, VOTES_SURE, low_bits};
 pub use self::entry::{GAP_MS, STEP_MAX_MS};
@@ -18,7 +19,7 @@ mod entry;
 #[derive(Debug)]
 pub struct SeriesTimes {
     entries: BySeries<Entry>,
-    /// Series with larger ids were created after the first observation: if they have no entry, nothing of them is
+    /// Series with larger numbers were created after the first observation: if they have no entry, nothing of them is
     /// stored.
     floor: i64,
     /// Upper bound of the times of missed samples, which others stored and this adapter did not observe, ms since 1970;
@@ -122,7 +123,7 @@ impl SeriesTimes {
     /// known of the series is another sender's. Then it counts as stored.
     pub fn append(&mut self, series_id: i64, time_ms: i64) -> bool {
         let entry = self.entries.entry(series_id);
-        let is_bounded = entry.flags & BOUNDED != 0 || series_id > self.floor;
+        let is_bounded = entry.flags & BOUNDED != 0 || creation_no(series_id) > self.floor;
         let is_later = is_bounded && time_ms > entry.last_ms && entry.are_all_own();
         if is_later {
             entry.flags |= BOUNDED;
@@ -178,7 +179,7 @@ impl SeriesTimes {
     }
 
     /// Notes that some of what others stored may not have been observed. Nothing of it is later than `newest_ms`, and
-    /// series with ids above `floor` were created since. So a newest time is a bound only if it is later than
+    /// series with numbers above `floor` were created since. So a newest time is a bound only if it is later than
     /// `newest_ms`.
     pub fn missed(&mut self, newest_ms: i64, floor: i64) {
         let is_first = self.missed_ms == i64::MAX;
@@ -202,8 +203,8 @@ impl SeriesTimes {
         };
         SeriesHistory {
             last: entry.stored().next(),
-            // For a series with an id above the floor, an entry without a time means the same as no entry.
-            is_bounded: entry.flags & BOUNDED != 0 || series_id > self.floor,
+            // For a series created since, an entry without a time means the same as no entry.
+            is_bounded: entry.flags & BOUNDED != 0 || creation_no(series_id) > self.floor,
             interval_ms: if votes >= VOTES_SURE { interval_ms } else { 0 },
             guess_ms: if votes > 0 { interval_ms } else { 0 },
             is_repeated: entry.flags & GIVEN != 0 || entry.led_ms != i64::MIN && votes > VOTES,

@@ -68,11 +68,12 @@ pub(super) fn renumbered(samples: Vec<Buffered>, found: &HashMap<i64, i64>) -> (
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::sample::Value;
     use crate::storage::row::Row;
 
     fn samples(series_ids: &[i64], arrived: Instant) -> Vec<Buffered> {
         let sample = |series_id: &i64| Buffered {
-            row: Row { series_id: *series_id, time_ms: 100 * series_id, value: 0.5 },
+            row: Row { series_id: *series_id, time_ms: 100 * series_id, value: Value::Float(0.5) },
             is_stamped: false,
             arrived,
             key: Uuid::nil(),

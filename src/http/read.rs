@@ -18,9 +18,9 @@ use crate::http::service::Service;
 use crate::model::histogram::Corrupt;
 use crate::model::labels::Labels;
 use crate::model::matcher::Matcher;
-use crate::model::sample::{Point, Value};
+use crate::model::sample::Point;
 use crate::postgres::error::Error;
-use crate::storage::query::{Reading, Samples};
+use crate::storage::query::{Reading, Samples, SeriesIds};
 use crate::telemetry::metrics::Metrics;
 use crate::wire::read::messages::{QueryResult, ReadResponse, ResponseType};
 use crate::wire::read::series::{SeriesEncoder, time_series};
@@ -277,7 +277,7 @@ async fn send(pieces: &mpsc::Sender<Piece>, out: &mut BytesMut) -> Result<(), Fa
 /// The series of a query, each with its points. Series without a point in the range are skipped, unless only labels
 /// are requested.
 struct Walk<'a> {
-    series: Vec<(Labels, i64)>,
+    series: Vec<(Labels, SeriesIds)>,
     samples: Option<Samples<'a>>,
     /// The index of the current series; without samples, of the next one.
     place: usize,
@@ -290,9 +290,9 @@ impl<'a> Walk<'a> {
         let series = reading.series(&query.matchers).await?;
         let mut walk = Self { series, samples: None, place: 0, ahead: None };
         if !query.labels_only && !walk.series.is_empty() {
-            let ids: Vec<i64> = walk.series.iter().map(|(_, id)| *id).collect();
+            let ids: Vec<SeriesIds> = walk.series.iter().map(|(_, id)| *id).collect();
             let mut samples = reading.samples(&ids, query.start_ms, query.end_ms).await?;
-            walk.ahead = read_point(&mut samples).await?;
+            walk.ahead = samples.next().await?;
             walk.samples = Some(samples);
         }
         Ok(walk)
@@ -315,7 +315,7 @@ impl<'a> Walk<'a> {
         if self.ahead.is_some() {
             return Ok(None);
         }
-        match read_point(samples).await? {
+        match samples.next().await? {
             Some((place, point)) if place == self.place => Ok(Some(point)),
             other => {
                 self.ahead = other;
@@ -323,13 +323,6 @@ impl<'a> Walk<'a> {
             }
         }
     }
-}
-
-/// Reads the next point, with the place of its series.
-async fn read_point(samples: &mut Samples<'_>) -> Result<Option<(usize, Point)>, Failure> {
-    let sample = samples.next().await?;
-    Ok(sample
-        .map(|(place, sample)| (place, Point { timestamp_ms: sample.timestamp_ms, value: Value::Float(sample.value) })))
 }
 
 fn failed(failure: &Failure) -> Answer {

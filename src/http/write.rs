@@ -11,6 +11,7 @@ use crate::http::answer::{Answer, empty, method_not_allowed, text, unavailable};
 use crate::http::body::{Received, check_encoding, discard, quoted, receive};
 use crate::http::service::{Connection, Service};
 use crate::receiver::{Accepted, Receiver};
+use crate::storage::Counts;
 use crate::wire::write::{self, v1, v2};
 
 /// Versions of the message.
@@ -47,7 +48,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>, li
     };
     let mut answer = receive_message(service, request, line, message).await;
     if message == Message::V2 && !answer.headers().contains_key(SAMPLES_WRITTEN) {
-        add_written(&mut answer, 0, 0);
+        add_written(&mut answer, Counts::default());
     }
     answer
 }
@@ -144,9 +145,12 @@ fn decode(message: Message, body: &[u8]) -> Result<(Message, write::Request<'_>)
     }
 }
 
-/// Adds the headers that tell how much was written. Native histograms are not stored.
-fn add_written(answer: &mut Answer, samples: usize, exemplars: usize) {
-    for (name, written) in [(SAMPLES_WRITTEN, samples), (HISTOGRAMS_WRITTEN, 0), (EXEMPLARS_WRITTEN, exemplars)] {
+/// Adds the headers that tell how much was written.
+fn add_written(answer: &mut Answer, written: Counts) {
+    let Counts { samples, histograms, exemplars } = written;
+    for (name, written) in
+        [(SAMPLES_WRITTEN, samples), (HISTOGRAMS_WRITTEN, histograms), (EXEMPLARS_WRITTEN, exemplars)]
+    {
         answer.headers_mut().insert(name, HeaderValue::from(written));
     }
 }
@@ -157,22 +161,22 @@ fn answer_to(message: Message, taken: &Accepted) -> Answer {
         let mut answer = empty(StatusCode::NO_CONTENT);
         if message == Message::V2 {
             // What is accepted and too old to be kept counts as written: a sender takes anything else for lost.
-            add_written(&mut answer, taken.written + taken.expired, taken.exemplars);
+            add_written(&mut answer, taken.written + taken.expired);
         }
         return answer;
     }
     let reasons = rejected.reasons.join("; ");
     log::warn!(
-        samples = rejected.samples, reason = reasons.as_str();
+        samples = rejected.counts.samples, histograms = rejected.counts.histograms, reason = reasons.as_str();
         "samples of a request can never be stored, the rest of it is"
     );
-    let part = match rejected.samples {
+    let part = match rejected.counts.samples + rejected.counts.histograms {
         0 => "a part".to_owned(),
         samples => format!("{samples} sample(s)"),
     };
     let why = format!("{part} of this request can never be stored, the rest is: {reasons}");
     let mut answer = text(StatusCode::BAD_REQUEST, why);
-    add_written(&mut answer, taken.written, taken.exemplars);
+    add_written(&mut answer, taken.written);
     answer
 }
 

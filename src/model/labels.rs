@@ -5,6 +5,8 @@
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::model::sample::Kind;
+
 /// Name of the label with a metric's name.
 pub const METRIC_NAME: &str = "__name__";
 
@@ -118,14 +120,19 @@ impl Labels {
         self.0.is_empty()
     }
 
-    /// Returns the key of the series in the database: the first 16 bytes of SHA-256 over the name and value of each
-    /// label in order, each preceded by its length in bytes as a big-endian u64.
+    /// Returns the key of the series of this kind in the database: the first 16 bytes of SHA-256 over the name and value
+    /// of each label in order, each preceded by its length in bytes as a big-endian u64. For native histograms a word
+    /// follows, which tells it from every key for floats: those are made from an even number of texts.
     ///
     /// The key is stored, and every adapter of a group computes it: it must never change. The lengths keep `a="bc"` and
     /// `ab="c"` apart. With 128 bits of a cryptographic hash no collision needs handling, neither by chance nor made by
     /// a sender.
-    pub fn identity(&self) -> [u8; 16] {
-        identity(self.0.iter().flat_map(|label| [label.name.as_bytes(), label.value.as_bytes()]))
+    pub fn identity(&self, kind: Kind) -> [u8; 16] {
+        let parts = self.0.iter().flat_map(|label| [label.name.as_bytes(), label.value.as_bytes()]);
+        match kind {
+            Kind::Float => identity(parts),
+            Kind::Histogram => identity(parts.chain([&b"histogram"[..]])),
+        }
     }
 }
 

@@ -53,6 +53,29 @@ pub enum Value {
     Histogram(Numbers),
 }
 
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl Value {
+    /// Returns `true` for a stale marker, by which Prometheus reports that a series has ended.
+    #[must_use]
+    pub fn is_marker(&self) -> bool {
+        matches!(self, Self::Float(value) if value.to_bits() == STALE_NAN_BITS)
+    }
+
+    /// Returns the bytes of memory that it takes beside its own.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Float(_) => 0,
+            Self::Histogram(numbers) => numbers.bytes(),
+        }
+    }
+}
+
 impl PartialEq for Value {
     /// Compares bit for bit, so that a NaN equals itself.
     fn eq(&self, other: &Self) -> bool {

@@ -9,6 +9,7 @@ use futures_util::future::try_join3;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as Record, RowStream};
 
+use crate::model::sample::Value;
 use crate::model::sender::SenderNo;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
@@ -20,7 +21,7 @@ use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, series_at};
 use crate::storage::fence::BY_INDEX;
 use crate::storage::hot::Elements;
 use crate::storage::layout::Layout;
-use crate::storage::row::{Row, from_postgres_us, to_postgres_us};
+use crate::storage::row::{from_postgres_us, to_postgres_us};
 use crate::storage::server::Epoch;
 
 mod windows;
@@ -216,8 +217,9 @@ impl Store {
         while let Some(row) = rows.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(1)?;
-            let row = Row { series_id: row.try_get(0)?, time_ms: from_postgres_us(time_us), value: row.try_get(2)? };
-            found.push((row.series_id, StoredTime { time_ms: row.time_ms, sender: None, is_marker: row.is_marker() }));
+            let is_marker = Value::Float(row.try_get(2)?).is_marker();
+            let stored = StoredTime { time_ms: from_postgres_us(time_us), sender: None, is_marker };
+            found.push((row.try_get(0)?, stored));
         }
         Ok(found)
     }

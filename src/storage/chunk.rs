@@ -23,8 +23,8 @@
 
 use std::fmt;
 
-use crate::model::sample::STALE_NAN_BITS;
-use crate::storage::row::{Row, TIME_MAX_MS, TIME_MIN_MS};
+use crate::model::sample::{STALE_NAN_BITS, Value};
+use crate::storage::row::{Row, TIME_MAX_MS, TIME_MIN_MS, is_of_histograms};
 
 pub use bits::Bits;
 use bits::{Reader, Writer};
@@ -177,7 +177,7 @@ pub fn group<'a>(series: impl IntoIterator<Item = &'a [Row]>, samples_max: usize
             let range = count * part / parts..count * (part + 1) / parts;
             let values = |series: &[Row]| {
                 let place = place_of(series[0].series_id);
-                (place, series[range.clone()].iter().map(|row| row.value).collect())
+                (place, series[range.clone()].iter().map(float).collect())
             };
             chunks.push(Chunk {
                 bucket: bucket_of(group[0][0].series_id),
@@ -187,6 +187,14 @@ pub fn group<'a>(series: impl IntoIterator<Item = &'a [Row]>, samples_max: usize
         }
     }
     chunks
+}
+
+/// Returns the value of a row of a series of floats.
+fn float(row: &Row) -> f64 {
+    match &row.value {
+        Value::Float(value) => *value,
+        Value::Histogram(_) => unreachable!("only series of histograms have histograms"),
+    }
 }
 
 fn have_same_times(one: &[Row], other: &[Row]) -> bool {
@@ -321,6 +329,14 @@ fn at_end(stream: &Reader<'_>) -> Result<(), Corrupt> {
     }
 }
 
+impl Chunk {
+    /// Returns the number of samples.
+    #[must_use]
+    pub fn samples(&self) -> usize {
+        self.times_ms.len() * self.series.len()
+    }
+}
+
 impl Encoded {
     /// Returns the approximate bytes of the row in a page.
     #[must_use]
@@ -356,12 +372,36 @@ impl Encoded {
         self.read(place, times.len(), &mut Vec::new()).map(Some)
     }
 
+    /// Decodes the whole row, of either kind, into its samples in the order of series and time.
+    ///
+    /// # Errors
+    ///
+    /// A description of the corruption.
+    pub fn rows(&self) -> Result<Vec<Row>, Corrupt> {
+        if is_of_histograms(self.bucket) {
+            let series_id = self.places.iter().next().map_or(0, |place| series_at(self.bucket, place));
+            let row = |(time_ms, value)| Row { series_id, time_ms, value };
+            return Ok(histograms::decode(self)?.into_iter().map(row).collect());
+        }
+        let Chunk { bucket, times_ms, series } = self.decode()?;
+        let rows_of = |(place, values): (u32, Vec<f64>)| {
+            let series_id = series_at(bucket, place);
+            let row = move |(time_ms, value): (&i64, f64)| Row { series_id, time_ms: *time_ms, value: value.into() };
+            times_ms.iter().zip(values).map(row)
+        };
+        Ok(series.into_iter().flat_map(rows_of).collect())
+    }
+
     /// Returns those of `times` at which the series at `place`, which is in the row, has stale markers.
     ///
     /// # Errors
     ///
     /// A description of the corruption.
     pub fn markers(&self, place: u32, times: &[i64]) -> Result<Vec<i64>, Corrupt> {
+        if is_of_histograms(self.bucket) {
+            let markers = self.rows()?.into_iter().filter(Row::is_marker);
+            return Ok(markers.map(|row| row.time_ms).collect());
+        }
         let values = self.read(place, times.len(), &mut Vec::new())?;
         let is_marker = |(_, value): &(&i64, f64)| value.to_bits() == STALE_NAN_BITS;
         Ok(times.iter().zip(values).filter(is_marker).map(|(time_ms, _)| *time_ms).collect())

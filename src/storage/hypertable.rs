@@ -97,12 +97,15 @@ pub async fn seal(
     let count =
         format!("SELECT coalesce(sum(cardinality(series)), 0)::bigint, max(\"time\") FROM {{hot}} WHERE {taken}");
     let count = client.query_typed_one(&names.sql(&count), &[]).await?;
-    // If one transaction of a writer stored several samples of a series at one time, their order within the row is that
+    // The seventh number of a histogram is its sum. If one transaction of a writer stored several samples of a series at one time, their order within the row is that
     // of storing.
     let insert = names.sql(&format!(
-        "INSERT INTO {{samples}} (\"time\", series_id, value) \
-         SELECT DISTINCT ON (id, \"time\") \"time\", id, value FROM (SELECT \"time\", unnest(series) AS id, \
-         unnest(value) AS value, no, generate_subscripts(series, 1) AS place FROM {{hot}} WHERE {taken} AND \"time\" >= $1) h \
+        "INSERT INTO {{samples}} (\"time\", series_id, value, histogram) \
+         SELECT DISTINCT ON (id, \"time\") \"time\", id, value, histogram FROM (SELECT \"time\", unnest(series) AS id, \
+         unnest(value) AS value, NULL::float8[] AS histogram, no, generate_subscripts(series, 1) AS place \
+         FROM {{hot}} WHERE {taken} AND \"time\" >= $1 AND array_ndims(value) = 1 \
+         UNION ALL SELECT \"time\", series[1], value[1][7], ARRAY(SELECT unnest(value)), no, 1 \
+         FROM {{hot}} WHERE {taken} AND \"time\" >= $1 AND array_ndims(value) = 2) h \
          ORDER BY id, \"time\", no, place ON CONFLICT DO NOTHING"
     ));
     let since = Timestamp(to_postgres_us(expired_ms.unwrap_or(TIME_MIN_MS)));

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::model::labels::Labels;
 use crate::storage::by_series::BySeries;
+use crate::storage::row::creation_no;
 
 /// Identities of known series. Of each series the first half of its key: 8 bytes, because ids are assigned in order. Of
 /// recently created series the labels too, compressed: a server that lags does not have them.
@@ -20,11 +21,11 @@ pub struct Identities(Mutex<KnownIdentities>);
 struct KnownIdentities {
     /// First halves of keys; 0 means none.
     prefixes: BySeries<u64>,
-    /// Labels of the series with larger ids than those that existed [`KEPT`] ago.
+    /// Labels of the series with larger numbers than those that existed [`KEPT`] ago.
     labels: Vec<Arc<PackedLabels>>,
-    /// Largest id at some times.
+    /// Number of the newest series at some times.
     newest: VecDeque<(Instant, i64)>,
-    /// Series with larger ids were created recently.
+    /// Series with larger numbers were created recently.
     floor: i64,
 }
 
@@ -34,6 +35,8 @@ struct KnownIdentities {
 struct PackedLabels {
     /// Range of the series ids.
     ids: RangeInclusive<i64>,
+    /// Number of the newest series.
+    newest: i64,
     /// [`Table`]s as JSON, compressed by Snappy.
     packed: Box<[u8]>,
 }
@@ -62,7 +65,7 @@ impl Identities {
     fn record<'a>(&self, prefixes: Vec<(i64, u64)>, labels: impl Iterator<Item = (i64, &'a Labels)>) {
         let floor = self.0.lock().floor;
         // Packed without the lock, for which requests wait.
-        let packed = PackedLabels::pack(labels.filter(|(id, _)| *id > floor));
+        let packed = PackedLabels::pack(labels.filter(|(id, _)| creation_no(*id) > floor));
         let mut known = self.0.lock();
         for (id, prefix) in prefixes {
             *known.prefixes.entry(id) = prefix;
@@ -70,18 +73,18 @@ impl Identities {
         known.labels.extend(packed.map(Arc::new));
     }
 
-    /// Records that no series has a larger id than `newest_id` at `now`.
-    pub fn on_newest(&self, newest_id: i64, now: Instant) {
+    /// Records that no series has a larger number than `newest_no` at `now`.
+    pub fn on_newest(&self, newest_no: i64, now: Instant) {
         let mut known = self.0.lock();
-        known.newest.push_back((now, newest_id));
-        while let Some((at, id)) = known.newest.front().copied()
+        known.newest.push_back((now, newest_no));
+        while let Some((at, number)) = known.newest.front().copied()
             && now.saturating_duration_since(at) >= KEPT
         {
             known.newest.pop_front();
-            known.floor = id;
+            known.floor = number;
         }
         let floor = known.floor;
-        known.labels.retain(|packed| *packed.ids.end() > floor);
+        known.labels.retain(|packed| packed.newest > floor);
     }
 
     /// Returns the first half of the key of a series.
@@ -99,7 +102,7 @@ impl Identities {
             (known.labels.iter().filter(of_wanted).cloned().collect::<Vec<_>>(), known.floor)
         };
         let labels = packed.iter().flat_map(|packed| packed.unpack());
-        labels.filter(|(id, _)| *id > floor && wanted.contains(id)).collect()
+        labels.filter(|(id, _)| creation_no(*id) > floor && wanted.contains(id)).collect()
     }
 }
 
@@ -108,6 +111,7 @@ impl PackedLabels {
     fn pack<'a>(series: impl Iterator<Item = (i64, &'a Labels)>) -> Option<Self> {
         let series: BTreeMap<i64, &Labels> = series.collect();
         let ids = *series.first_key_value()?.0..=*series.last_key_value()?.0;
+        let newest = creation_no(*ids.start()).max(creation_no(*ids.end()));
         let mut by_names: BTreeMap<Vec<&str>, Vec<(i64, &Labels)>> = BTreeMap::new();
         for (id, labels) in series {
             let names = labels.iter().map(|label| label.name.as_str()).collect();
@@ -124,7 +128,7 @@ impl PackedLabels {
         let tables: Vec<Table<&str>> = by_names.into_iter().map(table).collect();
         let json = serde_json::to_vec(&tables).expect("text and numbers are JSON");
         let packed = snap::raw::Encoder::new().compress_vec(&json).expect("a request is below 4 GiB");
-        Some(Self { ids, packed: packed.into_boxed_slice() })
+        Some(Self { ids, newest, packed: packed.into_boxed_slice() })
     }
 
     fn unpack(&self) -> impl Iterator<Item = (i64, Labels)> + use<> {
@@ -146,6 +150,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::sample::Kind;
 
     fn labels(id: i64) -> Labels {
         Labels::from_stored([("__name__".to_owned(), format!("m{id}"))])
@@ -153,7 +158,7 @@ mod tests {
 
     fn learn(identities: &Identities, id: i64) {
         let labels = labels(id);
-        identities.learn([(id, Uuid::from_bytes(labels.identity()), &labels)].into_iter());
+        identities.learn([(id, Uuid::from_bytes(labels.identity(Kind::Float)), &labels)].into_iter());
     }
 
     fn labels_of(identities: &Identities, id: i64) -> Option<Labels> {
@@ -206,7 +211,7 @@ mod tests {
         assert_eq!(labels_of(&identities, 6), None, "it was there before");
         identities.on_newest(500, after(181));
         assert_eq!(labels_of(&identities, 300), None);
-        let prefix = |id| Uuid::from_bytes(labels(id).identity()).as_u64_pair().0;
+        let prefix = |id| Uuid::from_bytes(labels(id).identity(Kind::Float)).as_u64_pair().0;
         assert_eq!([5, 300, 6].map(|id| identities.prefix(id)), [5, 300, 6].map(|id| Some(prefix(id))));
         assert_eq!([4, 7, -1, 100_000].map(|id| identities.prefix(id)), [None; 4]);
     }

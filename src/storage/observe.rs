@@ -39,7 +39,7 @@ pub struct Observed {
     /// Round-trip time of the query: half of it bounds the error of the offset.
     pub round_trip_ms: i64,
     /// Largest series id so far.
-    pub newest_series_id: i64,
+    pub newest_series_no: i64,
     /// Latest time of any sample that sealing has removed from the hot rows, ms since 1970.
     pub sealed_newest_ms: i64,
     /// Latest time of any hot row of the senders of the `fresh` groups, ms since 1970; [`i64::MIN`] if there is none.
@@ -145,7 +145,7 @@ impl Store {
         };
         let now = self.names.sql(&format!(
             "SELECT pg_current_snapshot()::text, clock_timestamp(), (SELECT snapshot::text FROM {{sealed_to}}), \
-             (SELECT coalesce(max(id), 0) FROM {{series}}), (SELECT newest FROM {{sealed_to}}), \
+             greatest((SELECT max(id) FROM {{series}}), -(SELECT min(id) FROM {{series}}), 0), (SELECT newest FROM {{sealed_to}}), \
              (SELECT max(\"time\") FROM {{hot}} WHERE {unread}), {check}",
         ));
         let states = self.names.sql(
@@ -199,8 +199,8 @@ impl Store {
         let Timestamp(newest_us) = row.try_get(4)?;
         let fresh_newest: Option<Timestamp> = row.try_get(5)?;
         self.server_clock.set(server_ms, asked_at + round_trip / 2);
-        let newest_series_id = row.try_get(3)?;
-        self.on_newest_series(epoch, newest_series_id, asked_at);
+        let newest_series_no = row.try_get(3)?;
+        self.on_newest_series(epoch, newest_series_no, asked_at);
         Ok(Observed {
             is_complete: from.is_some_and(|from| from.is_followed(&position, &sealed_to)),
             position,
@@ -208,7 +208,7 @@ impl Store {
             senders: senders.iter().map(SenderState::read).collect::<Result<_, _>>()?,
             clock_offset_ms: asked_ms.midpoint(answered_ms) - server_ms,
             round_trip_ms: as_ms(round_trip),
-            newest_series_id,
+            newest_series_no,
             sealed_newest_ms: from_postgres_us(newest_us),
             fresh_newest_ms: fresh_newest.map_or(i64::MIN, |Timestamp(newest_us)| from_postgres_us(newest_us)),
         })

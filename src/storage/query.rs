@@ -10,17 +10,18 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, RowStream};
 use tokio_util::task::TaskTracker;
 
+use crate::model::histogram::Numbers;
 use crate::model::labels::{Labels, METRIC_NAME};
 use crate::model::matcher::{Matcher, Op};
-use crate::model::sample::Sample;
+use crate::model::sample::{Point, Value};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::postgres::{Connector, Pooled};
-use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, place_of};
+use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, histograms, place_of};
 use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
-use crate::storage::row::{from_postgres_us, to_postgres_us};
+use crate::storage::row::{from_postgres_us, is_of_histograms, to_postgres_us};
 use crate::storage::seal::chunks::{CHUNK_COLUMNS, read_chunk};
 use crate::storage::series::from_json;
 
@@ -37,10 +38,14 @@ const ROWS_IN_RANGE: &str = "FROM {samples} WHERE series_id = ANY ($1) AND \"tim
 
 /// The hot samples of the series $1 from $2 to $3, in the order of storing.
 const HOT_IN_RANGE: &str = "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time\", unnest(series) AS id, unnest(value) AS value, no FROM {hot} \
-     WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] <= (SELECT max(id) FROM unnest($1) AS u (id)) \
+     WHERE \"time\" >= $2 AND \"time\" <= $3 AND array_ndims(value) = 1 AND series[1] <= (SELECT max(id) FROM unnest($1) AS u (id)) \
      AND series[cardinality(series)] >= (SELECT min(id) FROM unnest($1) AS u (id)) \
      AND (cardinality($1) > 8 OR series && $1)) h \
      JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no";
+
+/// The hot native histograms of the series $1 from $2 to $3, in the order of storing.
+const HOT_HISTOGRAMS_IN_RANGE: &str = "SELECT series[1], \"time\", NULL::float8, ARRAY(SELECT unnest(value)) FROM {hot} \
+     WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] = ANY ($1) AND array_ndims(value) = 2 ORDER BY no";
 
 /// Bytes fetched at once; chunks count compressed. Bounds the memory of a reader, unless a single bucket, or a single
 /// series of a hypertable, is larger.
@@ -66,17 +71,36 @@ struct OnLeave {
     ended: bool,
 }
 
+/// Ids of what Prometheus takes for one series.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SeriesIds {
+    /// Id of its floats.
+    float: Option<i64>,
+    /// Id of its native histograms.
+    histogram: Option<i64>,
+}
+
+impl SeriesIds {
+    fn add(&mut self, id: i64) {
+        *(if is_of_histograms(id) { &mut self.histogram } else { &mut self.float }) = Some(id);
+    }
+
+    fn iter(self) -> impl Iterator<Item = i64> {
+        self.float.into_iter().chain(self.histogram)
+    }
+}
+
 /// Samples in the order of the requested series, then of time.
 pub struct Samples<'a> {
     reading: &'a Reading,
-    ids: Vec<i64>,
+    ids: Vec<SeriesIds>,
     start_ms: i64,
     end_ms: i64,
     /// Bytes in the range, per bucket or per series of a hypertable.
     sizes: HashMap<i64, u64>,
     /// Index of the series whose samples are current.
     place: usize,
-    current: std::vec::IntoIter<Sample>,
+    current: std::vec::IntoIter<Point>,
     batch: Batch,
 }
 
@@ -85,8 +109,8 @@ pub struct Samples<'a> {
 struct Batch {
     places: Range<usize>,
     chunks: HashMap<i64, Vec<Encoded>>,
-    sealed: HashMap<i64, Vec<Sample>>,
-    hot: HashMap<i64, Vec<Sample>>,
+    sealed: HashMap<i64, Vec<Point>>,
+    hot: HashMap<i64, Vec<Point>>,
 }
 
 impl Reading {
@@ -128,7 +152,7 @@ impl Reading {
     /// # Errors
     ///
     /// [`Error::TooLarge`] for more than [`SERIES_MAX`] series; errors of the server or of the connection.
-    pub async fn series(&self, matchers: &[Matcher]) -> Result<Vec<(Labels, i64)>, Error> {
+    pub async fn series(&self, matchers: &[Matcher]) -> Result<Vec<(Labels, SeriesIds)>, Error> {
         let (statement, parameters) = candidates(&self.names, matchers);
         let parameters = parameters.iter().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT));
         let rows = self.connection.query_typed_raw(&statement, parameters).await?;
@@ -147,24 +171,34 @@ impl Reading {
             }
         }
         series.sort_unstable();
-        Ok(series)
+        let mut found: Vec<(Labels, SeriesIds)> = Vec::with_capacity(series.len());
+        for (labels, id) in series {
+            if found.last().is_none_or(|(last, _)| *last != labels) {
+                found.push((labels, SeriesIds::default()));
+            }
+            if let Some((_, ids)) = found.last_mut() {
+                ids.add(id);
+            }
+        }
+        Ok(found)
     }
 
-    /// Returns the samples of the series `ids` from `start_ms` to `end_ms`, both included.
+    /// Returns the samples of the series `series` from `start_ms` to `end_ms`, both included.
     ///
     /// # Errors
     ///
     /// Errors of the server or of the connection.
-    pub async fn samples(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
+    pub async fn samples(&self, series: &[SeriesIds], start_ms: i64, end_ms: i64) -> Result<Samples<'_>, Error> {
+        let ids: Vec<i64> = series.iter().copied().flat_map(SeriesIds::iter).collect();
         let rows = match self.layout {
             Layout::Chunks => {
                 let sizes =
                     format!("SELECT c.bucket, sum(pg_column_size(c))::bigint {CHUNKS_IN_RANGE} GROUP BY c.bucket");
-                self.chunks_in_range(&self.names.sql(&sizes), ids, start_ms, end_ms).await?
+                self.chunks_in_range(&self.names.sql(&sizes), &ids, start_ms, end_ms).await?
             }
             Layout::Hypertable => {
                 let sizes = format!("SELECT series_id, count(*) * 16 {ROWS_IN_RANGE} GROUP BY series_id");
-                self.rows_in_range(&self.names.sql(&sizes), ids, start_ms, end_ms).await?
+                self.rows_in_range(&self.names.sql(&sizes), &ids, start_ms, end_ms).await?
             }
         };
         tokio::pin!(rows);
@@ -175,7 +209,7 @@ impl Reading {
         }
         Ok(Samples {
             reading: self,
-            ids: ids.to_vec(),
+            ids: series.to_vec(),
             start_ms,
             end_ms,
             sizes,
@@ -198,21 +232,26 @@ impl Reading {
         Ok(chunks)
     }
 
-    /// Returns samples by series; `statement` returns id, time and value.
+    /// Returns samples by series; `statement` returns id, time, value, and perhaps the numbers of a histogram instead of it.
     async fn rows(
         &self,
         statement: &str,
         ids: &[i64],
         start_ms: i64,
         end_ms: i64,
-    ) -> Result<HashMap<i64, Vec<Sample>>, Error> {
+    ) -> Result<HashMap<i64, Vec<Point>>, Error> {
         let rows = self.rows_in_range(&self.names.sql(statement), ids, start_ms, end_ms).await?;
         tokio::pin!(rows);
-        let mut samples: HashMap<i64, Vec<Sample>> = HashMap::new();
+        let mut samples: HashMap<i64, Vec<Point>> = HashMap::new();
         while let Some(row) = rows.next().await {
             let row = row?;
             let Timestamp(time_us) = row.try_get(1)?;
-            let sample = Sample { timestamp_ms: from_postgres_us(time_us), value: row.try_get(2)? };
+            let numbers = if row.len() > 3 { row.try_get::<_, Option<Vec<f64>>>(3)? } else { None };
+            let value = match numbers {
+                Some(numbers) => Value::Histogram(Numbers::from_stored(numbers)),
+                None => Value::Float(row.try_get(2)?),
+            };
+            let sample = Point { timestamp_ms: from_postgres_us(time_us), value };
             samples.entry(row.try_get(0)?).or_default().push(sample);
         }
         Ok(samples)
@@ -272,7 +311,7 @@ impl Samples<'_> {
     /// # Errors
     ///
     /// Errors of the server or of the connection, also in the middle of the stream; or that a chunk is corrupt.
-    pub async fn next(&mut self) -> Result<Option<(usize, Sample)>, Error> {
+    pub async fn next(&mut self) -> Result<Option<(usize, Point)>, Error> {
         loop {
             if let Some(sample) = self.current.next() {
                 return Ok(Some((self.place, sample)));
@@ -294,40 +333,68 @@ impl Samples<'_> {
         self.batch = Batch::default();
         let mut seen = HashSet::new();
         let mut bytes = 0;
-        let fits = |id: &&i64| {
-            let unit = match self.reading.layout {
-                Layout::Chunks => bucket_of(**id),
-                Layout::Hypertable => **id,
-            };
-            if seen.insert(unit) {
-                bytes += self.sizes.get(&unit).copied().unwrap_or_default();
+        let fits = |(place, ids): &(usize, &SeriesIds)| {
+            for id in ids.iter() {
+                let unit = match self.reading.layout {
+                    Layout::Chunks => bucket_of(id),
+                    Layout::Hypertable => id,
+                };
+                if seen.insert(unit) {
+                    bytes += self.sizes.get(&unit).copied().unwrap_or_default();
+                }
             }
-            bytes <= BATCH_BYTES || seen.len() == 1
+            bytes <= BATCH_BYTES || *place == 0
         };
-        let count = self.ids[first..].iter().take_while(fits).count();
-        let ids = &self.ids[first..first + count];
+        let count = self.ids[first..].iter().enumerate().take_while(fits).count();
+        let ids: Vec<i64> = self.ids[first..first + count].iter().copied().flat_map(SeriesIds::iter).collect();
+        let histogram_ids: Vec<i64> = ids.iter().copied().filter(|id| is_of_histograms(*id)).collect();
         let (reading, start_ms, end_ms) = (self.reading, self.start_ms, self.end_ms);
         // Hot samples are read first. If each statement takes its own snapshot, samples sealed meanwhile are then read
         // twice and never missed.
-        let hot = reading.rows(HOT_IN_RANGE, ids, start_ms, end_ms).await?;
+        let mut hot = reading.rows(HOT_IN_RANGE, &ids, start_ms, end_ms).await?;
+        if !histogram_ids.is_empty() {
+            let histograms = reading.rows(HOT_HISTOGRAMS_IN_RANGE, &histogram_ids, start_ms, end_ms).await?;
+            for (id, points) in histograms {
+                hot.entry(id).or_default().extend(points);
+            }
+        }
         let (chunks, sealed) = match reading.layout {
-            Layout::Chunks => (reading.chunks(ids, start_ms, end_ms).await?, HashMap::new()),
+            Layout::Chunks => (reading.chunks(&ids, start_ms, end_ms).await?, HashMap::new()),
             Layout::Hypertable => {
-                let statement = format!("SELECT series_id, \"time\", value {ROWS_IN_RANGE}");
-                (HashMap::new(), reading.rows(&statement, ids, start_ms, end_ms).await?)
+                let statement = format!("SELECT series_id, \"time\", value, histogram {ROWS_IN_RANGE}");
+                (HashMap::new(), reading.rows(&statement, &ids, start_ms, end_ms).await?)
             }
         };
         self.batch = Batch { places: first..first + count, chunks, sealed, hot };
         Ok(())
     }
 
-    /// Returns one series of the batch, in the order of time.
-    fn series(&mut self, id: i64) -> Result<Vec<Sample>, Error> {
+    /// Returns one series of the batch, in the order of time. At one time a float counts, and not a histogram.
+    fn series(&mut self, ids: SeriesIds) -> Result<Vec<Point>, Error> {
+        let mut points = Vec::new();
+        for id in ids.iter() {
+            self.append(id, &mut points)?;
+        }
+        if !points.is_sorted_by(|one, next| one.timestamp_ms < next.timestamp_ms) {
+            // Stable sort: sealed samples stay before hot ones, and hot ones in the order of storing.
+            points.sort_by_key(|point| point.timestamp_ms);
+            points.dedup_by_key(|point| point.timestamp_ms);
+        }
+        Ok(points)
+    }
+
+    /// Appends the samples of one id, the sealed ones first.
+    fn append(&mut self, id: i64, samples: &mut Vec<Point>) -> Result<(), Error> {
         let place = place_of(id);
-        let mut samples = Vec::new();
         for chunk in self.batch.chunks.get(&bucket_of(id)).into_iter().flatten() {
             let mut decode = || -> Result<(), Corrupt> {
                 if !chunk.places.contains(place) {
+                    return Ok(());
+                }
+                if is_of_histograms(id) {
+                    let in_range = |time_ms| (self.start_ms..=self.end_ms).contains(&time_ms);
+                    let points = histograms::decode(chunk)?.into_iter().filter(|(time_ms, _)| in_range(*time_ms));
+                    samples.extend(points.map(|(timestamp_ms, value)| Point { timestamp_ms, value }));
                     return Ok(());
                 }
                 let times = chunk.times()?;
@@ -335,19 +402,15 @@ impl Samples<'_> {
                 let from = times.partition_point(|time_ms| *time_ms < self.start_ms);
                 let to = times.partition_point(|time_ms| *time_ms <= self.end_ms);
                 let both = times.iter().zip(values).take(to).skip(from);
-                samples.extend(both.map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value }));
+                samples
+                    .extend(both.map(|(time_ms, value)| Point { timestamp_ms: *time_ms, value: Value::Float(value) }));
                 Ok(())
             };
             decode().map_err(|why| Error::Corrupt(format!("a chunk of series {id} is corrupt: {why}")))?;
         }
         samples.extend(self.batch.sealed.remove(&id).unwrap_or_default());
         samples.extend(self.batch.hot.remove(&id).unwrap_or_default());
-        if !samples.is_sorted_by(|one, next| one.timestamp_ms < next.timestamp_ms) {
-            // Stable sort: sealed samples stay before hot ones, and hot ones in the order of storing.
-            samples.sort_by_key(|sample| sample.timestamp_ms);
-            samples.dedup_by_key(|sample| sample.timestamp_ms);
-        }
-        Ok(samples)
+        Ok(())
     }
 }
 

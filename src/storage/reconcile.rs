@@ -17,7 +17,7 @@ use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::around::{Around, Near};
 use crate::storage::fence::{Limits, NO_GROUP, begin, exclude};
-use crate::storage::hot::{Gathered, ROW_SAMPLES_MAX, gather};
+use crate::storage::hot::{HotRow, gather};
 use crate::storage::ingest::Right;
 use crate::storage::row::{Row, to_postgres_us};
 
@@ -161,29 +161,34 @@ impl Store {
     async fn insert(&self, client: &Client, rows: &[(SenderNo, &Row)]) -> Result<(), Error> {
         let statement = self.names.sql(
             "INSERT INTO {hot} (\"time\", series, value, sender) \
-             SELECT min(\"time\"), array_agg(id ORDER BY id), array_agg(value ORDER BY id), min(sender) \
-             FROM unnest($1::integer[], $2::timestamptz[], $3::bigint[], $4::float8[], $5::integer[]) AS u (row_no, \"time\", id, value, sender) \
-             GROUP BY row_no",
+             SELECT min(\"time\"), array_agg(id ORDER BY place) FILTER (WHERE id IS NOT NULL), \
+             CASE WHEN bool_or(are_numbers) THEN ARRAY[array_agg(value ORDER BY place)] ELSE array_agg(value ORDER BY place) END, \
+             min(sender) \
+             FROM unnest($1::integer[], $2::timestamptz[], $3::bigint[], $4::float8[], $5::integer[], $6::boolean[]) WITH ORDINALITY \
+             AS u (row_no, \"time\", id, value, sender, are_numbers, place) GROUP BY row_no",
         );
-        let (mut row_nos, mut senders, mut times, mut ids, mut values) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut row_nos, mut senders, mut times, mut ids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut values, mut are_numbers) = (Vec::new(), Vec::new());
         let mut row_no = 0_i32;
-        for Gathered { sender, time_ms, samples } in gather(rows.iter().copied()) {
-            for samples in samples.chunks(ROW_SAMPLES_MAX) {
+        for gathered in gather(rows.iter().copied()) {
+            for HotRow { series, bits, is_histogram } in gathered.rows() {
                 row_no += 1;
-                row_nos.extend(samples.iter().map(|_| row_no));
-                senders.extend(samples.iter().map(|_| sender.0));
-                times.extend(samples.iter().map(|_| Timestamp(to_postgres_us(time_ms))));
-                ids.extend(samples.iter().map(|(series_id, _)| *series_id));
-                values.extend(samples.iter().map(|(_, bits)| f64::from_bits(*bits)));
+                are_numbers.extend(bits.iter().map(|_| is_histogram));
+                row_nos.extend(bits.iter().map(|_| row_no));
+                senders.extend(bits.iter().map(|_| gathered.sender.0));
+                times.extend(bits.iter().map(|_| Timestamp(to_postgres_us(gathered.time_ms))));
+                // A histogram has one series and many numbers.
+                ids.extend(series.into_iter().map(Some).chain(std::iter::repeat(None)).take(bits.len()));
+                values.extend(bits.into_iter().map(f64::from_bits));
             }
         }
-        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+        let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
             (&row_nos, Type::INT4_ARRAY),
             (&times, Type::TIMESTAMPTZ_ARRAY),
             (&ids, Type::INT8_ARRAY),
             (&values, Type::FLOAT8_ARRAY),
             (&senders, Type::INT4_ARRAY),
+            (&are_numbers, Type::BOOL_ARRAY),
         ];
         client.execute_typed(&statement, &parameters).await?;
         Ok(())

@@ -7,7 +7,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use crate::model::labels::Labels;
-use crate::model::sample::Sample;
+use crate::model::sample::{Kind, STALE_NAN_BITS, Sample, Value};
 use crate::model::source::{NAME_BYTES_MAX, Source, Unnamed};
 use crate::model::time::as_ms;
 use crate::postgres::error::{Class, Error};
@@ -15,11 +15,12 @@ use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::exemplars::{Config, Exemplar, SAME_WITHIN_MS};
 use crate::storage::fence::{self, Fence, Limits};
-use crate::storage::row::{Row, TIME_MIN_MS, sort_and_dedup};
+use crate::storage::rejected::{Counts, Rejected, show};
+use crate::storage::row::{Row, TIME_MIN_MS, kind_of, sort_and_dedup};
 use crate::storage::series::{self, CachedSeries, Wanted, WireHash};
 use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
-use crate::wire::write::{LABELS_MAX, Pair, Request, Series};
+use crate::wire::write::{HistogramSample, LABELS_MAX, Pair, Request, Series};
 
 /// Result of looking up a request's series in the cache.
 #[derive(Debug, Default)]
@@ -28,6 +29,8 @@ pub struct LookedUp {
     epoch: Epoch,
     hashes: Vec<WireHash>,
     known: Vec<Option<CachedSeries>>,
+    /// Index in the request, and series: stale markers belong to these too.
+    also: Vec<(usize, CachedSeries)>,
     /// Label sets that are not in the cache, by identity.
     wanted: HashMap<Uuid, Wanted>,
     /// Index in the request, identity and sender of each series that is not in the cache.
@@ -46,8 +49,8 @@ pub struct Resolved {
     pub rejected: Rejected,
     /// Number of samples left out because the request has their series and time twice.
     pub duplicates: usize,
-    /// Number of samples left out because they are older than the retention.
-    pub expired: usize,
+    /// Numbers of samples left out because they are older than the retention.
+    pub expired: Counts,
     /// Exemplars.
     pub exemplars: Vec<Exemplar>,
     /// Senders and ids of the series that were not in the cache.
@@ -63,27 +66,10 @@ pub struct Share {
     pub rows: Vec<Row>,
 }
 
-/// Part of a request that can never be stored.
-#[derive(Debug, Default)]
-pub struct Rejected {
-    /// Number of samples.
-    pub samples: usize,
-    /// Number of exemplars.
-    pub exemplars: usize,
-    /// Reasons for the first few.
-    pub reasons: Vec<String>,
-}
-
 /// Maximum bytes of the labels of a series, and of all series of a request that are not in the cache. In version 2.0 many
 /// labels may refer to one large symbol; a body of version 1.0 has no more than this.
 const LABELS_BYTES_MAX: usize = 1 << 20;
 const REQUEST_LABELS_BYTES_MAX: usize = 32 << 20;
-
-/// Maximum bytes of a name or value shown in an error text.
-const SHOWN_BYTES: usize = 200;
-
-/// Maximum number of reasons in an answer; further samples are only counted.
-const REASONS_MAX: usize = 10;
 
 /// Maximum time in ms by which a sample may be ahead of the server's clock. A larger one is a mistake: the sample would
 /// create a segment that is never dropped.
@@ -102,30 +88,53 @@ impl Store {
         let hashes = self.cache.hash_all(request);
         let known = self.cache.get_all(hashes.iter().copied());
         let mut looked_up = LookedUp { epoch, hashes, known, ..LookedUp::default() };
+        self.look_up_either(request, &mut looked_up);
         let mut bytes_left = REQUEST_LABELS_BYTES_MAX;
         for (place, series) in request.series.iter().enumerate() {
             if let Some(fault) = series.fault {
                 looked_up.known[place] = None;
-                looked_up.rejected.add(series.samples.len(), || format!("{fault} in {}", show(request, series)));
+                looked_up.rejected.add_series(series, || format!("{fault} in {}", show(request, series)));
                 continue;
             }
-            if looked_up.known[place].is_some() {
+            let mut is_empty = series.samples.is_empty() && series.exemplars == 0;
+            for histogram in request.histograms_of(series) {
+                match &histogram.value {
+                    Ok(_) => is_empty = false,
+                    Err(why) => {
+                        looked_up.rejected.add(Kind::Histogram, || format!("{why} in {}", show(request, series)));
+                    }
+                }
+            }
+            // A series exists only if something of it is stored.
+            if is_empty || looked_up.known[place].is_some() {
                 continue;
             }
             match self.read_labels(request, series, &mut bytes_left)? {
-                // A series exists only if something of it is stored.
-                Ok(_) if series.samples.is_empty() && series.exemplars == 0 => {}
                 Ok((source, labels)) => {
-                    let key = Uuid::from_bytes(labels.identity());
-                    looked_up.places.push((place, key, source));
-                    looked_up.wanted.entry(key).or_insert(Wanted { place, labels });
+                    looked_up.want(place, series.kind, is_of_either(request, series), source, labels)
                 }
-                Err(why) => {
-                    looked_up.rejected.add(series.samples.len(), || format!("{why} in {}", show(request, series)))
-                }
+                Err(why) => looked_up.rejected.add_series(series, || format!("{why} in {}", show(request, series))),
             }
         }
         Ok(looked_up)
+    }
+
+    /// Looks in the cache for series of native histograms with the labels of series that may be of either kind.
+    fn look_up_either(&self, request: &Request<'_>, looked_up: &mut LookedUp) {
+        let all = request.series.iter().enumerate();
+        let places: Vec<usize> =
+            all.filter(|(_, series)| is_of_either(request, series)).map(|(place, _)| place).collect();
+        let hashes: Vec<WireHash> = places.iter().map(|place| looked_up.hashes[*place].of_histograms()).collect();
+        let found = self.cache.get_all(hashes.iter().copied());
+        for ((place, hash), found) in places.into_iter().zip(hashes).zip(found) {
+            let Some(found) = found else { continue };
+            // Which of them has ended is not known.
+            if looked_up.known[place].is_some() && !request.series[place].samples.is_empty() {
+                looked_up.also.push((place, found));
+            } else {
+                (looked_up.known[place], looked_up.hashes[place]) = (Some(found), hash);
+            }
+        }
     }
 
     /// Finds or creates the series of `request` that are not in the cache, and checks the samples.
@@ -139,14 +148,18 @@ impl Store {
         looked_up: LookedUp,
         fence: Option<Fence>,
     ) -> Result<Resolved, Error> {
-        let LookedUp { epoch, hashes, mut known, wanted, places, rejected } = looked_up;
+        let LookedUp { epoch, mut hashes, mut known, also, wanted, places, rejected } = looked_up;
         let mut resolved = Resolved { epoch, rejected, ..Resolved::default() };
         if !wanted.is_empty() {
             let (found, refused) = self.find_series(wanted, fence, epoch).await?;
             for (place, key, source) in &places {
+                let series = &request.series[*place];
                 known[*place] = found.get(key).map(|id| CachedSeries { id: *id, source: *source });
+                if known[*place].is_some_and(|known| kind_of(known.id) != series.kind) {
+                    hashes[*place] = hashes[*place].of_histograms();
+                }
                 if let Some(why) = refused.get(key) {
-                    resolved.rejected.add(request.series[*place].samples.len(), || why.clone());
+                    resolved.rejected.add_series(series, || why.clone());
                 }
             }
             let found = places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?)));
@@ -155,43 +168,68 @@ impl Store {
             self.metrics.series_cached.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
         }
         let now_ms = self.server_ms();
-        let latest_ms = now_ms.saturating_add(AHEAD_MAX_MS);
         let expired_ms = self.config.retention.map(|kept| now_ms.saturating_sub(as_ms(kept)));
+        let bounds = Bounds { now_ms, latest_ms: now_ms.saturating_add(AHEAD_MAX_MS), expired_ms };
         let mut at = 0;
         for (series, known) in request.series.iter().zip(&known) {
             let Some(CachedSeries { id, source }) = *known else { continue };
             if resolved.shares.get(at).is_none_or(|share| share.source != source) {
                 at = resolved.share(source, request.samples.len());
             }
-            for sample in request.samples_of(series) {
-                if sample.timestamp_ms < TIME_MIN_MS || sample.timestamp_ms > latest_ms {
-                    resolved.rejected.add(1, || {
-                        let ahead_ms = sample.timestamp_ms.saturating_sub(now_ms);
-                        let series = show(request, series);
-                        format!(
-                            "timestamp {} of {series} is out of bounds: {ahead_ms} ms from now",
-                            sample.timestamp_ms
-                        )
-                    });
-                    continue;
+            for Sample { timestamp_ms: time_ms, value } in request.samples_of(series).iter().copied() {
+                let row = Row { series_id: id, time_ms, value: Value::Float(value) };
+                self.admit(row, &bounds, (request, series), &mut resolved, at);
+            }
+            for HistogramSample { timestamp_ms, value } in request.histograms_of(series) {
+                if let Ok(value) = value {
+                    let row = Row { series_id: id, time_ms: *timestamp_ms, value: value.clone() };
+                    self.admit(row, &bounds, (request, series), &mut resolved, at);
                 }
-                if expired_ms.is_some_and(|expired_ms| sample.timestamp_ms < expired_ms) {
-                    resolved.expired += 1;
-                    continue;
-                }
-                if self.config.log_samples {
-                    log::info!(
-                        labels = show(request, series).as_str(), value = sample.value, timestamp_ms = sample.timestamp_ms;
-                        "sample"
-                    );
-                }
-                let row = Row { series_id: id, time_ms: sample.timestamp_ms, value: sample.value };
-                resolved.shares[at].rows.push(row);
             }
         }
+        for (place, CachedSeries { id, source }) in also {
+            let at = resolved.share(source, request.samples.len());
+            let markers = request.samples_of(&request.series[place]).iter();
+            let markers = markers.filter(|marker| bounds.check(marker.timestamp_ms) == Ok(true));
+            let row = |marker: &Sample| Row { series_id: id, time_ms: marker.timestamp_ms, value: marker.value.into() };
+            resolved.shares[at].rows.extend(markers.map(row));
+        }
+        let latest_ms = bounds.latest_ms;
         self.resolve_exemplars(request, &known, &mut resolved, latest_ms);
         resolved.duplicates = resolved.shares.iter_mut().map(|share| sort_and_dedup(&mut share.rows)).sum();
         Ok(resolved)
+    }
+
+    /// Adds a row to the share at `at`, unless its time is out of bounds, or older than the retention.
+    fn admit(
+        &self,
+        row: Row,
+        bounds: &Bounds,
+        (request, series): (&Request<'_>, &Series<'_>),
+        resolved: &mut Resolved,
+        at: usize,
+    ) {
+        match bounds.check(row.time_ms) {
+            Ok(true) => {}
+            Ok(false) => {
+                resolved.expired.add(series.kind);
+                return;
+            }
+            Err(ahead_ms) => {
+                return resolved.rejected.add(series.kind, || {
+                    let series = show(request, series);
+                    format!("timestamp {} of {series} is out of bounds: {ahead_ms} ms from now", row.time_ms)
+                });
+            }
+        }
+        if self.config.log_samples {
+            let value = match &row.value {
+                Value::Float(value) => log::kv::Value::from(*value),
+                Value::Histogram(numbers) => log::kv::Value::from_debug(numbers),
+            };
+            log::info!(labels = show(request, series).as_str(), value = value, timestamp_ms = row.time_ms; "sample");
+        }
+        resolved.shares[at].rows.push(row);
     }
 
     fn resolve_exemplars(
@@ -207,7 +245,7 @@ impl Store {
             let place = exemplar.series as usize;
             let Some(CachedSeries { id, .. }) = known[place] else {
                 // The series has told why.
-                resolved.rejected.exemplars += 1;
+                resolved.rejected.counts.exemplars += 1;
                 continue;
             };
             let Sample { timestamp_ms: time_ms, value } = exemplar.sample;
@@ -224,8 +262,7 @@ impl Store {
                 Ok(exemplar) if time_ms >= oldest_ms && per_series_max > 0 => resolved.exemplars.push(exemplar),
                 Ok(_) => {}
                 Err(why) => {
-                    resolved.rejected.exemplars += 1;
-                    resolved.rejected.add(0, || format!("{why} in {}", show(request, &request.series[place])));
+                    resolved.rejected.add_exemplar(|| format!("{why} in {}", show(request, &request.series[place])));
                 }
             }
         }
@@ -289,7 +326,7 @@ impl Store {
             }
             match self.find_part(&part, fence, epoch).await {
                 Ok(ids) => {
-                    let series = part.iter().filter_map(|(key, wanted)| Some((*ids.get(key)?, *key, &wanted.labels)));
+                    let series = part.iter().filter_map(|(key, wanted)| Some(wanted.found(*ids.get(key)?, *key)));
                     self.server.during(epoch, Arc::clone)?.learn(series);
                     found.extend(ids);
                 }
@@ -340,7 +377,7 @@ impl LookedUp {
         let mut senders: Vec<SourceId> = Vec::new();
         for (place, source) in known.chain(others) {
             if senders.last() != Some(&source)
-                && !request.samples_of(&request.series[place]).is_empty()
+                && !(request.series[place].samples.is_empty() && request.series[place].histograms.is_empty())
                 && !senders.contains(&source)
             {
                 senders.push(source);
@@ -348,6 +385,51 @@ impl LookedUp {
         }
         senders
     }
+}
+
+/// Bounds of the times of samples, in ms since 1970.
+struct Bounds {
+    now_ms: i64,
+    latest_ms: i64,
+    /// Samples before this are older than the retention.
+    expired_ms: Option<i64>,
+}
+
+impl Bounds {
+    /// Returns whether a sample is kept.
+    ///
+    /// # Errors
+    ///
+    /// The time from now in ms, if it is out of bounds.
+    fn check(&self, time_ms: i64) -> Result<bool, i64> {
+        if time_ms < TIME_MIN_MS || time_ms > self.latest_ms {
+            return Err(time_ms.saturating_sub(self.now_ms));
+        }
+        Ok(self.expired_ms.is_none_or(|expired_ms| time_ms >= expired_ms))
+    }
+}
+
+impl LookedUp {
+    /// Adds a series that is not in the cache. `is_of_either`: if there is a series of native histograms with these
+    /// labels, that is meant.
+    fn want(&mut self, place: usize, kind: Kind, is_of_either: bool, source: SourceId, labels: Labels) {
+        let key = |kind| Uuid::from_bytes(labels.identity(kind));
+        let own = key(kind);
+        let or_histogram = is_of_either.then(|| key(Kind::Histogram));
+        self.places.push((place, own, source));
+        let wanted = self.wanted.entry(own).or_insert(Wanted { place, labels, kind, or_histogram });
+        if !is_of_either {
+            wanted.or_histogram = None;
+        }
+    }
+}
+
+/// Returns `true` if the request does not tell which kind the series has. Remote write 1.0 sends the stale markers of
+/// native histograms as floats, and both versions may send exemplars alone.
+fn is_of_either(request: &Request<'_>, series: &Series<'_>) -> bool {
+    series.kind == Kind::Float
+        && series.fault.is_none()
+        && request.samples_of(series).iter().all(|sample| sample.value.to_bits() == STALE_NAN_BITS)
 }
 
 impl Resolved {
@@ -368,22 +450,6 @@ impl Resolved {
     }
 }
 
-impl Rejected {
-    /// Counts `samples` more, with a reason.
-    pub fn add(&mut self, samples: usize, why: impl FnOnce() -> String) {
-        self.samples += samples;
-        if self.reasons.len() < REASONS_MAX {
-            self.reasons.push(why());
-        }
-    }
-
-    /// Returns `true` if nothing is rejected.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.reasons.is_empty()
-    }
-}
-
 /// Returns the replica that sends a series, for elections without labels; `None` if no label names it, or the name is
 /// not UTF-8 or not of an allowed length.
 fn replica(pairs: &[Pair<'_>], labels: &[String]) -> Option<Source> {
@@ -391,23 +457,4 @@ fn replica(pairs: &[Pair<'_>], labels: &[String]) -> Option<Source> {
     let replica = std::str::from_utf8(labels.iter().find_map(value)?).ok()?;
     let is_usual = (1..=NAME_BYTES_MAX).contains(&replica.len());
     is_usual.then(|| Source { cluster: String::new(), replica: replica.to_owned() })
-}
-
-/// Formats a series for a message: the readable labels, truncated.
-fn show(request: &Request<'_>, series: &Series<'_>) -> String {
-    let mut text = String::from("{");
-    for (name, value) in request.label_pairs(series).map_while(Result::ok) {
-        let separator = if text.len() > 1 { ", " } else { "" };
-        // No more of the bytes is read than is shown.
-        let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]).into_owned();
-        text.push_str(&format!("{separator}{}={:?}", shown(name), shown(value)));
-        if text.len() > SHOWN_BYTES {
-            let cut = (0..=SHOWN_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            text.truncate(cut);
-            text.push('…');
-            break;
-        }
-    }
-    text.push('}');
-    text
 }

@@ -1,6 +1,6 @@
 //! A stored sample, and the conversion of its time to PostgreSQL's. Pure.
 
-use crate::model::sample::STALE_NAN_BITS;
+use crate::model::sample::{Kind, Value};
 
 /// Milliseconds from 1970-01-01 to 2000-01-01, where PostgreSQL's timestamps begin.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
@@ -13,22 +13,41 @@ pub const TIME_MIN_MS: i64 = -210_866_803_200_000;
 pub const TIME_MAX_MS: i64 = 9_223_371_331_199_999;
 
 /// One sample of a known series.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Row {
     /// Id of the series in the database.
     pub series_id: i64,
     /// Milliseconds since 1970, between [`TIME_MIN_MS`] and [`TIME_MAX_MS`].
     pub time_ms: i64,
-    /// Any float; every bit counts.
-    pub value: f64,
+    /// A histogram only if the id is that of a series of histograms.
+    pub value: Value,
 }
 
 impl Row {
-    /// Returns `true` for a stale marker, by which Prometheus reports that a series has ended.
+    /// Returns `true` for a stale marker.
     #[must_use]
     pub fn is_marker(&self) -> bool {
-        self.value.to_bits() == STALE_NAN_BITS
+        self.value.is_marker()
     }
+}
+
+/// Returns `true` if the series, or the bucket of series, has native histograms: their ids are negative. A series that has
+/// floats too has another id for them.
+#[must_use]
+pub fn is_of_histograms(series_id: i64) -> bool {
+    series_id < 0
+}
+
+/// Returns the kind of a series.
+#[must_use]
+pub fn kind_of(series_id: i64) -> Kind {
+    if is_of_histograms(series_id) { Kind::Histogram } else { Kind::Float }
+}
+
+/// Returns the number of a series in the order in which all series were created.
+#[must_use]
+pub fn creation_no(series_id: i64) -> i64 {
+    series_id.saturating_abs()
 }
 
 /// Converts `time_ms` to PostgreSQL's binary timestamptz: microseconds since 2000.
@@ -65,10 +84,10 @@ mod tests {
 
     #[test]
     fn the_first_of_equal_times_wins() {
-        let row = |series_id, time_ms, value| Row { series_id, time_ms, value };
+        let row = |series_id, time_ms, value| Row { series_id, time_ms, value: Value::Float(value) };
         let mut rows = vec![row(2, 5, 1.0), row(1, 9, 2.0), row(2, 5, 3.0), row(2, 4, 4.0)];
         assert_eq!(sort_and_dedup(&mut rows), 1);
-        let left: Vec<_> = rows.iter().map(|row| (row.series_id, row.time_ms, row.value)).collect();
-        assert_eq!(left, [(1, 9, 2.0), (2, 4, 4.0), (2, 5, 1.0)]);
+        let left: Vec<_> = rows.iter().map(|row| (row.series_id, row.time_ms, row.value.clone())).collect();
+        assert_eq!(left, [(1, 9, 2.0.into()), (2, 4, 4.0.into()), (2, 5, 1.0.into())]);
     }
 }

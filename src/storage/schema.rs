@@ -15,7 +15,7 @@ pub const VERSION: i32 = MIGRATIONS.len() as i32;
 /// Scripts from each version to the next, the first from an empty schema to version 1: for sealed samples in chunks,
 /// and in a hypertable. What a later script replaces is stale in an earlier one: the functions of the fence and the columns of
 /// the leader table are those of version 2.
-const MIGRATIONS: [(&[&str], &[&str]); 6] = [
+const MIGRATIONS: [(&[&str], &[&str]); 7] = [
     (
         &[include_str!("schema.sql"), chunk::SQL, include_str!("segments.sql")],
         &[include_str!("schema.sql"), hypertable::SQL],
@@ -28,6 +28,20 @@ const MIGRATIONS: [(&[&str], &[&str]); 6] = [
     (&[include_str!("migrate_4.sql")], &[include_str!("migrate_4.sql")]),
     (&[include_str!("migrate_5.sql")], &[include_str!("migrate_5.sql")]),
     (&[include_str!("migrate_6.sql")], &[include_str!("migrate_6.sql")]),
+    (
+        &[
+            include_str!("migrate_7.sql"),
+            chunk::histograms::SQL,
+            include_str!("histograms_chunks.sql"),
+            include_str!("histograms_view.sql"),
+        ],
+        &[
+            include_str!("migrate_7_hypertable.sql"),
+            chunk::histograms::SQL,
+            include_str!("histograms_hypertable.sql"),
+            include_str!("histograms_view.sql"),
+        ],
+    ),
 ];
 
 /// Additional schema of the election by labels, created by the first adapter that uses it.

@@ -15,6 +15,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as Record};
 
+use crate::model::histogram::Numbers;
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::fence::WITHOUT_JIT;
@@ -23,10 +24,10 @@ use crate::storage::hypertable;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
 use crate::storage::position::{self, Position};
-use crate::storage::row::{from_postgres_us, to_postgres_us};
+use crate::storage::row::{from_postgres_us, is_of_histograms, to_postgres_us};
 use crate::storage::seal::chunk_batch::ChunkBatch;
 use crate::storage::seal::chunks::{ChunkKey, Chunks};
-use crate::storage::seal::hot_rows::HotRows;
+use crate::storage::seal::hot_rows::{HotRows, TooMany};
 use crate::storage::seal::outcome::Outcome;
 use crate::storage::segments::{self, Span};
 
@@ -45,6 +46,9 @@ const PART_MEMORY: &str = "64MB";
 
 /// Number of buckets whose chunks are decoded at a time. Bounds the memory for them.
 const BUCKETS_AT_ONCE: usize = 64;
+
+/// The same for native histograms, which take many times as much.
+const HISTOGRAM_BUCKETS_AT_ONCE: usize = 4;
 
 /// Attempts at most; each attempt creates the segments that newly arrived samples need.
 const ATTEMPTS: usize = 10;
@@ -105,7 +109,8 @@ struct HotBatch {
 }
 
 impl Sealer<'_> {
-    /// Divides the hot rows to be sealed, in the order of storing, into equal parts of about two million samples each.
+    /// Divides the hot rows to be sealed, in the order of storing, into equal parts of about two million samples each. A
+    /// native histogram counts as much as it has numbers.
     /// Samples of a series in the next part are usually later, so no chunk is encoded twice. A small last part would
     /// make small chunks, which take more bytes per sample: every round of a few more than two million would have one.
     ///
@@ -117,7 +122,7 @@ impl Sealer<'_> {
         let statement = self.names.sql(&format!(
             "SELECT max(no), array_agg(DISTINCT \"time\") FROM (SELECT no, \"time\", sum(samples) OVER (ORDER BY no) AS samples, \
              greatest(sum(samples) OVER (), 1) AS total \
-             FROM (SELECT no, \"time\", cardinality(series) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
+             FROM (SELECT no, \"time\", cardinality(value) AS samples FROM {{hot}} WHERE {} OFFSET 0) h) h \
              GROUP BY (samples - 1) * greatest((total + $1 / 2) / $1, 1) / total ORDER BY 1",
             self.taken(i64::MAX)
         ));
@@ -211,7 +216,7 @@ impl Sealer<'_> {
         buckets.sort_unstable();
         let mut made = ChunkBatch::new(spans);
         made.dropped = expired;
-        for group in buckets.chunks(BUCKETS_AT_ONCE) {
+        for group in groups(&buckets) {
             let heads: Vec<&ChunkKey> = group.iter().filter_map(|bucket| heads.get(bucket)).flatten().collect();
             let mut existing = self.chunks().take(&heads, &mut made).await?;
             for bucket in group {
@@ -241,6 +246,7 @@ impl Sealer<'_> {
         let no_parameters: [(i32, Type); 0] = [];
         let rows = self.client.query_typed_raw(&self.names.sql(&delete), no_parameters).await?;
         tokio::pin!(rows);
+        let too_large = |error: TooMany| Error::TooLarge(error.to_string());
         let mut taken = HotBatch::default();
         while let Some(row) = rows.next().await {
             let row = row?;
@@ -254,6 +260,14 @@ impl Sealer<'_> {
             }
             let no: i64 = row.try_get(3)?;
             let (ids, floats) = (series.iter().map(i64::from_be_bytes), values.iter().map(f64::from_be_bytes));
+            if let Some(series_id) = ids.clone().next().filter(|id| values.are_numbers && is_of_histograms(*id)) {
+                let numbers = Numbers::from_stored(floats.collect());
+                match numbers.to_histogram() {
+                    Ok(_) => taken.hot.push_histogram(time_ms, no, series_id, numbers).map_err(too_large)?,
+                    Err(why) => log::error!(hot_row = no, err:% = why; "a native histogram is left out"),
+                }
+                continue;
+            }
             if ids.len() != floats.len() {
                 log::error!(
                     hot_row = no, series = ids.len(), values = floats.len();
@@ -261,7 +275,7 @@ impl Sealer<'_> {
                 );
             }
             let samples = ids.zip(floats);
-            taken.hot.push(time_ms, no, samples).map_err(|error| Error::TooLarge(error.to_string()))?;
+            taken.hot.push(time_ms, no, samples).map_err(too_large)?;
         }
         taken.hot.sort();
         Ok(taken)
@@ -299,6 +313,12 @@ impl Sealer<'_> {
     fn is_expired(&self, time_ms: i64) -> bool {
         self.expired_ms.is_some_and(|expired_ms| time_ms < expired_ms)
     }
+}
+
+/// Divides buckets, which ascend, into groups whose chunks are decoded together.
+fn groups(buckets: &[i64]) -> impl Iterator<Item = &[i64]> {
+    let (histograms, floats) = buckets.split_at(buckets.partition_point(|bucket| is_of_histograms(*bucket)));
+    histograms.chunks(HISTOGRAM_BUCKETS_AT_ONCE).chain(floats.chunks(BUCKETS_AT_ONCE))
 }
 
 fn times_ms(times: Vec<Timestamp>) -> Vec<i64> {

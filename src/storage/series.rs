@@ -12,8 +12,10 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::model::labels::{Labels, METRIC_NAME};
+use crate::model::sample::Kind;
 use crate::postgres::error::Error;
 use crate::storage::names::Names;
+use crate::storage::row::is_of_histograms;
 use crate::storage::sources::SourceId;
 use crate::wire::write::{LABELS_MAX, Request, Series, next_ref};
 
@@ -70,6 +72,21 @@ struct CacheEntry {
     source: SourceId,
 }
 
+impl WireHash {
+    /// Returns the key of the series of native histograms with the labels of a series of floats.
+    #[must_use]
+    pub fn of_histograms(self) -> Self {
+        Self(self.0.map(|half| !half))
+    }
+
+    fn of(self, kind: Kind) -> Self {
+        match kind {
+            Kind::Float => self,
+            Kind::Histogram => self.of_histograms(),
+        }
+    }
+}
+
 impl CacheEntry {
     fn series(self) -> CachedSeries {
         CachedSeries { id: self.id, source: self.source }
@@ -115,12 +132,12 @@ impl Cache {
         Self { seed, generation_max, generations: Mutex::default() }
     }
 
-    /// Returns the cache keys of all series of a request, made from their labels as they stand on the wire. A series has
-    /// another key in each version of the message.
+    /// Returns the cache keys of all series of a request, made from their labels as they stand on the wire, and their
+    /// kinds. A series has another key in each version of the message.
     #[must_use]
     pub fn hash_all(&self, request: &Request<'_>) -> Vec<WireHash> {
         let Some(symbols) = &request.symbols else {
-            return request.series.iter().map(|series| self.hash(&series.labels)).collect();
+            return request.series.iter().map(|series| self.hash(&series.labels).of(series.kind)).collect();
         };
         // Many series share their symbols, so each symbol is hashed once.
         let symbols: Vec<[u8; 16]> =
@@ -136,7 +153,7 @@ impl Cache {
         };
         // A series that is refused for its references is never cached, and its key is that of no other.
         let unlike_any = |series: &Series<'_>| wire_hash(&series.labels, !self.seed);
-        let hash = |series: &Series<'_>| hash(series).unwrap_or_else(|| unlike_any(series));
+        let hash = |series: &Series<'_>| hash(series).unwrap_or_else(|| unlike_any(series)).of(series.kind);
         request.series.iter().map(hash).collect()
     }
 
@@ -224,6 +241,19 @@ pub struct Wanted {
     pub place: usize,
     /// The label set.
     pub labels: Labels,
+    /// Kind of the series.
+    pub kind: Kind,
+    /// Identity of the series of native histograms with these labels: if there is one, it is meant.
+    pub or_histogram: Option<Uuid>,
+}
+
+impl Wanted {
+    /// Returns the id that was found for `key`, with the identity and the labels of its series.
+    #[must_use]
+    pub fn found(&self, id: i64, key: Uuid) -> (i64, Uuid, &Labels) {
+        let of_histograms = self.or_histogram.filter(|_| is_of_histograms(id));
+        (id, of_histograms.unwrap_or(key), &self.labels)
+    }
 }
 
 /// Looks up label sets and creates the new ones, in the transaction that `client` has open. Returns the ids by
@@ -232,7 +262,7 @@ pub struct Wanted {
 /// Only one transaction at a time creates series, and it looks again once it has the lock. Both adapters of a pair
 /// request the same series at the same time, and no id may be wasted, because series with neighbouring ids are stored
 /// together. Ids are assigned in the order of the request: a sender keeps that order, so its samples usually arrive
-/// sorted.
+/// sorted. Those of series of native histograms are negative.
 ///
 /// # Errors
 ///
@@ -251,17 +281,18 @@ pub async fn resolve(
         .batch_execute(&names.sql("SELECT pg_advisory_xact_lock({series:literal}::regclass::oid::integer, 0)"))
         .await?;
     look_up(client, names, wanted, &mut known).await?;
-    let mut missing: Vec<_> = wanted.iter().filter(|(key, _)| !known.contains_key(*key)).collect();
-    if missing.is_empty() {
-        return Ok((known, 0));
-    }
-    missing.sort_by_key(|(_, series)| series.place);
+    // Some are those of native histograms that are about to be created.
+    let is_created = |wanted_one: &Wanted| wanted_one.or_histogram.is_some_and(|key| wanted.contains_key(&key));
+    let missing = wanted.iter().filter(|(key, _)| !known.contains_key(*key));
+    let (later, mut missing): (Vec<_>, Vec<_>) = missing.partition(|(_, series)| is_created(series));
+    missing.sort_by_key(|(_, series)| (series.kind == Kind::Histogram, series.place));
     let ids = new_ids(client, names, missing.len()).await?;
     let new: Vec<_> = missing.into_iter().zip(ids).collect();
     let keys: Vec<Uuid> = new.iter().map(|((key, _), _)| **key).collect();
     let metric_names: Vec<&str> = new.iter().map(|((_, series), _)| series.labels.metric_name()).collect();
     let labels: Vec<String> = new.iter().map(|((_, series), _)| to_json(&series.labels)).collect();
-    let ids: Vec<i64> = new.iter().map(|(_, id)| *id).collect();
+    let signed = |((_, series), id): &((_, &Wanted), i64)| if series.kind == Kind::Histogram { -id } else { *id };
+    let ids: Vec<i64> = new.iter().map(signed).collect();
     let statement = names.sql(
         "INSERT INTO {series} (id, key, name, labels) OVERRIDING SYSTEM VALUE SELECT id, key, name, labels::jsonb \
          FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) AS new (id, key, name, labels) \
@@ -280,6 +311,10 @@ pub async fn resolve(
         .await?;
     for row in &rows {
         known.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    for (key, series) in later {
+        let id = series.or_histogram.and_then(|key| known.get(&key).copied());
+        known.extend(id.map(|id| (*key, id)));
     }
     if known.len() < wanted.len() {
         // Caused by a foreign trigger or row-level security policy. Without an id the samples would be lost silently.
@@ -334,14 +369,16 @@ async fn look_up(
     wanted: &HashMap<Uuid, Wanted>,
     known: &mut HashMap<Uuid, i64>,
 ) -> Result<(), Error> {
-    let keys: Vec<Uuid> = wanted.keys().filter(|key| !known.contains_key(*key)).copied().collect();
+    let unknown = || wanted.iter().filter(|(key, _)| !known.contains_key(*key));
+    let keys: Vec<Uuid> = unknown().flat_map(|(key, series)| [Some(*key), series.or_histogram]).flatten().collect();
+    let mut found: HashMap<Uuid, i64> = HashMap::new();
     let statement = names.sql("SELECT key, id, ended_at IS NOT NULL FROM {series} WHERE key = ANY($1)");
     let mut ended: Vec<Uuid> = Vec::new();
     for row in client.query_typed(&statement, &[(&keys, Type::UUID_ARRAY)]).await? {
         match row.try_get(2)? {
             true => ended.push(row.try_get(0)?),
             false => {
-                known.insert(row.try_get(0)?, row.try_get(1)?);
+                found.insert(row.try_get(0)?, row.try_get(1)?);
             }
         }
     }
@@ -353,9 +390,13 @@ async fn look_up(
              (SELECT id FROM {series} WHERE key = ANY($1) ORDER BY key FOR UPDATE) e WHERE s.id = e.id RETURNING s.key, s.id",
         );
         for row in client.query_typed(&statement, &[(&ended, Type::UUID_ARRAY)]).await? {
-            known.insert(row.try_get(0)?, row.try_get(1)?);
+            found.insert(row.try_get(0)?, row.try_get(1)?);
         }
     }
+    let of_either = |series: &Wanted| series.or_histogram.and_then(|key| found.get(&key));
+    let ids = unknown().filter_map(|(key, series)| Some((*key, *of_either(series).or_else(|| found.get(key))?)));
+    let ids: Vec<(Uuid, i64)> = ids.collect();
+    known.extend(ids);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use crate::postgres::error::Error;
 use crate::postgres::{Pooled, within};
 use crate::storage::Store;
 use crate::storage::identities::Identities;
+use crate::storage::row::kind_of;
 use crate::storage::series::{Wanted, find_by_prefix};
 use crate::storage::server::{Epoch, Server, read_state};
 
@@ -70,8 +71,10 @@ impl Store {
         let absent = known.iter().filter(|(_, prefix)| !there.contains_key(prefix));
         let labels = identities.labels(absent.map(|(id, _)| *id));
         let keys: Vec<(i64, Uuid)> =
-            labels.iter().map(|(id, labels)| (*id, Uuid::from_bytes(labels.identity()))).collect();
-        let wanted = labels.into_values().enumerate().map(|(place, labels)| Wanted { place, labels });
+            labels.iter().map(|(id, labels)| (*id, Uuid::from_bytes(labels.identity(kind_of(*id))))).collect();
+        let wanted = labels.into_iter().enumerate();
+        let wanted =
+            wanted.map(|(place, (id, labels))| Wanted { place, labels, kind: kind_of(id), or_histogram: None });
         let wanted: HashMap<Uuid, Wanted> = keys.iter().map(|(_, key)| *key).zip(wanted).collect();
         let (made, _) =
             if wanted.is_empty() { Default::default() } else { self.find_series(wanted, None, epoch).await? };
@@ -82,8 +85,8 @@ impl Store {
         Ok(there.chain(made).collect())
     }
 
-    /// Records that no series has a larger id than `newest_id` at `now`.
-    pub fn on_newest_series(&self, epoch: Epoch, newest_id: i64, now: Instant) {
-        let _ = self.server.during(epoch, |identities| identities.on_newest(newest_id, now));
+    /// Records that no series has a larger number than `newest_no` at `now`.
+    pub fn on_newest_series(&self, epoch: Epoch, newest_no: i64, now: Instant) {
+        let _ = self.server.during(epoch, |identities| identities.on_newest(newest_no, now));
     }
 }

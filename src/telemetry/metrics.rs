@@ -73,14 +73,14 @@ pub struct Metrics {
     pub standby_held_bytes: IntGauge,
     /// Samples acknowledged but not stored again, by `reason`.
     pub samples_duplicate_total: IntCounterVec,
-    /// Samples that can never be stored, by `reason`.
+    /// Samples, native histograms and exemplars that can never be stored, by `kind`.
     pub samples_rejected_total: IntCounterVec,
-    /// Exemplars received, which are not stored.
+    /// Exemplars received.
     pub exemplars_received_total: IntCounter,
     /// Exemplars that were stored by this adapter; the other one of a pair stores some of the same.
     pub exemplars_stored_total: IntCounter,
-    /// Native histograms received, which are not stored.
-    pub histograms_rejected_total: IntCounter,
+    /// Native histograms received.
+    pub histograms_received_total: IntCounter,
     /// Metadata entries received.
     pub metadata_received_total: IntCounter,
     /// Write requests, by the status of the answer (`code`).
@@ -209,8 +209,8 @@ impl Metrics {
             samples_rejected_total: counters(
                 r,
                 "samples_rejected_total",
-                "Samples that can never be stored, by reason.",
-                &["reason"],
+                "Samples (float), native histograms (histogram) and exemplars (exemplar) that can never be stored.",
+                &["kind"],
             ),
             exemplars_received_total: counter(r, "exemplars_received_total", "Exemplars received."),
             exemplars_stored_total: counter(
@@ -218,11 +218,7 @@ impl Metrics {
                 "exemplars_stored_total",
                 "Exemplars stored that nobody had stored before.",
             ),
-            histograms_rejected_total: counter(
-                r,
-                "histograms_rejected_total",
-                "Native histograms received, which are not stored.",
-            ),
+            histograms_received_total: counter(r, "histograms_received_total", "Native histograms received."),
             metadata_received_total: counter(r, "metadata_received_total", "Metadata entries received."),
             write_requests_total: counters(
                 r,

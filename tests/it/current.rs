@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use crate::setup::{Database, SOON, now_ms, skipped};
 
 /// Whether native histograms are scraped and sent.
-const NATIVE_HISTOGRAMS: bool = false;
+const NATIVE_HISTOGRAMS: bool = true;
 
 /// Number of scrapes that are compared.
 const SCRAPES: usize = 8;
@@ -38,11 +38,15 @@ const MUST_BE_0: [&str; 13] = [
 /// The earliest of the times up to which the series are stored, ms since 1970.
 const STORED_UNTIL: &str = "
 SELECT (extract(epoch FROM min(last)) * 1000)::bigint FROM (
-    SELECT (SELECT max(v.time) FROM metrics_values v WHERE v.labels_id = l.id) AS last FROM metrics_labels l) s";
+    SELECT CASE WHEN l.id < 0 THEN (SELECT max(n.time) FROM metrics_histogram_numbers n WHERE n.series_id = l.id)
+        ELSE (SELECT max(v.time) FROM metrics_values v WHERE v.labels_id = l.id) END AS last FROM metrics_labels l) s";
 
 type Labels = BTreeMap<String, String>;
 /// Samples of each series: bits of the value by time, ms since 1970.
 type Samples = BTreeMap<Labels, BTreeMap<i64, u64>>;
+/// Native histograms of each series by time: their counts and sums, and the lower and upper bounds and counts of their
+/// buckets.
+type Histograms = BTreeMap<Labels, BTreeMap<i64, Vec<f64>>>;
 /// Exemplars: the bits of the value and the time, by the labels of the series and those of the exemplar.
 type Exemplars = BTreeMap<(Labels, Labels), (u64, i64)>;
 
@@ -121,6 +125,38 @@ async fn own_samples(prometheus: &Prometheus, until_ms: i64) -> Samples {
     series.map(|series| (labels(&series["metric"]), samples(series))).collect()
 }
 
+/// Returns all native histograms of the Prometheus up to a time.
+async fn own_histograms(prometheus: &Prometheus, until_ms: i64) -> Histograms {
+    let answer = prometheus.query_at("{__name__=~\".+\"}[1h]", seconds(until_ms)).await;
+    let data = result(prometheus, &answer);
+    let number = |json: &Json| json.as_str().and_then(|text| text.parse().ok()).expect("a number in a string");
+    let histogram = |pair: &Json| {
+        let (time_ms, _) = time_and_value(&pair[0], &pair[1]["sum"]);
+        let buckets = list(&pair[1]["buckets"]).iter().flat_map(|bucket| &list(bucket)[1..]);
+        let numbers = [&pair[1]["count"], &pair[1]["sum"]].into_iter().chain(buckets).map(number);
+        (time_ms, numbers.collect::<Vec<f64>>())
+    };
+    let series = list(&data["result"]).iter().filter(|series| series["histograms"].is_array());
+    series
+        .map(|series| (labels(&series["metric"]), list(&series["histograms"]).iter().map(histogram).collect()))
+        .collect()
+}
+
+/// Returns all stored native histograms up to a time.
+async fn stored_histograms(database: &Database, until_ms: i64) -> Histograms {
+    let sql = "SELECT name, labels::text, (extract(epoch FROM time) * 1000)::bigint, count, sum,
+               ARRAY(SELECT unnest(ARRAY[b.lower, b.upper, b.count]) FROM unnest(buckets) b) FROM metrics_histograms
+               WHERE time <= to_timestamp($1::bigint / 1000.0)";
+    let mut histograms = Histograms::new();
+    for row in database.client.query(sql, &[&until_ms]).await.expect("histograms are selected") {
+        let buckets: Vec<f64> = row.get(5);
+        let numbers = [row.get(3), row.get(4)].into_iter().chain(buckets).collect();
+        let twice = histograms.entry(stored_labels(&row)).or_default().insert(row.get(2), numbers);
+        assert_eq!(twice, None, "stored twice: {row:?}");
+    }
+    histograms
+}
+
 /// Returns all exemplars of the Prometheus up to a time.
 async fn own_exemplars(prometheus: &Prometheus, until_ms: i64) -> Exemplars {
     let answer = prometheus.exemplars("{__name__=~\".+\"}", seconds(until_ms) - 3_600.0, seconds(until_ms)).await;
@@ -167,6 +203,26 @@ async fn stored_exemplars(database: &Database, until_ms: i64) -> Exemplars {
         assert_eq!(twice, None, "stored twice: {row:?}");
     }
     exemplars
+}
+
+/// Asserts that two sets of native histograms are the same, but for the last digits of bounds.
+fn assert_same_histograms(stored: &Histograms, own: &Histograms) {
+    let numbers = |histograms: &Histograms| -> Vec<(Labels, i64, Vec<f64>)> {
+        let of = |(labels, times): (&Labels, &BTreeMap<i64, Vec<f64>>)| {
+            times.iter().map(|(ms, numbers)| (labels.clone(), *ms, numbers.clone())).collect::<Vec<_>>()
+        };
+        histograms.iter().flat_map(of).collect()
+    };
+    let is_near = |one: f64, other: f64| one == other || (one - other).abs() <= 1e-14 * one.abs();
+    let is_same = |(labels, ms, numbers): &(Labels, i64, Vec<f64>), other: &(Labels, i64, Vec<f64>)| {
+        let are_near = numbers.iter().zip(&other.2).all(|(one, other)| is_near(*one, *other));
+        (labels, ms, numbers.len()) == (&other.0, &other.1, other.2.len()) && are_near
+    };
+    let (stored, own) = (numbers(stored), numbers(own));
+    for (stored, own) in stored.iter().zip(&own) {
+        assert!(is_same(stored, own), "{stored:?} and not {own:?}");
+    }
+    assert_eq!(stored.len(), own.len());
 }
 
 /// Asserts that the samples of a time are those of a scrape.
@@ -223,6 +279,9 @@ async fn stores_all_that_is_sent(message: &str) {
     let up = named("up");
     assert!(up.values().all(|up| *up == 1.0_f64.to_bits()), "a scrape has failed: {up:?}");
     assert_eq!(samples, own);
+    let histograms = stored_histograms(&database, until).await;
+    assert!(histograms.len() >= 2, "an integer and a float one: {:?}", histograms.keys());
+    assert_same_histograms(&histograms, &own_histograms(&prometheus, until).await);
     let exemplars = stored_exemplars(&database, until).await;
     assert_eq!(exemplars, own_exemplars(&prometheus, until).await);
     let (scraped, served) = (named(target::SCRAPES), target.scrapes());

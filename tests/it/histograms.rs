@@ -372,7 +372,7 @@ async fn the_view_shows_sealed_and_hot_histograms() {
                 .unwrap();
         }
         let insert = names().sql(
-            "INSERT INTO {hot} VALUES (to_timestamp(45), ARRAY[-3], $1, 1), \
+            "INSERT INTO {hot} VALUES (to_timestamp(45), ARRAY[-3], ARRAY[$1::float8[]], 1), \
              (to_timestamp(45), ARRAY[-3, 7], ARRAY['NaN', 'NaN']::float8[], -1), (to_timestamp(45), ARRAY[7], ARRAY[1], 1)",
         );
         database.client.execute(&insert, &[&hot.to_numbers().as_slice()]).await.unwrap();

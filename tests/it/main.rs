@@ -15,6 +15,7 @@ mod http;
 mod kubernetes;
 mod metadata;
 mod migrate;
+mod native_histograms;
 mod observe;
 mod promoted;
 mod read;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use prometheus_postgresql_adapter::model::sample::Value;
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::hot::SeriesAt;
 use prometheus_postgresql_adapter::storage::ingest::{Right, Stored};
@@ -165,7 +166,7 @@ async fn an_adapter_does_not_read_back_what_it_stored() {
     other.look(&second, &[]).await;
     let commit = async |time_ms: i64| {
         let right = Right { sender, fence: None, reconciled: 0, observed: observed.clone(), epoch: store.epoch() };
-        let rows: Vec<Row> = [1, 2].map(|series_id| Row { series_id, time_ms, value: 0.5 }).into();
+        let rows: Vec<Row> = [1, 2].map(|series_id| Row { series_id, time_ms, value: Value::Float(0.5) }).into();
         assert_eq!(store.commit(Uuid::new_v4(), rows, right).await.unwrap(), Stored::Committed);
     };
     commit(1_000).await;
@@ -306,7 +307,7 @@ async fn groups_senders_and_clocks_are_told() {
     assert_eq!(group.group_no, database.one::<i32>("SELECT group_no FROM metrics_leader WHERE term = 7").await);
     assert!(group.token.is_some());
     assert_eq!(senders(&observed), [(first, GROUP.to_owned(), 0), (second, GROUP.to_owned(), -1_500)]);
-    assert_eq!(observed.newest_series_id, database.one::<i64>("SELECT id FROM metrics_series").await);
+    assert_eq!(observed.newest_series_no, database.one::<i64>("SELECT id FROM metrics_series").await);
     let uncertain_ms = observed.round_trip_ms / 2 + 2;
     assert!(observed.clock_offset_ms.abs() <= uncertain_ms, "{observed:?}: one host has one clock");
     let asked = database.one::<i64>("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint").await;

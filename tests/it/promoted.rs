@@ -67,7 +67,11 @@ impl Scene {
                 }
                 #[expect(clippy::cast_precision_loss, reason = "times of today")]
                 let sample = crate::setup::at(time_ms, time_ms as f64);
-                body = body.series(&labels, &[sample]);
+                // Some series have native histograms.
+                body = match name.ends_with('3') {
+                    true => body.histograms(&labels, &[sample]),
+                    false => body.series(&labels, &[sample]),
+                };
             }
             let body = body.compressed();
             let turn = if self.by_labels { usize::try_from(number).expect("it counts") } else { 0 };
@@ -104,7 +108,8 @@ async fn faults(client: &Client, scene: &Scene, sent: &[(&str, Vec<i64>)]) -> Ve
     let mut faults = Vec::new();
     for (kind, numbers) in sent {
         for name in series(kind) {
-            let sql = "SELECT (extract(epoch FROM time) * 1000)::bigint FROM metrics WHERE name = $1 ORDER BY 1";
+            let sql = "SELECT (extract(epoch FROM time) * 1000)::bigint FROM (SELECT time, name FROM metrics \
+                       UNION ALL SELECT time, name FROM metrics_histograms) s WHERE name = $1 ORDER BY 1";
             let rows = client.query(sql, &[&name]).await.expect("the view answers");
             let stored: Vec<i64> = rows.iter().map(|row| (row.get::<_, i64>(0) - scene.began_ms) / STEP_MS).collect();
             if stored != *numbers {

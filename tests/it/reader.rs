@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use prometheus_postgresql_adapter::model::sample::Sample;
+use prometheus_postgresql_adapter::model::histogram::Histogram;
+use prometheus_postgresql_adapter::model::sample::{Point, Sample, Value};
 use prometheus_postgresql_adapter::wire::read::messages::{
-    ChunkEncoding, ChunkedReadResponse, Label, LabelMatcher, MatcherType, Query, ReadHints, ReadRequest, ReadResponse,
-    ResponseType,
+    self, Chunk, ChunkEncoding, ChunkedReadResponse, Label, LabelMatcher, MatcherType, Query, QueryResult, ReadHints,
+    ReadRequest, ReadResponse, ResponseType, TimeSeries,
 };
-use prometheus_postgresql_adapter::wire::{frame, snappy, xor};
+use prometheus_postgresql_adapter::wire::write::v1;
+use prometheus_postgresql_adapter::wire::{frame, histogram_chunk, snappy, xor};
 use prost::Message;
 use rig::adapter::Adapter;
 use rig::http::Response;
@@ -103,6 +105,69 @@ pub(crate) async fn both(adapter: &Adapter, queries: &[Query]) -> Vec<Vec<Series
     };
     assert_eq!(sorted(&plain), sorted(&stream), "the two forms of an answer agree");
     stream
+}
+
+/// Labels of a series of a response, and its floats and native histograms.
+pub(crate) type Points = (Vec<(String, String)>, Vec<Point>);
+
+/// Requests both response types for one query, which must agree, and returns the samples.
+pub(crate) async fn points(adapter: &Adapter, query: Query) -> Vec<Points> {
+    let queries = [query];
+    let answer = ask(adapter, &queries, &[]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let plain = snappy::decompress(&answer.body, usize::MAX, vec![]).expect("an answer is a snappy block");
+    let response = ReadResponse::decode(&plain[..]).expect("an answer is a ReadResponse");
+    let series = response.results.into_iter().flat_map(|result| result.timeseries);
+    let mut plain: Vec<Points> = series.map(|series| (pairs(&series.labels), points_of(&series))).collect();
+    let answer = ask(adapter, &queries, &[ResponseType::StreamedXorChunks.into()]).await;
+    let (mut stream, mut streamed) = (&answer.body[..], Vec::new());
+    while let Some(payload) = frame::read_frame(&mut stream, 50_000_000).expect("a frame with its checksum") {
+        let response = ChunkedReadResponse::decode(payload).expect("a frame holds a ChunkedReadResponse");
+        let [series] = &response.chunked_series[..] else { panic!("a frame has one series") };
+        streamed.push((pairs(&series.labels), series.chunks.iter().flat_map(points_in).collect()));
+    }
+    plain.sort_by(|one, other| one.0.cmp(&other.0));
+    let without_details = |(labels, points): &Points| (labels.clone(), points.iter().map(without_details).collect());
+    assert_eq!(plain.iter().map(without_details).collect::<Vec<Points>>(), streamed, "the two forms agree");
+    plain
+}
+
+/// Leaves out what chunks do not have: starts, and hints about resets.
+fn without_details(Point { timestamp_ms, value }: &Point) -> Point {
+    let value = match value {
+        Value::Float(value) => Value::Float(*value),
+        Value::Histogram(numbers) => {
+            let histogram = numbers.to_histogram().expect("it is one");
+            Value::Histogram(Histogram { start_ms: 0, reset_hint: 0, ..histogram }.to_numbers())
+        }
+    };
+    Point { timestamp_ms: *timestamp_ms, value }
+}
+
+/// Returns the points of a series of an answer with samples.
+fn points_of(series: &TimeSeries) -> Vec<Point> {
+    let float = |s: &messages::Sample| Point { timestamp_ms: s.timestamp, value: s.value.unwrap_or_default().into() };
+    let mut points: Vec<Point> = series.samples.iter().map(float).collect();
+    // A write request has histograms in the same form.
+    let message = TimeSeries { samples: Vec::new(), ..series.clone() };
+    let body = QueryResult { timeseries: vec![message] }.encode_to_vec();
+    let request = v1::decode(&body).expect("it is a request too");
+    let histograms = request.histograms.into_iter();
+    points
+        .extend(histograms.map(|one| Point { timestamp_ms: one.timestamp_ms, value: one.value.expect("it is valid") }));
+    points.sort_by_key(|point| point.timestamp_ms);
+    points
+}
+
+fn points_in(chunk: &Chunk) -> Vec<Point> {
+    let encoding = ChunkEncoding::try_from(chunk.encoding).expect("it is known");
+    let float = |s: Sample| Point { timestamp_ms: s.timestamp_ms, value: s.value.into() };
+    if encoding == ChunkEncoding::Xor {
+        return xor::decode(&chunk.data).expect("a chunk is encoded as XOR").into_iter().map(float).collect();
+    }
+    let is_float = encoding == ChunkEncoding::FloatHistogram;
+    let decoded = histogram_chunk::decode(is_float, &chunk.data).expect("a chunk of histograms");
+    decoded.points.iter().map(without_details).collect()
 }
 
 /// Returns the values of the label `label` in the response to one query, sorted.

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use prometheus_postgresql_adapter::model::sample::STALE_NAN_BITS;
+use prometheus_postgresql_adapter::model::sample::{STALE_NAN_BITS, Value};
 use prometheus_postgresql_adapter::model::sender::SenderNo;
 use prometheus_postgresql_adapter::storage::around::{Around, Near, StoredTime};
 use prometheus_postgresql_adapter::storage::fence::Fence;
@@ -100,12 +100,12 @@ impl Group {
 fn missing<'a>(rows: &'a [Row]) -> impl FnMut(usize, &Around) -> Vec<Row> + 'a {
     |_, around| {
         let is_missing = |row: &&Row| around.times.get(&row.series_id).is_none_or(Vec::is_empty);
-        rows.iter().filter(is_missing).copied().collect()
+        rows.iter().filter(is_missing).cloned().collect()
     }
 }
 
 fn row(series_id: i64, time_ms: i64) -> Row {
-    Row { series_id, time_ms, value: 0.5 }
+    Row { series_id, time_ms, value: Value::Float(0.5) }
 }
 
 fn stored(times: &[(i64, Option<SenderNo>)]) -> Vec<StoredTime> {
@@ -143,7 +143,7 @@ async fn what_is_around_is_found_hot_and_sealed() {
     }
     group.store.seal(SealedRows::All).await.unwrap().expect("nobody else seals");
     group.append(scrape(40_000), right(group.leader)).await;
-    let marker = Row { value: f64::from_bits(STALE_NAN_BITS), ..row(200, 49_900) };
+    let marker = Row { value: Value::Float(f64::from_bits(STALE_NAN_BITS)), ..row(200, 49_900) };
     group.append([row(7, 40_400), row(8, 60_000), marker], right(group.other)).await;
     group.append([row(7, 40_400)], right(group.leader)).await;
     group.database.run("INSERT INTO metrics_hot (\"time\", series, value) VALUES ('1970-01-01 00:00:40.5+00', ARRAY[9, 8], ARRAY[1, 1])").await;
@@ -182,7 +182,7 @@ async fn what_is_inserted_is_whole() {
     group.make_series(1..1_000).await;
     let stale = f64::from_bits(0x7ff0_0000_0000_0002);
     let mut rows: Vec<Row> = (1..1_000).flat_map(|id| [row(id, 5_000), row(id, 6_000)]).collect();
-    rows[1].value = stale;
+    rows[1].value = Value::Float(stale);
     let done = group.reconciled(group.reconcile(&rows), missing(&rows)).await.unwrap();
     assert_eq!((done.inserted.len(), done.reconciled), (rows.len(), 1));
     let of_sender =
@@ -295,7 +295,7 @@ async fn groups_compared_at_once_do_not_wait_for_each_other() {
         let is_near = |row: &Row, time_ms: i64| (row.time_ms - time_ms).abs() <= 500;
         let times = |id| around.times.get(&id).into_iter().flatten();
         let is_missing = |row: &&Row| !times(row.series_id).any(|stored| is_near(row, stored.time_ms));
-        rows[place].iter().filter(is_missing).copied().collect()
+        rows[place].iter().filter(is_missing).cloned().collect()
     };
     let done = tokio::time::timeout(SOON, group.store.reconcile(&parts, judge)).await.expect("it ends").unwrap();
     let inserted: Vec<Option<usize>> = done.iter().map(|done| done.as_ref().map(|done| done.inserted.len())).collect();
@@ -486,7 +486,7 @@ async fn while_frozen(group: &Group, what: Reconcile<'static>, append: Right) ->
     appended
 }
 
-static LATE: [Row; 1] = [Row { series_id: 1, time_ms: 5_300, value: 0.5 }];
+static LATE: [Row; 1] = [Row { series_id: 1, time_ms: 5_300, value: Value::Float(0.5) }];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_frozen_reconcile_holds_the_leader_up_for_a_second() {

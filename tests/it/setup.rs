@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_postgresql_adapter::model::sample::Sample;
+use prometheus_postgresql_adapter::wire::read::messages::Histogram;
 use rig::adapter::{Adapter, Options};
 use rig::http::{Response, WRITE_2_HEADERS};
 use rig::postgres::Postgres;
@@ -151,6 +152,19 @@ impl Body {
     #[must_use]
     pub(crate) fn sample(self, name: &str, timestamp_ms: i64, value: f64) -> Self {
         self.series(&[("__name__", name)], &[at(timestamp_ms, value)])
+    }
+
+    /// Adds a series with native histograms, given by their times and sums, that have no other observations.
+    #[must_use]
+    pub(crate) fn histograms<N: AsRef<[u8]>, V: AsRef<[u8]>>(self, labels: &[(N, V)], sums: &[Sample]) -> Self {
+        let mut series = remote_write::labels(labels.iter().map(|(name, value)| (name, value)));
+        for Sample { timestamp_ms: timestamp, value } in sums.iter().copied() {
+            let message = Histogram { count_int: Some(0), sum: Some(value), timestamp, ..Histogram::default() };
+            prost::encoding::message::encode(4, &message, &mut series);
+        }
+        let mut request = Vec::new();
+        prost::encoding::bytes::encode(1, &series, &mut request);
+        self.raw(&request)
     }
 
     /// Appends `fields` in wire format.

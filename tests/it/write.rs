@@ -230,23 +230,23 @@ async fn the_first_of_two_samples_at_one_time_wins() {
 }
 
 #[tokio::test]
-async fn metadata_and_exemplars_are_no_error_but_histograms_are() {
+async fn metadata_and_exemplars_are_no_error_but_bad_histograms_are() {
     let database = Database::new().await;
     let adapter = database.leader().await;
     // metadata { type: COUNTER, metric_family_name: "up" }
     store(&adapter, Body::new().raw(b"\x1a\x06\x08\x01\x12\x02up")).await;
     store(&adapter, Body::new()).await;
-    // timeseries { labels { __name__ up } exemplars {} }, and the same with a histogram
+    // timeseries { labels { __name__ up } exemplars {} }, and the same with a histogram of one observation in no bucket
     let label = b"\x0a\x0e\x0a\x08__name__\x12\x02up";
     let series = |field: &[u8]| [b"\x0a", &[(label.len() + field.len()) as u8][..], label, field].concat();
     store(&adapter, Body::new().raw(&series(b"\x1a\x00"))).await;
     let now = now_ms();
-    let answer = adapter.write(Body::new().sample("up", now, 1.0).raw(&series(b"\x22\x00")).compressed()).await;
-    assert_named(&answer, "histogram");
+    let answer = adapter.write(Body::new().sample("up", now, 1.0).raw(&series(b"\x22\x02\x08\x01")).compressed()).await;
+    assert_named(&answer, "bucket");
     assert_eq!(database.samples().await, 1);
     let other = label.map(|byte| if byte == b'u' { b'x' } else { byte });
-    let histogram = [b"\x0a", &[(other.len() + 2) as u8][..], &other, b"\x22\x00"].concat();
-    assert_named(&adapter.write(Body::new().raw(&histogram).compressed()).await, "histogram");
+    let histogram = [b"\x0a", &[(other.len() + 4) as u8][..], &other, b"\x22\x02\x08\x01"].concat();
+    assert_named(&adapter.write(Body::new().raw(&histogram).compressed()).await, "bucket");
     assert_eq!(
         database.column::<String>("SELECT metric_name FROM metrics_labels").await,
         ["up"],
@@ -259,8 +259,8 @@ async fn a_400_has_counts_on_leader_and_standby() {
     let database = Database::new().await;
     let uri = database.server.uri(&database.name);
     let now = now_ms();
-    // timeseries { labels { __name__ up } histograms {} }, and the same with an exemplar
-    let histogram = b"\x0a\x12\x0a\x0e\x0a\x08__name__\x12\x02up\x22\x00";
+    // timeseries { labels { __name__ up } histograms { count_int: 1 } }, and one with an exemplar
+    let histogram = b"\x0a\x14\x0a\x0e\x0a\x08__name__\x12\x02up\x22\x02\x08\x01";
     let exemplar = b"\x0a\x12\x0a\x0e\x0a\x08__name__\x12\x02up\x1a\x00";
     let good = Body::new().sample("up", now, 1.0).sample("good", now, 2.0);
     let cases: [(&str, Body, &str); 7] = [

@@ -187,8 +187,8 @@ impl Adapter {
         let mut series: Vec<usize> = batch.rows.iter().map(series_of).collect();
         series.dedup();
         let Ok(ids) = self.senders.store.find_series(&series).await else { return Answer::Refused };
-        let row = |row: &Row| Row { series_id: ids[&series_of(row)], ..*row };
-        let kept: Vec<Row> = batch.rows.iter().filter(|row| row.time_ms <= future_ms).copied().collect();
+        let row = |row: &Row| Row { series_id: ids[&series_of(row)], ..row.clone() };
+        let kept: Vec<Row> = batch.rows.iter().filter(|row| row.time_ms <= future_ms).cloned().collect();
         let is_bad = kept.len() < batch.rows.len();
         let mut rows: Vec<Row> = kept.iter().map(row).collect();
         sort_and_dedup(&mut rows);

@@ -77,7 +77,7 @@ pub(crate) struct Observed {
     pub(crate) server_ms: i64,
     /// Clock offset of the adapter that observes, if it could be measured.
     pub(crate) clock_offset_ms: Option<i64>,
-    pub(crate) newest_series_id: i64,
+    pub(crate) newest_series_no: i64,
     pub(crate) sealed_newest_ms: i64,
     /// Latest time of any hot row.
     pub(crate) hot_newest_ms: i64,
@@ -174,7 +174,7 @@ impl Database {
             offsets_ms: self.offsets_ms.clone(),
             server_ms,
             clock_offset_ms: None,
-            newest_series_id: i64::try_from(self.series.len()).unwrap_or(0),
+            newest_series_no: i64::try_from(self.series.len()).unwrap_or(0),
             sealed_newest_ms: self.sealed_newest_ms,
             hot_newest_ms: self.hot.values().flatten().map(|(.., time_ms)| *time_ms).max().unwrap_or(i64::MIN),
             rows: rows.filter(|(sender, ..)| !except.contains(sender)).copied().collect(),

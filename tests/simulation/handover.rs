@@ -306,7 +306,7 @@ impl Senders {
             return Ok((append, late));
         }
         let again = |row| Buffered { row, is_stamped: false, arrived: now, key: Uuid::nil() };
-        late.extend(append.iter().copied().map(again));
+        late.extend(append.iter().cloned().map(again));
         sort_and_dedup(&mut late);
         if !self.is_shared {
             return Ok((Arc::default(), late));
@@ -515,7 +515,7 @@ impl Senders {
             if is_fresh || !observed.is_complete {
                 let hot_ms = if is_fresh && from.is_some() { observed.hot_newest_ms } else { i64::MIN };
                 let newest_ms = observed.sealed_newest_ms.max(hot_ms);
-                member.with(|state| state.on_missed(newest_ms, observed.newest_series_id));
+                member.with(|state| state.on_missed(newest_ms, observed.newest_series_no));
             }
         }
         if self.is_grouped {
@@ -535,5 +535,5 @@ impl Senders {
 }
 
 fn rows(samples: &[Buffered]) -> Vec<Row> {
-    samples.iter().map(|sample| sample.row).collect()
+    samples.iter().map(|sample| sample.row.clone()).collect()
 }

@@ -5,6 +5,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
 use prometheus_postgresql_adapter::election::role::Role;
+use prometheus_postgresql_adapter::model::histogram::Histogram;
+use prometheus_postgresql_adapter::model::sample::Value;
 use prometheus_postgresql_adapter::storage::row::Row;
 
 use crate::adapter::{Adapter, series_of};
@@ -25,13 +27,21 @@ pub(crate) struct Tag {
 
 impl Tag {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_wrap, reason = "small numbers")]
-    pub(crate) fn to_value(self) -> f64 {
-        ((self.true_ms * 16 + self.replica as i64) * 2 + i64::from(self.is_exact)) as f64
+    pub(crate) fn to_value(self, series: usize) -> Value {
+        let value = ((self.true_ms * 16 + self.replica as i64) * 2 + i64::from(self.is_exact)) as f64;
+        // Some series have native histograms.
+        match series % 5 {
+            0 => Value::Histogram(Histogram { sum: value, ..Histogram::default() }.to_numbers()),
+            _ => Value::Float(value),
+        }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "made by the above")]
-    fn of(value: f64) -> Self {
-        let value = value as i64;
+    fn of(value: &Value) -> Self {
+        let value = match value {
+            Value::Float(value) => *value as i64,
+            Value::Histogram(numbers) => numbers.to_histogram().expect("it is one").sum as i64,
+        };
         let replica = usize::try_from((value >> 1).rem_euclid(16)).unwrap_or(0);
         Self { true_ms: (value >> 1).div_euclid(16), replica, is_exact: value & 1 == 1 }
     }
@@ -193,12 +203,12 @@ impl World {
     fn as_judged(&self, row: &Row) -> Row {
         let id = usize::try_from(row.series_id).unwrap_or(1) - 1;
         #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
-        Row { series_id: self.database.borrow().series[id] as i64, ..*row }
+        Row { series_id: self.database.borrow().series[id] as i64, ..row.clone() }
     }
 
     /// `id` is the id of the series in the database.
     fn judge_row(&self, row: &Row, id: i64, right: &Right) {
-        let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(row.value));
+        let (series, time_ms, tag) = (series_of(row), row.time_ms, Tag::of(&row.value));
         let mut stored = self.judge.stored.borrow_mut();
         stored.resize_with(self.settings.target_of.len(), BTreeMap::new);
         let stored = &mut stored[series];
@@ -256,7 +266,7 @@ impl World {
         let mut promised = self.judge.promised.borrow_mut();
         promised.resize_with(self.settings.target_of.len(), BTreeMap::new);
         for row in rows {
-            let tag = Tag::of(row.value);
+            let tag = Tag::of(&row.value);
             let promise = promised[series_of(row)].entry((row.time_ms, tag.replica)).or_default();
             *promise = Promise { is_kept: true, tag: Some(tag) };
         }
@@ -293,7 +303,7 @@ impl World {
     pub(crate) fn judge_death(&self, rows: &[Row]) {
         for row in rows {
             let row = self.as_judged(row);
-            let tag = Tag::of(row.value);
+            let tag = Tag::of(&row.value);
             if let Some(promise) =
                 self.judge.promised.borrow_mut()[series_of(&row)].get_mut(&(row.time_ms, tag.replica))
             {

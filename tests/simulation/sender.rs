@@ -91,7 +91,7 @@ impl Replica {
         let shards = self.shards.borrow();
         for row in rows {
             let shard = &shards[series_of(row) % shards.len()];
-            shard.queue.borrow_mut().push_back(*row);
+            shard.queue.borrow_mut().push_back(row.clone());
             shard.filled.tell();
         }
     }
@@ -118,7 +118,7 @@ impl World {
             batch_max = 2 + self.random.borrow_mut().index(40);
             let since = self.clock_ms(Some(index)) - RESENT_MS;
             let log = replica.log.borrow();
-            let resent: Vec<Row> = log.iter().filter(|row| row.time_ms >= since).copied().collect();
+            let resent: Vec<Row> = log.iter().filter(|row| row.time_ms >= since).cloned().collect();
             self.say(format_args!("replica {index}: sends {} samples again", resent.len()));
             replica.enqueue(&resent);
         }
@@ -222,11 +222,11 @@ impl World {
                 if is_taken {
                     *last = (*last).max(*time_ms);
                     #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
-                    rows.push(Row { series_id: *series as i64, time_ms: *time_ms, value: tag.to_value() });
+                    rows.push(Row { series_id: *series as i64, time_ms: *time_ms, value: tag.to_value(*series) });
                 }
             }
         }
-        replica.log.borrow_mut().extend(&rows);
+        replica.log.borrow_mut().extend(rows.iter().cloned());
         replica.enqueue(&rows);
     }
 
@@ -368,7 +368,7 @@ impl World {
         while self.now() < self.settings.scrape_until {
             self.kernel.sleep(target.interval_ms).await;
             let time_ms = if ahead_ms == -EPOCH_MS { 0 } else { EPOCH_MS + self.now() + ahead_ms };
-            let value = Tag { true_ms: self.now(), replica: index, is_exact: true }.to_value();
+            let value = Tag { true_ms: self.now(), replica: index, is_exact: true }.to_value(target.series[0]);
             #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
             let row = Row { series_id: target.series[0] as i64, time_ms, value };
             self.send_of_others(index, vec![row]).await;
@@ -379,7 +379,7 @@ impl World {
         self.kernel.sleep_until(history.at).await;
         let row = |n: i64| {
             let true_ms = n * history.step_ms - WEEK_MS;
-            let value = Tag { true_ms, replica: history.replica, is_exact: true }.to_value();
+            let value = Tag { true_ms, replica: history.replica, is_exact: true }.to_value(history.series);
             #[expect(clippy::cast_possible_wrap, reason = "small numbers")]
             Row { series_id: history.series as i64, time_ms: EPOCH_MS + true_ms, value }
         };

@@ -248,7 +248,7 @@ impl World {
         let mut died: Vec<Row> = Vec::new();
         for member in adapter.senders.all() {
             while let Some(samples) = member.state.borrow_mut().drain(1_000) {
-                died.extend(samples.iter().map(|sample| sample.row));
+                died.extend(samples.iter().map(|sample| sample.row.clone()));
             }
         }
         self.say(format_args!("adapter {index}: is gone, and with it {} samples", died.len()));

@@ -74,7 +74,8 @@ impl Sender {
                 let candidate =
                     |sample: &Buffered| Candidate { time_ms: sample.row.time_ms, is_stamped: sample.is_stamped };
                 let candidates: Vec<Candidate> = samples.iter().map(candidate).collect();
-                found.extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place]));
+                found
+                    .extend(missing(&candidates, &stored, interval_ms).into_iter().map(|place| samples[place].clone()));
             }
         }
         found

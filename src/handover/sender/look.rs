@@ -46,7 +46,7 @@ impl Sender {
         let mut recent = std::mem::take(&mut self.recent);
         let fate = |sample: &Buffered| {
             if self.is_covered(sample) {
-                recent.add(std::iter::once(*sample), now);
+                recent.add(std::iter::once(sample.clone()), now);
                 return Fate::Covered;
             }
             if may_be_due && (is_last || self.is_due(sample, now)) { Fate::Due } else { Fate::Keep }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::sample::Value;
 use crate::storage::around::{Around, StoredTime};
 
 mod compare;
@@ -87,7 +88,7 @@ impl Scene {
 }
 
 fn row(time_ms: i64) -> Row {
-    Row { series_id: 1, time_ms, value: 0.5 }
+    Row { series_id: 1, time_ms, value: Value::Float(0.5) }
 }
 
 fn times(samples: &[Buffered]) -> Vec<i64> {
@@ -366,7 +367,7 @@ proptest! {
             scene.sender
         };
         let (mut one, mut other) = (seen(), seen());
-        let sample = late(&[time * 5_000], false)[0];
+        let sample = late(&[time * 5_000], false).remove(0);
         let place = one.place(&sample);
         let are_own = one.series.times(1).all(|slot| slot.is_own);
         prop_assert_eq!(other.series.append(1, time * 5_000), place == Place::Append && are_own);

@@ -157,7 +157,7 @@ mod tests {
     fn rows(samples: &BTreeSet<(i64, i64)>) -> Vec<Row> {
         samples
             .iter()
-            .map(|(series_id, time_ms)| Row { series_id: *series_id, time_ms: *time_ms, value: 0.0 })
+            .map(|(series_id, time_ms)| Row { series_id: *series_id, time_ms: *time_ms, value: 0.0.into() })
             .collect()
     }
 

@@ -229,7 +229,7 @@ proptest! {
         let mut rows: Vec<_> = rows
             .into_iter()
             .chain(common.iter().flat_map(|id| (0..30).map(|n| (*id, 2000 + n))))
-            .map(|(series_id, time_ms)| Row { series_id, time_ms, value: (series_id * 7919 + time_ms) as f64 })
+            .map(|(series_id, time_ms)| Row { series_id, time_ms, value: Value::Float((series_id * 7919 + time_ms) as f64) })
             .collect();
         sort_and_dedup(&mut rows);
         let mut found = Vec::new();
@@ -243,7 +243,7 @@ proptest! {
             }
         }
         found.sort_by_key(|(series_id, time_ms, _)| (*series_id, *time_ms));
-        let expected: Vec<_> = rows.iter().map(|row| (row.series_id, row.time_ms, row.value)).collect();
+        let expected: Vec<_> = rows.iter().map(|row| (row.series_id, row.time_ms, float(row))).collect();
         prop_assert_eq!(found, expected);
     }
 }
@@ -258,7 +258,7 @@ fn chunks(rows: &[Row], samples_max: usize) -> Vec<Chunk> {
 #[test]
 fn series_scraped_together_share_a_chunk() {
     let rows: Vec<_> = (0..100_i64)
-        .flat_map(|series_id| (0..50).map(move |n| Row { series_id, time_ms: n * 1000, value: 1.0 }))
+        .flat_map(|series_id| (0..50).map(move |n| Row { series_id, time_ms: n * 1000, value: Value::Float(1.0) }))
         .filter(|row| row.series_id != 40 || row.time_ms != 9000)
         .collect();
     let shapes: Vec<_> =
@@ -375,7 +375,7 @@ fn what_a_real_pair_sent_is_small() {
             rows.extend(request.samples_of(series).iter().map(|sample| Row {
                 series_id,
                 time_ms: sample.timestamp_ms,
-                value: sample.value,
+                value: Value::Float(sample.value),
             }));
         }
     }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::model::sample::Value;
 use crate::postgres::error::Error;
-use crate::storage::chunk::{self, Encoded};
-use crate::storage::row::Row;
+use crate::storage::chunk::{self, Encoded, histograms};
+use crate::storage::row::{Row, is_of_histograms};
 use crate::storage::segments::{self, Span};
 
 /// Maximum number of times in a chunk: a query for one moment decodes that many.
@@ -41,13 +42,27 @@ impl<'a> ChunkBatch<'a> {
             }
         }
         for series in by_span.into_values() {
-            for chunk in chunk::group(series, LENGTH_MAX) {
-                self.count(chunk.times_ms[0], &chunk, 1);
-                let length = i16::try_from(chunk.times_ms.len()).unwrap_or(i16::MAX);
+            let (histograms, floats): (Vec<&[Row]>, Vec<&[Row]>) =
+                series.into_iter().partition(|rows| is_of_histograms(rows[0].series_id));
+            for rows in histograms {
+                self.encode_histograms(rows);
+            }
+            for chunk in chunk::group(floats, LENGTH_MAX) {
+                self.count(chunk.times_ms[0], chunk.samples(), 1);
+                let length = length(chunk.times_ms.len());
                 self.chunks.extend(chunk::encode(&chunk).into_iter().map(|row| (row, length)));
             }
         }
         Ok(())
+    }
+
+    fn encode_histograms(&mut self, rows: &[Row]) {
+        let values: Vec<(i64, Value)> = rows.iter().map(|row| (row.time_ms, row.value.clone())).collect();
+        for encoded in histograms::encode(rows[0].series_id, &values, LENGTH_MAX) {
+            let times = encoded.times().map_or(0, |times| times.len());
+            self.count(encoded.first_ms, times, 1);
+            self.chunks.push((encoded, length(times)));
+        }
     }
 
     /// Orders the rows so that they fill pages: next comes always the largest row that fits the rest of the page.
@@ -65,10 +80,15 @@ impl<'a> ChunkBatch<'a> {
         }
     }
 
-    pub(super) fn count(&mut self, time_ms: i64, chunk: &chunk::Chunk, sign: i64) {
-        let samples = i64::try_from(chunk.times_ms.len() * chunk.series.len()).unwrap_or_default();
+    pub(super) fn count(&mut self, time_ms: i64, samples: usize, sign: i64) {
+        let samples = i64::try_from(samples).unwrap_or_default();
         if let Some(span) = segments::find(self.spans, time_ms) {
             *self.counts.entry(span.upper_ms).or_default() += sign * samples;
         }
     }
+}
+
+/// Returns the column `length` of a chunk.
+fn length(times: usize) -> i16 {
+    i16::try_from(times).unwrap_or(i16::MAX)
 }

@@ -117,19 +117,10 @@ impl Chunks<'_> {
         for record in self.client.query_typed(&statement, &parameters).await? {
             let encoded = read_chunk(&record)?;
             made.replaced += 1;
-            match encoded.decode() {
-                Ok(chunk) => {
-                    made.count(chunk.times_ms.first().copied().unwrap_or_default(), &chunk, -1);
-                    let rows = rows.entry(chunk.bucket).or_default();
-                    for (place, values) in &chunk.series {
-                        let series_id = chunk::series_at(chunk.bucket, *place);
-                        let samples = chunk.times_ms.iter().zip(values);
-                        rows.extend(samples.map(|(time_ms, value)| Row {
-                            series_id,
-                            time_ms: *time_ms,
-                            value: *value,
-                        }));
-                    }
+            match encoded.rows() {
+                Ok(decoded) => {
+                    made.count(encoded.first_ms, decoded.len(), -1);
+                    rows.entry(encoded.bucket).or_default().extend(decoded);
                 }
                 Err(why) => {
                     log::error!(

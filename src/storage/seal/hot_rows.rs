@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use crate::model::histogram::Numbers;
+use crate::model::sample::Value;
 use crate::storage::chunk::{Places, SERIES_PER_BUCKET, bucket_of, place_of, series_at};
 use crate::storage::row::Row;
 
@@ -11,13 +13,15 @@ use crate::storage::row::Row;
 #[expect(clippy::cast_possible_truncation, reason = "a few")]
 const PLACES: usize = SERIES_PER_BUCKET as usize;
 
-/// Hot rows in memory: 9 bytes per sample, and 12 for each bucket per row that has samples of it.
+/// Hot rows in memory: 9 bytes per sample, and 12 for each bucket per row that has samples of it. A native histogram takes
+/// 24 more, and those of its numbers.
 #[derive(Debug, Default)]
 pub(super) struct HotRows {
     /// Time in ms since 1970 and number of each row. The numbers are in the order of storing.
     rows: Vec<(i64, i64)>,
-    /// Values of all rows, row by row.
+    /// Values of all rows, row by row. A native histogram's is its place in `histograms`, as bits.
     values: Vec<f64>,
+    histograms: Vec<Numbers>,
     /// Place of each value's series in its bucket.
     places: Vec<u8>,
     runs: HashMap<i64, Vec<Run>>,
@@ -30,6 +34,8 @@ struct Run {
     row: u32,
     /// Range of the samples in [`HotRows::values`].
     samples: Range<u32>,
+    /// `true` if the only sample is a native histogram.
+    is_histogram: bool,
 }
 
 /// More than 2^32 rows or samples.
@@ -67,9 +73,24 @@ impl HotRows {
                 self.places.push(place_of(series_id) as u8);
                 self.values.push(value);
             }
-            let run = Run { row, samples: start..index(self.values.len())? };
+            let run = Run { row, samples: start..index(self.values.len())?, is_histogram: false };
             self.runs.entry(bucket).or_default().push(run);
         }
+        Ok(())
+    }
+
+    /// Adds a row with one native histogram.
+    pub(super) fn push_histogram(
+        &mut self,
+        time_ms: i64,
+        no: i64,
+        series_id: i64,
+        numbers: Numbers,
+    ) -> Result<(), TooMany> {
+        self.push(time_ms, no, std::iter::once((series_id, f64::from_bits(self.histograms.len() as u64))))?;
+        self.histograms.push(numbers);
+        let last = self.runs.get_mut(&bucket_of(series_id)).and_then(|runs| runs.last_mut());
+        last.into_iter().for_each(|run| run.is_histogram = true);
         Ok(())
     }
 
@@ -98,7 +119,7 @@ impl HotRows {
     /// Appends a bucket's samples to `rows`, in the order of series, time and storing.
     pub(super) fn append_to(&self, rows: &mut Vec<Row>, bucket: i64) {
         let mut counts = [0; PLACES];
-        for place in self.runs_of(bucket).flat_map(|(_, samples)| &self.places[samples]) {
+        for place in self.runs_of(bucket).flat_map(|run| &self.places[run.samples()]) {
             counts[usize::from(*place)] += 1;
         }
         // Index in `rows` of the next sample of each place.
@@ -106,11 +127,16 @@ impl HotRows {
         for place in 1..PLACES {
             next[place] = next[place - 1] + counts[place - 1];
         }
-        rows.resize(rows.len() + counts.iter().sum::<usize>(), Row { series_id: 0, time_ms: 0, value: 0.0 });
-        for (time_ms, samples) in self.runs_of(bucket) {
+        rows.resize(
+            rows.len() + counts.iter().sum::<usize>(),
+            Row { series_id: 0, time_ms: 0, value: Value::Float(0.0) },
+        );
+        for run in self.runs_of(bucket) {
+            let (time_ms, samples) = (self.time_ms(run), run.samples());
             for (place, value) in self.places[samples.clone()].iter().zip(&self.values[samples]) {
                 let next = &mut next[usize::from(*place)];
-                rows[*next] = Row { series_id: series_at(bucket, u32::from(*place)), time_ms, value: *value };
+                let value = if run.is_histogram { self.histogram(*value) } else { Value::Float(*value) };
+                rows[*next] = Row { series_id: series_at(bucket, u32::from(*place)), time_ms, value };
                 *next += 1;
             }
         }
@@ -119,8 +145,9 @@ impl HotRows {
     /// Returns the first and last times of a bucket's samples.
     pub(super) fn reach(&self, bucket: i64) -> Reach {
         let mut reach = Reach { first_ms: i64::MAX, last_ms: i64::MIN, places: [(i64::MAX, i64::MIN); PLACES] };
-        for (time_ms, samples) in self.runs_of(bucket) {
-            for place in &self.places[samples] {
+        for run in self.runs_of(bucket) {
+            let time_ms = self.time_ms(run);
+            for place in &self.places[run.samples()] {
                 let (first_ms, last_ms) = &mut reach.places[usize::from(*place)];
                 (*first_ms, *last_ms) = (time_ms.min(*first_ms), time_ms.max(*last_ms));
             }
@@ -129,11 +156,24 @@ impl HotRows {
         reach
     }
 
-    /// Returns the runs of a bucket: the time of each, and the range of its samples.
-    fn runs_of(&self, bucket: i64) -> impl Iterator<Item = (i64, Range<usize>)> {
-        let range = |samples: &Range<u32>| samples.start as usize..samples.end as usize;
-        let runs = self.runs.get(&bucket).into_iter().flatten();
-        runs.map(move |run| (self.rows[run.row as usize].0, range(&run.samples)))
+    fn runs_of(&self, bucket: i64) -> impl Iterator<Item = &Run> {
+        self.runs.get(&bucket).into_iter().flatten()
+    }
+
+    fn time_ms(&self, run: &Run) -> i64 {
+        self.rows[run.row as usize].0
+    }
+
+    fn histogram(&self, place: f64) -> Value {
+        let place = usize::try_from(place.to_bits()).expect("it is a place");
+        Value::Histogram(self.histograms[place].clone())
+    }
+}
+
+impl Run {
+    /// Returns the range of its samples in [`HotRows::values`].
+    fn samples(&self) -> Range<usize> {
+        self.samples.start as usize..self.samples.end as usize
     }
 }
 
@@ -173,8 +213,8 @@ mod tests {
         })
     }
 
-    fn bits(rows: &[Row]) -> Vec<(i64, i64, u64)> {
-        rows.iter().map(|row| (row.series_id, row.time_ms, row.value.to_bits())).collect()
+    fn values(rows: &[Row]) -> Vec<(i64, i64, Value)> {
+        rows.iter().map(|row| (row.series_id, row.time_ms, row.value.clone())).collect()
     }
 
     proptest! {
@@ -185,7 +225,7 @@ mod tests {
                 hot.push(*time_ms, i64::try_from(*no).unwrap(), samples.iter().copied()).unwrap();
             }
             hot.sort();
-            let row = |time_ms| move |(series_id, value): &(i64, f64)| Row { series_id: *series_id, time_ms, value: *value };
+            let row = |time_ms| move |(series_id, value): &(i64, f64)| Row { series_id: *series_id, time_ms, value: Value::Float(*value) };
             let mut all: Vec<Row> =
                 stored.iter().flat_map(|(time_ms, samples)| samples.iter().map(row(*time_ms))).collect();
             all.sort_by_key(|row| (row.series_id, row.time_ms));
@@ -196,12 +236,12 @@ mod tests {
             let times = |rows: &mut dyn Iterator<Item = i64>| { let mut times: Vec<_> = rows.collect(); times.sort_unstable(); times };
             prop_assert_eq!(times(&mut hot.times_ms()), times(&mut stored.iter().map(|(time_ms, _)| *time_ms)));
             for bucket in buckets {
-                let before = Row { series_id: 7, time_ms: 8, value: 9.0 };
-                let mut rows = vec![before];
+                let before = Row { series_id: 7, time_ms: 8, value: Value::Float(9.0) };
+                let mut rows = vec![before.clone()];
                 hot.append_to(&mut rows, bucket);
                 let of_bucket: Vec<Row> =
-                    [before].into_iter().chain(all.iter().copied().filter(|row| bucket_of(row.series_id) == bucket)).collect();
-                prop_assert_eq!(bits(&rows), bits(&of_bucket));
+                    [before].into_iter().chain(all.iter().filter(|row| bucket_of(row.series_id) == bucket).cloned()).collect();
+                prop_assert_eq!(values(&rows), values(&of_bucket));
             }
         }
 
@@ -237,7 +277,7 @@ mod tests {
         let mut rows = Vec::new();
         hot.append_to(&mut rows, 0);
         hot.append_to(&mut rows, 1);
-        let series: Vec<_> = rows.iter().map(|row| (row.series_id, row.value)).collect();
-        assert_eq!(series, [(2, 2.0), (2, 4.0), (33, 1.0), (34, 3.0)]);
+        let series: Vec<_> = rows.iter().map(|row| (row.series_id, row.value.clone())).collect();
+        assert_eq!(series, [(2, 2.0.into()), (2, 4.0.into()), (33, 1.0.into()), (34, 3.0.into())]);
     }
 }

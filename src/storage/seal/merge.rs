@@ -12,7 +12,7 @@ use crate::storage::row::to_postgres_us;
 use crate::storage::seal::chunk_batch::ChunkBatch;
 use crate::storage::seal::chunks::ChunkKey;
 use crate::storage::seal::outcome::Outcome;
-use crate::storage::seal::{BUCKETS_AT_ONCE, Sealer, TxOutcome};
+use crate::storage::seal::{Sealer, TxOutcome, groups};
 use crate::storage::segments::{self, Span};
 
 /// Number of times below which a chunk is small and is merged with others. `segments.sql` has an index of small chunks.
@@ -65,8 +65,9 @@ impl Sealer<'_> {
         for head in &heads {
             by_bucket.entry(head.bucket).or_default().push(head);
         }
-        let buckets: Vec<i64> = by_bucket.keys().copied().collect();
-        for group in buckets.chunks(BUCKETS_AT_ONCE) {
+        let mut buckets: Vec<i64> = by_bucket.keys().copied().collect();
+        buckets.sort_unstable();
+        for group in groups(&buckets) {
             let heads: Vec<&ChunkKey> =
                 group.iter().filter_map(|bucket| by_bucket.get(bucket)).flatten().copied().collect();
             for (_, mut rows) in self.chunks().take(&heads, &mut made).await? {

@@ -8,7 +8,7 @@ use crate::model::sample::{STALE_NAN_BITS, Value};
 use crate::storage::chunk::bits::Reader;
 use crate::storage::chunk::{Corrupt, Encoded, at_end, integers, take_check, values};
 
-/// Decodes a row that [`encode`] has made.
+/// Decodes a row that `encode` has made.
 ///
 /// # Errors
 ///
