@@ -5,6 +5,7 @@
 
 mod by_labels;
 mod chunks;
+mod compliance;
 mod configurations;
 mod current;
 mod election;
