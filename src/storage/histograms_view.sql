@@ -7,7 +7,8 @@ CREATE VIEW {histograms} AS
         (ARRAY['unknown', 'yes', 'no', 'gauge'])[n.numbers[2]::integer % 4 + 1] AS reset_hint,
         -- A sender may say anything; what is no timestamptz is unknown.
         CASE WHEN n.numbers[3] <> 0 AND n.numbers[3] BETWEEN -210866803200000 AND 9223371331199999
-            THEN to_timestamp(n.numbers[3] / 1000) END AS start_time
+            THEN to_timestamp(n.numbers[3] / 1000) END AS start_time,
+        n.numbers
     FROM {histogram_numbers} n;
 
 COMMENT ON VIEW {histogram_numbers} IS 'Every native histogram as a list of numbers (prometheus-postgresql-adapter)';

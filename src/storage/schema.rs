@@ -34,12 +34,14 @@ const MIGRATIONS: [(&[&str], &[&str]); 7] = [
             chunk::histograms::SQL,
             include_str!("histograms_chunks.sql"),
             include_str!("histograms_view.sql"),
+            include_str!("histogram_functions.sql"),
         ],
         &[
             include_str!("migrate_7_hypertable.sql"),
             chunk::histograms::SQL,
             include_str!("histograms_hypertable.sql"),
             include_str!("histograms_view.sql"),
+            include_str!("histogram_functions.sql"),
         ],
     ),
 ];

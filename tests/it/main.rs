@@ -11,6 +11,7 @@ mod current;
 mod election;
 mod exemplars;
 mod handover;
+mod histogram_functions;
 mod histograms;
 mod http;
 mod kubernetes;
