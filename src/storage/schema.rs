@@ -35,6 +35,9 @@ const MIGRATIONS: [(&[&str], &[&str]); 7] = [
             include_str!("histograms_chunks.sql"),
             include_str!("histograms_view.sql"),
             include_str!("histogram_functions.sql"),
+            include_str!("histogram_arithmetic.sql"),
+            include_str!("histogram_range_chunks.sql"),
+            include_str!("histogram_rate.sql"),
         ],
         &[
             include_str!("migrate_7_hypertable.sql"),
@@ -42,6 +45,9 @@ const MIGRATIONS: [(&[&str], &[&str]); 7] = [
             include_str!("histograms_hypertable.sql"),
             include_str!("histograms_view.sql"),
             include_str!("histogram_functions.sql"),
+            include_str!("histogram_arithmetic.sql"),
+            include_str!("histogram_range_hypertable.sql"),
+            include_str!("histogram_rate.sql"),
         ],
     ),
 ];

@@ -1,6 +1,7 @@
 //! The SQL functions of native histograms give what a current Prometheus gives for the same histograms.
 
 mod generator;
+mod rates;
 
 use std::collections::BTreeMap;
 
@@ -45,18 +46,26 @@ impl Both {
         Some(Self { prometheus, adapter, database, start_ms: end_ms - (count - 1) * STEP_MS, end_ms })
     }
 
-    /// Sends both the samples of a series, each with the number of the step at which it is, and ms after that.
+    /// Sends both the samples of a series, each with the ms after the start at which it is.
     async fn send(&self, series: &str, histograms: &[(i64, Histogram)], floats: &[(i64, f64)]) {
-        let mut fields = Vec::new();
-        for (at_ms, histogram) in histograms {
-            let message = message(histogram, self.start_ms + at_ms).encode_to_vec();
-            fields.push(3 << 3 | 2);
-            prost::encoding::encode_varint(message.len() as u64, &mut fields);
-            fields.extend(message);
+        let mut rest = histograms;
+        // In the order of time: a Prometheus refuses a histogram that is older than a float.
+        for float in floats {
+            let before = rest.partition_point(|(at_ms, _)| *at_ms < float.0);
+            self.send_request(series, &rest[..before], &[]).await;
+            self.send_request(series, &[], std::slice::from_ref(float)).await;
+            rest = &rest[before..];
+        }
+        self.send_request(series, rest, &[]).await;
+    }
+
+    async fn send_request(&self, series: &str, histograms: &[(i64, Histogram)], floats: &[(i64, f64)]) {
+        if histograms.is_empty() && floats.is_empty() {
+            return;
         }
         let mut request = V2::default();
         let floats = floats.iter().map(|(at_ms, value)| (self.start_ms + at_ms, *value));
-        request.add([("__name__", "h"), ("series", series)], floats, &fields);
+        request.add([("__name__", "h"), ("series", series)], floats, &fields(histograms, self.start_ms));
         let answer = send_v2(&self.adapter, &request.message()).await;
         assert_eq!(answer.status, 204, "{series}: {}", answer.text());
         let url = self.prometheus.url("/api/v1/write");
@@ -64,10 +73,11 @@ impl Both {
         assert_eq!(answer.status, 204, "{series}: {}", answer.text());
     }
 
-    /// Returns what the Prometheus gives at each step.
-    async fn promql(&self, expression: &str) -> Values {
+    /// Returns what the Prometheus gives at each step, and so many ms after it.
+    async fn promql(&self, expression: &str, after_ms: i64) -> Values {
         #[expect(clippy::cast_precision_loss, reason = "ms since 1970, which a double holds exactly")]
-        let [start, end, step] = [self.start_ms, self.end_ms, STEP_MS].map(|ms| ms as f64 / 1_000.0);
+        let [start, end, step] =
+            [self.start_ms + after_ms, self.end_ms + after_ms, STEP_MS].map(|ms| ms as f64 / 1_000.0);
         let answer = self.prometheus.query_range(expression, start, end, step).await;
         let json: Json = serde_json::from_str(&answer).unwrap_or_default();
         assert_eq!(json["status"], "success", "{expression}: {answer}");
@@ -96,13 +106,25 @@ impl Both {
 
     /// Compares a function of each histogram at the time of its sample. `near` is a difference that does not count.
     async fn same_of_each(&self, promql: &str, sql: &str, near: f64) -> usize {
-        let mut expected = self.promql(promql).await;
+        let mut expected = self.promql(promql, 0).await;
         let found = self.sql(&format!("SELECT labels, \"time\", {sql} FROM metrics_histograms")).await;
         // The Prometheus repeats a sample until the next one.
         expected.retain(|at, _| found.contains_key(at));
         assert_same(&format!("{promql} and {sql}"), &found, &expected, near);
         found.len()
     }
+}
+
+/// Returns the fields of histograms in a series of a request, each of so many ms after the start.
+fn fields(histograms: &[(i64, Histogram)], start_ms: i64) -> Vec<u8> {
+    let mut fields = Vec::new();
+    for (at_ms, histogram) in histograms {
+        let message = message(histogram, start_ms + at_ms).encode_to_vec();
+        fields.push(3 << 3 | 2);
+        prost::encoding::encode_varint(message.len() as u64, &mut fields);
+        fields.extend(message);
+    }
+    fields
 }
 
 fn assert_same(what: &str, found: &Values, expected: &Values, near: f64) {

@@ -1,6 +1,8 @@
 //! Random native histograms, as targets count them and as senders send them.
 
-use prometheus_postgresql_adapter::model::histogram::{CUSTOM_BUCKETS, Histogram};
+use std::collections::BTreeMap;
+
+use prometheus_postgresql_adapter::model::histogram::{CUSTOM_BUCKETS, Histogram, SCHEMA_MIN};
 use prometheus_postgresql_adapter::wire::read::messages::{self, BucketSpan};
 use rig::random::Random;
 
@@ -74,7 +76,7 @@ impl Counting {
         }
         #[expect(clippy::cast_possible_truncation, reason = "at most 1024 * 2^8")]
         let index = if now.schema == CUSTOM_BUCKETS {
-            i32::try_from(now.bounds.iter().take_while(|bound| !(value <= **bound)).count()).unwrap()
+            i32::try_from(now.bounds.iter().take_while(|bound| value.is_nan() || value > **bound).count()).unwrap()
         } else if value.is_infinite() {
             (1024.0 * 2_f64.powi(now.schema.into())) as i32 + 1
         } else {
@@ -86,6 +88,47 @@ impl Counting {
             Ok(at) => buckets[at].1 += weight,
             Err(at) => buckets.insert(at, (index, weight)),
         }
+    }
+
+    /// Halves the number of buckets so many times, as a target does that has too many.
+    pub(super) fn reduce(&mut self, times: i8) {
+        let schema = (self.now.schema - times).max(SCHEMA_MIN);
+        let shift = self.now.schema - schema;
+        for buckets in [&mut self.now.positive, &mut self.now.negative] {
+            let mut merged: BTreeMap<i32, f64> = BTreeMap::new();
+            for (index, count) in buckets.iter() {
+                *merged.entry(((index - 1) >> shift) + 1).or_default() += count;
+            }
+            *buckets = merged.into_iter().collect();
+        }
+        self.now.schema = schema;
+    }
+
+    /// Widens the zero bucket to a power of two, as a target does that has too many.
+    pub(super) fn widen(&mut self, zero_threshold: f64) {
+        let Histogram { schema, zero_count, positive, negative, .. } = &mut self.now;
+        let upper = |index: i32| (f64::from(index) * 2_f64.powi((-*schema).into())).exp2();
+        for buckets in [positive, negative] {
+            buckets.retain(|(index, count)| {
+                let is_within = upper(*index) <= zero_threshold * (1.0 + 1e-12);
+                if is_within {
+                    *zero_count += count;
+                }
+                !is_within
+            });
+        }
+        self.now.zero_threshold = zero_threshold;
+    }
+
+    /// Leaves out a custom bound.
+    pub(super) fn leave_out(&mut self, at: usize) {
+        self.now.bounds.remove(at);
+        let mut merged: BTreeMap<i32, f64> = BTreeMap::new();
+        for (index, count) in &self.now.positive {
+            let is_after = usize::try_from(*index).is_ok_and(|index| index > at);
+            *merged.entry(index - i32::from(is_after)).or_default() += count;
+        }
+        self.now.positive = merged.into_iter().collect();
     }
 
     /// Observes some values at random.
