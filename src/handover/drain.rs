@@ -20,7 +20,8 @@ use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
 use crate::storage::ingest::Right;
 
-/// Maximum samples of a buffer that are stored or compared at once: bounds the memory of that.
+/// Maximum samples of a buffer that are stored or compared at once: bounds the memory of that, and the time for which
+/// writers wait. A native histogram counts as much as it has numbers.
 pub(super) const CHUNK_SAMPLES: usize = 20_000;
 
 /// Maximum buffered requests that are on their way to the writers at once, at a take-over.
@@ -75,15 +76,15 @@ pub(super) struct Due<'a> {
 }
 
 impl Due<'_> {
-    /// Returns the number of samples.
+    /// Returns the number of samples, where a native histogram counts as much as it has numbers.
     pub(super) fn count(&self) -> usize {
-        self.samples.len()
+        self.samples.iter().map(|sample| sample.row.value.count()).sum()
     }
 
     /// Returns `true` if these samples are compared so quickly that writers of other groups may wait for it.
     pub(super) fn is_quick(&self) -> bool {
         let since_ms = self.taken_out.handover.store.server_ms() - RECENT_MS;
-        self.samples.len() <= QUICK_SAMPLES && self.samples.iter().all(|sample| sample.row.time_ms >= since_ms)
+        self.count() <= QUICK_SAMPLES && self.samples.iter().all(|sample| sample.row.time_ms >= since_ms)
     }
 
     /// Compares samples of senders of different groups with what is stored, and stores those that are missing. Samples

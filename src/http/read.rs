@@ -144,19 +144,21 @@ async fn samples(reading: Reading, queries: &[Query], limit: u64, metrics: &Metr
         while let Some((labels, first)) = walk.next_series().await? {
             let labels = labels.clone();
             let mut points: Vec<Point> = first.into_iter().collect();
-            while let Some(point) = walk.next_point().await? {
+            // A native histogram counts as much as it has numbers.
+            let mut numbers = points.iter().map(|point| point.value.count() as u64).sum::<u64>();
+            while count + numbers <= limit
+                && let Some(point) = walk.next_point().await?
+            {
+                numbers += point.value.count() as u64;
                 points.push(point);
-                if count + points.len() as u64 > limit {
-                    break;
-                }
             }
-            if count + points.len() as u64 > limit {
+            if count + numbers > limit {
                 return Err(Failure::SampleLimit(limit));
             }
-            count += points.len() as u64;
+            count += numbers;
+            metrics.read_samples_total.inc_by(points.len() as u64);
             result.timeseries.push(time_series(&labels, points)?);
         }
-        metrics.read_samples_total.inc_by(count);
         response.results.push(result);
     }
     reading.end().await?;

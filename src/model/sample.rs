@@ -66,6 +66,15 @@ impl Value {
         matches!(self, Self::Float(value) if value.to_bits() == STALE_NAN_BITS)
     }
 
+    /// Returns how many numbers it has, which bounds what handling it takes: a float has one.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Float(_) => 1,
+            Self::Histogram(numbers) => numbers.as_slice().len(),
+        }
+    }
+
     /// Returns the bytes of memory that it takes beside its own.
     #[must_use]
     pub fn bytes(&self) -> usize {

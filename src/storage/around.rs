@@ -169,13 +169,13 @@ impl Store {
             let (Timestamp(first_us), Timestamp(last_us)) = (row.try_get(1)?, row.try_get(2)?);
             let (bucket, places) = (row.try_get(0)?, Places(row.try_get(3)?));
             let chunk = Encoded {
+                bucket,
                 first_ms: from_postgres_us(first_us),
                 last_ms: from_postgres_us(last_us),
                 times: row.try_get(4)?,
                 data: row.try_get::<_, Option<_>>(5)?.unwrap_or_default(),
                 floats: row.try_get::<_, Option<_>>(6)?.unwrap_or_default(),
                 places,
-                ..Encoded::default()
             };
             let mut find = || {
                 let times_ms = chunk.times()?;

@@ -29,11 +29,13 @@ use crate::storage::row::{Row, TIME_MAX_MS, TIME_MIN_MS, is_of_histograms};
 pub use bits::Bits;
 use bits::{Reader, Writer};
 use integers::Lists;
+pub use places::Places;
 use values::Floats;
 
 mod bits;
 pub mod histograms;
 mod integers;
+mod places;
 mod values;
 
 #[cfg(test)]
@@ -80,40 +82,6 @@ pub fn place_of(series_id: i64) -> u32 {
 #[must_use]
 pub fn series_at(bucket: i64, place: u32) -> i64 {
     bucket * SERIES_PER_BUCKET + i64::from(place)
-}
-
-/// A set of places in a bucket, as the bits of PostgreSQL's integer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Places(pub i32);
-
-impl Places {
-    /// Adds a place, below [`SERIES_PER_BUCKET`].
-    #[must_use]
-    pub fn with(self, place: u32) -> Self {
-        Self(self.0 | 1 << place)
-    }
-
-    /// Returns `true` if `place` is in the set.
-    #[must_use]
-    pub fn contains(self, place: u32) -> bool {
-        i64::from(place) < SERIES_PER_BUCKET && self.0 >> place & 1 == 1
-    }
-
-    /// Returns the number of places.
-    #[must_use]
-    pub fn count(self) -> usize {
-        self.0.count_ones() as usize
-    }
-
-    /// Returns the places, ascending.
-    pub fn iter(self) -> impl Iterator<Item = u32> {
-        (0..u32::BITS).filter(move |place| self.contains(*place))
-    }
-
-    /// Returns the number of places before `place`, which is in the set.
-    fn before(self, place: u32) -> usize {
-        (self.0.cast_unsigned() & ((1 << place) - 1)).count_ones() as usize
-    }
 }
 
 /// Samples of some series of one bucket at the same times.

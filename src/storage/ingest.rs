@@ -27,8 +27,8 @@ use crate::telemetry::metrics::Metrics;
 
 mod transaction;
 
-/// Number of rows from which no further request is added to a transaction. Bounds the memory of the transaction (24
-/// bytes per row, and at least 24 more as COPY data) and the time that others wait for it.
+/// Number of rows from which no further request is added to a transaction, where a native histogram counts as much as it
+/// has numbers. Bounds the memory of the transaction (32 bytes per row, and at least 24 more as COPY data) and the time that others wait for it.
 const TRANSACTION_ROWS_MAX: usize = 50_000;
 
 /// Maximum number of requests in one transaction.
@@ -183,11 +183,12 @@ impl Writer {
             () = stop.cancelled() => None,
         };
         let Some(first) = first else { return Vec::new() };
-        let mut rows = first.batch.rows.len();
+        let numbers = |job: &Job| job.batch.rows.iter().map(|row| row.value.count()).sum::<usize>();
+        let mut rows = numbers(&first);
         let mut jobs = vec![first];
         while jobs.len() < TRANSACTION_REQUESTS_MAX && rows < TRANSACTION_ROWS_MAX {
             let Ok(job) = queue.try_recv() else { break };
-            rows += job.batch.rows.len();
+            rows += numbers(&job);
             jobs.push(job);
         }
         jobs

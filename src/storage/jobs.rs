@@ -61,14 +61,14 @@ const SHRUNK_SAMPLE_BYTES: u64 = 96;
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Store {
-    /// Counts the hot samples and sets their metrics.
+    /// Counts the hot samples and sets their metrics. A native histogram counts as much as it has numbers.
     ///
     /// # Errors
     ///
     /// Errors of the server or of the connection.
     pub async fn hot(&self) -> Result<Hot, Error> {
         let statement = self.names.sql(
-            "SELECT coalesce(sum(cardinality(series)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
+            "SELECT coalesce(sum(cardinality(value)), 0)::bigint, pg_relation_size({hot:literal}::regclass), \
              coalesce(extract(epoch FROM now() - min(\"time\")), 0)::float8 FROM {hot}",
         );
         let timeout = self.config.send_timeout;

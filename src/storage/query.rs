@@ -11,8 +11,8 @@ use tokio_postgres::{CancelToken, RowStream};
 use tokio_util::task::TaskTracker;
 
 use crate::model::histogram::Numbers;
-use crate::model::labels::{Labels, METRIC_NAME};
-use crate::model::matcher::{Matcher, Op};
+use crate::model::labels::Labels;
+use crate::model::matcher::Matcher;
 use crate::model::sample::{Point, Value};
 use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
@@ -21,9 +21,15 @@ use crate::storage::chunk::{Corrupt, Encoded, Places, bucket_of, histograms, pla
 use crate::storage::fence::WITHOUT_JIT;
 use crate::storage::layout::Layout;
 use crate::storage::names::Names;
+use crate::storage::query::candidates::candidates;
 use crate::storage::row::{from_postgres_us, is_of_histograms, to_postgres_us};
 use crate::storage::seal::chunks::{CHUNK_COLUMNS, read_chunk};
 use crate::storage::series::from_json;
+
+pub use self::series_ids::SeriesIds;
+
+mod candidates;
+mod series_ids;
 
 /// Maximum number of series that one query may select. Bounds the memory for their labels.
 pub const SERIES_MAX: usize = 1_000_000;
@@ -43,9 +49,9 @@ const HOT_IN_RANGE: &str = "SELECT h.id, h.\"time\", h.value FROM (SELECT \"time
      AND (cardinality($1) > 8 OR series && $1)) h \
      JOIN unnest($1) AS wanted (id) ON wanted.id = h.id ORDER BY h.no";
 
-/// The hot native histograms of the series $1 from $2 to $3, in the order of storing.
-const HOT_HISTOGRAMS_IN_RANGE: &str = "SELECT series[1], \"time\", NULL::float8, ARRAY(SELECT unnest(value)) FROM {hot} \
-     WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] = ANY ($1) AND array_ndims(value) = 2 ORDER BY no";
+/// The hot native histograms of the series $1 from $2 to $3.
+const HOT_HISTOGRAMS: &str =
+    "FROM {hot} WHERE \"time\" >= $2 AND \"time\" <= $3 AND series[1] = ANY ($1) AND array_ndims(value) = 2";
 
 /// Bytes fetched at once; chunks count compressed. Bounds the memory of a reader, unless a single bucket, or a single
 /// series of a hypertable, is larger.
@@ -69,25 +75,6 @@ struct OnLeave {
     connector: Connector,
     tracker: TaskTracker,
     ended: bool,
-}
-
-/// Ids of what Prometheus takes for one series.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SeriesIds {
-    /// Id of its floats.
-    float: Option<i64>,
-    /// Id of its native histograms.
-    histogram: Option<i64>,
-}
-
-impl SeriesIds {
-    fn add(&mut self, id: i64) {
-        *(if is_of_histograms(id) { &mut self.histogram } else { &mut self.float }) = Some(id);
-    }
-
-    fn iter(self) -> impl Iterator<Item = i64> {
-        self.float.into_iter().chain(self.histogram)
-    }
 }
 
 /// Samples in the order of the requested series, then of time.
@@ -197,7 +184,9 @@ impl Reading {
                 self.chunks_in_range(&self.names.sql(&sizes), &ids, start_ms, end_ms).await?
             }
             Layout::Hypertable => {
-                let sizes = format!("SELECT series_id, count(*) * 16 {ROWS_IN_RANGE} GROUP BY series_id");
+                let sizes = format!(
+                    "SELECT series_id, sum(16 + 8 * coalesce(cardinality(histogram), 0)) {ROWS_IN_RANGE} GROUP BY series_id"
+                );
                 self.rows_in_range(&self.names.sql(&sizes), &ids, start_ms, end_ms).await?
             }
         };
@@ -206,6 +195,9 @@ impl Reading {
         while let Some(row) = rows.next().await {
             let row = row?;
             sizes.insert(row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs());
+        }
+        for (id, bytes) in self.hot_histogram_sizes(&ids, start_ms, end_ms).await? {
+            *sizes.entry(self.unit(id)).or_default() += bytes;
         }
         Ok(Samples {
             reading: self,
@@ -217,6 +209,32 @@ impl Reading {
             current: Vec::new().into_iter(),
             batch: Batch::default(),
         })
+    }
+
+    /// Returns what is fetched together with a series: its bucket, or the series alone.
+    fn unit(&self, id: i64) -> i64 {
+        match self.layout {
+            Layout::Chunks => bucket_of(id),
+            Layout::Hypertable => id,
+        }
+    }
+
+    /// Returns the bytes of hot native histograms in the range, by series. Those of floats are few.
+    async fn hot_histogram_sizes(&self, ids: &[i64], start_ms: i64, end_ms: i64) -> Result<Vec<(i64, u64)>, Error> {
+        let ids: Vec<i64> = ids.iter().copied().filter(|id| is_of_histograms(*id)).collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement =
+            self.names.sql(&format!("SELECT series[1], sum(8 * cardinality(value)) {HOT_HISTOGRAMS} GROUP BY 1"));
+        let rows = self.rows_in_range(&statement, &ids, start_ms, end_ms).await?;
+        tokio::pin!(rows);
+        let mut sizes = Vec::new();
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            sizes.push((row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs()));
+        }
+        Ok(sizes)
     }
 
     /// Returns the chunks of these series in the range.
@@ -335,10 +353,7 @@ impl Samples<'_> {
         let mut bytes = 0;
         let fits = |(place, ids): &(usize, &SeriesIds)| {
             for id in ids.iter() {
-                let unit = match self.reading.layout {
-                    Layout::Chunks => bucket_of(id),
-                    Layout::Hypertable => id,
-                };
+                let unit = self.reading.unit(id);
                 if seen.insert(unit) {
                     bytes += self.sizes.get(&unit).copied().unwrap_or_default();
                 }
@@ -353,8 +368,10 @@ impl Samples<'_> {
         // twice and never missed.
         let mut hot = reading.rows(HOT_IN_RANGE, &ids, start_ms, end_ms).await?;
         if !histogram_ids.is_empty() {
-            let histograms = reading.rows(HOT_HISTOGRAMS_IN_RANGE, &histogram_ids, start_ms, end_ms).await?;
-            for (id, points) in histograms {
+            let statement = format!(
+                "SELECT series[1], \"time\", NULL::float8, ARRAY(SELECT unnest(value)) {HOT_HISTOGRAMS} ORDER BY no"
+            );
+            for (id, points) in reading.rows(&statement, &histogram_ids, start_ms, end_ms).await? {
                 hot.entry(id).or_default().extend(points);
             }
         }
@@ -421,27 +438,4 @@ impl Drop for OnLeave {
             self.tracker.spawn(async move { connector.cancel(token).await });
         }
     }
-}
-
-/// Returns the statement that fetches every series that might match, and its parameters.
-fn candidates(names: &Names, matchers: &[Matcher]) -> (String, Vec<String>) {
-    let mut statement = names.sql("SELECT id, name, labels::text FROM {series}");
-    let mut parameters = Vec::new();
-    // An empty value also matches series without the label, which no index finds. The server does not accept U+0000.
-    let has_index = |matcher: &&Matcher| {
-        let texts = [matcher.name(), matcher.value()];
-        matcher.op() == Op::Equal && !matcher.value().is_empty() && !texts.iter().any(|text| text.contains('\0'))
-    };
-    for matcher in matchers.iter().filter(has_index) {
-        let word = if parameters.is_empty() { "WHERE" } else { "AND" };
-        let number = parameters.len() + 1;
-        if matcher.name() == METRIC_NAME {
-            statement.push_str(&format!(" {word} name = ${number}"));
-            parameters.push(matcher.value().to_owned());
-        } else {
-            statement.push_str(&format!(" {word} labels @> ${number}::jsonb"));
-            parameters.push(serde_json::json!({ matcher.name(): matcher.value() }).to_string());
-        }
-    }
-    (statement, parameters)
 }

@@ -70,10 +70,11 @@ impl Rejected {
         self.explain(why);
     }
 
-    /// Counts all samples and native histograms of a series, with a reason. Its exemplars are counted elsewhere.
-    pub fn add_series(&mut self, series: &Series<'_>, why: impl FnOnce() -> String) {
+    /// Counts all samples of a series, with a reason, and all native histograms but those that are invalid: these are
+    /// counted apart, as are its exemplars.
+    pub fn add_series(&mut self, request: &Request<'_>, series: &Series<'_>, why: impl FnOnce() -> String) {
         self.counts.samples += series.samples.len();
-        self.counts.histograms += series.histograms.len();
+        self.counts.histograms += request.histograms_of(series).iter().filter(|one| one.value.is_ok()).count();
         self.explain(why);
     }
 

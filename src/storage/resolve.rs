@@ -22,6 +22,10 @@ use crate::storage::server::Epoch;
 use crate::storage::sources::SourceId;
 use crate::wire::write::{HistogramSample, LABELS_MAX, Pair, Request, Series};
 
+use self::bounds::Bounds;
+
+mod bounds;
+
 /// Result of looking up a request's series in the cache.
 #[derive(Debug, Default)]
 pub struct LookedUp {
@@ -91,11 +95,6 @@ impl Store {
         self.look_up_either(request, &mut looked_up);
         let mut bytes_left = REQUEST_LABELS_BYTES_MAX;
         for (place, series) in request.series.iter().enumerate() {
-            if let Some(fault) = series.fault {
-                looked_up.known[place] = None;
-                looked_up.rejected.add_series(series, || format!("{fault} in {}", show(request, series)));
-                continue;
-            }
             let mut is_empty = series.samples.is_empty() && series.exemplars == 0;
             for histogram in request.histograms_of(series) {
                 match &histogram.value {
@@ -105,6 +104,11 @@ impl Store {
                     }
                 }
             }
+            if let Some(fault) = series.fault {
+                looked_up.known[place] = None;
+                looked_up.rejected.add_series(request, series, || format!("{fault} in {}", show(request, series)));
+                continue;
+            }
             // A series exists only if something of it is stored.
             if is_empty || looked_up.known[place].is_some() {
                 continue;
@@ -113,7 +117,9 @@ impl Store {
                 Ok((source, labels)) => {
                     looked_up.want(place, series.kind, is_of_either(request, series), source, labels)
                 }
-                Err(why) => looked_up.rejected.add_series(series, || format!("{why} in {}", show(request, series))),
+                Err(why) => {
+                    looked_up.rejected.add_series(request, series, || format!("{why} in {}", show(request, series)))
+                }
             }
         }
         Ok(looked_up)
@@ -159,7 +165,7 @@ impl Store {
                     hashes[*place] = hashes[*place].of_histograms();
                 }
                 if let Some(why) = refused.get(key) {
-                    resolved.rejected.add_series(series, || why.clone());
+                    resolved.rejected.add_series(request, series, || why.clone());
                 }
             }
             let found = places.iter().filter_map(|(place, ..)| Some((hashes[*place], known[*place]?)));
@@ -384,28 +390,6 @@ impl LookedUp {
             }
         }
         senders
-    }
-}
-
-/// Bounds of the times of samples, in ms since 1970.
-struct Bounds {
-    now_ms: i64,
-    latest_ms: i64,
-    /// Samples before this are older than the retention.
-    expired_ms: Option<i64>,
-}
-
-impl Bounds {
-    /// Returns whether a sample is kept.
-    ///
-    /// # Errors
-    ///
-    /// The time from now in ms, if it is out of bounds.
-    fn check(&self, time_ms: i64) -> Result<bool, i64> {
-        if time_ms < TIME_MIN_MS || time_ms > self.latest_ms {
-            return Err(time_ms.saturating_sub(self.now_ms));
-        }
-        Ok(self.expired_ms.is_none_or(|expired_ms| time_ms >= expired_ms))
     }
 }
 

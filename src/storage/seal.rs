@@ -48,7 +48,7 @@ const PART_MEMORY: &str = "64MB";
 const BUCKETS_AT_ONCE: usize = 64;
 
 /// The same for native histograms, which take many times as much.
-const HISTOGRAM_BUCKETS_AT_ONCE: usize = 4;
+const HISTOGRAM_BUCKETS_AT_ONCE: usize = 1;
 
 /// Attempts at most; each attempt creates the segments that newly arrived samples need.
 const ATTEMPTS: usize = 10;
@@ -255,7 +255,7 @@ impl Sealer<'_> {
             taken.newest_ms = taken.newest_ms.max(Some(time_ms));
             let (series, values): (Elements<'_>, Elements<'_>) = (row.try_get(1)?, row.try_get(2)?);
             if self.is_expired(time_ms) {
-                taken.expired += values.iter().len();
+                taken.expired += series.iter().len();
                 continue;
             }
             let no: i64 = row.try_get(3)?;

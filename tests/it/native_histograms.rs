@@ -96,6 +96,9 @@ async fn histograms_of_both_versions_are_read_as_they_were_sent_hot_and_sealed()
     seal().await;
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0);
     assert_eq!(read(&adapter).await, expected);
+    // Sent again in another request, beside a stale marker that is sealed.
+    store(&adapter, body(&[message(2, now + 15_000), message(3, now + 30_000)])).await;
+    assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_hot").await, 0, "they are found stored");
     assert_eq!(database.samples().await, 0, "there is no series of floats");
     assert_eq!(database.one::<i64>("SELECT count(*) FROM metrics_labels").await, 1);
 }
@@ -130,8 +133,17 @@ async fn a_refused_histogram_leaves_no_series() {
     let answer = adapter.write(body(&[bad, message(1, now)]).compressed()).await;
     assert_eq!((answer.status, written(&answer)), (400, [Some("0"), Some("1"), Some("0")]), "{}", answer.text());
     assert!(answer.text().contains("seconds"), "{}", answer.text());
-    assert_eq!(read(&adapter).await, [stored(1, now)]);
-    assert_eq!(adapter.metric_with("samples_rejected_total", "kind=\"histogram\"").await, Some(3.0));
+    // Whatever else is wrong with its series, a histogram is refused once.
+    let mut request = V2::default();
+    let no_sample: [(i64, f64); 0] = [];
+    let two = [message(1, now), messages::Histogram { count_int: Some(1), ..message(1, now) }];
+    let fields: Vec<u8> = two.iter().flat_map(|histogram| field(3, &histogram.encode_to_vec())).collect();
+    request.add([("job", "a")], no_sample, &fields);
+    request.add(LABELS, [(now, 0.5)], b"");
+    let answer = send_v2(&adapter, &request.message()).await;
+    assert_eq!((answer.status, written(&answer)), (400, [Some("1"), Some("0"), Some("0")]), "{}", answer.text());
+    assert_eq!(read(&adapter).await, [Point { timestamp_ms: now, value: 0.5.into() }], "at one time the float counts");
+    assert_eq!(adapter.metric_with("samples_rejected_total", "kind=\"histogram\"").await, Some(5.0));
 }
 
 #[tokio::test]

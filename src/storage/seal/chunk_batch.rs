@@ -11,6 +11,9 @@ use crate::storage::segments::{self, Span};
 /// Maximum number of times in a chunk: a query for one moment decodes that many.
 const LENGTH_MAX: usize = 1024;
 
+/// Number of times below which a chunk is small and is merged with others. `segments.sql` has an index of small chunks.
+pub(super) const SMALL_LENGTH: usize = 64;
+
 /// Bytes of a page for rows and their pointers.
 const PAGE_BYTES: usize = 8168;
 
@@ -58,10 +61,13 @@ impl<'a> ChunkBatch<'a> {
 
     fn encode_histograms(&mut self, rows: &[Row]) {
         let values: Vec<(i64, Value)> = rows.iter().map(|row| (row.time_ms, row.value.clone())).collect();
-        for encoded in histograms::encode(rows[0].series_id, &values, LENGTH_MAX) {
+        let mut chunks = histograms::encode(rows[0].series_id, &values, LENGTH_MAX).into_iter().peekable();
+        while let Some(encoded) = chunks.next() {
             let times = encoded.times().map_or(0, |times| times.len());
             self.count(encoded.first_ms, times, 1);
-            self.chunks.push((encoded, length(times)));
+            // What could not be in one chunk with what follows is not small: it would be merged in vain, again and again.
+            let counted = if chunks.peek().is_some() { times.max(SMALL_LENGTH) } else { times };
+            self.chunks.push((encoded, length(counted)));
         }
     }
 

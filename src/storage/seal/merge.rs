@@ -9,14 +9,11 @@ use crate::postgres::error::Error;
 use crate::postgres::timestamp::Timestamp;
 use crate::storage::layout::Layout;
 use crate::storage::row::to_postgres_us;
-use crate::storage::seal::chunk_batch::ChunkBatch;
+use crate::storage::seal::chunk_batch::{ChunkBatch, SMALL_LENGTH};
 use crate::storage::seal::chunks::ChunkKey;
 use crate::storage::seal::outcome::Outcome;
 use crate::storage::seal::{Sealer, TxOutcome, groups};
 use crate::storage::segments::{self, Span};
-
-/// Number of times below which a chunk is small and is merged with others. `segments.sql` has an index of small chunks.
-const SMALL_LENGTH: i16 = 64;
 
 /// Number of small chunks of a bucket from which they are merged: each sample is then encoded again at most once for
 /// each such factor.
