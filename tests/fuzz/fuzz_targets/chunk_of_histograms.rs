@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::target!(chunk_of_histograms, 256);
