@@ -5,7 +5,7 @@ CARGO ?= cargo
 RELEASE = GIT_REVISION=$$(git describe --always --dirty 2>/dev/null || echo unknown) $(CARGO) build --release
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo demo-clusters demo-docker chaos chaos-short bench fmt lint doc validate-kubernetes install-deps current-prometheus
+.PHONY: help build test demo demo-clusters demo-docker chaos chaos-short bench fuzz fmt lint doc validate-kubernetes install-deps current-prometheus
 
 help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,11 +41,16 @@ bench: install-deps ## Measure speed and room beside their bars (20 minutes); BE
 	$(RELEASE) --package prometheus-postgresql-adapter --package bench --bins
 	@$(CARGO) run --quiet --release --package bench -- $(BENCH)
 
+fuzz: ## Feed damaged bytes to all that decodes bytes, a minute for each target; FUZZ="5 xor read" sets seconds and targets
+	@tests/fuzz/run $(FUZZ)
+
 fmt: ## Format the code
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml
 
 lint: ## Check format and lints, warnings are errors
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 doc: ## Build the documentation, warnings are errors
