@@ -1,6 +1,7 @@
 //! Bytes of what exporters send, beside those of a Prometheus that stores the same.
 
 use super::*;
+use crate::wire::histogram_chunk::{self, Sample};
 
 /// Numbers that look random and are the same in each run.
 struct Noise(u64);
@@ -55,51 +56,13 @@ fn durations(each: f64, count: usize) -> Vec<Histogram> {
     (0..count).map(next).collect()
 }
 
-/// Returns the bytes of a chunk of Prometheus. Source: `tsdb/chunkenc/histogram.go`, `varbit.go` and `xor.go`.
-fn prometheus_bytes(histograms: &[Histogram]) -> usize {
-    let varbit = |value: i64| -> usize {
-        let sizes = [(0, 1), (3, 5), (6, 9), (9, 13), (12, 17), (18, 24), (25, 32), (56, 64)];
-        let fits = |bits: u32| value == 0 || bits > 0 && -((1 << (bits - 1)) - 1) <= value && value <= 1 << (bits - 1);
-        sizes.iter().find(|(bits, _)| fits(*bits)).map_or(72, |(_, size)| *size)
+/// Returns the bytes of a chunk of Prometheus.
+fn prometheus_bytes(values: &[TimedValue]) -> usize {
+    let sample = |(timestamp_ms, value): &TimedValue| {
+        let Value::Histogram(numbers) = value else { panic!("a histogram at each time") };
+        Sample { timestamp_ms: *timestamp_ms, histogram: Some(numbers.to_histogram().expect("it is one")) }
     };
-    let indices = indices(histograms.iter().map(|histogram| &histogram.positive));
-    // Counts, and buckets as differences to the one before.
-    let row = |histogram: &Histogram| -> Vec<i64> {
-        let buckets = histogram.positive.iter().copied().collect::<std::collections::BTreeMap<_, _>>();
-        let count = |index: &i32| buckets.get(index).copied().unwrap_or(0.0) as i64;
-        let counts: Vec<_> = indices.iter().map(count).collect();
-        let deltas = (0..counts.len()).map(|at| counts[at] - if at > 0 { counts[at - 1] } else { 0 });
-        [histogram.count as i64, histogram.zero_count as i64].into_iter().chain(deltas).collect()
-    };
-    let rows: Vec<_> = histograms.iter().map(row).collect();
-    let spans = indices.chunk_by(|one, next| one + 1 == *next).count();
-    // Number of samples, flags, threshold, schema, spans; the first time and sum.
-    let mut bits = 16 + 8 + 8 + varbit(2) + 10 + spans * 14 + 64 + 64;
-    let (mut before, mut deltas) = (vec![0; rows[0].len()], vec![0; rows[0].len()]);
-    for (number, row) in rows.iter().enumerate() {
-        for at in 0..row.len() {
-            let delta = row[at] - before[at];
-            bits += varbit(if number < 2 { delta } else { delta - deltas[at] });
-            deltas[at] = if number == 0 { 0 } else { delta };
-        }
-        before.clone_from(row);
-        // A time of a steady interval.
-        bits += if number == 1 { 17 } else { 1 };
-    }
-    let (mut leading, mut trailing) = (u32::MAX, 0);
-    for pair in histograms.windows(2) {
-        let changed = pair[0].sum.to_bits() ^ pair[1].sum.to_bits();
-        let (zeros, after) = (changed.leading_zeros().min(31), changed.trailing_zeros());
-        bits += if changed == 0 {
-            1
-        } else if leading != u32::MAX && zeros >= leading && after >= trailing {
-            2 + (64 - leading - trailing) as usize
-        } else {
-            (leading, trailing) = (zeros, after);
-            2 + 5 + 6 + (64 - leading - trailing) as usize
-        };
-    }
-    bits.div_ceil(8)
+    histogram_chunk::encode(false, &values.iter().map(sample).collect::<Vec<_>>()).len()
 }
 
 #[test]
@@ -110,9 +73,10 @@ fn what_exporters_send_is_smaller_than_in_prometheus() {
             let histograms =
                 if each > 0.0 { durations(each, times) } else { vec![durations(5.0, 1).swap_remove(0); times] };
             let buckets = histograms[times - 1].positive.len();
-            let rows = check_round_trip(-9, &timed(histograms.iter().map(value)), times);
+            let values = timed(histograms.iter().map(value));
+            let rows = check_round_trip(-9, &values, times);
             let bytes: usize = rows.iter().map(Encoded::bytes).sum();
-            let prometheus: usize = histograms.chunks(120).map(prometheus_bytes).sum();
+            let prometheus: usize = values.chunks(120).map(prometheus_bytes).sum();
             let each = |bytes: usize| bytes as f64 / times as f64;
             eprintln!(
                 "{what}, {buckets} buckets, {times} times: {:.2} bytes each, {:.2} of them data; Prometheus {:.2}",
