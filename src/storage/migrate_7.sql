@@ -1,6 +1,9 @@
 -- Version 7 of the store, in the layout of chunks: native histograms. Their series have negative ids. A hot row of one histogram
 -- has the list of its numbers, in two dimensions. The files histograms_*.sql have what SQL users see of them.
 
+-- Nobody asks these any more, and they know nothing of histograms.
+DROP FUNCTION {sealed_last}(bigint[], timestamptz, timestamptz), {sealed_times}(bigint[], timestamptz, timestamptz);
+
 -- A histogram of a thousand buckets does not fit a page. What does fit stays in its row.
 ALTER TABLE {hot} ALTER value SET STORAGE EXTERNAL;
 ALTER TABLE {hot} SET (toast_tuple_target = 8160);

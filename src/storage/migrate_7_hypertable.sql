@@ -3,6 +3,9 @@
 -- The numbers of a native histogram, whose sum is the value. A stale marker has none.
 ALTER TABLE {samples} ADD histogram double precision[];
 
+-- Nobody asks these any more, and they know nothing of histograms.
+DROP FUNCTION {sealed_last}(bigint[], timestamptz, timestamptz), {sealed_times}(bigint[], timestamptz, timestamptz);
+
 -- A histogram of a thousand buckets does not fit a page. What does fit stays in its row.
 ALTER TABLE {hot} ALTER value SET STORAGE EXTERNAL;
 ALTER TABLE {hot} SET (toast_tuple_target = 8160);
