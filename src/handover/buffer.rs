@@ -109,7 +109,7 @@ impl Buffer {
     }
 
     /// Looks at the samples whose last look is `every` ago or longer: drops the covered ones, and returns the number of
-    /// covered ones and the due ones. Ends when those due have about `due_max` numbers; the next look goes on from there.
+    /// covered ones and the due ones. Ends when about `due_max` samples are due; the next look goes on from there.
     pub fn look(
         &mut self,
         now: Instant,
@@ -118,9 +118,9 @@ impl Buffer {
         mut fate: impl FnMut(&Buffered) -> Fate,
     ) -> (usize, Vec<Buffered>) {
         let (mut covered, mut due) = (0, Vec::new());
-        let (mut bytes, mut samples, mut left) = (0, 0, due_max);
+        let (mut bytes, mut samples) = (0, 0);
         self.slabs.retain_mut(|slab| {
-            covered += slab.look(now, every, (&mut due, &mut left), &mut fate);
+            covered += slab.look(now, every, (&mut due, due_max), &mut fate);
             if slab.len() == 0 {
                 return false;
             }
@@ -132,19 +132,18 @@ impl Buffer {
         (covered, due)
     }
 
-    /// Takes out the oldest samples: whole requests, until these have `count` numbers or none are left.
+    /// Takes out the oldest samples: whole requests, until there are `count` samples or none are left.
     pub fn take(&mut self, count: usize) -> Vec<Buffered> {
         let mut taken: Vec<Buffered> = Vec::new();
-        let (mut request, mut numbers) = (None, 0);
+        let mut request = None;
         while let Some(slab) = self.slabs.front_mut()
             && let Some(next) = slab.first()
-            && (numbers < count || request == Some(next))
+            && (taken.len() < count || request == Some(next))
         {
             request = Some(next);
             let (before, bytes_before) = (taken.len(), slab.bytes());
             taken.extend(slab.take_first());
             self.samples -= taken.len() - before;
-            numbers += taken[before..].iter().map(|sample| sample.row.value.count()).sum::<usize>();
             self.bytes -= bytes_before;
             match slab.len() {
                 0 => drop(self.slabs.pop_front()),

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::handover::buffer::Buffered;
 use crate::handover::by_request::ByRequest;
 use crate::handover::group::NO_GROUP;
-use crate::handover::reconciling::{Compared, Uncompared, reconcile};
+use crate::handover::reconciling::{Compared, Uncompared, fitting, reconcile};
 use crate::handover::requests::InFlight;
 use crate::handover::sender::{Sorted, sort_and_dedup};
 use crate::handover::{Handover, State};
@@ -20,8 +20,7 @@ use crate::storage::fence::Fence;
 use crate::storage::identities::Identities;
 use crate::storage::ingest::Right;
 
-/// Maximum samples of a buffer that are stored or compared at once: bounds the memory of that, and the time for which
-/// writers wait. A native histogram counts as much as it has numbers.
+/// Maximum samples of a buffer that are stored or compared at once: bounds the memory of that.
 pub(super) const CHUNK_SAMPLES: usize = 20_000;
 
 /// Maximum buffered requests that are on their way to the writers at once, at a take-over.
@@ -168,7 +167,9 @@ impl Handover {
         };
         let count = if leads || fence.is_some() { CHUNK_SAMPLES } else { 0 };
         let look = |state: &mut State| {
-            let looked = state.sender.look(count, leads || is_last, Instant::now());
+            let mut looked = state.sender.look(count, leads || is_last, Instant::now());
+            let excess = looked.due.split_off(fitting(&looked.due));
+            state.sender.put_back(&excess);
             (looked, state.epoch, Arc::clone(&state.identities))
         };
         let (looked, epoch, identities) = self.with_state(look);

@@ -9,9 +9,9 @@ use crate::storage::ingest::Right;
 use crate::storage::reconcile::{Reconcile, Reconciled};
 use crate::storage::row::Row;
 
-/// Maximum of numbers of late samples that are compared in one transaction. A float has one, and a native histogram some
+/// Maximum of numbers of samples that are compared in one transaction. A float has one, and a native histogram some
 /// dozens.
-const LATE_NUMBERS_MAX: usize = 200_000;
+const NUMBERS_MAX: usize = 200_000;
 
 /// Samples of one sender that are to be compared with what is stored around them.
 pub(super) struct Uncompared<'a> {
@@ -83,26 +83,24 @@ async fn insert(missing: &[Missing<'_>]) -> Result<Vec<Option<Reconciled>>, Erro
     handover.store.reconcile(&parts, judge).await
 }
 
-/// Divides samples into parts that writers may wait for: each has at most [`LATE_NUMBERS_MAX`], or one sample.
-fn parts(samples: &[Buffered]) -> impl Iterator<Item = &[Buffered]> {
-    let mut rest = samples;
-    std::iter::from_fn(move || {
-        let numbers = rest.iter().scan(0, |sum, sample| {
-            *sum += sample.row.value.count();
-            Some(*sum)
-        });
-        let fitting = numbers.take_while(|sum| *sum <= LATE_NUMBERS_MAX).count();
-        let (part, later) = rest.split_at(fitting.max(1).min(rest.len()));
-        rest = later;
-        (!part.is_empty()).then_some(part)
-    })
+/// Returns how many of the first samples are compared in one transaction, for which writers wait: those that have at most
+/// [`NUMBERS_MAX`], or one.
+pub(super) fn fitting(samples: &[Buffered]) -> usize {
+    let numbers = samples.iter().scan(0, |sum, sample| {
+        *sum += sample.row.value.count();
+        Some(*sum)
+    });
+    numbers.take_while(|sum| *sum <= NUMBERS_MAX).count().max(1).min(samples.len())
 }
 
 impl Handover {
     /// Compares late samples with what is stored around them, and stores those that are missing. If nobody else has
     /// stored samples of the group since `right` was determined, it stays valid.
     pub(super) async fn reconcile_late(&self, late: &[Buffered], right: &mut Right) -> Result<(), Error> {
-        for samples in parts(late) {
+        let mut rest = late;
+        while !rest.is_empty() {
+            let (samples, later) = rest.split_at(fitting(rest));
+            rest = later;
             let uncompared = Uncompared { handover: self, samples, right: right.clone(), is_told: self.is_shared };
             let compared = reconcile(&[uncompared]).await?;
             let Some(Some(Compared { told, .. })) = compared.first() else { return Err(Error::Fenced) };

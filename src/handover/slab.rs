@@ -181,13 +181,12 @@ impl Slab {
     }
 
     /// Looks at the samples whose last look is `every` ago or longer: drops the covered ones and moves the due ones to
-    /// `due`. Ends once these have `left` numbers, which it counts down; further histograms stay until the next look.
-    /// Returns the number of covered ones.
+    /// `due`. Ends once there are `due_max` of these. Returns the number of covered ones.
     pub(super) fn look(
         &mut self,
         now: Instant,
         every: Duration,
-        (due, left): (&mut Vec<Buffered>, &mut usize),
+        (due, due_max): (&mut Vec<Buffered>, usize),
         mut fate: impl FnMut(&Buffered) -> Fate,
     ) -> usize {
         let Self { parts, samples, start, histograms } = self;
@@ -195,25 +194,19 @@ impl Slab {
         parts.retain_mut(|part| {
             let places = std::mem::replace(&mut from, part.end)..part.end;
             let first = to;
-            if now.saturating_duration_since(part.looked_at) >= every && *left > 0 {
+            if now.saturating_duration_since(part.looked_at) >= every && due.len() < due_max {
                 part.looked_at = now;
                 for place in places {
                     let packed = samples[place];
                     let sample = part.unpack(packed, packed.value(histograms.as_deref()));
-                    let fate = match fate(&sample) {
-                        Fate::Due if *left == 0 && sample.row.value.count() > 1 => Fate::Keep,
-                        fate => fate,
-                    };
+                    let fate = fate(&sample);
                     match fate {
                         Fate::Keep => {
                             samples[to] = packed;
                             to += 1;
                         }
                         Fate::Covered => covered += 1,
-                        Fate::Due => {
-                            *left = left.saturating_sub(sample.row.value.count());
-                            due.push(sample);
-                        }
+                        Fate::Due => due.push(sample),
                     }
                     if fate != Fate::Keep {
                         packed.take_value(histograms.as_deref_mut());
