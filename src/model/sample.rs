@@ -6,6 +6,12 @@ use crate::model::histogram::Numbers;
 /// arithmetic. Source: Prometheus, `model/value/value.go`.
 pub const STALE_NAN_BITS: u64 = 0x7ff0_0000_0000_0002;
 
+/// Returns `true` for the value of a stale marker.
+#[must_use]
+pub fn is_stale(value: f64) -> bool {
+    value.to_bits() == STALE_NAN_BITS
+}
+
 /// A value at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
@@ -63,7 +69,7 @@ impl Value {
     /// Returns `true` for a stale marker, by which Prometheus reports that a series has ended.
     #[must_use]
     pub fn is_marker(&self) -> bool {
-        matches!(self, Self::Float(value) if value.to_bits() == STALE_NAN_BITS)
+        matches!(self, Self::Float(value) if is_stale(*value))
     }
 
     /// Returns how many numbers it has, which bounds what handling it takes: a float has one.

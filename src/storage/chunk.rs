@@ -23,7 +23,7 @@
 
 use std::fmt;
 
-use crate::model::sample::{STALE_NAN_BITS, Value};
+use crate::model::sample::{Value, is_stale};
 use crate::storage::row::{Row, TIME_MAX_MS, TIME_MIN_MS, is_of_histograms};
 
 pub use bits::Bits;
@@ -371,7 +371,7 @@ impl Encoded {
             return Ok(markers.map(|row| row.time_ms).collect());
         }
         let values = self.read(place, times.len(), &mut Vec::new())?;
-        let is_marker = |(_, value): &(&i64, f64)| value.to_bits() == STALE_NAN_BITS;
+        let is_marker = |(_, value): &(&i64, f64)| is_stale(*value);
         Ok(times.iter().zip(values).filter(is_marker).map(|(time_ms, _)| *time_ms).collect())
     }
 

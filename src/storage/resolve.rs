@@ -7,7 +7,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use crate::model::labels::Labels;
-use crate::model::sample::{Kind, STALE_NAN_BITS, Sample, Value};
+use crate::model::sample::{Kind, Sample, Value, is_stale};
 use crate::model::source::{NAME_BYTES_MAX, Source, Unnamed};
 use crate::model::time::as_ms;
 use crate::postgres::error::{Class, Error};
@@ -413,7 +413,7 @@ impl LookedUp {
 fn is_of_either(request: &Request<'_>, series: &Series<'_>) -> bool {
     series.kind == Kind::Float
         && series.fault.is_none()
-        && request.samples_of(series).iter().all(|sample| sample.value.to_bits() == STALE_NAN_BITS)
+        && request.samples_of(series).iter().all(|sample| is_stale(sample.value))
 }
 
 impl Resolved {

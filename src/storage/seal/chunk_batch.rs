@@ -63,7 +63,8 @@ impl<'a> ChunkBatch<'a> {
         let values: Vec<(i64, Value)> = rows.iter().map(|row| (row.time_ms, row.value.clone())).collect();
         let mut chunks = histograms::encode(rows[0].series_id, &values, LENGTH_MAX).into_iter().peekable();
         while let Some(encoded) = chunks.next() {
-            let times = encoded.times().map_or(0, |times| times.len());
+            let before = |time_ms: i64| values.partition_point(|(value_ms, _)| *value_ms < time_ms);
+            let times = before(encoded.last_ms + 1) - before(encoded.first_ms);
             self.count(encoded.first_ms, times, 1);
             // What could not be in one chunk with what follows is not small: it would be merged in vain, again and again.
             let counted = if chunks.peek().is_some() { times.max(SMALL_LENGTH) } else { times };

@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::model::histogram::{self, Corrupt, Numbers};
 use crate::model::labels::Labels;
-use crate::model::sample::{Point, STALE_NAN_BITS, Sample, Value};
+use crate::model::sample::{Point, STALE_NAN_BITS, Sample, Value, is_stale};
 use crate::wire::histogram_chunk::{self, NO_RESET, may_follow};
 use crate::wire::read::messages::{
     self, BucketSpan, Chunk, ChunkEncoding, ChunkedReadResponse, ChunkedSeries, Histogram, Label, TimeSeries,
@@ -54,10 +54,6 @@ pub fn time_series(labels: &Labels, points: impl IntoIterator<Item = Point>) -> 
         }
     }
     Ok(series)
-}
-
-fn is_stale(value: f64) -> bool {
-    value.to_bits() == STALE_NAN_BITS
 }
 
 /// Returns the value of a field in which nothing stands for 0.

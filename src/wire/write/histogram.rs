@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use crate::model::histogram::{COUNT_MAX, CUSTOM_BUCKETS, Histogram, SCHEMA_MAX, SCHEMA_MIN};
-use crate::model::sample::{STALE_NAN_BITS, Value};
+use crate::model::sample::{Value, is_stale};
 use crate::wire::protobuf::{DecodeError, Scanner};
 use crate::wire::write::{HISTOGRAM_BUCKETS_MAX, HistogramSample, Version};
 
@@ -147,8 +147,8 @@ struct Counts<'a> {
 impl Raw {
     /// Returns what is stored.
     fn value(&self) -> Result<Value, Reason> {
-        if self.sum.to_bits() == STALE_NAN_BITS {
-            return Ok(Value::Float(f64::from_bits(STALE_NAN_BITS)));
+        if is_stale(self.sum) {
+            return Ok(Value::Float(self.sum));
         }
         if self.positive.is_over() || self.negative.is_over() || self.bounds.is_over() {
             return Err(TOO_MANY);

@@ -4,7 +4,7 @@ use super::{
     AS_IT_IS, CELLS_MAX, EXPONENT_BITS, FLOAT, KIND_BITS, MANTISSA_BITS, NO_POWER, STALE, TimedValue, WHOLE, counts_of,
 };
 use crate::model::histogram::{COUNT_MAX, CUSTOM_BUCKETS, Histogram, Numbers, SCHEMA_MAX, SCHEMA_MIN};
-use crate::model::sample::{STALE_NAN_BITS, Value};
+use crate::model::sample::{Value, is_stale};
 use crate::storage::chunk::bits::Reader;
 use crate::storage::chunk::{Corrupt, Encoded, at_end, integers, take_check, values};
 
@@ -118,7 +118,7 @@ impl Columns<'_, '_> {
             counts.filter(|(_, count)| *count != 0.0).collect()
         };
         let histogram = |time: usize| {
-            if sums[time].to_bits() == STALE_NAN_BITS {
+            if is_stale(sums[time]) {
                 return Ok(Value::Float(STALE));
             }
             let mut histogram = Histogram {

@@ -6,6 +6,7 @@ use prost::{Message, Oneof};
 use serde_json::Value as Json;
 
 use super::*;
+use crate::model::sample::STALE_NAN_BITS;
 use crate::wire::snappy;
 use crate::wire::write::{HISTOGRAM_NUMBERS_MAX, HISTOGRAMS_MAX, Request, v1, v2};
 
